@@ -1,0 +1,185 @@
+"""The front door for NumPy: every argument is checked here, once, and becomes plain arrays."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+
+from xent import target
+from xent.spec import LossSpec
+from xent.target import Target
+
+Array = np.ndarray[Any, Any]
+
+HALF = ("float16", "bfloat16")
+FLOATING = ("float64", "float32", *HALF)
+
+
+def as_logits(x: Any, name: str = "logits") -> Array:
+    """``x`` as a native floating array (..., K); integers become float64."""
+    array = as_array(x, name)
+    if array.dtype.name not in FLOATING:
+        if array.dtype.kind not in "iu":
+            raise TypeError(
+                f"`{name}` must be an array of {', '.join(FLOATING)}, or of integers; got {array.dtype}"
+            )
+        array = array.astype(np.float64)
+    if array.ndim == 0:
+        raise ValueError(f"`{name}` must have at least one axis, the classes; got a scalar")
+    return array if array.dtype.isnative else array.astype(array.dtype.newbyteorder("="))
+
+
+def as_array(x: Any, name: str) -> Array:
+    """``x`` as an ndarray, refusing what would silently lose something: gradients, masks, sparsity."""
+    if type(x) is np.ndarray:
+        return x
+    module = type(x).__module__.partition(".")[0]
+    if module in ("torch", "jax", "jaxlib"):
+        raise TypeError(
+            f"`{name}` must be a NumPy array here; got {module} `{type(x).__name__}`, whose gradient "
+            f"this function cannot carry: pass `numpy.asarray({name})` if that is meant"
+        )
+    if isinstance(x, np.ma.MaskedArray) or module == "scipy":
+        raise TypeError(
+            f"`{name}` must be a plain dense array; got `{type(x).__name__}`; mark rows to leave out "
+            "by `ignore_index` or `sample_weight`"
+        )
+    try:
+        return np.asarray(x)
+    except ValueError as error:
+        raise ValueError(f"`{name}` must be a rectangular array; {error}") from None
+
+
+def loss_dtype(logits: Array) -> np.dtype[Any]:
+    """float64 for float64 logits, float32 for all others (DESIGN §6: half precision)."""
+    return logits.dtype if logits.dtype == np.float64 else np.dtype(np.float32)
+
+
+def as_target(
+    targets: Any,
+    logits: Array,
+    spec: LossSpec,
+    class_weight: Any = None,
+    sample_weight: Any = None,
+    validate: bool = True,
+) -> Target:
+    """Labels (...) of an integer dtype, or probabilities (..., K) of a floating one, as a measure."""
+    rows, num_classes = logits.shape[:-1], logits.shape[-1]
+    array = as_array(targets, "targets")
+    if class_weight is not None:
+        class_weight = as_weights(class_weight, "class_weight", (num_classes,), validate)
+        if validate and class_weight.size and class_weight.min() < 0:
+            k = int(class_weight.argmin())
+            raise ValueError(f"`class_weight` must be >= 0; got {class_weight[k]} at class {k}")
+    if sample_weight is not None:
+        sample_weight = as_weights(sample_weight, "sample_weight", rows, validate)
+    if array.dtype.kind in "iu":
+        if array.shape != rows:
+            raise ValueError(
+                f"`targets` of an integer dtype are labels and must have the shape of the rows, {rows}; "
+                f"got {array.shape} (one-hot rows must have a floating dtype)"
+            )
+        labels, ignored = as_labels(array, num_classes, spec.ignore_index, validate)
+        return target.from_labels(labels, ignored, num_classes, class_weight, sample_weight, spec, np)
+    if array.dtype.name in FLOATING:
+        if array.shape != logits.shape:
+            raise ValueError(
+                "`targets` of a floating dtype are probabilities and must have the shape of the "
+                f"logits, {logits.shape}; got {array.shape} (labels must have an integer dtype)"
+            )
+        if array.dtype.name in HALF or not array.dtype.isnative:
+            array = array.astype(loss_dtype(logits))
+        if validate:
+            check_probabilities(array)
+        return target.from_probabilities(array, class_weight, sample_weight, spec, np)
+    raise TypeError(
+        "`targets` must have an integer dtype (labels) or a floating dtype (probabilities); "
+        f"got {array.dtype}"
+    )
+
+
+def as_weights(weights: Any, name: str, shape: tuple[int, ...], validate: bool) -> Array:
+    """Finite weights of ``shape`` as float64."""
+    array = as_array(weights, name)
+    if array.dtype.kind not in "biuf":
+        raise TypeError(f"`{name}` must be an array of numbers; got {array.dtype}")
+    if array.shape != shape:
+        raise ValueError(f"`{name}` must have shape {shape}; got {array.shape}")
+    array = array.astype(np.float64)
+    if validate and not np.isfinite(array).all():
+        where = np.unravel_index(int((~np.isfinite(array)).argmax()), array.shape)
+        raise ValueError(f"`{name}` must be finite; got {array[where]} at {place(where)}")
+    return array
+
+
+def as_labels(
+    labels: Array, num_classes: int, ignore_index: int, validate: bool
+) -> tuple[Array, Array | None]:
+    """(labels as int64, which of them are ignored or None if none is)."""
+    y = labels.astype(np.int64, order="C", copy=False)
+    # One unsigned comparison finds negative and too large labels alike.
+    outside = np.greater_equal(y.view(np.uint64), num_classes)
+    ignored = None
+    if 0 <= ignore_index < num_classes or np.count_nonzero(outside):
+        ignored = labels == ignore_index
+        if validate and np.count_nonzero(bad := outside & ~ignored):
+            where = np.unravel_index(int(bad.argmax()), bad.shape)
+            raise ValueError(
+                f"`targets` must be in [0, {num_classes}) or equal ignore_index={ignore_index}; "
+                f"got {labels[where]} at {place(where)}"
+            )
+        if not validate:  # a label that is not a class makes its row NaN, negative ones too
+            y = np.where(outside & ~ignored, num_classes, y)
+    return y, ignored
+
+
+def check_probabilities(q: Array, name: str = "targets", upper: float = math.inf) -> None:
+    """Raise ValueError at the first entry of ``q`` that is NaN, negative or above ``upper``."""
+    if q.size and not (q.min() >= 0 and (upper == math.inf or q.max() <= upper)):
+        where = np.unravel_index(int((~((q >= 0) & (q <= upper))).argmax()), q.shape)
+        expected = "not negative and not NaN" if upper == math.inf else f"in [0, {upper:g}]"
+        raise ValueError(f"`{name}` must be {expected}; got {q[where]} at {place(where)}")
+
+
+def as_out(out: Any, like: Array, *inputs: Array) -> Array:
+    """The caller's buffer for a gradient, checked; or a new one that keeps the layout of ``like``."""
+    if out is None:
+        return np.empty_like(like, subok=False)
+    if not isinstance(out, np.ndarray):
+        raise TypeError(f"`out` must be a NumPy array; got `{type(out).__name__}`")
+    if out.dtype != like.dtype:
+        raise TypeError(f"`out` must have the dtype of the logits, {like.dtype}; got {out.dtype}")
+    if out.shape != like.shape:
+        raise ValueError(f"`out` must have the shape of the logits, {like.shape}; got {out.shape}")
+    if not out.flags.writeable:
+        raise ValueError("`out` must be writeable; got a read-only array")
+    if 0 in out.strides and any(n > 1 for n, s in zip(out.shape, out.strides, strict=True) if s == 0):
+        raise ValueError("`out` must own each of its elements; got an array broadcast by stride 0")
+    for x in (like, *inputs):
+        same = x.ctypes.data == out.ctypes.data and x.strides == out.strides
+        if np.may_share_memory(x, out) and not (x is like and same):
+            raise ValueError("`out` must be the logits themselves or overlap no input; it overlaps one")
+    return out
+
+
+def as_denominator(value: Any) -> Any:
+    """``None``, ``"rows"`` or a number that is finite and not negative, as a float."""
+    if value is None or isinstance(value, str):
+        return value
+    try:
+        number = float(value)
+    except (TypeError, ValueError):
+        raise TypeError(f'`denominator` must be None, "rows" or a number; got {value!r}') from None
+    if not (math.isfinite(number) and number >= 0):
+        raise ValueError(f"`denominator` must be finite and >= 0; got {value!r}")
+    return number
+
+
+def place(index: tuple[Any, ...]) -> str:
+    """Where in an array, in words: "row 17", or "index (2, 0, 5)"."""
+    numbers = tuple(int(i) for i in index)
+    if len(numbers) == 1:
+        return f"row {numbers[0]}"
+    return f"row {numbers[0]}, column {numbers[1]}" if len(numbers) == 2 else f"index {numbers}"

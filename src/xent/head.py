@@ -1,0 +1,119 @@
+"""The head: equation (1) of the row statistics, its first and second partial derivatives.
+
+O(rows) arithmetic on NumPy, PyTorch or JAX arrays; it knows every option and touches no logits.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from xent.protocol import Cotangents, Curvatures, RowStats
+from xent.spec import LossSpec
+from xent.target import Target
+
+Array = Any
+
+
+def wanted(spec: LossSpec, target: Target) -> tuple[str, ...]:
+    """The row statistics that equation (1) reads under these options."""
+    names = []
+    if spec.z_loss:
+        names.append("lse")
+    if target.labels is not None:
+        names.append("log_prob")
+    if target.dense is not None:
+        names.append("dense_log_prob")
+    return tuple(names)
+
+
+def row_losses(stats: RowStats, target: Target, spec: LossSpec, xp: Any) -> Array:
+    """Equation (1): ℓ = ω [α f(x) − β σ + λ l²], per row."""
+    loss = None
+    if target.labels is not None:
+        loss = _times(target.alpha, _f(stats.log_prob, spec.focal_gamma, xp), xp)
+    if target.dense is not None:
+        dense = _times(-target.beta, stats.dense_log_prob, xp)
+        loss = dense if loss is None else loss + dense
+    if spec.z_loss:
+        loss = loss + spec.z_loss * stats.lse**2
+    return _times(target.weight, loss, xp)
+
+
+def cotangents(
+    stats: RowStats | None, target: Target, spec: LossSpec, dloss: Array | float, xp: Any
+) -> Cotangents:
+    """(∂/∂l, ∂/∂x, ∂/∂σ) of Σ dloss·ℓ = dloss·ω·(2λl, α f'(x), −β); ``stats`` only if not linear."""
+    outer = _product(target.weight, dloss, xp)
+    slope: Array | float = -1.0
+    if spec.focal_gamma and stats is not None:
+        slope = _f_slope(stats.log_prob, spec.focal_gamma, xp)
+    return Cotangents(
+        lse=_times(outer, 2 * spec.z_loss * stats.lse, xp) if spec.z_loss and stats else 0.0,
+        log_prob=_times(_product(outer, target.alpha, xp), slope, xp)
+        if target.labels is not None
+        else 0.0,
+        dense_log_prob=_product(outer, -target.beta, xp) if target.dense is not None else 0.0,
+    )
+
+
+def curvatures(
+    stats: RowStats, target: Target, spec: LossSpec, dloss: Array | float, xp: Any
+) -> Curvatures:
+    """(∂²/∂l², ∂²/∂x²) of Σ dloss·ℓ = dloss·ω·(2λ, α f''(x))."""
+    outer = _product(target.weight, dloss, xp)
+    bend: Array | float = 0.0
+    if spec.focal_gamma:
+        bend = _f_curvature(stats.log_prob, spec.focal_gamma, xp)
+        bend = _times(_product(outer, target.alpha, xp), bend, xp)
+    return Curvatures(lse=_product(outer, 2 * spec.z_loss, xp) if spec.z_loss else 0.0, log_prob=bend)
+
+
+# The table of f: cross-entropy f(x) = −x, focal f(x) = −(1−eˣ)^γ x. With q = 1 − eˣ, p = eˣ and
+# h = x/q (→ −1 as x → 0), f' and f'' below have no 0/0 at p = 1 for any γ.
+
+
+def _f(x: Array, gamma: float, xp: Any) -> Array:
+    if gamma == 0:
+        return -x
+    return -((-xp.expm1(x)) ** gamma) * x
+
+
+def _f_slope(x: Array, gamma: float, xp: Any) -> Array:
+    q, ph = _focal_terms(x, xp)
+    return q**gamma * (gamma * ph - 1.0)
+
+
+def _f_curvature(x: Array, gamma: float, xp: Any) -> Array:
+    q, ph = _focal_terms(x, xp)
+    p = xp.exp(x)
+    px = xp.where(p == 0, 0.0, p * xp.where(p == 0, 0.0, x))
+    # At q = 0 every use of f'' is multiplied by (e_y − p) = 0, so its pole for γ < 1 counts as 0.
+    power = xp.where(q == 0, 0.0, xp.where(q == 0, 1.0, q) ** (gamma - 1.0))
+    return gamma * power * (2.0 * p + px - (gamma - 1.0) * p * ph)
+
+
+def _focal_terms(x: Array, xp: Any) -> tuple[Array, Array]:
+    """q = 1 − eˣ and eˣ·x/q with its limits: −1 at x = 0, and 0 at x = −inf."""
+    q = -xp.expm1(x)
+    h = xp.where(q == 0, -1.0, x / xp.where(q == 0, 1.0, q))
+    return q, xp.where(x == -xp.inf, 0.0, xp.exp(x) * xp.where(x == -xp.inf, 0.0, h))
+
+
+def _times(factor: Array | float | None, x: Array | float, xp: Any) -> Array:
+    """factor·x, with None for 1 and 0·(anything) = 0: weight zero silences −inf and NaN."""
+    if factor is None:
+        return x
+    if isinstance(factor, float | int):
+        if factor == 1:
+            return x
+        if factor == -1:
+            return -x
+        return factor * x if factor else xp.zeros_like(x) if hasattr(x, "shape") else 0.0
+    return xp.where(factor == 0, 0.0, factor * x)
+
+
+def _product(a: Array | float | None, b: Array | float | None, xp: Any) -> Array | float:
+    """a·b of two coefficients, None for 1."""
+    if a is None:
+        return 1.0 if b is None else b
+    return a if b is None else _times(a, b, xp)

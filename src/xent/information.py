@@ -1,0 +1,122 @@
+"""The views of cross-entropy: entropy, KL and JS divergence, the decomposition, perplexity, bits.
+
+All take probabilities (..., K) that sum to 1 over the last axis and answer in nats per row, (...).
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from xent import checks
+
+Array = np.ndarray[Any, Any]
+
+
+class Decomposition(NamedTuple):
+    """``cross_entropy = entropy + kl_divergence``, each (...) in nats."""
+
+    cross_entropy: Array
+    entropy: Array
+    kl_divergence: Array
+
+
+def entropy(p: Any) -> Any:
+    """Shannon entropy ``H(p) = −Σ p log p`` (Shannon, 1948), with 0 log 0 = 0.
+
+    Parameters: ``p (..., K)``, floats in [0, 1]. Returns (...) in nats. Raises TypeError for another
+    dtype and ValueError for an entry that is NaN or outside [0, 1], naming the place.
+
+    >>> from xent import information
+    >>> float(information.entropy([0.5, 0.5]))
+    0.6931471805599453
+    """
+    p = _probabilities(p, "p")
+    return -_sum_p_log(p, p)
+
+
+def cross_entropy(p: Any, q: Any) -> Any:
+    """``H(p, q) = −Σ p log q``: what a code made for ``q`` costs under ``p``; inf where q = 0 < p.
+
+    Parameters, errors and units as for `entropy`; ``p`` and ``q`` broadcast.
+
+    >>> from xent import information
+    >>> round(float(information.cross_entropy([1.0, 0.0], [0.25, 0.75])), 4)
+    1.3863
+    """
+    p, q = _probabilities(p, "p"), _probabilities(q, "q")
+    return -_sum_p_log(p, q)
+
+
+def kl_divergence(p: Any, q: Any) -> Any:
+    """``KL(p‖q) = Σ p log(p/q) ≥ 0`` (Kullback and Leibler, 1951), 0 only for p = q.
+
+    Parameters, errors and units as for `cross_entropy`.
+
+    >>> from xent import information
+    >>> round(float(information.kl_divergence([0.5, 0.5], [0.25, 0.75])), 4)
+    0.1438
+    """
+    p, q = _probabilities(p, "p"), _probabilities(q, "q")
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return np.where(p == 0, 0.0, p * np.log(p / q)).sum(-1)
+
+
+def js_divergence(p: Any, q: Any) -> Any:
+    """``JS(p, q) = (KL(p‖m) + KL(q‖m))/2`` with ``m = (p+q)/2`` (Lin, 1991): symmetric, ≤ ln 2.
+
+    Parameters, errors and units as for `cross_entropy`.
+
+    >>> from xent import information
+    >>> float(information.js_divergence([1.0, 0.0], [0.0, 1.0]))
+    0.6931471805599453
+    """
+    p, q = _probabilities(p, "p"), _probabilities(q, "q")
+    mean = (p + q) / 2
+    return (kl_divergence(p, mean) + kl_divergence(q, mean)) / 2
+
+
+def decompose(p: Any, q: Any) -> Decomposition:
+    """``H(p, q) = H(p) + KL(p‖q)``: what no model can avoid, and what this one adds.
+
+    Parameters, errors and units as for `cross_entropy`.
+
+    >>> from xent import information
+    >>> [round(float(x), 4) for x in information.decompose([0.5, 0.5], [0.25, 0.75])]
+    [0.837, 0.6931, 0.1438]
+    """
+    return Decomposition(cross_entropy(p, q), entropy(p), kl_divergence(p, q))
+
+
+def perplexity(loss: Any) -> Any:
+    """``exp(loss)``: the number of equally likely classes that would cost ``loss`` nats.
+
+    >>> from xent import information
+    >>> round(float(information.perplexity(1.3862943611198906)), 6)
+    4.0
+    """
+    return np.exp(np.asarray(loss, np.float64))[()]
+
+
+def bits(loss: Any) -> Any:
+    """``loss / ln 2``: nats in bits.
+
+    >>> from xent import information
+    >>> float(information.bits(0.6931471805599453))
+    1.0
+    """
+    return (np.asarray(loss, np.float64) / math.log(2))[()]
+
+
+def _probabilities(p: Any, name: str) -> Array:
+    array = checks.as_logits(p, name).astype(np.float64)
+    # A float32 softmax may sum to 1 + 1e-7, and a single class may carry it.
+    checks.check_probabilities(array, name, upper=1 + 1e-6)
+    return array
+
+
+def _sum_p_log(p: Array, q: Array) -> Array:
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return np.where(p == 0, 0.0, p * np.log(q)).sum(-1)

@@ -1,0 +1,1 @@
+"""The backends: kernels and their launch, nothing else."""

@@ -1,0 +1,1 @@
+from xent.reference import *  # temporary

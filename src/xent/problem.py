@@ -1,0 +1,119 @@
+"""One loss on one batch: in which order kernels and head are called, and how rows are reduced."""
+
+from __future__ import annotations
+
+from typing import Any, Self
+
+import numpy as np
+
+from xent import checks, head, target
+from xent.kernels import registry
+from xent.link import Link
+from xent.protocol import Kernels, RowStats
+from xent.spec import LossSpec, Options, require_reduction
+from xent.target import Target
+
+Array = np.ndarray[Any, Any]
+
+
+class Problem:
+    """Checked arrays and options of one call; its methods evaluate equations (1)–(4)."""
+
+    __slots__ = ("divisor", "kernels", "link", "logits", "reduction", "spec", "target")
+
+    def __init__(
+        self,
+        logits: Array,
+        target: Target,
+        spec: LossSpec,
+        reduction: str,
+        divisor: float,
+        kernels: Kernels | None = None,
+    ) -> None:
+        self.logits = logits
+        self.target = target
+        self.spec = spec
+        self.link = Link(spec.temperature, spec.softcap)
+        self.reduction = reduction
+        self.divisor = divisor
+        self.kernels = kernels or registry.get("cpu")
+
+    @classmethod
+    def from_arguments(
+        cls,
+        logits: Any,
+        targets: Any,
+        reduction: str,
+        denominator: Any,
+        validate: bool,
+        options: Options,
+        kernels: Kernels | None = None,
+    ) -> Self:
+        """Check everything at the front door (rule 3)."""
+        require_reduction(reduction)
+        spec, class_weight, sample_weight = LossSpec.from_options(options)
+        z = checks.as_logits(logits)
+        measure = checks.as_target(targets, z, spec, class_weight, sample_weight, validate)
+        divisor = target.denominator(measure, reduction, checks.as_denominator(denominator))
+        return cls(z, measure, spec, reduction, float(divisor), kernels)
+
+    @property
+    def scale(self) -> float:
+        """1/D of (4), and 0 where no row counts: then loss and gradient are 0."""
+        return 1.0 / self.divisor if self.divisor else 0.0
+
+    def stats(self, *more: str) -> RowStats:
+        """The row statistics that (1) needs under these options, and ``more``."""
+        want = (*head.wanted(self.spec, self.target), *more)
+        return self.kernels.row_stats(
+            self.logits, self.target.labels, self.target.dense, self.link, want
+        )
+
+    def stats_for_grad(self) -> RowStats:
+        """The row statistics that ``grad`` needs."""
+        return self.stats("lse") if self.target.dense is None else self.stats("lse", "mass")
+
+    def loss(self, stats: RowStats) -> Any:
+        """Equations (1) and (4): a NumPy scalar, or one loss a row for reduction "none"."""
+        rows = head.row_losses(stats, self.target, self.spec, np)
+        dtype = checks.loss_dtype(self.logits)
+        if self.reduction == "none":
+            return rows.astype(dtype, copy=False)
+        total = np.add.reduce(rows, axis=None)
+        return dtype.type(total * self.scale if self.divisor != 1.0 else total)
+
+    def loss_and_grad(self, out: Array) -> tuple[Any, Array]:
+        """Loss, and the gradient of its (sum of) values: one read of the logits where (1) is linear."""
+        if not self.spec.is_linear:
+            stats = self.stats_for_grad()
+            loss = self.loss(stats)  # before `out`, which may be the logits, is written
+            return loss, self.grad(stats, 1.0, out)
+        cotangents = head.cotangents(None, self.target, self.spec, self.scale, np)
+        want = head.wanted(self.spec, self.target)
+        stats, dlogits = self.kernels.row_stats_and_grad(
+            self.logits, self.target.labels, self.target.dense, self.link, cotangents, want, out
+        )
+        return self.loss(stats), dlogits
+
+    def grad(self, stats: RowStats, dloss: float | Array, out: Array) -> Array:
+        """Equation (2), times the upstream gradient ``dloss``: a scalar, or (...) for "none"."""
+        cotangents = head.cotangents(stats, self.target, self.spec, dloss * self.scale, np)
+        return self.kernels.row_grad(
+            self.logits, self.target.labels, self.target.dense, self.link, stats, cotangents, out
+        )
+
+    def hvp(self, vector: Array, out: Array) -> Array:
+        """Equation (3): the Hessian of the (sum of the) loss times ``vector``."""
+        stats = RowStats() if self.spec.is_linear else self.stats()
+        cotangents = head.cotangents(stats, self.target, self.spec, self.scale, np)
+        curvatures = head.curvatures(stats, self.target, self.spec, self.scale, np)
+        return self.kernels.row_hvp(
+            self.logits,
+            self.target.labels,
+            self.target.dense,
+            self.link,
+            cotangents,
+            curvatures,
+            vector,
+            out,
+        )

@@ -1,0 +1,156 @@
+"""Every option of the loss: its default, its range and the words of its errors."""
+
+from __future__ import annotations
+
+import inspect
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, fields
+from functools import lru_cache
+from typing import Any, Literal, TypedDict, TypeVar
+
+Reduction = Literal["mean", "sum", "none"]
+Denominator = Literal["rows"] | float | None
+
+REDUCTIONS = ("mean", "sum", "none")
+SMOOTHING_OVER = ("all", "others")
+
+
+class Options(TypedDict, total=False):
+    """The keyword options that every form of the loss takes (DESIGN §5)."""
+
+    class_weight: Any
+    sample_weight: Any
+    ignore_index: int
+    label_smoothing: float
+    smoothing_over: Literal["all", "others"]
+    focal_gamma: float
+    z_loss: float
+    softcap: float | None
+    temperature: float
+
+
+OPTIONS_DOC = {
+    "class_weight": """(K,) array, default None
+    Factor ``c`` of each class, finite and not negative. The mean divides by ``Σ ω c_y``.""",
+    "sample_weight": """array shaped like the rows, default None
+    Factor ``ω`` of each row; a row of weight 0 counts nowhere. Boolean: a mask.""",
+    "ignore_index": """int, default -100
+    Rows with this label have loss 0, gradient 0 and no part in the mean.""",
+    "label_smoothing": """float in [0, 1], default 0.0
+    Probability ``ε`` moved from the target to the classes.""",
+    "smoothing_over": """{"all", "others"}, default "all"
+    ``ε/K`` on every class (PyTorch's), or ``ε/(K−1)`` on the other classes.""",
+    "focal_gamma": """float >= 0, default 0.0
+    ``γ`` of the focal loss ``−(1−p)^γ log p`` (Lin et al., 2017); labels only.""",
+    "z_loss": """float >= 0, default 0.0
+    ``λ`` of ``λ·logsumexp²`` (PaLM: Chowdhery et al., 2022).""",
+    "softcap": """float > 0, default None
+    ``C`` of ``C·tanh(z/(T·C))``. Infinite logits pass through it unchanged.""",
+    "temperature": """float > 0, default 1.0
+    ``T`` of ``z/T``.""",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class LossSpec:
+    """The scalar options of one loss, checked. Arrays (weights) travel beside it."""
+
+    ignore_index: int = -100
+    label_smoothing: float = 0.0
+    smoothing_over: Literal["all", "others"] = "all"
+    focal_gamma: float = 0.0
+    z_loss: float = 0.0
+    softcap: float | None = None
+    temperature: float = 1.0
+
+    def __post_init__(self) -> None:
+        _require_index("ignore_index", self.ignore_index)
+        _require_float("label_smoothing", self.label_smoothing, "in [0, 1]", lambda x: 0 <= x <= 1)
+        _require_choice("smoothing_over", self.smoothing_over, SMOOTHING_OVER)
+        _require_float("focal_gamma", self.focal_gamma, "finite and >= 0", lambda x: x >= 0)
+        _require_float("z_loss", self.z_loss, "finite and >= 0", lambda x: x >= 0)
+        if self.softcap is not None:
+            _require_float("softcap", self.softcap, "None or finite and > 0", lambda x: x > 0)
+        _require_float("temperature", self.temperature, "finite and > 0", lambda x: x > 0)
+        if self.focal_gamma and self.label_smoothing:
+            raise ValueError(
+                "`focal_gamma` and `label_smoothing` cannot be combined: the focal loss is defined "
+                f"for labels, not for smoothed targets; got focal_gamma={self.focal_gamma} and "
+                f"label_smoothing={self.label_smoothing}"
+            )
+
+    @classmethod
+    def from_options(cls, options: Options) -> tuple[LossSpec, Any, Any]:
+        """Split keyword options into (spec, class_weight, sample_weight)."""
+        scalars: dict[str, Any] = dict(options)
+        class_weight = scalars.pop("class_weight", None)
+        sample_weight = scalars.pop("sample_weight", None)
+        try:
+            return _cached(tuple(scalars.items())), class_weight, sample_weight
+        except TypeError:  # an unknown name or an unhashable value: say which
+            unknown = sorted(scalars.keys() - {f.name for f in fields(cls)})
+            if unknown:
+                known = [*(f.name for f in fields(cls)), "class_weight", "sample_weight"]
+                raise TypeError(
+                    f"unknown option `{unknown[0]}`; the options are {', '.join(sorted(known))}"
+                ) from None
+            return cls(**scalars), class_weight, sample_weight
+
+    @property
+    def is_linear(self) -> bool:
+        """Whether (1) is linear in the row statistics, so that its cotangents need no first pass."""
+        return self.focal_gamma == 0 and self.z_loss == 0
+
+
+@lru_cache(maxsize=256)
+def _cached(items: tuple[tuple[str, Any], ...]) -> LossSpec:
+    return LossSpec(**dict(items))
+
+
+def require_reduction(reduction: object) -> None:
+    """Raise ValueError unless ``reduction`` is one of "mean", "sum", "none"."""
+    _require_choice("reduction", reduction, REDUCTIONS)
+
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+def with_options(omit: tuple[str, ...] = ()) -> Callable[[F], F]:
+    """Spell out ``**options``, from the one list in this file, in a signature and its docstring."""
+    names = [name for name in OPTIONS_DOC if name not in omit]
+    defaults = {f.name: f.default for f in fields(LossSpec)}
+    section = "Options\n-------\n" + "\n".join(f"{name} : {OPTIONS_DOC[name]}" for name in names)
+
+    def decorate(function: F) -> F:
+        signature = inspect.signature(function)
+        named = [p for p in signature.parameters.values() if p.kind is not p.VAR_KEYWORD]
+        options = [
+            inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=defaults.get(name))
+            for name in names
+        ]
+        function.__signature__ = signature.replace(parameters=named + options)  # type: ignore[attr-defined]
+        function.__doc__ = inspect.cleandoc(function.__doc__ or "").replace("OPTIONS", section)
+        return function
+
+    return decorate
+
+
+def _require_choice(name: str, value: object, choices: tuple[str, ...]) -> None:
+    if value not in choices:
+        expected = ", ".join(f'"{choice}"' for choice in choices)
+        raise ValueError(f"`{name}` must be one of {expected}; got {value!r}")
+
+
+def _require_index(name: str, value: object) -> None:
+    if isinstance(value, bool) or not hasattr(value, "__index__"):
+        raise TypeError(f"`{name}` must be an integer; got {value!r}")
+
+
+def _require_float(name: str, value: Any, expected: str, holds: Callable[[float], bool]) -> None:
+    try:
+        number = float(value)
+    except (TypeError, ValueError):
+        raise TypeError(f"`{name}` must be a number, {expected}; got {value!r}") from None
+    if not (math.isfinite(number) and holds(number)):
+        raise ValueError(f"`{name}` must be {expected}; got {value!r}")

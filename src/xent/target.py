@@ -1,0 +1,107 @@
+"""Labels or probabilities, with the options, become the target measure t = α·e_y + β·v of DESIGN §2."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+from xent.spec import LossSpec
+
+Array = Any
+
+
+class Target(NamedTuple):
+    """``t = α·e_y + β·v`` per row, the row weight ω and what a mean divides by."""
+
+    labels: Array  # y (...) int64, negative where the row is ignored; None without a point mass
+    alpha: Array | float
+    dense: Array  # v: (K,) for all rows, (..., K), or None
+    beta: float
+    weight: Array  # ω (...), or None for 1
+    total: Array | float  # Σ ω c_y over labels that count; Σ ω for probabilities
+    rows: Array | int  # the number of rows that count
+
+
+def from_labels(
+    labels: Array,
+    ignored: Array | None,
+    num_classes: int,
+    class_weight: Array | None,
+    weight: Array | None,
+    spec: LossSpec,
+    xp: Any,
+) -> Target:
+    """The measure of ``labels`` (...) int64; ``ignored`` (...) marks rows to leave out, None for none."""
+    smoothing = _smoothing(spec, num_classes)
+    alpha: Array | float = 1.0 - smoothing
+    dense = None
+    if smoothing:
+        dense = xp.ones(num_classes) if class_weight is None else class_weight
+    if ignored is not None:
+        labels = xp.where(ignored, -1, labels)
+    point = None
+    if class_weight is not None:
+        in_range = (labels >= 0) & (labels < num_classes)
+        point = xp.where(in_range, xp.take(class_weight, xp.where(in_range, labels, 0)), 0.0)
+        alpha = alpha * point
+    counted = weight
+    if ignored is not None:
+        counted = xp.where(ignored, 0.0, 1.0 if weight is None else weight)
+    total, rows = _totals(labels, counted, point, xp)
+    return Target(labels, alpha, dense, smoothing / max(num_classes, 1), weight, total, rows)
+
+
+def from_probabilities(
+    probabilities: Array, class_weight: Array | None, weight: Array | None, spec: LossSpec, xp: Any
+) -> Target:
+    """The measure of rows of probabilities ``q`` (..., K): v = c∘((1−ε)q + ε/K)."""
+    if spec.focal_gamma:
+        raise ValueError(
+            "`focal_gamma` and probability `targets` cannot be combined: the focal loss is defined "
+            f"for labels; got focal_gamma={spec.focal_gamma} and floating `targets`"
+        )
+    num_classes = probabilities.shape[-1]
+    smoothing = _smoothing(spec, num_classes)
+    dense = probabilities
+    if smoothing:
+        dense = (1.0 - smoothing) * dense + smoothing / num_classes
+    if class_weight is not None:
+        dense = dense * class_weight
+    total, rows = _totals(probabilities[..., 0] if num_classes else probabilities.sum(-1), weight, None, xp)
+    return Target(None, 0.0, dense, 1.0, weight, total, rows)
+
+
+def denominator(target: Target, reduction: str, denominator: Any) -> Array | float:
+    """What Σℓ is divided by (4): 1 unless ``reduction`` is "mean"; see DESIGN §5 for the choices."""
+    if reduction != "mean":
+        if denominator is not None:
+            raise ValueError(
+                f"`denominator` needs `reduction`=\"mean\"; got denominator={denominator!r} "
+                f"and reduction={reduction!r}"
+            )
+        return 1.0
+    if denominator is None:
+        return target.total
+    if isinstance(denominator, str):
+        if denominator != "rows":
+            raise ValueError(
+                f'`denominator` must be None, "rows" or a positive number; got {denominator!r}'
+            )
+        return target.rows
+    return denominator
+
+
+def _smoothing(spec: LossSpec, num_classes: int) -> float:
+    """ε over all classes; ε over the others is the same measure with ε ← εK/(K−1)."""
+    if spec.smoothing_over == "others":
+        return spec.label_smoothing * num_classes / (num_classes - 1) if num_classes > 1 else 0.0
+    return spec.label_smoothing
+
+
+def _totals(
+    like: Array, counted: Array | None, point: Array | None, xp: Any
+) -> tuple[Array | float, Array | int]:
+    """(Σ ω c_y, number of rows with ω ≠ 0); ``like`` has one element a row."""
+    if counted is None:
+        return like.size if point is None else xp.sum(point), like.size
+    weighted = counted if point is None else counted * point
+    return xp.sum(weighted), xp.sum(counted != 0)
