@@ -21,8 +21,9 @@ try:
     from sklearn.exceptions import ConvergenceWarning
     from sklearn.utils.multiclass import check_classification_targets
     from sklearn.utils.validation import _check_sample_weight, check_is_fitted, validate_data
-except ImportError as error:
-    raise ImportError(f"SoftmaxRegression needs {error.name}: pip install 'xent[fit]'") from error
+except ModuleNotFoundError as error:
+    message = f"SoftmaxRegression needs {error.name}: pip install 'xent[fit]'"
+    raise ModuleNotFoundError(message, name=error.name) from error
 
 Array = np.ndarray[Any, Any]
 
@@ -117,7 +118,7 @@ class SoftmaxRegression(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
 
     def fit(self, X: Any, y: Any, sample_weight: Any = None) -> Self:
         """Train on ``X (N, D)`` floats and ``y (N,)`` labels of any kind; ``sample_weight (N,)`` >= 0."""
-        objective = self._objective(X, y, sample_weight)
+        objective = self.objective(X, y, sample_weight)
         start = self._start(objective)
         curve = [objective(start)[0]]
 
@@ -164,8 +165,8 @@ class SoftmaxRegression(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         X = validate_data(self, X, dtype=[np.float64, np.float32], reset=False)
         return np.asarray(X @ self.coef_.T + self.intercept_)
 
-    def _objective(self, X: Any, y: Any, sample_weight: Any = None) -> Objective:
-        """The function that `fit` minimises, with everything checked."""
+    def objective(self, X: Any, y: Any, sample_weight: Any = None) -> Objective:
+        """The function that `fit` minimises on these data, with everything checked."""
         spec = self._check_parameters()
         X, y = validate_data(self, X, y, dtype=[np.float64, np.float32], order="C")
         check_classification_targets(y)
@@ -358,9 +359,7 @@ def _class_weight(class_weight: Any, classes: Array, labels: Array, weight: Arra
         return np.ones(len(classes))
     if isinstance(class_weight, str) and class_weight == "balanced":
         share = np.bincount(labels, weight, len(classes))
-        return np.divide(
-            weight.sum() / len(classes), share, out=np.zeros(len(classes)), where=share > 0
-        )
+        return np.divide(weight.sum() / len(classes), share, out=np.zeros(len(classes)), where=share > 0)
     if not isinstance(class_weight, dict):
         raise ValueError(f'`class_weight` must be a dict, "balanced" or None; got {class_weight!r}')
     known = classes.tolist()

@@ -1,0 +1,43 @@
+"""The command `xent`: whatever goes wrong for a reason that a person can mend is one line, exit code 2."""
+
+from __future__ import annotations
+
+import os
+import sys
+
+USAGE = 2
+INTERRUPTED = 130
+FAILED = 1
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the command with ``arguments`` (default: those of the process); return its exit code."""
+    try:
+        from xent.commands import invoke
+
+        code = invoke(arguments)
+        sys.stdout.flush()
+        return code
+    except KeyboardInterrupt:
+        return _say("interrupted", INTERRUPTED)
+    except BrokenPipeError:  # `xent check | head`: nobody is reading any more
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return FAILED
+    except ModuleNotFoundError as error:
+        if (error.name or "").partition(".")[0] == "xent":
+            raise
+        return _say(f"error: this command needs {error.name}: pip install 'xent[fit]'", USAGE)
+    except OSError as error:
+        where = f"{error.filename}: " if error.filename else ""
+        return _say(f"error: {where}{error.strerror or error}", USAGE)
+    except ValueError as error:
+        return _say(f"error: {error}", USAGE)
+
+
+def _say(text: str, code: int) -> int:
+    print(f"xent: {' '.join(text.split())}", file=sys.stderr)
+    return code
+
+
+if __name__ == "__main__":
+    sys.exit(main())

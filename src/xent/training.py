@@ -1,0 +1,235 @@
+"""One run of `xent fit`: split, bring to one scale, train, verify the gradient, measure."""
+
+from __future__ import annotations
+
+import math
+import time
+import warnings
+from collections.abc import Callable
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from xent import information
+from xent.api import cross_entropy, log_softmax
+from xent.check import GradientCheck, gradient_check
+from xent.data import DataError, Dataset
+from xent.persistence import Model
+from xent.regression import ConvergenceWarning, SoftmaxRegression
+
+Array = np.ndarray[Any, Any]
+
+BINS = 10
+CHECK_BUDGET = 1 << 25  # elements of X read by the gradient check, 16 to 256 coordinates
+
+
+class Settings(NamedTuple):
+    """What a run depends on beside its data."""
+
+    test_size: float = 0.2
+    seed: int = 0
+    alpha: float = 1e-3
+    max_iter: int = 1000
+    tol: float = 1e-5
+    label_smoothing: float = 0.0
+    focal_gamma: float = 0.0
+    balanced: bool = False
+
+
+class Measures(NamedTuple):
+    """Of one set of rows."""
+
+    rows: int
+    loss: float  # mean cross-entropy, nats
+    accuracy: float
+
+
+class Bin(NamedTuple):
+    """The rows whose highest probability lies in one tenth of [0, 1]."""
+
+    confidence: float  # mean of the highest probability
+    accuracy: float
+    count: int
+
+
+class Run(NamedTuple):
+    """All that there is to tell of one run."""
+
+    dataset: str
+    classes: list[Any]
+    num_features: int
+    settings: Settings
+    train: Measures
+    test: Measures
+    uniform: float  # ln K
+    frequencies: float  # entropy of the class frequencies of the training rows
+    curve: list[tuple[float, float]]  # (training, held-out) mean cross-entropy at each step
+    confusion: Array  # (K, K) counts of the held-out rows: true class, predicted class
+    reliability: list[Bin]
+    gradient: GradientCheck
+    steps: int
+    seconds: float
+    converged: bool
+    model: Model
+
+    @property
+    def calibration_error(self) -> float:
+        """Mean gap between confidence and accuracy over the held-out rows."""
+        return sum(abs(b.confidence - b.accuracy) * b.count for b in self.reliability) / self.test.rows
+
+
+def run(data: Dataset, settings: Settings, on_step: Callable[[int, float], None] | None = None) -> Run:
+    """Train on ``data``; ``on_step(step, objective)`` is called at each step. Raises DataError."""
+    classes, labels = np.unique(data.labels, return_inverse=True)
+    train, test = _split(data, classes, labels, settings)
+    mean, scale = _scaling(data, train)
+    x = (data.features - mean) / scale
+    curve: list[tuple[float, float]] = []
+    estimator = SoftmaxRegression(
+        alpha=settings.alpha,
+        max_iter=settings.max_iter,
+        tol=settings.tol,
+        label_smoothing=settings.label_smoothing,
+        focal_gamma=settings.focal_gamma,
+        class_weight="balanced" if settings.balanced else None,
+    )
+
+    def losses(coef: Array, intercept: Array) -> tuple[float, float]:
+        scores = _class_scores(x, coef, intercept)
+        return tuple(float(cross_entropy(scores[part], labels[part])) for part in (train, test))  # type: ignore[return-value]
+
+    def callback(step: Any) -> None:
+        curve.append(losses(step.coef, step.intercept))
+        if on_step is not None:
+            on_step(step.iteration, step.objective)
+
+    estimator.callback = callback
+    start = time.perf_counter()
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always", ConvergenceWarning)
+        estimator.fit(x[train], labels[train])
+    seconds = time.perf_counter() - start
+    curve.insert(0, (math.log(len(classes)),) * 2)
+
+    objective = estimator.objective(x[train], labels[train])
+    spread = 1 / math.sqrt(x.shape[1])
+    point = np.random.default_rng(settings.seed).normal(0.0, spread, objective.num_parameters)
+    most = int(np.clip(CHECK_BUDGET // x[train].size, 16, 256))
+    scores = _class_scores(x, estimator.coef_, estimator.intercept_)
+    names = [c.item() for c in classes]
+    return Run(
+        dataset=data.name,
+        classes=names,
+        num_features=x.shape[1],
+        settings=settings,
+        train=_measures(scores[train], labels[train]),
+        test=_measures(scores[test], labels[test]),
+        uniform=math.log(len(classes)),
+        frequencies=float(information.entropy(np.bincount(labels[train]) / len(train))),
+        curve=curve,
+        confusion=_confusion(scores[test], labels[test]),
+        reliability=_reliability(scores[test], labels[test]),
+        gradient=gradient_check(objective, point, most, settings.seed),
+        steps=estimator.n_iter_,
+        seconds=seconds,
+        converged=not caught,
+        model=_model(estimator, mean, scale, data, names, settings),
+    )
+
+
+def versions() -> dict[str, str]:
+    """Of xent and of what its numbers come from."""
+    found = {}
+    for name in ("xent", "numpy", "scipy", "scikit-learn"):
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:  # a source tree that was not installed
+            found[name] = "source"
+    return found
+
+
+def _split(data: Dataset, classes: Array, labels: Array, settings: Settings) -> tuple[Array, Array]:
+    """(training rows, held-out rows), each class in both in its proportion."""
+    from sklearn.model_selection import train_test_split
+
+    counts = np.bincount(labels)
+    if counts.min() < 2:
+        raise DataError(
+            f"{data.name}: class {classes[counts.argmin()].item()!r} has one row; at least 2 are needed, "
+            "one to train on and one to hold out"
+        )
+    held_out = math.ceil(settings.test_size * len(labels))
+    if min(held_out, len(labels) - held_out) < len(classes):
+        raise DataError(
+            f"{data.name}: {len(labels)} rows of {len(classes)} classes are too few to hold out "
+            f"{settings.test_size:g} of them: each part needs at least {len(classes)} rows"
+        )
+    train, test = train_test_split(
+        np.arange(len(labels)), test_size=held_out, stratify=labels, random_state=settings.seed
+    )
+    return train, test
+
+
+def _scaling(data: Dataset, train: Array) -> tuple[Array, Array]:
+    """Mean and standard deviation of the training rows, 1 where a feature is constant."""
+    from sklearn.preprocessing import StandardScaler
+
+    with np.errstate(over="ignore", invalid="ignore"):
+        scaler = StandardScaler().fit(data.features[train])
+    bad = ~np.isfinite(scaler.scale_)
+    if bad.any():
+        column = int(bad.argmax())
+        raise DataError(
+            f"{data.name}: the values of column {data.feature_names[column]!r} are too large to be "
+            f"squared: up to {np.abs(data.features[:, column]).max():.3g}"
+        )
+    return scaler.mean_, scaler.scale_
+
+
+def _class_scores(x: Array, coef: Array, intercept: Array) -> Array:
+    """Logits (N, K); two classes share one score."""
+    scores = x @ coef.T + intercept
+    return scores if scores.shape[1] > 1 else np.pad(scores, ((0, 0), (1, 0)))
+
+
+def _measures(scores: Array, labels: Array) -> Measures:
+    accuracy = float(np.mean(scores.argmax(1) == labels))
+    return Measures(len(labels), float(cross_entropy(scores, labels)), accuracy)
+
+
+def _confusion(scores: Array, labels: Array) -> Array:
+    table = np.zeros((scores.shape[1],) * 2, np.int64)
+    np.add.at(table, (labels, scores.argmax(1)), 1)
+    return table
+
+
+def _reliability(scores: Array, labels: Array) -> list[Bin]:
+    confidence = np.exp(log_softmax(scores).max(1))
+    right = scores.argmax(1) == labels
+    tenth = np.minimum((confidence * BINS).astype(int), BINS - 1)
+    members = [tenth == b for b in range(BINS)]
+    return [
+        Bin(float(confidence[m].mean()), float(right[m].mean()), int(m.sum())) for m in members if m.any()
+    ]
+
+
+def _model(
+    estimator: SoftmaxRegression,
+    mean: Array,
+    scale: Array,
+    data: Dataset,
+    classes: list[Any],
+    settings: Settings,
+) -> Model:
+    coef, intercept = estimator.coef_, estimator.intercept_
+    if len(classes) == 2:  # one row a class in the file, whatever their number
+        coef, intercept = np.pad(coef, ((1, 0), (0, 0))), np.pad(intercept, (1, 0))
+    metadata = {
+        "classes": classes,
+        "feature_names": data.feature_names,
+        "dataset": data.name,
+        "settings": settings._asdict(),
+        "versions": versions(),
+    }
+    return Model(coef, intercept, mean, scale, metadata)
