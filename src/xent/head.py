@@ -109,7 +109,7 @@ def _times(factor: Array | float | None, x: Array | float, xp: Any) -> Array:
         if factor == -1:
             return -x
         return factor * x if factor else xp.zeros_like(x) if hasattr(x, "shape") else 0.0
-    return xp.where(factor == 0, 0.0, factor * x)
+    return factor * xp.where(factor == 0, 0.0, x)
 
 
 def _product(a: Array | float | None, b: Array | float | None, xp: Any) -> Array | float:

@@ -41,7 +41,9 @@ def from_labels(
     point = None
     if class_weight is not None:
         in_range = (labels >= 0) & (labels < num_classes)
-        point = xp.where(in_range, xp.take(class_weight, xp.where(in_range, labels, 0)), 0.0)
+        point = xp.take(class_weight, xp.where(in_range, labels, 0)) if num_classes else 1.0
+        # 1 for a label that is no class, so that the NaN of its row stays.
+        point = xp.where(in_range, point, xp.where(labels < 0, 0.0, 1.0))
         alpha = alpha * point
     counted = weight
     if ignored is not None:
@@ -63,7 +65,7 @@ def from_probabilities(
     smoothing = _smoothing(spec, num_classes)
     dense = probabilities
     if smoothing:
-        dense = (1.0 - smoothing) * dense + smoothing / num_classes
+        dense = (1.0 - smoothing) * dense + smoothing / max(num_classes, 1)
     if class_weight is not None:
         dense = dense * class_weight
     total, rows = _totals(probabilities[..., 0] if num_classes else probabilities.sum(-1), weight, None, xp)

@@ -1,0 +1,531 @@
+"""What must hold of the loss whatever computes it (rule 5), and comparisons with SciPy and PyTorch."""
+
+from __future__ import annotations
+
+import itertools
+from typing import Any
+
+import numpy as np
+import pytest
+import scipy.special
+from tolerance import DTYPES
+from variants import CASE_IDS, CASES, Kind, Variant
+
+import xent
+
+Array = np.ndarray[Any, Any]
+
+every_case = pytest.mark.parametrize(("variant", "kind"), CASES, ids=CASE_IDS)
+ROWS, K = 12, 7
+
+
+def make(variant: Variant, kind: Kind, scale: float = 2.0) -> tuple[Array, Array, dict[str, Any]]:
+    """Logits, targets and options, reduced by a sum unless the variant says how."""
+    rng = np.random.default_rng(1)
+    logits = rng.normal(size=(ROWS, K)) * scale
+    targets, options = variant.make(kind, (ROWS,), K, rng)
+    return logits, targets, options | {"reduction": "sum"}
+
+
+def close(actual: Any, expected: Any, rtol: float = 1e-12, atol: float = 1e-13) -> None:
+    np.testing.assert_allclose(actual, expected, rtol=rtol, atol=atol)
+
+
+def pick(options: dict[str, Any], rows: Any) -> dict[str, Any]:
+    """The options of some of the rows."""
+    weight = options.get("sample_weight")
+    return options if weight is None else options | {"sample_weight": weight[rows]}
+
+
+@every_case
+def test_shift_of_the_logits_changes_nothing(variant: Variant, kind: Kind) -> None:
+    """Where the link is linear and l itself does not enter."""
+    logits, targets, options = make(variant, kind)
+    if variant.options.get("softcap") or variant.options.get("z_loss"):
+        pytest.skip("l or a curved link enters")
+    loss, grad = xent.cross_entropy_with_grad(logits, targets, **options)
+    for shift in (3.0, -50.0, 700.0):
+        shifted_loss, shifted_grad = xent.cross_entropy_with_grad(logits + shift, targets, **options)
+        close(shifted_loss, loss, rtol=1e-11)
+        close(shifted_grad, grad, rtol=1e-10)
+
+
+@every_case
+def test_permuted_classes(variant: Variant, kind: Kind) -> None:
+    logits, targets, options = make(variant, kind)
+    if variant.name == "ignore_class_0":
+        pytest.skip("ignore_index is a class here")
+    loss, grad = xent.cross_entropy_with_grad(logits, targets, **options)
+    order = np.random.default_rng(2).permutation(K)
+    weight = options.get("class_weight")
+    moved = options if weight is None else options | {"class_weight": weight[order]}
+    if kind == "probabilities":
+        targets = targets[:, order]
+    else:
+        inside = (targets >= 0) & (targets < K)
+        targets = np.where(inside, np.argsort(order)[np.where(inside, targets, 0)], targets)
+    moved_loss, moved_grad = xent.cross_entropy_with_grad(logits[:, order], targets, **moved)
+    close(moved_loss, loss)
+    close(moved_grad, grad[:, order])
+
+
+@every_case
+def test_permuted_rows(variant: Variant, kind: Kind) -> None:
+    logits, targets, options = make(variant, kind)
+    options["reduction"] = "none"
+    losses, grad = xent.cross_entropy_with_grad(logits, targets, **options)
+    order = np.random.default_rng(2).permutation(ROWS)
+    moved_losses, moved_grad = xent.cross_entropy_with_grad(
+        logits[order], targets[order], **pick(options, order)
+    )
+    np.testing.assert_array_equal(moved_losses, losses[order])
+    np.testing.assert_array_equal(moved_grad, grad[order])
+
+
+@every_case
+def test_shards_equal_the_whole(variant: Variant, kind: Kind) -> None:
+    """Of the rows, by a common denominator: data parallelism and gradient accumulation."""
+    logits, targets, options = make(variant, kind)
+    options |= {"reduction": "mean", "denominator": 7.0}
+    loss, grad = xent.cross_entropy_with_grad(logits, targets, **options)
+    shards = [
+        xent.cross_entropy_with_grad(logits[part], targets[part], **pick(options, part))
+        for part in (slice(0, 5), slice(5, 6), slice(6, ROWS))
+    ]
+    close(sum(shard_loss for shard_loss, _ in shards), loss)
+    np.testing.assert_array_equal(np.concatenate([shard_grad for _, shard_grad in shards]), grad)
+
+
+@every_case
+def test_gradient_sums_to_twice_lambda_l(variant: Variant, kind: Kind) -> None:
+    """Σ_k ∂ℓ/∂u_k = 2λωl, in u: with a linear link ∂ℓ/∂u = T·∂ℓ/∂z."""
+    logits, targets, options = make(variant, kind)
+    if options.get("softcap"):
+        pytest.skip("the sum is over ∂ℓ/∂u")
+    _, grad = xent.cross_entropy_with_grad(logits, targets, **options)
+    temperature = options.get("temperature", 1.0)
+    weight = options.get("sample_weight", np.ones(ROWS)).astype(float)
+    if kind == "labels":
+        weight = weight * (targets != options.get("ignore_index", -100))
+    expected = 2 * options.get("z_loss", 0.0) * weight * xent.logsumexp(logits / temperature)
+    close(grad.sum(-1) * temperature, expected)
+
+
+@every_case
+def test_rows_left_out_are_exactly_zero(variant: Variant, kind: Kind) -> None:
+    """Whatever they hold, in loss, gradient and Hessian product; and they change no other row."""
+    logits, targets, options = make(variant, kind)
+    options["reduction"] = "none"
+    out = np.zeros(ROWS, bool)
+    if options.get("sample_weight") is not None:
+        out |= options["sample_weight"] == 0
+    if kind == "labels":
+        out |= targets == options.get("ignore_index", -100)
+    poisoned = np.where(out[:, None], np.array([np.nan, np.inf, -np.inf, 1, 2, 3, 4]), logits)
+    losses, grad = xent.cross_entropy_with_grad(poisoned, targets, **options)
+    product = xent.cross_entropy_hvp(poisoned, targets, logits, **options)
+    for result in (losses, grad, product):
+        np.testing.assert_array_equal(result[out], 0)
+    clean_losses, clean_grad = xent.cross_entropy_with_grad(logits, targets, **options)
+    np.testing.assert_array_equal(losses, clean_losses)
+    np.testing.assert_array_equal(grad, clean_grad)
+
+
+@every_case
+def test_gradient_is_the_slope_of_the_loss(variant: Variant, kind: Kind) -> None:
+    logits, targets, options = make(variant, kind)
+    _, grad = xent.cross_entropy_with_grad(logits, targets, **options)
+    direction = np.random.default_rng(3).normal(size=logits.shape)
+    h = 1e-5
+    up, down = (xent.cross_entropy(logits + s * h * direction, targets, **options) for s in (1, -1))
+    close((up - down) / (2 * h), np.sum(grad * direction), rtol=1e-7, atol=1e-8)
+
+
+@every_case
+def test_hessian_product_is_the_slope_of_the_gradient(variant: Variant, kind: Kind) -> None:
+    logits, targets, options = make(variant, kind)
+    direction = np.random.default_rng(3).normal(size=logits.shape)
+    product = xent.cross_entropy_hvp(logits, targets, direction, **options)
+    h = 1e-5
+    up, down = (
+        xent.cross_entropy_with_grad(logits + s * h * direction, targets, **options)[1] for s in (1, -1)
+    )
+    close(product, (up - down) / (2 * h), rtol=1e-6, atol=1e-8)
+
+
+@every_case
+def test_hessian_is_symmetric(variant: Variant, kind: Kind) -> None:
+    logits, targets, options = make(variant, kind)
+    a, b = np.random.default_rng(3).normal(size=(2, *logits.shape))
+    left = np.sum(a * xent.cross_entropy_hvp(logits, targets, b, **options))
+    right = np.sum(b * xent.cross_entropy_hvp(logits, targets, a, **options))
+    close(left, right, rtol=1e-10, atol=1e-12)
+
+
+@every_case
+def test_hessian_is_positive_where_the_loss_is_convex(variant: Variant, kind: Kind) -> None:
+    logits, targets, options = make(variant, kind)
+    if options.get("focal_gamma") or options.get("softcap") or options.get("z_loss"):
+        pytest.skip("not convex")
+    for seed in range(5):
+        r = np.random.default_rng(seed).normal(size=logits.shape)
+        assert np.sum(r * xent.cross_entropy_hvp(logits, targets, r, **options)) >= 0
+
+
+@every_case
+def test_with_grad_is_loss_and_gradient(variant: Variant, kind: Kind) -> None:
+    """Fused, separate, and by the object any number of times."""
+    logits, targets, options = make(variant, kind)
+    for reduction in ("mean", "sum", "none"):
+        options["reduction"] = reduction
+        denominator = variant.denominator if reduction == "mean" else None
+        loss, grad = xent.cross_entropy_with_grad(logits, targets, denominator=denominator, **options)
+        separate = xent.cross_entropy(logits, targets, denominator=denominator, **options)
+        np.testing.assert_array_equal(loss, separate)
+        function = xent.CrossEntropyLoss(denominator=denominator, **options)
+        for _ in range(2):
+            np.testing.assert_array_equal(function(logits, targets), separate)
+            for _ in range(3):
+                close(function.backward(), grad)
+        close(function.backward(-2.5), -2.5 * grad)
+        np.testing.assert_array_equal(function.backward(), function.backward())
+    upstream = np.linspace(-1, 2, ROWS)  # the last reduction is "none"
+    close(function.backward(upstream), upstream[:, None] * grad)
+
+
+@every_case
+def test_mean_is_the_sum_over_the_denominator(variant: Variant, kind: Kind) -> None:
+    logits, targets, options = make(variant, kind)
+    losses = xent.cross_entropy(logits, targets, **(options | {"reduction": "none"}))
+    total, grad = xent.cross_entropy_with_grad(logits, targets, **options)
+    close(np.sum(losses), total)
+    weight = options.get("sample_weight", np.ones(ROWS)).astype(float)
+    if kind == "labels":
+        weight = weight * (targets != options.get("ignore_index", -100))
+    rows = np.count_nonzero(weight)
+    if kind == "labels" and options.get("class_weight") is not None:
+        weight = weight * options["class_weight"][targets.clip(0, K - 1)]
+    for denominator, divisor in ((None, weight.sum()), ("rows", rows), (7, 7.0), (np.array(2.5), 2.5)):
+        scale = 1 / divisor if divisor else 0.0
+        mean = options | {"reduction": "mean", "denominator": denominator}
+        mean_loss, mean_grad = xent.cross_entropy_with_grad(logits, targets, **mean)
+        close(mean_loss, total * scale)
+        close(mean_grad, grad * scale)
+
+
+def test_loss_is_linear_in_the_targets() -> None:
+    rng = np.random.default_rng(0)
+    logits, a, b = rng.normal(size=(4, 5)), rng.random((4, 5)), rng.random((4, 5))
+
+    def solve(q: Array) -> tuple[Any, Array]:
+        return xent.cross_entropy_with_grad(logits, q, reduction="sum", class_weight=np.arange(5.0))
+
+    (loss_a, grad_a), (loss_b, grad_b), (loss, grad) = solve(a), solve(b), solve(2 * a + 3 * b)
+    close(loss, 2 * loss_a + 3 * loss_b)
+    close(grad, 2 * grad_a + 3 * grad_b)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_label_is_a_one_hot_target(dtype: str) -> None:
+    rng = np.random.default_rng(0)
+    logits = (rng.normal(size=(9, 6)) * 3).astype(DTYPES[dtype])
+    labels = rng.integers(0, 6, 9)
+    one_hot = np.eye(6)[labels]
+    weight = rng.uniform(0.5, 2, 6)
+    for options in (
+        {},
+        {"z_loss": 0.1},
+        {"softcap": 4.0, "temperature": 0.5},
+        {"class_weight": weight, "denominator": "rows"},
+        {"label_smoothing": 0.2},
+    ):
+        loss, grad = xent.cross_entropy_with_grad(logits, labels, **options)
+        soft_loss, soft_grad = xent.cross_entropy_with_grad(logits, one_hot, **options)
+        close(soft_loss, loss, rtol=1e-12 if dtype == "float64" else 1e-6)
+        rounding = {"float64": 1e-13, "float32": 1e-7, "float16": 1e-3, "bfloat16": 8e-3}[dtype]
+        close(soft_grad.astype(float), grad.astype(float), rtol=rounding, atol=rounding / 10)
+
+
+def test_smoothing_is_its_explicit_target() -> None:
+    rng = np.random.default_rng(0)
+    logits, labels = rng.normal(size=(9, 6)), rng.integers(0, 6, 9)
+    one_hot = np.eye(6)[labels]
+    for weight in (None, rng.uniform(0.5, 2, 6)):
+        for over, target in (
+            ("all", 0.7 * one_hot + 0.3 / 6),
+            ("others", 0.7 * one_hot + 0.3 / 5 * (1 - one_hot)),
+        ):
+            options = {"reduction": "sum", "class_weight": weight}
+            loss, grad = xent.cross_entropy_with_grad(
+                logits, labels, label_smoothing=0.3, smoothing_over=over, **options
+            )
+            explicit_loss, explicit_grad = xent.cross_entropy_with_grad(logits, target, **options)
+            close(loss, explicit_loss)
+            close(grad, explicit_grad)
+
+
+def test_smoothing_limits() -> None:
+    rng = np.random.default_rng(0)
+    logits, labels = rng.normal(size=(9, 6)), rng.integers(0, 6, 9)
+    plain = xent.cross_entropy_with_grad(logits, labels)
+    for over in ("all", "others"):
+        loss, grad = xent.cross_entropy_with_grad(logits, labels, label_smoothing=0.0, smoothing_over=over)
+        assert loss == plain[0]
+        np.testing.assert_array_equal(grad, plain[1])
+    everywhere = xent.cross_entropy_with_grad(logits, np.full((9, 6), 1 / 6))
+    for a, b in zip(xent.cross_entropy_with_grad(logits, labels, label_smoothing=1), everywhere, strict=True):
+        close(a, b)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_gamma_zero_is_cross_entropy_to_the_bit(dtype: str) -> None:
+    rng = np.random.default_rng(0)
+    logits, labels = (rng.normal(size=(9, 6)) * 5).astype(DTYPES[dtype]), rng.integers(0, 6, 9)
+    for options in ({}, {"z_loss": 0.1}, {"softcap": 3.0}):
+        plain = xent.cross_entropy_with_grad(logits, labels, **options)
+        focal = xent.cross_entropy_with_grad(logits, labels, focal_gamma=0.0, **options)
+        assert plain[0] == focal[0]
+        np.testing.assert_array_equal(plain[1], focal[1])
+
+
+def test_focal_loss_is_its_definition() -> None:
+    """−α_t (1 − p)^γ log p (Lin et al., 2017, equation 5)."""
+    rng = np.random.default_rng(0)
+    logits, labels, alpha = rng.normal(size=(9, 6)), rng.integers(0, 6, 9), rng.random(6)
+    p = scipy.special.softmax(logits, -1)[np.arange(9), labels]
+    for gamma in (0.5, 1, 2, 5):
+        losses = xent.cross_entropy(
+            logits, labels, focal_gamma=gamma, class_weight=alpha, reduction="none"
+        )
+        close(losses, -alpha[labels] * (1 - p) ** gamma * np.log(p))
+
+
+def test_temperature_and_softcap_are_their_definitions() -> None:
+    rng = np.random.default_rng(0)
+    logits, labels = rng.normal(size=(9, 6)) * 5, rng.integers(0, 6, 9)
+    for temperature, softcap in itertools.product((1.0, 0.5, 3.0), (None, 2.0, 30.0)):
+        u = logits / temperature if softcap is None else softcap * np.tanh(logits / (temperature * softcap))
+        options = {"temperature": temperature, "softcap": softcap, "z_loss": 0.01}
+        close(xent.cross_entropy(logits, labels, **options), xent.cross_entropy(u, labels, z_loss=0.01))
+
+
+def test_a_weight_of_two_is_a_row_twice() -> None:
+    rng = np.random.default_rng(0)
+    logits, labels = rng.normal(size=(9, 6)), rng.integers(0, 6, 9)
+    times = rng.integers(0, 4, 9)
+    for options in ({}, {"label_smoothing": 0.1, "class_weight": rng.random(6)}, {"focal_gamma": 2.0}):
+        loss, grad = xent.cross_entropy_with_grad(logits, labels, sample_weight=times, **options)
+        again_loss, again_grad = xent.cross_entropy_with_grad(
+            np.repeat(logits, times, 0), np.repeat(labels, times), **options
+        )
+        close(again_loss, loss)
+        close(grad[times > 0], np.add.reduceat(again_grad, (np.cumsum(times) - times)[times > 0]))
+
+
+@pytest.mark.parametrize("num_classes", [2, 3, 10, 127, 2049])
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("soft", [False, True])
+def test_tail_precision(soft: bool, dtype: str, num_classes: int) -> None:
+    """Near p_y = 1 the loss is log1p(rest): the plain float32 formula gives 0 for 2.06e-9."""
+    logits = np.full((5, num_classes), -60000.0 if dtype == "float16" else -1e30, DTYPES[dtype])
+    logits[:, 0], logits[:, -1] = -12, 8
+    labels = np.full(5, num_classes - 1)
+    expected = np.log1p(np.exp(-20.0))
+    targets = np.eye(num_classes, dtype=np.float32)[labels] if soft else labels
+    losses, grad = xent.cross_entropy_with_grad(logits, targets, reduction="none")
+    close(losses, np.full(5, expected), rtol=1e-6, atol=0)
+    assert expected == pytest.approx(2.0611536e-9)
+    function = xent.CrossEntropyLoss(reduction="none")
+    close(function(logits, targets), losses, rtol=1e-7, atol=0)
+    for g in (grad, function.backward()):
+        g = g.astype(np.float64)  # float16 has nothing between 0 and 6e-8
+        rounding = {"float16": 1.0, "bfloat16": 4e-3}.get(dtype, 1e-6)
+        close(g[:, -1], -(1 - 1 / (1 + np.exp(-20.0))), rtol=rounding, atol=0)
+        close(g[:, 0], np.exp(-20.0) / (1 + np.exp(-20.0)), rtol=rounding, atol=0)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_binary_is_two_classes(dtype: str) -> None:
+    rng = np.random.default_rng(0)
+    logits = (rng.normal(size=(5, 8)) * 4).astype(DTYPES[dtype])
+    labels = rng.integers(0, 2, (5, 8))
+    q = rng.random((5, 8)).astype(np.float32 if dtype != "float64" else np.float64)
+    pairs = np.stack([np.zeros_like(logits), logits], -1)
+    sample_weight = rng.random((5, 8))
+    wide = 1e-12 if dtype == "float64" else {"float32": 1e-6, "float16": 2e-3, "bfloat16": 1.6e-2}[dtype]
+    for options in ({}, {"sample_weight": sample_weight}, {"z_loss": 0.1}, {"softcap": 2.0, "temperature": 2.0}):
+        for reduction, pos_weight in itertools.product(("mean", "sum", "none"), (None, 3.0)):
+            weight = None if pos_weight is None else np.array([1.0, pos_weight])
+            for target, two in ((labels, np.eye(2)[labels]), (q, np.stack([1 - q, q], -1))):
+                loss, grad = xent.binary_cross_entropy_with_grad(
+                    logits, target, pos_weight=pos_weight, reduction=reduction, **options
+                )
+                expected = xent.cross_entropy_with_grad(
+                    pairs, two, class_weight=weight, reduction=reduction, **options
+                )
+                tight = 1e-12 if dtype == "float64" else 1e-6
+                close(loss, expected[0], rtol=tight, atol=tight)
+                close(grad.astype(float), expected[1][..., 1].astype(float), rtol=wide, atol=wide / 10)
+                separate = xent.binary_cross_entropy(
+                    logits, target, pos_weight=pos_weight, reduction=reduction, **options
+                )
+                np.testing.assert_array_equal(loss, separate)
+
+
+def test_binary_focal_smoothing_and_ignored() -> None:
+    rng = np.random.default_rng(0)
+    logits, labels = rng.normal(size=40), rng.integers(0, 2, 40)
+    labels[::7] = -100
+    pairs = np.stack([np.zeros(40), logits], -1)
+    for options in ({}, {"focal_gamma": 2.0}, {"label_smoothing": 0.1}):
+        loss, grad = xent.binary_cross_entropy_with_grad(logits, labels, **options)
+        two = xent.cross_entropy_with_grad(pairs, labels, **options)
+        close(loss, two[0])
+        close(grad, two[1][:, 1])
+        np.testing.assert_array_equal(grad[::7], 0)
+
+
+def test_binary_over_more_than_one_block() -> None:
+    rng = np.random.default_rng(0)
+    logits, q = rng.normal(size=70001).astype(np.float32), rng.random(70001).astype(np.float32)
+    loss, grad = xent.binary_cross_entropy_with_grad(logits, q)
+    z = logits.astype(np.float64)
+    close(loss, np.mean(np.logaddexp(0, z) - q * z), rtol=1e-6)
+    close(grad, (scipy.special.expit(z) - q) / z.size, rtol=1e-5, atol=1e-11)
+
+
+@pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_linear_is_projection_and_loss(dtype: str, bias: bool) -> None:
+    rng = np.random.default_rng(0)
+    kind = DTYPES[dtype]
+    x, w = rng.normal(size=(2, 5, 4)).astype(kind), rng.normal(size=(7, 4)).astype(kind)
+    b = rng.normal(size=7).astype(kind) if bias else None
+    labels = rng.integers(0, 7, (2, 5))
+    wide = [a.astype(np.float64) for a in (x, w, b if bias else np.zeros(7))]
+    logits = wide[0] @ wide[1].T + wide[2]
+    tolerance = {"float64": 1e-12, "float32": 1e-5, "float16": 2e-3, "bfloat16": 1.6e-2}[dtype]
+    for options in ({}, {"label_smoothing": 0.1, "z_loss": 0.01}, {"focal_gamma": 2.0, "reduction": "sum"}):
+        loss, gradients = xent.linear_cross_entropy_with_grad(x, w, labels, bias=b, **options)
+        expected, g = xent.cross_entropy_with_grad(logits, labels, **options)
+        close(loss, expected, rtol=min(tolerance, 1e-5))
+        close(xent.linear_cross_entropy(x, w, labels, bias=b, **options), loss, rtol=1e-7)
+        flat, rows = g.reshape(-1, 7), wide[0].reshape(-1, 4)
+        for a, e in zip(gradients, (g @ wide[1], flat.T @ rows, flat.sum(0)), strict=True):
+            if a is None:
+                assert not bias
+                continue
+            assert a.dtype == kind
+            close(a.astype(float), e, rtol=tolerance, atol=tolerance)
+
+
+@pytest.mark.parametrize("axis", [-1, 0, 1])
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_softmax_family_is_scipys(dtype: str, axis: int) -> None:
+    rng = np.random.default_rng(0)
+    logits = (rng.normal(size=(6, 5, 4)) * 10).astype(DTYPES[dtype])
+    logits[0, 0, 0] = -np.inf
+    wide = logits.astype(np.float64)
+    rounding = {"float64": 1e-13, "float32": 1e-6, "float16": 1e-3, "bfloat16": 8e-3}[dtype]
+    lse_rounding = 1e-13 if dtype == "float64" else 1e-6
+    close(xent.logsumexp(logits, axis), scipy.special.logsumexp(wide, axis), rtol=lse_rounding, atol=lse_rounding)
+    for ours, theirs in ((xent.softmax, scipy.special.softmax), (xent.log_softmax, scipy.special.log_softmax)):
+        result = ours(logits, axis)
+        assert result.dtype == logits.dtype
+        close(result.astype(np.float64), theirs(wide, axis), rtol=rounding, atol=rounding / 10)
+    out = np.empty_like(logits)
+    assert xent.softmax(logits, axis, out=out) is out
+    np.testing.assert_array_equal(out, xent.softmax(logits, axis))
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_row_statistics_are_their_definitions(dtype: str) -> None:
+    rng = np.random.default_rng(0)
+    logits = (rng.normal(size=(6, 5, 9)) * 3).astype(DTYPES[dtype])
+    labels = rng.integers(0, 9, (6, 5))
+    labels[2, 3] = -100
+    wide = logits.astype(np.float64)
+    log_p = scipy.special.log_softmax(wide, -1)
+    lse, log_prob, entropy, argmax = xent.row_statistics(logits, labels)
+    read = labels >= 0
+    rounding = 1e-13 if dtype == "float64" else 2e-6
+    close(lse, np.where(read, scipy.special.logsumexp(wide, -1), 0), rtol=rounding, atol=rounding)
+    chosen = np.take_along_axis(log_p, labels.clip(0)[..., None], -1)[..., 0]
+    close(log_prob, np.where(read, chosen, 0), rtol=rounding, atol=rounding)
+    close(entropy, np.where(read, scipy.special.entr(np.exp(log_p)).sum(-1), 0), rtol=rounding, atol=rounding)
+    np.testing.assert_array_equal(argmax, np.where(read, logits.argmax(-1), 0))
+    assert argmax.dtype == np.int64
+    assert lse.dtype == (np.float64 if dtype == "float64" else np.float32)
+    assert xent.row_statistics(logits).log_prob is None
+    np.testing.assert_array_equal(xent.row_statistics(logits).lse[read], lse[read])
+
+
+TORCH_OPTIONS: list[dict[str, Any]] = [
+    {},
+    {"weight": True},
+    {"label_smoothing": 0.1},
+    {"weight": True, "label_smoothing": 0.3},
+    {"ignore_index": 3},
+    {"weight": True, "label_smoothing": 0.2, "ignore_index": -1},
+]
+
+
+@pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
+@pytest.mark.parametrize("soft", [False, True])
+@pytest.mark.parametrize("options", TORCH_OPTIONS, ids=str)
+def test_pytorch_cross_entropy(options: dict[str, Any], soft: bool, reduction: str) -> None:
+    torch = pytest.importorskip("torch")
+    if soft and "ignore_index" in options:
+        pytest.skip("PyTorch refuses the pair")
+    rng = np.random.default_rng(0)
+    logits, weight = rng.normal(size=(11, 6)), rng.uniform(0.2, 2, 6)
+    targets = rng.dirichlet(np.ones(6), 11) if soft else rng.integers(0, 6, 11)
+    if not soft:
+        targets[4:6] = options.get("ignore_index", -100)
+    z = torch.tensor(logits, requires_grad=True)
+    theirs = dict(options)
+    ours = dict(options)
+    if ours.pop("weight", None):
+        ours["class_weight"] = weight
+        theirs["weight"] = torch.tensor(weight)
+    expected = torch.nn.functional.cross_entropy(z, torch.tensor(targets), reduction=reduction, **theirs)
+    expected.sum().backward()
+    loss, grad = xent.cross_entropy_with_grad(logits, targets, reduction=reduction, **ours)
+    close(loss, expected.detach().numpy())
+    close(grad, z.grad.numpy())
+
+
+@pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
+@pytest.mark.parametrize("pos_weight", [None, 0.3, 4.0])
+@pytest.mark.parametrize("soft", [False, True])
+def test_pytorch_binary_cross_entropy(soft: bool, pos_weight: float | None, reduction: str) -> None:
+    torch = pytest.importorskip("torch")
+    rng = np.random.default_rng(0)
+    logits = rng.normal(size=(5, 6)) * 5
+    targets = rng.random((5, 6)) if soft else rng.integers(0, 2, (5, 6))
+    z = torch.tensor(logits, requires_grad=True)
+    expected = torch.nn.functional.binary_cross_entropy_with_logits(
+        z,
+        torch.tensor(targets, dtype=torch.float64),
+        reduction=reduction,
+        pos_weight=None if pos_weight is None else torch.tensor(pos_weight, dtype=torch.float64),
+    )
+    expected.sum().backward()
+    loss, grad = xent.binary_cross_entropy_with_grad(
+        logits, targets, pos_weight=pos_weight, reduction=reduction
+    )
+    close(loss, expected.detach().numpy())
+    close(grad, z.grad.numpy())
+
+
+def test_pytorch_hessian_product() -> None:
+    torch = pytest.importorskip("torch")
+    rng = np.random.default_rng(0)
+    logits, vector, labels = rng.normal(size=(4, 5)), rng.normal(size=(4, 5)), rng.integers(0, 5, 4)
+    y = torch.tensor(labels)
+    _, expected = torch.autograd.functional.hvp(
+        lambda z: torch.nn.functional.cross_entropy(z, y, label_smoothing=0.1),
+        torch.tensor(logits),
+        torch.tensor(vector),
+    )
+    close(xent.cross_entropy_hvp(logits, labels, vector, label_smoothing=0.1), expected.numpy())
