@@ -34,11 +34,6 @@ def _image(shape: tuple[int, ...], dtype: Any) -> Array:
     return np.moveaxis(np.empty((*shape[:-2], shape[-1], shape[-2]), dtype), -2, -1)
 
 
-def _misaligned(shape: tuple[int, ...], dtype: Any) -> Array:
-    size = int(np.prod(shape)) * np.dtype(dtype).itemsize
-    return np.ndarray(shape, dtype, buffer=bytearray(size + 1), offset=1)
-
-
 # Each makes an empty array of (rows..., K) with its own strides; the values are filled in afterwards.
 LAYOUTS: dict[str, Layout] = {
     "contiguous": np.empty,
@@ -51,7 +46,6 @@ LAYOUTS: dict[str, Layout] = {
     "rows_reversed": lambda s, d: np.empty(s, d)[::-1],
     "classes_reversed": lambda s, d: np.empty(s, d)[..., ::-1],
     "offset": lambda s, d: np.empty((*s[:-1], s[-1] + 1), d)[..., 1:],
-    "misaligned": _misaligned,
 }
 ROWS = {"rows": (33,), "3-D": (5, 7), "4-D": (2, 3, 7), "none": ()}
 

@@ -294,9 +294,7 @@ def test_focal_loss_is_its_definition() -> None:
     logits, labels, alpha = rng.normal(size=(9, 6)), rng.integers(0, 6, 9), rng.random(6)
     p = scipy.special.softmax(logits, -1)[np.arange(9), labels]
     for gamma in (0.5, 1, 2, 5):
-        losses = xent.cross_entropy(
-            logits, labels, focal_gamma=gamma, class_weight=alpha, reduction="none"
-        )
+        losses = xent.cross_entropy(logits, labels, focal_gamma=gamma, class_weight=alpha, reduction="none")
         close(losses, -alpha[labels] * (1 - p) ** gamma * np.log(p))
 
 
@@ -353,7 +351,12 @@ def test_binary_is_two_classes(dtype: str) -> None:
     pairs = np.stack([np.zeros_like(logits), logits], -1)
     sample_weight = rng.random((5, 8))
     wide = 1e-12 if dtype == "float64" else {"float32": 1e-6, "float16": 2e-3, "bfloat16": 1.6e-2}[dtype]
-    for options in ({}, {"sample_weight": sample_weight}, {"z_loss": 0.1}, {"softcap": 2.0, "temperature": 2.0}):
+    for options in (
+        {},
+        {"sample_weight": sample_weight},
+        {"z_loss": 0.1},
+        {"softcap": 2.0, "temperature": 2.0},
+    ):
         for reduction, pos_weight in itertools.product(("mean", "sum", "none"), (None, 3.0)):
             weight = None if pos_weight is None else np.array([1.0, pos_weight])
             for target, two in ((labels, np.eye(2)[labels]), (q, np.stack([1 - q, q], -1))):
@@ -428,8 +431,16 @@ def test_softmax_family_is_scipys(dtype: str, axis: int) -> None:
     wide = logits.astype(np.float64)
     rounding = {"float64": 1e-13, "float32": 1e-6, "float16": 1e-3, "bfloat16": 8e-3}[dtype]
     lse_rounding = 1e-13 if dtype == "float64" else 1e-6
-    close(xent.logsumexp(logits, axis), scipy.special.logsumexp(wide, axis), rtol=lse_rounding, atol=lse_rounding)
-    for ours, theirs in ((xent.softmax, scipy.special.softmax), (xent.log_softmax, scipy.special.log_softmax)):
+    close(
+        xent.logsumexp(logits, axis),
+        scipy.special.logsumexp(wide, axis),
+        rtol=lse_rounding,
+        atol=lse_rounding,
+    )
+    for ours, theirs in (
+        (xent.softmax, scipy.special.softmax),
+        (xent.log_softmax, scipy.special.log_softmax),
+    ):
         result = ours(logits, axis)
         assert result.dtype == logits.dtype
         close(result.astype(np.float64), theirs(wide, axis), rtol=rounding, atol=rounding / 10)

@@ -216,7 +216,10 @@ def test_bad_row_is_nan_and_leaks_nowhere(
             if result is results[3]:
                 close = 0 if options.get("z_loss") or options.get("focal_gamma") else 1
                 np.testing.assert_allclose(
-                    result[rest].astype(float), value[rest].astype(float), rtol=close * 1e-2, atol=close * 1e-3
+                    result[rest].astype(float),
+                    value[rest].astype(float),
+                    rtol=close * 1e-2,
+                    atol=close * 1e-3,
                 )
             else:
                 np.testing.assert_array_equal(result[rest], value[rest])
@@ -399,6 +402,28 @@ def test_broadcast_logits() -> None:
     np.testing.assert_allclose(grad, expected_grad, rtol=1e-13)
     column = np.broadcast_to(LOGITS[:, :1], (6, 5))
     np.testing.assert_allclose(xent.cross_entropy(column, LABELS), np.log(5), rtol=1e-14)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_arrays_off_their_alignment(dtype: str) -> None:
+    """As they come out of a packed record or a file at an odd offset."""
+
+    def shift(array: Array) -> Array:
+        moved = np.ndarray(array.shape, array.dtype, buffer=bytearray(array.nbytes + 1), offset=1)
+        moved[...] = array
+        assert not moved.flags.aligned
+        return moved
+
+    logits, q = LOGITS.astype(DTYPES[dtype]), np.full((6, 5), 0.2)
+    weights = {"sample_weight": np.arange(1.0, 7.0), "class_weight": np.arange(1.0, 6.0)}
+    for targets in (LABELS, q, q.astype(np.float32)):
+        loss, grad = xent.cross_entropy_with_grad(logits, targets, **weights)
+        moved = {name: shift(weight) for name, weight in weights.items()}
+        moved_loss, moved_grad = xent.cross_entropy_with_grad(shift(logits), shift(targets), **moved)
+        assert moved_loss == loss
+        np.testing.assert_array_equal(moved_grad, grad)
+        product = xent.cross_entropy_hvp(shift(logits), shift(targets), shift(LOGITS), **moved)
+        np.testing.assert_array_equal(product, xent.cross_entropy_hvp(logits, targets, LOGITS, **weights))
 
 
 def test_array_of_a_subclass() -> None:

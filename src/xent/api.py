@@ -11,7 +11,7 @@ from xent.kernels import registry
 from xent.link import Link
 from xent.problem import Problem
 from xent.protocol import Cotangents, RowStats
-from xent.spec import LossSpec, Options, with_options
+from xent.spec import LossSpec, Options, require_reduction, with_options
 
 Array = np.ndarray[Any, Any]
 
@@ -201,6 +201,7 @@ class CrossEntropyLoss:
         validate: bool = True,
         **options: Unpack[Options],
     ) -> None:
+        require_reduction(reduction)
         LossSpec.from_options(options)
         self.reduction = reduction
         self.denominator = checks.as_denominator(denominator)
