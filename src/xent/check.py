@@ -183,7 +183,7 @@ def _case(options: dict[str, Any], rng: np.random.Generator) -> Case:
     kind = options.pop("targets", "labels")
     shape = (ROWS,) if kind == "binary" else (ROWS, CLASSES)
     logits, vector = 3.0 * rng.standard_normal(shape), rng.standard_normal(shape)
-    targets = np.arange(ROWS) % CLASSES
+    targets: Array = np.arange(ROWS) % CLASSES
     if kind == "probabilities":
         targets = rng.dirichlet(np.ones(CLASSES), ROWS)
     elif kind == "binary":

@@ -39,6 +39,7 @@ class SmoothingOver(StrEnum):
 
 @app.command()
 def fit(
+    context: typer.Context,
     data: Annotated[
         str, typer.Argument(help="digits, iris, wine, breast_cancer, or a CSV file with a header.")
     ] = "digits",
@@ -84,7 +85,7 @@ def fit(
     console = _console()
     _print_run(console, run)
     if report is not None:
-        persistence.write(report, reports.html(run, _command_line()).encode())
+        persistence.write(report, reports.html(run, shlex.join(["xent", *context.obj])).encode())
         console.print(Text(f"report    {report}"), soft_wrap=True)
     if model is not None:
         persistence.save(run.model, model)
@@ -207,7 +208,8 @@ def top(
 def invoke(arguments: list[str] | None) -> int:
     """Run; return the exit code. A wrong call is a ValueError, Ctrl-C a KeyboardInterrupt."""
     try:
-        code = app(arguments, prog_name="xent", standalone_mode=False)
+        words = sys.argv[1:] if arguments is None else arguments
+        code = app(words, prog_name="xent", standalone_mode=False, obj=words)
     except typer.Abort:
         raise KeyboardInterrupt from None
     except UsageError as error:
@@ -269,7 +271,3 @@ def _status(what: str) -> Iterator[Callable[[str], None]]:
 
 def _console() -> Console:
     return Console(highlight=False)
-
-
-def _command_line() -> str:
-    return shlex.join(["xent", *sys.argv[1:]])

@@ -45,14 +45,14 @@ def parse_numbers(text: str, name: str) -> Array:
     """Numbers separated by spaces, commas or semicolons; ValueError names the first that is none."""
     words = re.split(r"[\s,;]+", text.strip().strip("[]()").strip())
     numbers = []
-    for place, word in enumerate(words):
+    for place, word in enumerate(words, 1):
         try:
             numbers.append(float(word))
         except ValueError:
             numbers.append(math.nan)
         if math.isnan(numbers[-1]):
             raise ValueError(
-                f'`{name}` must be numbers separated by spaces, such as "2 3 4"; got {word!r} at place {place}'
+                f'`{name}` must be numbers separated by spaces, such as "2 3 4"; got {word!r}, number {place}'
             )
     return np.array(numbers)
 

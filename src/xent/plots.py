@@ -38,9 +38,10 @@ def loss_curve(run: Run) -> str:
     axes.set_xlabel("step of L-BFGS")
     axes.set_ylabel("cross-entropy, nats")
     axes.margins(x=0.01)
-    low = min(train.min(), test.min())
-    axes.set_ylim(low * 0.6, max(run.uniform, train.max(), test.max()) * 1.45)
-    axes.yaxis.set_major_locator(_ticker().LogLocator(subs=(1, 2, 5), numticks=12))
+    low, high = min(train.min(), test.min()), max(run.uniform, train.max(), test.max())
+    subs = (1, 2, 5) if high > 10 * low else (1, 1.5, 2, 3, 5, 7)
+    axes.set_ylim(low * 0.6, high * 1.45)
+    axes.yaxis.set_major_locator(_ticker().LogLocator(subs=subs, numticks=12))
     axes.yaxis.set_major_formatter(_ticker().FuncFormatter(lambda value, _: f"{value:g}"))
     axes.yaxis.set_minor_locator(_ticker().NullLocator())
     axes.xaxis.set_major_locator(_ticker().MaxNLocator(integer=True))
@@ -71,8 +72,12 @@ def confusion_matrix(run: Run) -> str:
     axes.set_aspect("equal")
     every = math.ceil(size / 30)
     names = [_shortened(str(name)) for name in run.classes]
-    tilted = size > 4 and max(len(name) for name in names) > 3
-    axes.set_xticks(range(0, size, every), names[::every], rotation=45 if tilted else 0,
+    longest = max(len(name) for name in names)
+    tilted = size > 4 and longest > 3
+    left, bottom = 0.09 + 0.0135 * longest, 0.12 + 0.009 * longest * tilted
+    axes.set_position((left, bottom, 0.98 - left, 0.98 - bottom))
+    across = max(every, math.ceil(size / 15)) if tilted else every
+    axes.set_xticks(range(0, size, across), names[::across], rotation=45 if tilted else 0,
                     ha="right" if tilted else "center", rotation_mode="anchor")  # fmt: skip
     axes.set_yticks(range(0, size, every), names[::every])
     axes.set_xlabel("predicted")
@@ -89,14 +94,14 @@ def reliability(run: Run) -> str:
     _style(counts)
     axes.plot([0, 1], [0, 1], color=SOFT, linewidth=0.9, linestyle=(0, (2, 3)))
     for b in run.reliability:
-        low, high = _wilson(b.accuracy, b.count)
+        low, high = _wilson(b.accuracy, b.rows)
         axes.plot([b.confidence] * 2, [low, high], color=ACCENT, linewidth=1.2, alpha=0.55)
     points = [(b.confidence, b.accuracy) for b in run.reliability]
     axes.plot(*zip(*points, strict=True), color=ACCENT, marker="o", markersize=6, linewidth=0)
     tenths = [min(int(b.confidence * 10), 9) / 10 + 0.05 for b in run.reliability]
-    counts.bar(tenths, [b.count for b in run.reliability], width=0.092, color=ACCENT, alpha=0.55)
+    counts.bar(tenths, [b.rows for b in run.reliability], width=0.092, color=ACCENT, alpha=0.55)
     for tenth, b in zip(tenths, run.reliability, strict=True):
-        counts.annotate(str(b.count), (tenth, b.count), (0, 2), textcoords="offset points", ha="center",
+        counts.annotate(str(b.rows), (tenth, b.rows), (0, 2), textcoords="offset points", ha="center",
                         color=SOFT, fontsize=8)  # fmt: skip
     for each in (axes, counts):
         each.set_xlim(0, 1.01)
@@ -106,7 +111,7 @@ def reliability(run: Run) -> str:
     axes.set_xticklabels([])
     counts.set_yticks([])
     counts.set_ylabel("rows")
-    counts.set_ylim(0, max(b.count for b in run.reliability) * 1.3)
+    counts.set_ylim(0, max(b.rows for b in run.reliability) * 1.3)
     counts.set_xlabel("confidence: highest probability of the row")
     return _svg(figure, "reliability", "Reliability diagram of the held-out rows")
 
@@ -114,7 +119,7 @@ def reliability(run: Run) -> str:
 def _figure(width: float, height: float) -> tuple[Any, Any]:
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(width, height), layout="none")
+    figure = Figure(figsize=(width, height))
     axes = figure.add_axes((0.11, 0.14, 0.87, 0.83))
     _style(axes)
     return figure, axes
@@ -165,7 +170,7 @@ def _svg(figure: Any, name: str, title: str) -> str:
 
 
 def _shortened(text: str) -> str:
-    return text if len(text) <= 14 else text[:13] + "…"
+    return text if len(text) <= 14 else f"{text[:7]}…{text[-6:]}"
 
 
 def _ticker() -> Any:

@@ -241,7 +241,7 @@ class Objective:
     @property
     def num_parameters(self) -> int:
         """Length of the vector."""
-        return self.num_scores * (self.features.shape[1] + self.fit_intercept)
+        return int(self.num_scores * (self.features.shape[1] + self.fit_intercept))
 
     def __call__(self, parameters: Array) -> tuple[float, Array]:
         """Objective (nats) and its gradient."""
@@ -314,12 +314,12 @@ def _minimise(
     if not np.isfinite(value):
         raise ValueError("the objective overflowed: bring the features to one scale (StandardScaler)")
     slope = float(np.abs(gradient).max())
-    if slope > tol and (tol or steps == max_iter):
-        return parameters, (
-            f"stopped after {steps} steps (max_iter={max_iter}) with a partial derivative of "
-            f"{slope:.2g} where tol={tol:g} is asked for: bring the features to one scale "
-            "(StandardScaler), or raise max_iter, alpha or tol"
-        )
+    finding = f"with a partial derivative of {slope:.2g} where tol={tol:g} is asked for: "
+    scale = "bring the features to one scale (StandardScaler), or raise "
+    if slope > tol and steps == max_iter:
+        return parameters, f"stopped at max_iter={max_iter} steps {finding}{scale}max_iter, alpha or tol"
+    if slope > tol > 0:
+        return parameters, f"stopped after {steps} steps, at the end of float64, {finding}{scale}tol"
     return parameters, ""
 
 
@@ -359,7 +359,9 @@ def _class_weight(class_weight: Any, classes: Array, labels: Array, weight: Arra
         return np.ones(len(classes))
     if isinstance(class_weight, str) and class_weight == "balanced":
         share = np.bincount(labels, weight, len(classes))
-        return np.divide(weight.sum() / len(classes), share, out=np.zeros(len(classes)), where=share > 0)
+        balanced: Array = np.zeros(len(classes))
+        np.divide(weight.sum() / len(classes), share, out=balanced, where=share > 0)
+        return balanced
     if not isinstance(class_weight, dict):
         raise ValueError(f'`class_weight` must be a dict, "balanced" or None; got {class_weight!r}')
     known = classes.tolist()

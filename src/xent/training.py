@@ -6,7 +6,7 @@ import math
 import time
 import warnings
 from collections.abc import Callable
-from importlib.metadata import PackageNotFoundError, version
+from importlib.metadata import version
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -16,7 +16,7 @@ from xent.api import cross_entropy, log_softmax
 from xent.check import GradientCheck, gradient_check
 from xent.data import DataError, Dataset
 from xent.persistence import Model
-from xent.regression import ConvergenceWarning, SoftmaxRegression
+from xent.regression import SoftmaxRegression
 
 Array = np.ndarray[Any, Any]
 
@@ -50,7 +50,7 @@ class Bin(NamedTuple):
 
     confidence: float  # mean of the highest probability
     accuracy: float
-    count: int
+    rows: int
 
 
 class Run(NamedTuple):
@@ -76,11 +76,13 @@ class Run(NamedTuple):
     @property
     def calibration_error(self) -> float:
         """Mean gap between confidence and accuracy over the held-out rows."""
-        return sum(abs(b.confidence - b.accuracy) * b.count for b in self.reliability) / self.test.rows
+        return sum(abs(b.confidence - b.accuracy) * b.rows for b in self.reliability) / self.test.rows
 
 
 def run(data: Dataset, settings: Settings, on_step: Callable[[int, float], None] | None = None) -> Run:
     """Train on ``data``; ``on_step(step, objective)`` is called at each step. Raises DataError."""
+    from sklearn.exceptions import ConvergenceWarning
+
     classes, labels = np.unique(data.labels, return_inverse=True)
     train, test = _split(data, classes, labels, settings)
     mean, scale = _scaling(data, train)
@@ -140,13 +142,10 @@ def run(data: Dataset, settings: Settings, on_step: Callable[[int, float], None]
 
 def versions() -> dict[str, str]:
     """Of xent and of what its numbers come from."""
-    found = {}
-    for name in ("xent", "numpy", "scipy", "scikit-learn"):
-        try:
-            found[name] = version(name)
-        except PackageNotFoundError:  # a source tree that was not installed
-            found[name] = "source"
-    return found
+    import xent
+
+    others = ("numpy", "scipy", "scikit-learn")
+    return {"xent": xent.__version__} | {name: version(name) for name in others}
 
 
 def _split(data: Dataset, classes: Array, labels: Array, settings: Settings) -> tuple[Array, Array]:
