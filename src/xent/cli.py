@@ -24,9 +24,10 @@ def main(arguments: list[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return FAILED
     except ModuleNotFoundError as error:
-        if (error.name or "").partition(".")[0] == "xent":
+        package = (error.name or "").partition(".")[0]
+        if package == "xent":
             raise
-        return _say(f"error: this command needs {error.name}: pip install 'xent[fit]'", USAGE)
+        return _say(f"error: this command needs {package}: pip install 'xent[fit]'", USAGE)
     except OSError as error:
         where = f"{error.filename}: " if error.filename else ""
         return _say(f"error: {where}{error.strerror or error}", USAGE)

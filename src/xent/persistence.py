@@ -43,7 +43,8 @@ def save(model: Model, path: str | Path) -> None:
         name: np.ascontiguousarray(getattr(model, name), np.float64)
         for name in ("coef", "intercept", "mean", "scale")
     }
-    metadata = {"format": FORMAT} | {key: json.dumps(value) for key, value in model.metadata.items()}
+    # One key: safetensors writes several in any order, and the same model should be the same bytes.
+    metadata = {FORMAT: json.dumps(model.metadata, sort_keys=True)}
     write(path, safetensors.numpy.save(tensors, metadata))
 
 
@@ -57,9 +58,9 @@ def load(path: str | Path) -> Model:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except safetensors.SafetensorError as error:
         raise ValueError(f"{path}: is not a model file: {error}") from None
-    if metadata.pop("format", None) != FORMAT:
+    if FORMAT not in metadata:
         raise ValueError(f"{path}: is not a model file of format {FORMAT}")
-    return Model(**tensors, metadata={key: json.loads(value) for key, value in metadata.items()})
+    return Model(**tensors, metadata=json.loads(metadata[FORMAT]))
 
 
 def write(path: str | Path, content: bytes) -> None:

@@ -1,0 +1,312 @@
+"""The command as a person runs it: what it prints, what it writes, and one line for each mistake."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+from sklearn.datasets import load_wine
+
+from xent import check, persistence
+from xent.cli import main
+
+GOOD = "a,b,kind\n" + "".join(f"{i % 7},{i % 3}.5,{'yes' if i % 2 else 'no'}\n" for i in range(40))
+
+
+def lines(rows: int, text: str) -> str:
+    """A CSV file with columns a, kind of good rows and then ``text``."""
+    return "a,kind\n" + "".join(f"{i},{'xy'[i % 2]}\n" for i in range(rows)) + text
+
+
+# name → (content of data.csv or None, arguments, what the one line must say)
+BAD = {
+    "missing file": (None, "fit nowhere.csv", ["nowhere.csv", "no such file", "digits, iris"]),
+    "directory": (None, "fit .", ["is a directory"]),
+    "empty file": (b"", "fit data.csv --target kind", ["data.csv", "is empty"]),
+    "blank file": (b" \n\n", "fit data.csv --target kind", ["is empty"]),
+    "binary": (bytes(range(256)), "fit data.csv --target kind", ["is not a CSV file", "binary"]),
+    "not UTF-8": (b"a,kind\n1,\xff\xfe\n", "fit data.csv --target kind", ["line 2", "not UTF-8"]),
+    "ragged": (lines(3, "1,2,3\n"), "fit data.csv --target kind", ["line 5 has 3 fields, the header 2"]),
+    "open quote": ('a,kind\n"1,x\n2,y\n', "fit data.csv --target kind", ["is not a CSV file"]),
+    "header only": ("a,kind\n", "fit data.csv --target kind", ["a header and no rows"]),
+    "no --target": (GOOD, "fit data.csv", ["--target", "a, b, kind"]),
+    "wrong --target": (GOOD, "fit data.csv --target sort", ["no column 'sort'", "a, b, kind"]),
+    "--target for a bundled set": (None, "fit iris --target kind", ["`--target`", "iris"]),
+    "target alone": ("kind\nx\ny\n", "fit data.csv --target kind", ["no feature column"]),
+    "text among numbers": (lines(4, "1o,x\n"), "fit data.csv --target kind", ["'a', row 5", "'1o'"]),
+    "a column of text": (
+        "a,b,kind\n1,red,x\n2,blue,y\n",
+        "fit data.csv --target kind",
+        ["'b', row 1", "'red'"],
+    ),
+    "infinite": (lines(4, "inf,x\n"), "fit data.csv --target kind", ["finite", "'a', row 5", "'inf'"]),
+    "NaN": (lines(4, "NaN,x\n"), "fit data.csv --target kind", ["missing value", "'a', row 5"]),
+    "missing value": (lines(4, ",x\n"), "fit data.csv --target kind", ["missing value", "'a', row 5"]),
+    "short row": ("kind,a\nx,1\ny\n", "fit data.csv --target kind", ["missing value", "'a', row 2"]),
+    "missing label": (lines(4, "1,\n"), "fit data.csv --target kind", ["missing label", "'kind', row 5"]),
+    "one class": ("a,kind\n1,x\n2,x\n", "fit data.csv --target kind", ["one class only", "'x'", "2 rows"]),
+    "a class of one row": (lines(40, "1,z\n"), "fit data.csv --target kind", ["class 'z' has one row"]),
+    "a quantity": (
+        "a,y\n" + "".join(f"{i},{i / 7}\n" for i in range(50)),
+        "fit data.csv --target y",
+        ["'y' has 50 distinct values in 50 rows", "classes"],
+    ),
+    "too few rows": (lines(4, ""), "fit data.csv --target kind", ["4 rows of 2 classes are too few", "0.2"]),
+    "too large": (lines(40, "1e300,x\n"), "fit data.csv --target kind", ["'a'", "too large", "1e+300"]),
+    "unknown set": (None, "fit mnist", ["mnist", "none of the bundled sets"]),
+    "report nowhere": (
+        None,
+        "fit iris --report no/r.html",
+        ["no/r.html", "cannot be written", "no directory"],
+    ),
+    "report on a directory": (None, "fit iris --report .", ["cannot be written", "is a directory"]),
+    "model nowhere": (None, "fit iris --model no/m.st", ["no/m.st", "cannot be written"]),
+    "test size": (None, "fit iris --test-size 1.5", ["`--test-size` must be between 0 and 1", "1.5"]),
+    "test size too small": (None, "fit iris --test-size 0.001", ["too few to hold out 0.001"]),
+    "seed": (None, "fit iris --seed -1", ["`--seed`", "-1"]),
+    "alpha": (None, "fit iris --alpha -1", ["`alpha`", ">= 0", "-1"]),
+    "alpha NaN": (None, "fit iris --alpha nan", ["`alpha`", "nan"]),
+    "alpha text": (None, "fit iris --alpha much", ["--alpha"]),
+    "max-iter": (None, "fit iris --max-iter -3", ["`max_iter`", "-3"]),
+    "smoothing": (None, "fit iris --label-smoothing 2", ["`label_smoothing` must be in [0, 1]", "2.0"]),
+    "focal and smoothing": (
+        None,
+        "fit iris --focal-gamma 2 --label-smoothing 0.1",
+        ["`focal_gamma` and `label_smoothing` cannot be combined"],
+    ),
+    "unknown option": (None, "fit --alhpa 1", ["No such option: --alhpa"]),
+    "unknown command": (None, "fitt", ["No such command 'fitt'"]),
+    "too many arguments": (None, "fit iris wine", ["unexpected extra argument", "wine"]),
+    "logits text": (None, "explain 2,a,4 --label 1", ["`logits` must be numbers", "'a'", "number 2"]),
+    "no logits": (None, "explain --label 1", ["logits"]),
+    "label missing": (None, "explain 2,3,4", ["--label"]),
+    "label out of range": (None, "explain 2,3,4 --label 3", ["`--label` must be in [0, 3)", "got 3"]),
+    "label negative": (None, "explain 2,3,4 --label -1", ["`--label` must be in [0, 3)", "got -1"]),
+    "label text": (None, "explain 2,3,4 --label one", ["--label"]),
+    "label misspelt": (None, "explain 2,3,4 --lable 1", ["No such option: --lable"]),
+    "temperature": (None, "explain 2,3 --label 1 --temperature 0", ["`temperature`", "> 0", "0.0"]),
+    "smoothing over": (None, "explain 2,3 --label 1 --smoothing-over most", ["--smoothing-over", "most"]),
+    "class weights": (None, "explain 2,3 --label 1 --class-weight 1,2,3", ["`class_weight`", "(2,)", "(3,)"]),
+    "class weight text": (None, "explain 2,3 --label 1 --class-weight a", ["--class-weight", "'a'"]),
+    "check seed": (None, "check --seed -1", ["`--seed`", "-1"]),
+}
+
+
+@pytest.fixture(autouse=True)
+def _in_an_empty_directory(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_a_mistake_is_one_line_that_says_what_and_where(case, tmp_path, capsys):
+    content, arguments, expected = BAD[case]
+    if content is not None:
+        (tmp_path / "data.csv").write_bytes(content if isinstance(content, bytes) else content.encode())
+    before = sorted(tmp_path.rglob("*"))
+    words = arguments.split()
+    if words[0] == "fit" and not {"--report", "--model"} & set(words):
+        words += ["--report", "report.html", "--model", "model.safetensors"]
+    assert main(words) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.startswith("xent: error: ")
+    assert err.count("\n") == 1
+    for part in expected:
+        assert part in err
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_fit_trains_the_default_set_and_prints_what_it_should(capsys):
+    assert main(["fit"]) == 0
+    out, err = capsys.readouterr()
+    assert err == ""
+    for expected in ("digits: 1,797 rows", "2.3026", "2.3025", "accuracy", "finite differences", "held-out"):
+        assert expected in out
+    loss = next(line for line in out.splitlines() if "loss, nats" in line)
+    assert float(loss.split()[-2]) < 0.2
+
+
+def test_fit_writes_a_report_and_a_model_that_predicts(tmp_path, capsys):
+    X, y = load_wine(return_X_y=True)
+    table = "\n".join(",".join([*(f"{v:.6f}" for v in x), f"grape {k}"]) for x, k in zip(X, y, strict=True))
+    header = ",".join([*(f"f{i}" for i in range(X.shape[1])), "grape"])
+    (tmp_path / "wine.csv").write_text(f"{header}\n{table}\n\n")
+    arguments = ["fit", "wine.csv", "--target", "grape", "--report", "r.html", "--model", "m.safetensors"]
+    assert main(arguments) == 0
+    assert "report    r.html" in capsys.readouterr().out
+    assert "xent fit wine.csv --target grape --report r.html" in (tmp_path / "r.html").read_text()
+    model = persistence.load(tmp_path / "m.safetensors")
+    assert model.metadata["classes"] == ["grape 0", "grape 1", "grape 2"]
+    assert model.metadata["feature_names"] == header.split(",")[:-1]
+    assert (model.predict_log_proba(X).argmax(1) == y).mean() > 0.97
+    first = (tmp_path / "m.safetensors").read_bytes(), (tmp_path / "r.html").read_bytes()
+    assert main(arguments) == 0
+    assert first == ((tmp_path / "m.safetensors").read_bytes(), (tmp_path / "r.html").read_bytes())
+
+
+@pytest.mark.parametrize("separator", [",", ";", "\t"])
+@pytest.mark.parametrize("start", ["", "\ufeff"])
+def test_common_forms_of_csv_are_read(separator, start, tmp_path, capsys):
+    text = start + GOOD.replace(",", separator).replace("\n", "\r\n")
+    (tmp_path / "data.csv").write_text(text, newline="")
+    assert main(["fit", "data.csv", "--target", "kind"]) == 0
+    assert "40 rows, 2 features, 2 classes" in capsys.readouterr().out
+
+
+def test_integer_labels_are_in_the_order_of_numbers(tmp_path):
+    (tmp_path / "data.csv").write_text("a,k\n" + "".join(f"{i % 5},{[1, 10, 2][i % 3]}\n" for i in range(30)))
+    assert main(["fit", "data.csv", "--target", "k", "--model", "m.st"]) == 0
+    assert persistence.load("m.st").metadata["classes"] == [1, 2, 10]
+
+
+def test_a_constant_column_does_no_harm(tmp_path):
+    (tmp_path / "data.csv").write_text(GOOD.replace("\n", ",0.1\n").replace("kind,0.1", "kind,c"))
+    assert main(["fit", "data.csv", "--target", "kind", "--model", "m.st"]) == 0
+    assert np.isfinite(persistence.load("m.st").coef).all()
+
+
+def test_a_training_that_is_cut_short_says_so(capsys):
+    assert main(["fit", "iris", "--max-iter", "2"]) == 0
+    assert "raise --max-iter" in capsys.readouterr().out
+
+
+def test_explain_shows_the_formulas_beside_the_numbers(capsys):
+    assert main(["explain", "2 3 4", "--label", "1"]) == 0
+    out = capsys.readouterr().out
+    for expected in ("0.665241", "-0.755272", "1.407606", "exp(u − l)", "(1)", "(2)", "predicted minus true"):
+        assert expected in out
+
+
+@pytest.mark.parametrize(
+    "words", [["-1 2 3", "--label", "0"], ["--label", "0", "-1,2,3"], ["--label", "0", "--", "-1 2 3"]]
+)
+def test_explain_takes_a_negative_first_logit(words, capsys):
+    assert main(["explain", *words]) == 0
+    assert "-1.000000" in capsys.readouterr().out
+
+
+def test_check_prints_every_variant_within_80_columns_and_ends_with_0(capsys):
+    assert main(["check"]) == 0
+    out = capsys.readouterr().out
+    assert all(f" {variant} " in out for variant in check.VARIANTS)
+    assert "variants agree" in out
+    assert max(map(len, out.splitlines())) <= 80
+    assert "…" not in out
+
+
+def test_check_ends_with_1_and_names_the_failure(monkeypatch, capsys):
+    right = check.cross_entropy_hvp
+    monkeypatch.setattr(check, "cross_entropy_hvp", lambda *a, **o: right(*a, **o) * 1.001)
+    monkeypatch.setattr(check, "VARIANTS", {"plain": {}})
+    assert main(["check"]) == 1
+    assert "FAILED: plain: hvp against differences" in capsys.readouterr().out
+
+
+def test_fit_ends_with_1_where_the_gradient_is_wrong(monkeypatch, capsys):
+    from xent import training
+
+    monkeypatch.setattr(training, "gradient_check", lambda *_: check.GradientCheck(1e-3, 5, 5))
+    assert main(["fit", "iris"]) == 1
+    assert "do not trust" in capsys.readouterr().out
+
+
+def test_version_and_help(capsys):
+    assert main(["--version"]) == 0
+    assert capsys.readouterr().out == "xent 0.1.0\n"
+    assert main([]) == 0
+    assert "fit" in capsys.readouterr().out
+    for command in ("fit", "explain", "check"):
+        assert main([command, "--help"]) == 0
+        assert f"Usage: xent {command}" in capsys.readouterr().out
+
+
+def test_a_fault_of_ours_is_a_traceback_not_a_line(monkeypatch):
+    monkeypatch.setattr(check, "run", lambda *_: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        main(["check"])
+
+
+def run(code: str, *arguments: str, **options) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-c", code, *arguments],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=60,
+        **options,
+    )
+
+
+@pytest.mark.parametrize("module", ["typer", "rich", "sklearn", "threadpoolctl"])
+def test_a_missing_extra_is_one_line_that_says_what_to_install(module):
+    code = f"import sys; sys.modules[{module!r}] = None; from xent.cli import main; sys.exit(main(['fit']))"
+    done = run(code)
+    assert done.returncode == 2
+    assert done.stderr == f"xent: error: this command needs {module}: pip install 'xent[fit]'\n"
+
+
+def test_the_module_is_the_command_and_a_pipe_gets_plain_text():
+    done = subprocess.run(
+        [sys.executable, "-m", "xent", "fit", "iris"], capture_output=True, text=True, check=False, timeout=60
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "\x1b" not in done.stdout
+
+
+def test_ctrl_c_is_one_line_and_130(tmp_path):
+    # A data set that takes long enough: interrupted as soon as the training says that it runs.
+    code = """
+import sys
+from xent import cli, training
+def slow(*_):
+    print("started", flush=True)
+    import time; time.sleep(30)
+training.run = slow
+sys.exit(cli.main(["fit", "iris", "--report", "r.html"]))
+"""
+    process = subprocess.Popen(
+        [sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    assert process.stdout.readline() == "started\n"
+    time.sleep(0.1)
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=30)
+    assert (process.returncode, err) == (130, "xent: interrupted\n")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.skipif(shutil.which("head") is None, reason="needs head")
+def test_a_reader_that_leaves_gets_no_traceback():
+    command = f"{sys.executable} -m xent --help | head -c 1"
+    done = subprocess.run(command, shell=True, capture_output=True, text=True, check=False, timeout=60)
+    assert done.stderr == ""
+
+
+@pytest.mark.skipif(not hasattr(os, "openpty"), reason="needs a terminal")
+@pytest.mark.parametrize("no_color", [False, True])
+def test_colour_on_a_terminal_unless_no_color_is_set(no_color):
+    ours, theirs = os.openpty()
+    environment = {k: v for k, v in os.environ.items() if k not in ("NO_COLOR", "FORCE_COLOR")} | {
+        "TERM": "xterm"
+    }
+    if no_color:
+        environment["NO_COLOR"] = "1"
+    code = "from xent import commands; commands._console().print('x', style='red')"
+    subprocess.run([sys.executable, "-c", code], stdout=theirs, env=environment, check=True, timeout=60)
+    os.close(theirs)
+    assert (b"\x1b[31m" in os.read(ours, 1000)) is not no_color
+    os.close(ours)
+
+
+def test_the_settings_travel_with_the_model():
+    assert main(["fit", "iris", "--model", "m.st", "--alpha", "0.01", "--seed", "3", "--balanced"]) == 0
+    settings = persistence.load("m.st").metadata["settings"]
+    assert (settings["alpha"], settings["seed"], settings["balanced"]) == (0.01, 3, True)
+    json.dumps(settings)
