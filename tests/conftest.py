@@ -11,7 +11,7 @@ from hypothesis import settings
 from xent.kernels import cpu, registry
 from xent.protocol import Kernels
 
-settings.register_profile("xent", deadline=None, derandomize=True, max_examples=60)
+settings.register_profile("xent", deadline=None, derandomize=True, max_examples=200)
 settings.load_profile("xent")
 
 

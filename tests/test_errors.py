@@ -48,7 +48,8 @@ ARGUMENTS: list[tuple[Any, Any, dict[str, Any], type[Exception], tuple[str, ...]
     (Z, at(Y, 0, -100), {"ignore_index": 7}, ValueError, ("ignore_index=7", "got -100", "row 0")),
     (Z, at(Y.astype("u8"), 0, 2**64 - 1), {}, ValueError, ("got 18446744073709551615", "row 0")),
     (np.zeros((2, 3, 4)), at(np.zeros((2, 3), int), (1, 2), 9), {}, ValueError, ("got 9", "row 1, column 2")),
-    (np.zeros((2, 3, 2, 4)), at(np.zeros((2, 3, 2), int), (1, 0, 1), 9), {}, ValueError, ("index (1, 0, 1)",)),
+    (np.zeros((2, 3, 2, 4)), at(np.zeros((2, 3, 2), int), (1, 0, 1), 9), {},
+     ValueError, ("index (1, 0, 1)",)),
     (np.zeros((3, 0)), Y, {}, ValueError, ("`targets`", "[0, 0)", "got 0", "row 0")),
     (Z, Y[:2], {}, ValueError, ("`targets`", "labels", "(3,)", "got (2,)")),
     (Z, np.zeros((3, 4), int), {}, ValueError, ("`targets`", "(3,)", "got (3, 4)", "one-hot")),
@@ -132,7 +133,9 @@ def test_loss(loss: Callable[..., Any], row: tuple[Any, ...]) -> None:
 # Calls of the other functions: (call, exception, words).
 CALLS: dict[str, tuple[Callable[[], Any], type[Exception], tuple[str, ...]]] = {
     # out
-    "out list": (lambda: xent.cross_entropy_with_grad(Z, Y, out=[1]), TypeError, ("`out`", "NumPy", "`list`")),
+    "out list": (
+        lambda: xent.cross_entropy_with_grad(Z, Y, out=[1]),
+        TypeError, ("`out`", "NumPy", "`list`")),
     "out dtype": (
         lambda: xent.cross_entropy_with_grad(Z, Y, out=Z.astype("f4")),
         TypeError, ("`out`", "dtype", "float64", "got float32")),
@@ -179,7 +182,9 @@ CALLS: dict[str, tuple[Callable[[], Any], type[Exception], tuple[str, ...]]] = {
     # CrossEntropyLoss
     "option at construction": (
         lambda: xent.CrossEntropyLoss(temperature=-1), ValueError, ("`temperature`", "> 0", "got -1")),
-    "unknown at construction": (lambda: xent.CrossEntropyLoss(weight=1), TypeError, ("`weight`", "class_weight")),
+    "unknown at construction": (
+        lambda: xent.CrossEntropyLoss(weight=1),
+        TypeError, ("`weight`", "class_weight")),
     "reduction at construction": (
         lambda: xent.CrossEntropyLoss(reduction="avg"), ValueError, ("`reduction`", "got 'avg'")),
     "denominator at construction": (
@@ -199,21 +204,25 @@ CALLS: dict[str, tuple[Callable[[], Any], type[Exception], tuple[str, ...]]] = {
     "logsumexp of bool": (lambda: xent.logsumexp(np.array([True])), TypeError, ("`logits`", "got bool")),
     # binary
     "binary label": (
-        lambda: xent.binary_cross_entropy(Z[0], [0, 1, 2, 0]), ValueError, ("`targets`", "[0, 2)", "got 2", "row 2")),
+        lambda: xent.binary_cross_entropy(Z[0], [0, 1, 2, 0]),
+        ValueError, ("`targets`", "[0, 2)", "got 2", "row 2")),
     "binary probability": (
         lambda: xent.binary_cross_entropy(Z[0], [0, 1.5, 0, 0]),
         ValueError, ("`targets`", "[0, 1]", "got 1.5", "row 1")),
     "binary NaN": (
         lambda: xent.binary_cross_entropy(Z, at(Q, (1, 2), np.nan)),
         ValueError, ("`targets`", "[0, 1]", "got nan", "row 1, column 2")),
-    "binary shape": (lambda: xent.binary_cross_entropy(Z, Y), ValueError, ("`targets`", "(3, 4)", "got (3,)")),
+    "binary shape": (
+        lambda: xent.binary_cross_entropy(Z, Y),
+        ValueError, ("`targets`", "(3, 4)", "got (3,)")),
     "binary dtype": (
         lambda: xent.binary_cross_entropy(Z, Z.astype(complex)), TypeError, ("`targets`", "got complex128")),
     "binary class_weight": (
         lambda: xent.binary_cross_entropy(Z, Q, class_weight=[1, 2]),
         TypeError, ("`class_weight`", "`pos_weight`")),
     "binary pos_weight": (
-        lambda: xent.binary_cross_entropy(Z, Q, pos_weight=-1), ValueError, ("`pos_weight`", ">= 0", "got -1")),
+        lambda: xent.binary_cross_entropy(Z, Q, pos_weight=-1),
+        ValueError, ("`pos_weight`", ">= 0", "got -1")),
     "binary pos_weight array": (
         lambda: xent.binary_cross_entropy(Z, Q, pos_weight=[1, 2]),
         TypeError, ("`pos_weight`", "number", "got [1, 2]")),
@@ -231,7 +240,8 @@ CALLS: dict[str, tuple[Callable[[], Any], type[Exception], tuple[str, ...]]] = {
         lambda: xent.linear_cross_entropy(X, W.astype("f4"), Y),
         TypeError, ("`weight`", "float64", "got float32")),
     "linear bias shape": (
-        lambda: xent.linear_cross_entropy(X, W, Y, bias=np.zeros(3)), ValueError, ("`bias`", "(4,)", "got (3,)")),
+        lambda: xent.linear_cross_entropy(X, W, Y, bias=np.zeros(3)),
+        ValueError, ("`bias`", "(4,)", "got (3,)")),
     "linear bias dtype": (
         lambda: xent.linear_cross_entropy(X, W, Y, bias=np.zeros(4, "f4")),
         TypeError, ("`bias`", "float64", "got float32")),

@@ -63,8 +63,8 @@ def cross_entropy(
     Examples
     --------
     >>> import numpy as np, xent
-    >>> float(xent.cross_entropy(np.array([[2.0, 3.0, 4.0]]), np.array([1])))
-    1.4076059644443804
+    >>> round(float(xent.cross_entropy(np.array([[2.0, 3.0, 4.0]]), np.array([1]))), 6)
+    1.407606
     """
     problem = Problem.from_arguments(logits, targets, reduction, denominator, validate, options)
     return problem.loss(problem.stats())
@@ -186,8 +186,8 @@ class CrossEntropyLoss:
     >>> import numpy as np, xent
     >>> loss = xent.CrossEntropyLoss(label_smoothing=0.1)
     >>> value = loss(np.array([[2.0, 3.0, 4.0]]), np.array([1]))
-    >>> float(value)
-    1.4076059644443804
+    >>> round(float(value), 6)
+    1.407606
     >>> loss.backward().round(4)
     array([[ 0.0567, -0.6886,  0.6319]])
     """
@@ -310,8 +310,8 @@ def logsumexp(logits: Any, axis: int = -1) -> Any:
     """``log Σ exp z_i`` along ``axis``, in the loss's dtype; NaN where all are −inf.
 
     >>> import xent
-    >>> float(xent.logsumexp([0.0, 0.0, 0.0, 0.0]))
-    1.3862943611198906
+    >>> round(float(xent.logsumexp([0.0, 0.0, 0.0, 0.0])), 6)
+    1.386294
     """
     z = np.moveaxis(checks.as_logits(logits), axis, -1)
     lse = registry.get("cpu").row_stats(z, None, None, Link(), ("lse",)).lse
@@ -337,8 +337,8 @@ def log_softmax(logits: Any, axis: int = -1) -> Array:
     """``z_i − log Σ exp z_j`` along ``axis``, in the dtype of the logits.
 
     >>> import xent
-    >>> xent.log_softmax([0.0, 0.0])
-    array([-0.69314718, -0.69314718])
+    >>> xent.log_softmax([0.0, 0.0]).round(4)
+    array([-0.6931, -0.6931])
     """
     z = checks.as_logits(logits)
     moved = np.moveaxis(z, axis, -1)

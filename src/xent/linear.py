@@ -61,8 +61,8 @@ def linear_cross_entropy(
     --------
     >>> import numpy as np, xent
     >>> x, w = np.array([[1.0, 0.0]]), np.array([[2.0, 0.0], [3.0, 0.0], [4.0, 0.0]])
-    >>> float(xent.linear_cross_entropy(x, w, np.array([1])))
-    1.4076059644443804
+    >>> round(float(xent.linear_cross_entropy(x, w, np.array([1]))), 6)
+    1.407606
     """
     x, w, b = _as_operands(inputs, weight, bias)
     logits = _project(x, w, b)
