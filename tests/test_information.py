@@ -1,4 +1,4 @@
-"""The information-theoretic companions: identities (9)–(12) of docs/maths.md, SciPy, and the corners."""
+"""The information-theoretic companions: identities (14)–(17) of docs/maths.md, SciPy, and the corners."""
 
 from __future__ import annotations
 
