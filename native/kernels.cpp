@@ -1,0 +1,66 @@
+// The kernels of one instruction set: CMake compiles this file once for each, with XENT_ISA set.
+#include "tile.h"
+#include "wide.h"
+
+namespace xent {
+namespace XENT_ISA {
+
+constexpr int MANY = 128, FEW = 16;  // lanes of a tile: many for few classes
+constexpr int64_t WIDE_FROM = 96;    // contiguous classes from which on loops run along the row
+constexpr int64_t MANY_UP_TO = 1024;
+
+enum class Layout { WIDE, MANY, FEW };
+
+Layout layout(const Job& job) {
+  bool contiguous = true;
+  const Strided* const all[] = {&job.z, &job.out, &job.vector, &job.dense};
+  for (const Strided* x : all) contiguous &= !x->data || x->cls == 1;
+  if (contiguous && job.classes >= WIDE_FROM) return Layout::WIDE;
+  return job.classes <= MANY_UP_TO ? Layout::MANY : Layout::FEW;
+}
+
+int64_t granule(const Job& job) {
+  const Layout choice = layout(job);
+  return choice == Layout::WIDE ? 1 : choice == Layout::MANY ? MANY : FEW;
+}
+
+template <class S, bool CAP, bool DENSE, Op OP>
+bool by_layout(const Job& job, int64_t begin, int64_t end) {
+  const Layout choice = layout(job);
+  if (choice == Layout::WIDE) return wide_rows<S, CAP, DENSE, OP>(job, begin, end);
+  if (choice == Layout::MANY) return tile_rows<S, CAP, DENSE, OP, MANY>(job, begin, end);
+  return tile_rows<S, CAP, DENSE, OP, FEW>(job, begin, end);
+}
+
+template <class S, Op OP>
+bool run(const Job& job, int64_t begin, int64_t end) {
+  const bool cap = job.softcap != 0, dense = job.dense.data != nullptr;
+  if (cap) return dense ? by_layout<S, true, true, OP>(job, begin, end) : by_layout<S, true, false, OP>(job, begin, end);
+  return dense ? by_layout<S, false, true, OP>(job, begin, end) : by_layout<S, false, false, OP>(job, begin, end);
+}
+
+template <Op OP>
+constexpr void fill(Rows (&row)[STORAGES]) {
+  row[F64] = run<double, OP>;
+  row[F32] = run<float, OP>;
+  row[F16] = run<Half, OP>;
+  row[BF16] = run<BFloat, OP>;
+}
+
+#define XENT_STRING_(x) #x
+#define XENT_STRING(x) XENT_STRING_(x)
+
+extern const Kernels kernels;
+const Kernels kernels = [] {
+  Kernels k{};
+  k.isa = XENT_STRING(XENT_ISA);
+  k.granule = granule;
+  fill<STATS>(k.rows[STATS]);
+  fill<GRAD>(k.rows[GRAD]);
+  fill<STATS_AND_GRAD>(k.rows[STATS_AND_GRAD]);
+  fill<HVP>(k.rows[HVP]);
+  return k;
+}();
+
+}  // namespace XENT_ISA
+}  // namespace xent

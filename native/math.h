@@ -1,0 +1,214 @@
+// Elementary functions as branch-free arithmetic, so that a compiler can vectorise loops over them,
+// and the storage types. Taylor coefficients throughout: no table, nothing fitted.
+#pragma once
+#include <cstdint>
+#include <cstring>
+#include <limits>
+#include <type_traits>
+
+#define XENT_INLINE inline __attribute__((always_inline))
+
+namespace xent {
+namespace XENT_ISA {
+
+template <class To, class From>
+XENT_INLINE To bit_cast(From x) {
+  static_assert(sizeof(To) == sizeof(From), "bit_cast needs equal sizes");
+  To y;
+  std::memcpy(&y, &x, sizeof y);
+  return y;
+}
+
+template <class T>
+struct Real;
+
+template <>
+struct Real<float> {
+  using Int = int32_t;
+  static constexpr int mantissa = 23, bias = 127, exp_terms = 7, log_terms = 5;
+  static constexpr float magic = 12582912.0f;  // 1.5·2^23: adding it rounds to an integer
+  static constexpr float ln2_hi = 0.693359375f, ln2_lo = -2.12194440e-4f, underflow = -87.33f;
+  static constexpr Int sqrt_half = 0x3f3504f3;
+};
+
+template <>
+struct Real<double> {
+  using Int = int64_t;
+  static constexpr int mantissa = 52, bias = 1023, exp_terms = 13, log_terms = 11;
+  static constexpr double magic = 6755399441055744.0;
+  static constexpr double ln2_hi = 6.93147180369123816490e-01, ln2_lo = 1.90821492927058770002e-10;
+  static constexpr double underflow = -708.39;
+  static constexpr Int sqrt_half = 0x3fe6a09e667f3bcd;
+};
+
+constexpr double inverse_factorial[] = {1.0, 1.0, 1.0 / 2, 1.0 / 6, 1.0 / 24, 1.0 / 120, 1.0 / 720,
+                                        1.0 / 5040, 1.0 / 40320, 1.0 / 362880, 1.0 / 3628800,
+                                        1.0 / 39916800, 1.0 / 479001600, 1.0 / 6227020800};
+
+// eˣ = 2ⁿ(1 + q) with |r| ≤ ln2/2, q = eʳ − 1 = r + r²/2! + r³/3! + …
+template <class T>
+struct ExpParts {
+  T scale, q;
+};
+
+template <class T>
+XENT_INLINE ExpParts<T> exp_parts(T x) {
+  using R = Real<T>;
+  using I = typename R::Int;
+  constexpr T log2e = T(1.44269504088896340736);
+  T shifted = x * log2e + R::magic;
+  T n = shifted - R::magic;
+  T r = (x - n * R::ln2_hi) - n * R::ln2_lo;
+  T poly = T(inverse_factorial[R::exp_terms]);
+#pragma GCC unroll 16
+  for (int k = R::exp_terms - 1; k >= 1; --k) poly = poly * r + T(inverse_factorial[k]);
+  using U = std::make_unsigned_t<I>;
+  U bits = (bit_cast<U>(shifted) << R::mantissa) + (U(R::bias) << R::mantissa);
+  return {bit_cast<T>(bits), poly * r};
+}
+
+// c ? a : b, by bits: from a ternary with costly arms compilers make a branch and then do not vectorise.
+template <class T>
+XENT_INLINE T choose(bool c, T a, T b) {
+  using I = typename Real<T>::Int;
+  const I mask = -I(c);
+  return bit_cast<T>(I((bit_cast<I>(a) & mask) | (bit_cast<I>(b) & ~mask)));
+}
+
+// x where `keep`, else 0.
+template <class T>
+XENT_INLINE T only(bool keep, T x) {
+  using I = typename Real<T>::Int;
+  return bit_cast<T>(I(bit_cast<I>(x) & -I(keep)));
+}
+
+template <class T>
+XENT_INLINE T exp_(T x) {  // 0 where the result would be subnormal
+  ExpParts<T> e = exp_parts(x);
+  return only(!(x < Real<T>::underflow), e.scale * e.q + e.scale);
+}
+
+template <class T>
+XENT_INLINE T expm1_(T x) {
+  ExpParts<T> e = exp_parts(x);
+  return choose(x < T(-40), T(-1), e.scale * e.q + (e.scale - T(1)));
+}
+
+template <class T>
+XENT_INLINE T tanh_(T x) {
+  T a = x < 0 ? -x : x;
+  T em1 = expm1_(T(2) * a);
+  T t = choose(a > T(20), T(1), em1 / (em1 + T(2)));
+  return x < 0 ? -t : t;
+}
+
+template <class T>
+XENT_INLINE T log1p_(T x) {  // x ≥ 0
+  using R = Real<T>;
+  using I = typename R::Int;
+  T t = T(1) + x;
+  I shifted = bit_cast<I>(t) - R::sqrt_half;
+  I n = shifted >> R::mantissa;
+  T m = bit_cast<T>(I((shifted & ((I(1) << R::mantissa) - 1)) + R::sqrt_half));  // in [√½, √2)
+  T s = (m - T(1)) / (m + T(1)), s2 = s * s;
+  T poly = T(0);  // atanh(s)/s = 1 + s²/3 + s⁴/5 + …
+#pragma GCC unroll 16
+  for (int k = R::log_terms; k >= 0; --k) poly = poly * s2 + T(1.0 / (2 * k + 1));
+  T log_t = T(n) * T(0.69314718055994530942) + T(2) * s * poly;
+  T rest = t - T(1);  // log(t)·x/rest makes up for the rounding of 1 + x
+  T none = only(rest == T(0), T(1));
+  return log_t * (x / (rest + none)) + none * x;
+}
+
+struct Half {
+  uint16_t bits;
+};
+struct BFloat {
+  uint16_t bits;
+};
+
+template <class S>
+struct ComputeOf {
+  using type = float;
+};
+template <>
+struct ComputeOf<double> {
+  using type = double;
+};
+
+XENT_INLINE double load(double x) { return x; }
+XENT_INLINE float load(float x) { return x; }
+XENT_INLINE float load(BFloat x) { return bit_cast<float>(uint32_t(x.bits) << 16); }
+XENT_INLINE float load(Half x) {
+  uint32_t magnitude = uint32_t(x.bits & 0x7fff) << 13, sign = uint32_t(x.bits & 0x8000) << 16;
+  uint32_t finite = bit_cast<uint32_t>(bit_cast<float>(magnitude) * bit_cast<float>(0x77800000u));  // 2^112
+  uint32_t bits = magnitude >= 0x0f800000u ? (magnitude | 0x7f800000u) : finite;
+  return bit_cast<float>(bits | sign);
+}
+
+template <class S>
+XENT_INLINE S store(typename ComputeOf<S>::type x) {
+  return x;
+}
+template <>
+XENT_INLINE BFloat store<BFloat>(float x) {  // to nearest, ties to even
+  uint32_t bits = bit_cast<uint32_t>(x);
+  uint32_t rounded = (bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16;
+  return {uint16_t(x != x ? 0x7fc0u : rounded)};
+}
+template <>
+XENT_INLINE Half store<Half>(float x) {
+  uint32_t bits = bit_cast<uint32_t>(x), magnitude = bits & 0x7fffffffu, sign = (bits >> 16) & 0x8000u;
+  uint32_t subnormal = bit_cast<uint32_t>(bit_cast<float>(magnitude) + 0.5f) - 0x3f000000u;
+  uint32_t normal = (magnitude + 0xc8000fffu + ((magnitude >> 13) & 1u)) >> 13;
+  uint32_t special = magnitude > 0x7f800000u ? 0x7e00u : 0x7c00u;
+  uint32_t finite = magnitude < 0x38800000u ? subnormal : normal;
+  return {uint16_t(sign | (magnitude >= 0x47800000u ? special : finite))};
+}
+
+template <class T>
+constexpr T nan_() {
+  return std::numeric_limits<T>::quiet_NaN();
+}
+template <class T>
+constexpr T lowest_() {
+  return std::numeric_limits<T>::lowest();
+}
+
+// The link u = φ(z) with its derivatives, which need only u. In units where the softmax is of
+// `scale`·w: w = z and scale = 1/T without a cap, w = C·tanh(z/(TC)) and scale = 1 with one.
+template <class T, bool CAP>
+struct LinkOf {
+  T scale, slope_at_0, cap, inner, inv_cap;
+
+  LinkOf(double inv_temperature, double softcap)
+      : scale(CAP ? T(1) : T(inv_temperature)),
+        slope_at_0(T(inv_temperature)),
+        cap(T(softcap)),
+        inner(T(inv_temperature / (CAP ? softcap : 1.0))),
+        inv_cap(T(1.0 / (CAP ? softcap : 1.0))) {}
+
+  XENT_INLINE T value(T z) const {
+    if constexpr (!CAP) return z;
+    T capped = cap * tanh_(z * inner);
+    return choose((z - z) == T(0), capped, z);  // infinities and NaN pass
+  }
+  XENT_INLINE T ratio(T w) const {  // tanh, kept in [−1, 1] where w is infinite
+    T t = w * inv_cap;
+    t = t > T(1) ? T(1) : t;
+    return t < T(-1) ? T(-1) : t;
+  }
+  XENT_INLINE T slope(T w) const {
+    if constexpr (!CAP) return slope_at_0;
+    T t = ratio(w);
+    return slope_at_0 * (T(1) - t * t);
+  }
+  XENT_INLINE T curvature(T w) const {
+    if constexpr (!CAP) return T(0);
+    T t = ratio(w);
+    return T(-2) * t * (T(1) - t * t) * slope_at_0 * inner;
+  }
+};
+
+}  // namespace XENT_ISA
+}  // namespace xent

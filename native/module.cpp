@@ -1,0 +1,274 @@
+// The Python module: arrays become a Job, the machine's instruction set is chosen, threads share the rows.
+#include <nanobind/nanobind.h>
+#include <nanobind/ndarray.h>
+#include <nanobind/stl/optional.h>
+#include <nanobind/stl/string.h>
+#include <nanobind/stl/vector.h>
+
+#include <algorithm>
+#include <atomic>
+#include <cstring>
+#include <new>
+#include <stdexcept>
+#include <string>
+#include <vector>
+
+#ifdef _OPENMP
+#include <omp.h>
+#endif
+#ifndef _WIN32
+#include <pthread.h>
+#endif
+
+#include "job.h"
+
+namespace nb = nanobind;
+
+namespace xent {
+#ifdef XENT_X86_VARIANTS
+namespace x86_64_v4 {
+extern const Kernels kernels;
+}
+namespace x86_64_v3 {
+extern const Kernels kernels;
+}
+#endif
+namespace baseline {
+extern const Kernels kernels;
+}
+}  // namespace xent
+
+namespace {
+
+using namespace xent;
+using In = nb::ndarray<nb::ro, nb::device::cpu>;
+using Out = nb::ndarray<nb::device::cpu>;
+using InDoubles = nb::ndarray<const double, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
+using OutDoubles = nb::ndarray<double, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
+using Labels = nb::ndarray<const int64_t, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
+using OutIntegers = nb::ndarray<int64_t, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
+template <class A>
+using Maybe = std::optional<A>;
+
+// Best first; the first is used unless a test asks for another.
+const std::vector<const Kernels*>& available() {
+  static const std::vector<const Kernels*> list = [] {
+    std::vector<const Kernels*> found;
+#ifdef XENT_X86_VARIANTS
+    __builtin_cpu_init();
+    const bool v3 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
+                    __builtin_cpu_supports("bmi2");
+    if (v3 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+        __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl") &&
+        __builtin_cpu_supports("avx512cd"))
+      found.push_back(&x86_64_v4::kernels);
+    if (v3) found.push_back(&x86_64_v3::kernels);
+#endif
+    found.push_back(&baseline::kernels);
+    return found;
+  }();
+  return list;
+}
+
+const Kernels* chosen = nullptr;
+bool forked = false;  // an OpenMP pool does not survive fork(): a child works alone
+
+template <class A>
+Strided strided(const A& x) {
+  Strided s;
+  s.data = const_cast<void*>(static_cast<const void*>(x.data()));
+  s.outer = x.stride(0);
+  s.inner = x.ndim() == 3 ? x.stride(1) : 0;
+  s.cls = x.stride(x.ndim() - 1);
+  return s;
+}
+
+Storage storage(nb::dlpack::dtype dtype) {
+  const auto code = nb::dlpack::dtype_code(dtype.code);
+  if (code == nb::dlpack::dtype_code::Float && dtype.bits == 64) return F64;
+  if (code == nb::dlpack::dtype_code::Float && dtype.bits == 32) return F32;
+  if (code == nb::dlpack::dtype_code::Float && dtype.bits == 16) return F16;
+  if (code == nb::dlpack::dtype_code::UInt && dtype.bits == 16) return BF16;  // NumPy has no bfloat16
+  throw nb::type_error("logits must be float64, float32, float16 or uint16 (the bits of bfloat16)");
+}
+
+Column column(nb::handle coefficient, int64_t rows) {
+  Column c;
+  if (nb::isinstance<nb::float_>(coefficient)) {
+    c.scalar = nb::cast<double>(coefficient);
+    return c;
+  }
+  auto array = nb::cast<InDoubles>(coefficient);  // the caller's argument keeps it alive
+  if (int64_t(array.shape(0)) != rows) throw std::invalid_argument("a coefficient needs one value a row");
+  c.data = array.data();
+  return c;
+}
+
+template <class A>
+auto pointer(const Maybe<A>& array, int64_t rows) -> decltype(array->data()) {
+  if (!array) return nullptr;
+  if (int64_t(array->shape(0)) != rows) throw std::invalid_argument("a statistic needs one value a row");
+  return array->data();
+}
+
+struct Call {
+  Job job;
+  Storage type;
+
+  Call(const In& z, const Maybe<Labels>& labels, const Maybe<In>& dense, double inv_temperature, double softcap)
+      : type(storage(z.dtype())) {
+    if (z.ndim() != 2 && z.ndim() != 3) throw std::invalid_argument("logits must have 2 or 3 axes");
+    job.outer = z.shape(0);
+    job.inner = z.ndim() == 3 ? z.shape(1) : 1;
+    job.classes = z.shape(z.ndim() - 1);
+    job.z = strided(z);
+    job.inv_temperature = inv_temperature;
+    job.softcap = softcap;
+    job.labels = pointer(labels, job.rows());
+    if (!dense) return;
+    if (storage(dense->dtype()) != (type == F64 ? F64 : F32)) throw nb::type_error("dense has another dtype");
+    if (dense->ndim() == 1) {
+      if (int64_t(dense->shape(0)) != job.classes) throw std::invalid_argument("dense has another length");
+      job.dense.data = const_cast<void*>(dense->data());
+      job.dense.cls = dense->stride(0);
+    } else {
+      job.dense = like_logits(*dense);
+    }
+  }
+
+  template <class A>
+  Strided like_logits(const A& x) const {
+    bool same = x.ndim() == (job.inner == 1 && x.ndim() == 2 ? 2u : 3u) && int64_t(x.shape(0)) == job.outer &&
+                int64_t(x.shape(x.ndim() - 1)) == job.classes && (x.ndim() == 2 || int64_t(x.shape(1)) == job.inner);
+    if (!same) throw std::invalid_argument("an array has another shape than the logits");
+    return strided(x);
+  }
+  void set_out(const Out& out) {
+    if (storage(out.dtype()) != type) throw nb::type_error("out has another dtype than the logits");
+    job.out = like_logits(out);
+  }
+  void set_cotangents(nb::handle dl, nb::handle dx, nb::handle ds) {
+    job.dl = column(dl, job.rows());
+    job.dx = column(dx, job.rows());
+    job.ds = column(ds, job.rows());
+  }
+  void set_statistics(Maybe<OutDoubles>& lse, Maybe<OutDoubles>& log_prob, Maybe<OutDoubles>& dense_log_prob,
+                      Maybe<OutDoubles>& mass) {
+    job.lse = pointer(lse, job.rows());
+    job.log_prob = pointer(log_prob, job.rows());
+    job.dense_log_prob = pointer(dense_log_prob, job.rows());
+    job.mass = pointer(mass, job.rows());
+  }
+
+  void run(Op op) const {
+    bool enough_memory = true;
+    {
+      nb::gil_scoped_release release;
+      enough_memory = shared(chosen->rows[op][type]);
+    }
+    if (!enough_memory) throw std::bad_alloc();
+  }
+
+  // Rows over threads. A piece of work is a whole number of granules, whoever does it: same bits.
+  bool shared(Rows rows) const {
+    const int64_t total = job.rows(), granule = chosen->granule(job);
+    const int64_t granules = (total + granule - 1) / granule;
+    int threads = 1;
+#ifdef _OPENMP
+    constexpr int64_t worth_a_thread = 1 << 15;  // elements; waking the pool costs about 5 µs
+    const int64_t useful = total * job.classes / worth_a_thread;
+    if (!forked) threads = int(std::min<int64_t>({int64_t(omp_get_max_threads()), granules, useful}));
+#endif
+    if (threads <= 1) return rows(job, 0, total);
+    const int64_t pieces = std::min<int64_t>(granules, int64_t(threads) * 16);
+    std::atomic<bool> ok{true};
+#pragma omp parallel for schedule(dynamic, 1) num_threads(threads)
+    for (int64_t piece = 0; piece < pieces; ++piece) {
+      const int64_t begin = granules * piece / pieces * granule, end = granules * (piece + 1) / pieces * granule;
+      if (!rows(job, begin, std::min(end, total))) ok = false;
+    }
+    return ok;
+  }
+};
+
+void row_stats(const In& z, const Maybe<Labels>& labels, const Maybe<In>& dense, double inv_temperature, double softcap,
+               Maybe<OutDoubles> lse, Maybe<OutDoubles> log_prob, Maybe<OutDoubles> dense_log_prob,
+               Maybe<OutDoubles> mass, Maybe<OutDoubles> entropy, Maybe<OutIntegers> argmax) {
+  Call call(z, labels, dense, inv_temperature, softcap);
+  call.set_statistics(lse, log_prob, dense_log_prob, mass);
+  call.job.entropy = pointer(entropy, call.job.rows());
+  call.job.argmax = pointer(argmax, call.job.rows());
+  call.run(STATS);
+}
+
+void row_grad(const In& z, const Maybe<Labels>& labels, const Maybe<In>& dense, double inv_temperature, double softcap,
+              const InDoubles& lse, const Maybe<InDoubles>& log_prob, const Maybe<InDoubles>& mass, nb::handle dl,
+              nb::handle dx, nb::handle ds, Out out) {
+  Call call(z, labels, dense, inv_temperature, softcap);
+  if (labels && !log_prob) throw std::invalid_argument("labels need log_prob");
+  if (dense && !mass) throw std::invalid_argument("dense needs mass");
+  call.set_cotangents(dl, dx, ds);
+  call.job.in_lse = pointer(Maybe<InDoubles>(lse), call.job.rows());
+  call.job.in_log_prob = pointer(log_prob, call.job.rows());
+  call.job.in_mass = pointer(mass, call.job.rows());
+  call.set_out(out);
+  call.run(GRAD);
+}
+
+void row_stats_and_grad(const In& z, const Maybe<Labels>& labels, const Maybe<In>& dense, double inv_temperature,
+                        double softcap, nb::handle dl, nb::handle dx, nb::handle ds, Out out, Maybe<OutDoubles> lse,
+                        Maybe<OutDoubles> log_prob, Maybe<OutDoubles> dense_log_prob, Maybe<OutDoubles> mass) {
+  Call call(z, labels, dense, inv_temperature, softcap);
+  call.set_cotangents(dl, dx, ds);
+  call.set_statistics(lse, log_prob, dense_log_prob, mass);
+  call.set_out(out);
+  call.run(STATS_AND_GRAD);
+}
+
+void row_hvp(const In& z, const Maybe<Labels>& labels, const Maybe<In>& dense, double inv_temperature, double softcap,
+             nb::handle dl, nb::handle dx, nb::handle ds, nb::handle ddl, nb::handle ddx, const In& vector, Out out) {
+  Call call(z, labels, dense, inv_temperature, softcap);
+  call.set_cotangents(dl, dx, ds);
+  call.job.ddl = column(ddl, call.job.rows());
+  call.job.ddx = column(ddx, call.job.rows());
+  if (storage(vector.dtype()) != call.type) throw nb::type_error("vector has another dtype than the logits");
+  call.job.vector = call.like_logits(vector);
+  call.set_out(out);
+  call.run(HVP);
+}
+
+std::vector<std::string> isas() {
+  std::vector<std::string> names;
+  for (const Kernels* k : available()) names.push_back(k->isa);
+  return names;
+}
+
+std::string set_isa(const std::string& name) {
+  for (const Kernels* k : available())
+    if (name == k->isa) {
+      std::string before = chosen->isa;
+      chosen = k;
+      return before;
+    }
+  throw nb::value_error(("no kernels for instruction set " + name).c_str());
+}
+
+}  // namespace
+
+NB_MODULE(_native, m) {
+  chosen = available().front();
+#ifndef _WIN32
+  pthread_atfork(nullptr, nullptr, [] { forked = true; });
+#endif
+  m.def("row_stats", &row_stats, nb::arg().noconvert(), nb::arg().none(), nb::arg().none(), nb::arg(), nb::arg(),
+        nb::arg().none(), nb::arg().none(), nb::arg().none(), nb::arg().none(), nb::arg().none(), nb::arg().none());
+  m.def("row_grad", &row_grad, nb::arg().noconvert(), nb::arg().none(), nb::arg().none(), nb::arg(), nb::arg(),
+        nb::arg().noconvert(), nb::arg().none(), nb::arg().none(), nb::arg(), nb::arg(), nb::arg(), nb::arg().noconvert());
+  m.def("row_stats_and_grad", &row_stats_and_grad, nb::arg().noconvert(), nb::arg().none(), nb::arg().none(),
+        nb::arg(), nb::arg(), nb::arg(), nb::arg(), nb::arg(), nb::arg().noconvert(), nb::arg().none(),
+        nb::arg().none(), nb::arg().none(), nb::arg().none());
+  m.def("row_hvp", &row_hvp, nb::arg().noconvert(), nb::arg().none(), nb::arg().none(), nb::arg(), nb::arg(),
+        nb::arg(), nb::arg(), nb::arg(), nb::arg(), nb::arg(), nb::arg().noconvert(), nb::arg().noconvert());
+  m.def("isas", &isas);
+  m.def("set_isa", &set_isa);
+}

@@ -1,0 +1,52 @@
+// What the two layouts of the kernels share: offsets, coefficients of a row, and equation (2) at the one
+// class where cancellation would spoil it.
+#pragma once
+#include <cmath>
+#include <cstdlib>
+
+#include "job.h"
+#include "math.h"
+
+namespace xent {
+namespace XENT_ISA {
+
+struct Position {
+  int64_t outer, inner;
+};
+
+XENT_INLINE Position position(const Job& job, int64_t row) {
+  if (job.inner == 1) return {row, 0};
+  return {row / job.inner, row % job.inner};
+}
+
+template <class S>
+XENT_INLINE S* at(const Strided& x, Position p) {
+  return static_cast<S*>(x.data) + p.outer * x.outer + p.inner * x.inner;
+}
+
+// Scratch memory of one call, freed on return.
+struct Scratch {
+  void* data;
+  explicit Scratch(size_t bytes) : data(std::aligned_alloc(64, (bytes + 63) / 64 * 64)) {}
+  ~Scratch() { std::free(data); }
+  Scratch(const Scratch&) = delete;
+  Scratch& operator=(const Scratch&) = delete;
+};
+
+// The cotangents of one row and its mass V, in double precision.
+struct Coefficients {
+  double dl, dx, ds, mass;
+  Coefficients(const Job& job, int64_t row) : dl(job.dl[row]), dx(job.dx[row]), ds(job.ds[row]), mass(0) {}
+  bool silent() const { return dl == 0 && dx == 0 && ds == 0; }
+  double of_p() const { return dl - dx - ds * mass; }  // s − b of (3): what multiplies p in (2)
+
+  // The bracket of (2) at one class of log-probability `log_p`, with 1 − p from expm1 (DESIGN §2).
+  double bracket(double log_p, bool is_label, double v) const {
+    double p = std::exp(log_p), rest = -std::expm1(log_p);
+    const double dense = p > 0.5 ? (v - mass) + mass * rest : v - mass * p;
+    return dl * p + dx * (is_label ? rest : -p) + (ds == 0 ? 0.0 : ds * dense);
+  }
+};
+
+}  // namespace XENT_ISA
+}  // namespace xent

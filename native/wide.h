@@ -1,0 +1,301 @@
+// Kernels along the row, for many contiguous classes: a row is read once from memory, in blocks that
+// stay in the level-1 cache; its exponentials wait in scratch memory, relative to their block's maximum,
+// until the whole row's maximum and sum are known.
+#pragma once
+#include "row.h"
+
+namespace xent {
+namespace XENT_ISA {
+
+template <class S, bool CAP, bool DENSE>
+class Wide {
+  using T = typename ComputeOf<S>::type;
+  static constexpr int64_t BLOCK = 2048;
+
+  struct Block {
+    T max;
+    double below, ties, dense, mass, entropy;
+  };
+  struct Sums {
+    double max, rest, dense, mass, entropy;  // maximum of w; Σ eᵘ⁻ᵐ without its largest term; …
+    double log_norm() const { return std::log1p(rest); }
+  };
+
+  const Job& job;
+  const LinkOf<T, CAP> phi;  // each method copies it: a load inside a loop that stores is not invariant
+  const int64_t K, blocks;
+  T* e;          // (K,) exponentials, later probabilities or the like
+  T* w;          // linked logits: (K,) under a cap, whose slope needs them again; else (BLOCK,)
+  Block* block;  // (blocks,)
+
+ public:
+  static size_t scratch_bytes(const Job& job) {
+    int64_t blocks = (job.classes + BLOCK - 1) / BLOCK;
+    return size_t(2 * blocks * BLOCK) * sizeof(T) + size_t(blocks) * sizeof(Block);
+  }
+
+  Wide(const Job& job, void* scratch)
+      : job(job),
+        phi(job.inv_temperature, job.softcap),
+        K(job.classes),
+        blocks((job.classes + BLOCK - 1) / BLOCK),
+        e(static_cast<T*>(scratch)),
+        w(e + blocks * BLOCK),
+        block(reinterpret_cast<Block*>(w + blocks * BLOCK)) {}
+
+  void stats(int64_t row, bool with_grad) {
+    const LinkOf<T, CAP> link = phi;
+    const Position at_row = position(job, row);
+    const S* z = at<S>(job.z, at_row);
+    S* out = with_grad ? at<S>(job.out, at_row) : nullptr;
+    const T* v = DENSE ? at<T>(job.dense, at_row) : nullptr;
+    const int64_t y = job.labels ? job.labels[row] : 0;
+    if (y < 0) return absent(row, out);
+    const Sums sums = sweep(z, v);
+    const double log_norm = sums.log_norm();
+    const bool labelled = job.labels && y < K;
+    const double x = labelled ? (double(linked(z, y)) - sums.max) * link.scale - log_norm
+                              : (job.labels ? nan_<double>() : 0.0);
+    if (job.lse) job.lse[row] = y < K || !job.labels ? sums.max * link.scale + log_norm : nan_<double>();
+    if (job.log_prob) job.log_prob[row] = x;
+    if (job.dense_log_prob) job.dense_log_prob[row] = sums.dense - (sums.mass != 0 ? sums.mass * log_norm : 0.0);
+    if (job.mass) job.mass[row] = sums.mass;
+    if (job.entropy) job.entropy[row] = log_norm - sums.entropy / (1 + sums.rest);
+    if (job.argmax) job.argmax[row] = argmax(z);
+    if (!with_grad) return;
+
+    Coefficients c(job, row);
+    if (c.silent()) return fill(out, T(0));
+    if (job.labels && y >= K) return fill(out, nan_<T>());
+    c.mass = sums.mass;
+    const int64_t top = DENSE && sums.rest < 1 ? argmax(z) : -1;
+    const double v_y = DENSE && labelled ? double(v[y]) : 0.0, v_top = top >= 0 ? double(v[top]) : 0.0;
+    for (int64_t b = 0; b < blocks; ++b)
+      write(out, v, b * BLOCK, T(c.of_p() * weight(block[b], sums)), T(c.ds));
+    if (top >= 0) out[top] = store<S>(T(slope_at(top) * c.bracket(-log_norm, job.labels && top == y, v_top)));
+    if (labelled) out[y] = store<S>(T(slope_at(y) * c.bracket(x, true, v_y)));
+  }
+
+  // Equation (2) from known statistics, in one pass over the row.
+  void grad(int64_t row) {
+    const LinkOf<T, CAP> link = phi;
+    const Position at_row = position(job, row);
+    const S* z = at<S>(job.z, at_row);
+    S* out = at<S>(job.out, at_row);
+    const T* v = DENSE ? at<T>(job.dense, at_row) : nullptr;
+    const int64_t y = job.labels ? job.labels[row] : 0;
+    Coefficients c(job, row);
+    if (y < 0 || c.silent()) return fill(out, T(0));
+    if (job.labels && y >= K) return fill(out, nan_<T>());
+    if (DENSE) c.mass = job.in_mass[row];
+    // lse as an unevaluated sum hi + lo of two T, so that w − hi is exact where p matters.
+    const double lse = job.in_lse[row] / double(link.scale);
+    const T hi = T(lse), lo = T(lse - double(hi));
+    int64_t top = -1;
+    double log_p_top = 0, v_top = 0;
+    if (DENSE) {
+      top = argmax(z);
+      log_p_top = (double(linked(z, top)) - lse) * link.scale;
+      if (log_p_top > -0.69)
+        v_top = double(v[top]);
+      else
+        top = -1;
+    }
+    const double v_y = DENSE && job.labels ? double(v[y]) : 0.0;
+    for (int64_t k = 0; k < K; k += BLOCK) {
+      const int64_t n = K - k < BLOCK ? K - k : BLOCK;
+      const T* u = fetch(z, k, n);
+      T* p = e + k;
+#pragma omp simd
+      for (int64_t i = 0; i < n; ++i) p[i] = exp_(((u[i] - hi) - lo) * link.scale);
+      write(out, v, k, T(c.of_p()), T(c.ds));
+    }
+    if (top >= 0) out[top] = store<S>(T(slope_at(top) * c.bracket(log_p_top, job.labels && top == y, v_top)));
+    if (job.labels) out[y] = store<S>(T(slope_at(y) * c.bracket(job.in_log_prob[row], true, v_y)));
+  }
+
+  // Equation (3). All r̃ are taken relative to the likeliest class's, so that r̃ − ρ is exact as p → 1.
+  void hvp(int64_t row) {
+    const LinkOf<T, CAP> link = phi;
+    const Position at_row = position(job, row);
+    const S *z = at<S>(job.z, at_row), *r = at<S>(job.vector, at_row);
+    S* out = at<S>(job.out, at_row);
+    const T* v = DENSE ? at<T>(job.dense, at_row) : nullptr;
+    const int64_t y = job.labels ? job.labels[row] : 0;
+    Coefficients c(job, row);
+    if (y < 0 || (c.silent() && job.ddl[row] == 0 && job.ddx[row] == 0)) return fill(out, T(0));
+    if (job.labels && y >= K) return fill(out, nan_<T>());
+    const Sums sums = sweep(z, v);
+    c.mass = sums.mass;
+    const int64_t top = argmax(z);
+    const T centre = link.slope(kept(z, top)) * load(r[top]);
+    double delta = 0;  // ρ − centre
+    for (int64_t b = 0; b < blocks; ++b) {
+      const int64_t k = b * BLOCK, n = size(k);
+      const T norm = T(weight(block[b], sums)), *u = w + k;
+      T* p = e + k;
+      T sum = 0;
+#pragma omp simd reduction(+ : sum)
+      for (int64_t i = 0; i < n; ++i) {
+        p[i] *= norm;
+        T d = link.slope(CAP ? u[i] : T(0)) * load(r[k + i]) - centre;
+        sum += only(p[i] != T(0), p[i] * d);
+      }
+      delta += sum;
+    }
+    const double ddl = job.ddl[row], rho = double(centre) + delta;
+    const double log_norm = sums.log_norm(), r_y = job.labels ? double(load(r[y])) : 0.0;
+    const double shifted_y = job.labels ? link.slope(kept(z, y)) * r_y - double(centre) - delta : 0.0;
+    const double kappa = job.labels ? job.ddx[row] * shifted_y : 0.0;
+    const double x = job.labels ? (double(kept(z, y)) - sums.max) * link.scale - log_norm : 0.0;
+    const double w_y = job.labels ? double(kept(z, y)) : 0.0, v_y = DENSE && job.labels ? double(v[y]) : 0.0;
+    const T of_p = T(c.of_p()), constant = T(ddl * rho - kappa), ds = T(c.ds), shift = T(delta);
+    for (int64_t k = 0; k < K; k += BLOCK) {
+      const int64_t n = size(k);
+      const T *p = e + k, *u = w + k;
+#pragma omp simd
+      for (int64_t i = 0; i < n; ++i) {
+        T ri = load(r[k + i]), slope = link.slope(CAP ? u[i] : T(0));
+        T value = slope * p[i] * (of_p * ((slope * ri - centre) - shift) + constant);
+        if constexpr (CAP) {
+          T g = of_p * p[i];
+          if constexpr (DENSE) g += ds * v[k + i];
+          value += link.curvature(u[i]) * ri * g;
+        }
+        out[k + i] = store<S>(value);
+      }
+    }
+    if (!job.labels) return;
+    const double p_y = std::exp(x), slope_y = link.slope(T(w_y));
+    const double product = c.of_p() * p_y * shifted_y + ddl * rho * p_y - kappa * std::expm1(x);
+    out[y] = store<S>(T(slope_y * product + link.curvature(T(w_y)) * r_y * c.bracket(x, true, v_y)));
+  }
+
+ private:
+  int64_t size(int64_t k) const { return K - k < BLOCK ? K - k : BLOCK; }
+  T linked(const S* z, int64_t i) const { return phi.value(load(z[i])); }
+  T kept(const S* z, int64_t i) const { return CAP ? w[i] : load(z[i]); }
+  T slope_at(int64_t i) const { return phi.slope(CAP ? w[i] : T(0)); }
+
+  // e of this block counts eᵘ⁻ᵇˡᵒᶜᵏ ᵐᵃˣ; times this it is p.
+  double weight(const Block& b, const Sums& sums) const {
+    return std::exp((double(b.max) - sums.max) * phi.scale) / (1 + sums.rest);
+  }
+
+  // Linked logits of one block in the compute type: the row itself where there is nothing to do.
+  const T* fetch(const S* z, int64_t k, int64_t n) {
+    const LinkOf<T, CAP> link = phi;
+    if constexpr (!CAP && std::is_same_v<S, T>) return z + k;
+    T* u = w + (CAP ? k : 0);
+#pragma omp simd
+    for (int64_t i = 0; i < n; ++i) u[i] = link.value(load(z[k + i]));
+    return u;
+  }
+
+  Sums sweep(const S* z, const T* v) {
+    const LinkOf<T, CAP> link = phi;
+    double max = -std::numeric_limits<double>::infinity();
+    for (int64_t b = 0; b < blocks; ++b) {
+      const int64_t k = b * BLOCK;
+      block[b] = exponentials(fetch(z, k, size(k)), DENSE ? v + k : nullptr, e + k, size(k));
+      if (block[b].max > max) max = block[b].max;
+    }
+    Sums sums{max, 0, 0, 0, 0};
+    double ties = 0;
+    for (int64_t b = 0; b < blocks; ++b) {
+      const double gap = (double(block[b].max) - max) * link.scale, factor = std::exp(gap);
+      if (gap == 0) {
+        ties += block[b].ties;
+        sums.rest += block[b].below;
+      } else {
+        sums.rest += factor * (block[b].below + block[b].ties);
+      }
+      if (factor > 0 && job.entropy) sums.entropy += factor * (block[b].entropy + gap * (block[b].below + block[b].ties));
+      sums.mass += block[b].mass;
+      sums.dense += block[b].dense + (block[b].mass != 0 ? block[b].mass * gap : 0.0);
+    }
+    // No logit equals the maximum only if all are −inf or one is +inf: not a distribution (DESIGN §6).
+    sums.rest = ties < 1 ? nan_<double>() : sums.rest + (ties - 1);
+    return sums;
+  }
+
+  Block exponentials(const T* u, const T* v, T* exps, int64_t n) const {
+    const LinkOf<T, CAP> link = phi;
+    T max = lowest_<T>();
+#pragma omp simd reduction(max : max)
+    for (int64_t i = 0; i < n; ++i) max = u[i] > max ? u[i] : max;
+    T below = 0, ties = 0, dense = 0, mass = 0;
+#pragma omp simd reduction(+ : below, ties, dense, mass)
+    for (int64_t i = 0; i < n; ++i) {
+      T d = (u[i] - max) * link.scale;
+      T value = exp_(d);
+      exps[i] = value;
+      T tie = only(d == T(0), T(1));  // then value = 1
+      ties += tie;
+      below += value - tie;
+      if constexpr (DENSE) {
+        mass += v[i];
+        dense += only(v[i] != T(0), v[i] * d);
+      }
+    }
+    T entropy = 0;
+    if (job.entropy) {
+#pragma omp simd reduction(+ : entropy)
+      for (int64_t i = 0; i < n; ++i) entropy += only(exps[i] != T(0), exps[i] * ((u[i] - max) * link.scale));
+    }
+    return {max, double(below), double(ties), double(dense), double(mass), double(entropy)};
+  }
+
+  // out = φ'·(of_p·e + ds·v) over the block that begins at k.
+  void write(S* out, const T* v, int64_t k, T of_p, T ds) const {
+    const LinkOf<T, CAP> link = phi;
+    const int64_t n = size(k);
+    const T *exps = e + k, *u = w + k;
+#pragma omp simd
+    for (int64_t i = 0; i < n; ++i) {
+      T value = of_p * exps[i];
+      if constexpr (DENSE) value += ds * v[k + i];
+      out[k + i] = store<S>(value * link.slope(CAP ? u[i] : T(0)));
+    }
+  }
+
+  // The first of the largest logits; φ is increasing, so it is the likeliest class. 0 if all are NaN.
+  int64_t argmax(const S* z) const {
+    T max = -std::numeric_limits<T>::infinity();
+#pragma omp simd reduction(max : max)
+    for (int64_t i = 0; i < K; ++i) max = load(z[i]) > max ? load(z[i]) : max;
+    for (int64_t i = 0; i < K; ++i)
+      if (load(z[i]) == max) return i;
+    return 0;
+  }
+
+  void fill(S* out, T value) const {
+    for (int64_t i = 0; i < K; ++i) out[i] = store<S>(value);
+  }
+
+  void absent(int64_t row, S* out) const {
+    double* const statistics[] = {job.lse, job.log_prob, job.dense_log_prob, job.mass, job.entropy};
+    for (double* statistic : statistics)
+      if (statistic) statistic[row] = 0;
+    if (job.argmax) job.argmax[row] = 0;
+    if (out) fill(out, T(0));
+  }
+};
+
+template <class S, bool CAP, bool DENSE, Op OP>
+bool wide_rows(const Job& job, int64_t begin, int64_t end) {
+  using W = Wide<S, CAP, DENSE>;
+  Scratch scratch(W::scratch_bytes(job));
+  if (!scratch.data) return false;
+  W wide(job, scratch.data);
+  for (int64_t row = begin; row < end; ++row) {
+    if constexpr (OP == STATS) wide.stats(row, false);
+    if constexpr (OP == STATS_AND_GRAD) wide.stats(row, true);
+    if constexpr (OP == GRAD) wide.grad(row);
+    if constexpr (OP == HVP) wide.hvp(row);
+  }
+  return true;
+}
+
+}  // namespace XENT_ISA
+}  // namespace xent
