@@ -8,6 +8,7 @@ from xml.etree import ElementTree
 
 import numpy as np
 import pytest
+from sklearn.model_selection import train_test_split
 
 import xent
 from xent import data, persistence, plots, report, training
@@ -147,6 +148,15 @@ def test_the_measures_are_those_of_the_model_on_those_rows(runs):
         assert np.trace(run.confusion) == round(run.test.accuracy * run.test.rows)
         assert run.curve[-1] == pytest.approx((run.train.loss, run.test.loss), rel=1e-9)
         assert len(run.curve) == run.steps + 1
+
+
+def test_the_held_out_rows_have_no_part_in_the_scaling(runs):
+    dataset = data.load("digits")
+    train, test = train_test_split(np.arange(1797), test_size=360, stratify=dataset.labels, random_state=0)
+    np.testing.assert_allclose(runs["digits"].model.mean, dataset.features[train].mean(0), rtol=1e-12)
+    shares = [np.bincount(dataset.labels[part]) / len(part) for part in (train, test)]
+    np.testing.assert_allclose(runs["digits"].confusion.sum(1) / 360, shares[1])
+    np.testing.assert_allclose(*shares, atol=1 / 360)
 
 
 def test_reliability_of_a_perfect_and_of_a_boastful_model():

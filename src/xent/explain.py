@@ -115,18 +115,18 @@ def render(explanation: Explanation) -> list[Any]:
     """The explanation as rich tables."""
     from rich import box
     from rich.table import Table
-    from rich.text import Text  # the formulas have brackets, which rich would read as markup
+    from rich.text import Text
 
     by_class = Table(
         box=box.SIMPLE_HEAD,
         pad_edge=False,
-        caption=Text(explanation.gradient),
+        caption=Text(explanation.gradient),  # a string's brackets would be read as markup
         caption_justify="left",
         caption_style="",
     )
     by_class.add_column("class\nk", justify="right")
     for column in explanation.columns:
-        by_class.add_column(Text(f"{column.name}\n{column.formula}"), justify="right")
+        by_class.add_column(f"{column.name}\n{column.formula}", justify="right")
     for k in range(len(explanation.columns[0].values)):
         is_label = k == explanation.label
         by_class.add_row(
@@ -139,7 +139,7 @@ def render(explanation: Explanation) -> list[Any]:
         by_row.add_column(name, overflow="fold")
     by_row.add_column("value", justify="right", no_wrap=True)
     for line in explanation.lines:
-        by_row.add_row(*map(Text, (line.name, line.formula, line.numbers)), _number(line.value))
+        by_row.add_row(line.name, line.formula, line.numbers, _number(line.value))
     return [by_class, by_row]
 
 
