@@ -449,6 +449,15 @@ def test_softmax_family_is_scipys(dtype: str, axis: int) -> None:
     np.testing.assert_array_equal(out, xent.softmax(logits, axis))
 
 
+def test_log_softmax_of_large_logits_keeps_its_digits() -> None:
+    """At logits of 1e4 a float32 log-sum-exp is 5e-4 off; the difference is taken in float64."""
+    logits = np.float32(1e4) + np.random.default_rng(0).integers(-4, 5, (6, 9)).astype(np.float32)
+    expected = scipy.special.log_softmax(logits.astype(np.float64), -1)
+    close(xent.log_softmax(logits), expected, rtol=3e-7)
+    labels = np.arange(6)
+    close(xent.cross_entropy(logits, labels, reduction="none"), -expected[labels, labels], rtol=1e-6)
+
+
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_row_statistics_are_their_definitions(dtype: str) -> None:
     rng = np.random.default_rng(0)
@@ -527,6 +536,15 @@ def test_pytorch_binary_cross_entropy(soft: bool, pos_weight: float | None, redu
     )
     close(loss, expected.detach().numpy())
     close(grad, z.grad.numpy())
+
+
+def test_hessian_where_the_gradient_is_zero() -> None:
+    """λl² at l = 0 has the curvature 2λ: a row without slope is not one without bend."""
+    z = np.full((1, 2), -np.log(2.0))
+    z[0, 0] = np.log(0.5)
+    assert xent.logsumexp(z)[0] == 0
+    product = xent.cross_entropy_hvp(z, [0], [[1.0, 1.0]], z_loss=0.5, class_weight=[0, 1], reduction="sum")
+    close(product, [[0.5, 0.5]])
 
 
 def test_pytorch_hessian_product() -> None:

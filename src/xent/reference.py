@@ -89,7 +89,7 @@ def row_hvp(
     product = slope * product
     if link.softcap is not None:
         product = product + link.curvature(z, np) * r * _bracket(z, labels, dense, link, cotangents)
-    return _rows_read(labels, cotangents, product, logits, out)
+    return _rows_read(labels, (*cotangents, *curvatures), product, logits, out)
 
 
 def _bracket(z: Array, labels: Array, dense: Array, link: Link, cotangents: Cotangents) -> Array:
@@ -120,9 +120,9 @@ def _log_softmax(u: Array) -> tuple[Array, Array]:
     return shifted - log_norm, (u.max(-1, keepdims=True) + log_norm)[..., 0]
 
 
-def _rows_read(labels: Array, cotangents: Cotangents, value: Array, logits: Array, out: Array) -> Array:
+def _rows_read(labels: Array, coefficients: Any, value: Array, logits: Array, out: Array) -> Array:
     """``value`` in ``out``: 0 in rows that are not read, NaN where the label is not a class."""
-    silent = np.all([np.broadcast_to(c, value.shape[:-1]) == 0 for c in cotangents], axis=0)
+    silent = np.all([np.broadcast_to(c, value.shape[:-1]) == 0 for c in coefficients], axis=0)
     if labels is not None:
         silent = silent | (labels < 0)
         value = np.where((labels >= value.shape[-1])[..., None], np.nan, value)
