@@ -322,8 +322,8 @@ def test_front_end_is_the_problem(variant: Variant, kind: Kind) -> None:
 @pytest.mark.parametrize(("variant", "kind"), CASES, ids=CASE_IDS)
 def test_full_product(backend: Backend, variant: Variant, kind: Kind, dtype: str) -> None:
     for (rows, num_classes), scale, layout in itertools.product(SHAPES, SCALES, LAYOUTS):
-        if num_classes * rows > 300_000 and layout not in ("contiguous", "class_first"):
-            continue
+        if num_classes * rows > 20_000 and layout not in ("contiguous", "class_first"):
+            continue  # strides are strides, however many rows: an hour saved
         leading = (rows, 1) if layout == "image" else (rows,)
         make = LAYOUTS[layout]
         check_case(backend, make_case(variant, kind, leading, num_classes, dtype, scale, make, make))
