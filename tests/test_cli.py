@@ -67,6 +67,12 @@ BAD = {
         ["no/r.html", "cannot be written", "no directory"],
     ),
     "report on a directory": (None, "fit iris --report .", ["cannot be written", "is a directory"]),
+    "report over the data": (
+        GOOD,
+        "fit data.csv --target kind --report data.csv",
+        ["data.csv", "overwritten"],
+    ),
+    "report and model in one": (None, "fit iris --report r --model r", ["`--report` and `--model`"]),
     "model nowhere": (None, "fit iris --model no/m.st", ["no/m.st", "cannot be written"]),
     "test size": (None, "fit iris --test-size 1.5", ["`--test-size` must be between 0 and 1", "1.5"]),
     "test size too small": (None, "fit iris --test-size 0.001", ["too few to hold out 0.001"]),

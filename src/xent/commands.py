@@ -75,12 +75,18 @@ def fit(
     for path in (report, model):
         if path is not None:
             persistence.require_writable(path)
+            if path.exists() and Path(data).exists() and path.samefile(data):
+                raise ValueError(f"{path}: is the data; it would be overwritten")
+    if report is not None and report == model:
+        raise ValueError(f"{report}: `--report` and `--model` must be two files")
     settings = training.Settings(
         test_size, seed, alpha, max_iter, tol, label_smoothing, focal_gamma, balanced
     )
     dataset = datasets.load(data, target)
-    with _progress(max_iter) as on_step:
-        run = training.run(dataset, settings, on_step)
+    with _status("training") as update:
+        run = training.run(
+            dataset, settings, lambda step, objective: update(f"step {step}, objective {objective:.6f}")
+        )
 
     console = _console()
     _print_run(console, run)
@@ -253,14 +259,8 @@ def _print_run(console: Console, run: Run) -> None:
 
 
 @contextmanager
-def _progress(max_iter: int) -> Iterator[Callable[[int, float], None]]:
-    """A line with the step and the objective, on a terminal; nothing in a pipe."""
-    with _status("training") as update:
-        yield lambda step, objective: update(f"step {step}, objective {objective:.6f}")
-
-
-@contextmanager
 def _status(what: str) -> Iterator[Callable[[str], None]]:
+    """A line on stderr that says how far it is, on a terminal; nothing in a pipe."""
     console = Console(stderr=True)
     if not console.is_terminal:
         yield lambda text: None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import platform
+from importlib.resources import files
 from typing import NamedTuple
 
 from xent import information, plots
@@ -44,8 +45,8 @@ def verdict(run: Run) -> tuple[str, list[str]]:
     return finding, cautions
 
 
-def figures(run: Run) -> list[Figure]:
-    """The numbers that matter, the first four of them before all."""
+def key_numbers(run: Run) -> list[Figure]:
+    """The four numbers at the top of the page."""
     g = run.gradient
     part = f"all {g.total}" if g.checked == g.total else f"{g.checked} of {g.total}"
     return [
@@ -69,19 +70,19 @@ def html(run: Run, command: str) -> str:
     import jinja2
     from markupsafe import Markup
 
+    source = files("xent").joinpath("templates/report.html.j2").read_text("utf-8")
     environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("xent"),
         autoescape=True,
         trim_blocks=True,
         lstrip_blocks=True,
         undefined=jinja2.StrictUndefined,
     )
     finding, cautions = verdict(run)
-    return environment.get_template("report.html.j2").render(
+    return environment.from_string(source).render(
         run=run,
         finding=finding,
         cautions=cautions,
-        figures=figures(run),
+        figures=key_numbers(run),
         loss_curve=Markup(plots.loss_curve(run)),
         confusion=Markup(plots.confusion_matrix(run)),
         reliability=Markup(plots.reliability(run)),
