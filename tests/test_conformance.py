@@ -26,7 +26,7 @@ from xent.protocol import Cotangents, Curvatures, Kernels, RowStats
 Array = np.ndarray[Any, Any]
 Layout = Callable[[tuple[int, ...], Any], Array]
 
-SCALES = ("0.02", "1", "30", "1e4", "masked", "ties")
+SCALES = ("0.02", "1", "30", "1e4", "masked", "ties", "poisoned")
 SHAPES = [(n, k) for k in (1, 2, 10, 127, 2049) for n in (1, 63, 257)] + [(16, 3), (128, 10), (2, 128256)]
 
 
@@ -85,15 +85,19 @@ def make_case(
 
 
 def make_logits(scale: str, shape: tuple[int, ...], dtype: str, rng: np.random.Generator) -> Array:
-    """Normal logits of a scale; or "masked": some −inf; or "ties": small integers."""
+    """Normal logits of a scale; or small integers, with −inf, or with rows of NaN and inf."""
     if scale == "ties":
         return rng.integers(-2, 3, shape).astype(DTYPES[dtype])
-    factor = 3.0 if scale == "masked" else float(scale)
+    factor = 3.0 if scale in ("masked", "poisoned") else float(scale)
     logits = np.asarray(rng.normal(size=shape) * factor)
     if dtype == "float16":
         logits = logits.clip(-65504, 65504)
     if scale == "masked":
         logits[..., 1:][rng.random(logits[..., 1:].shape) < 0.3] = -np.inf
+    if scale == "poisoned":
+        rows = logits.reshape(-1, shape[-1])
+        for row, value in enumerate((np.nan, np.inf, -np.inf)):
+            rows[row::7, :: 1 if value == -np.inf else 3] = value
     return logits.astype(DTYPES[dtype])
 
 
@@ -157,8 +161,10 @@ def compare(
             if a is not None:
                 assert np.asarray(a).dtype in (np.float32, np.float64), f"{field}: {np.asarray(a).dtype}"
                 assert_close(a, e, b, magnitude, f"{name}: {field}", case.dtype, unit.largest)
-    assert np.asarray(actual.stats.argmax).dtype == np.int64
-    np.testing.assert_array_equal(actual.stats.argmax, expected.stats.argmax, f"{name}: argmax")
+    defined = ~np.isnan(expected.stats.lse)
+    a, e = (np.asarray(r.stats.argmax)[defined] for r in (actual, expected))
+    assert a.dtype == np.int64
+    np.testing.assert_array_equal(a, e, f"{name}: argmax")
     for field, magnitude in (("grad", unit.grad), ("fused_grad", unit.grad), ("hvp", unit.hvp)):
         a, e, b = (getattr(r, field) for r in (actual, expected, plain))
         assert a.dtype == case.problem.logits.dtype
@@ -168,7 +174,15 @@ def compare(
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize(("variant", "kind"), CASES, ids=CASE_IDS)
 def test_variants(backend: Backend, variant: Variant, kind: Kind, dtype: str) -> None:
-    for num_classes, scale in ((1, "1"), (5, "1"), (10, "30"), (10, "masked"), (127, "1"), (300, "30")):
+    for num_classes, scale in (
+        (1, "1"),
+        (5, "1"),
+        (10, "30"),
+        (10, "masked"),
+        (10, "poisoned"),
+        (127, "1"),
+        (300, "30"),
+    ):
         check_case(backend, make_case(variant, kind, (19,), num_classes, dtype, scale))
 
 

@@ -57,7 +57,8 @@ def assert_close(
     assert a.shape == e.shape, f"{what}: shape {a.shape}, expected {e.shape}"
     finite = np.isfinite(e)
     np.testing.assert_array_equal(a[~finite], e[~finite], f"{what}: other NaN or inf")
-    a, e, b, unit = (x[finite] for x in (a, e, b, np.broadcast_to(magnitude, finite.shape)))
+    unit = np.nan_to_num(np.broadcast_to(magnitude, finite.shape), nan=0.0, posinf=0.0)
+    a, e, b, unit = (x[finite] for x in (a, e, b, unit))
     if not a.size:
         return
     counts = np.isfinite(b) & (unit > 0)
