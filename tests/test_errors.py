@@ -168,6 +168,9 @@ CALLS: dict[str, tuple[Callable[[], Any], type[Exception], tuple[str, ...]]] = {
         ValueError, ("`out`", "overlap")),
     "out is targets": (
         lambda: (q := Q.copy(), xent.cross_entropy_with_grad(Z, q, out=q)), ValueError, ("`out`", "overlap")),
+    "out holds labels": (
+        lambda: (b := np.zeros((3, 3)), xent.cross_entropy_with_grad(Z[:, :3], b.view(int)[0], out=b)),
+        ValueError, ("`out`", "overlap")),
     "out is vector": (
         lambda: (r := Z.copy(), xent.cross_entropy_hvp(Z, Y, r, out=r)), ValueError, ("`out`", "overlap")),
     "out of backward": (
@@ -190,6 +193,9 @@ CALLS: dict[str, tuple[Callable[[], Any], type[Exception], tuple[str, ...]]] = {
     "denominator at construction": (
         lambda: xent.CrossEntropyLoss(denominator=-1), ValueError, ("`denominator`", ">= 0", "got -1")),
     "backward first": (lambda: xent.CrossEntropyLoss().backward(), RuntimeError, ("`backward`", "call")),
+    "backward after its logits": (
+        lambda: (z := Z.copy(), f := xent.CrossEntropyLoss(), f(z, Y), f.backward(out=z), f.backward()),
+        RuntimeError, ("`backward`", "call")),
     "dloss shape": (
         lambda: (f := xent.CrossEntropyLoss(reduction="none"), f(Z, Y), f.backward(np.ones(2))),
         ValueError, ("`dloss`", "(3,)", "got (2,)")),

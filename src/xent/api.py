@@ -222,6 +222,7 @@ class CrossEntropyLoss:
         """Gradient of the last call's loss in its logits, times ``dloss``; any number of times.
 
         ``dloss`` is a number, or an array (...) of upstream gradients for ``reduction="none"``.
+        ``out`` may be the logits; they are gone then, and this was the last time for this loss.
         Raises RuntimeError before the first call, ValueError for a ``dloss`` of another shape.
         """
         if self._problem is None:
@@ -231,7 +232,10 @@ class CrossEntropyLoss:
         if upstream.shape not in ((), rows):
             raise ValueError(f"`dloss` must be a number or have shape {rows}; got {upstream.shape}")
         dlogits = _gradient_buffer(self._problem, out)
-        return self._problem.grad(self._stats, upstream if upstream.ndim else float(upstream), dlogits)
+        problem, scalar = self._problem, upstream.ndim == 0
+        if out is not None and np.may_share_memory(out, problem.logits):
+            self._problem = None
+        return problem.grad(self._stats, float(upstream) if scalar else upstream, dlogits)
 
     def __repr__(self) -> str:
         options = {"reduction": self.reduction, "denominator": self.denominator} | self.options
@@ -353,5 +357,5 @@ def log_softmax(logits: Any, axis: int = -1) -> Array:
 def _gradient_buffer(problem: Problem, out: Array | None, *inputs: Array) -> Array:
     if out is None:
         return np.empty_like(problem.logits, subok=False)
-    dense = problem.target.dense
-    return checks.as_out(out, problem.logits, *(() if dense is None else (dense,)), *inputs)
+    measure = (problem.target.labels, problem.target.dense)
+    return checks.as_out(out, problem.logits, *(x for x in measure if x is not None), *inputs)
