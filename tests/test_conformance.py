@@ -138,9 +138,12 @@ def check_case(backend: Backend, case: Case) -> None:
     rule = TOLERANCES[case.dtype]
     with np.errstate(all="ignore"):  # −inf labels and the plain formulas: only results matter here
         exact = p.stats()
+        # f'' of γ < 1 has a pole at p = 1: no more than what is finite in the kernels' precision.
+        limit = float(np.finfo(rule.compute).max) ** 0.5
+        curvatures = head.curvatures(exact, p.target, p.spec, case.dloss, np)
         coefficients = (
             head.cotangents(exact, p.target, p.spec, case.dloss, np),
-            head.curvatures(exact, p.target, p.spec, case.dloss, np),
+            Curvatures(*(np.clip(c, -limit, limit) for c in curvatures)),
         )
         expected = run(reference, case, *coefficients)
         plain = run(Plain(rule.compute), case, *coefficients)

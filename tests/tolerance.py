@@ -240,7 +240,7 @@ class Plain:
         return self._cast(labels[..., None] == np.arange(like.shape[-1]))
 
     def _cast(self, x: Array) -> Array:
-        return np.asarray(x).astype(self.compute)
+        return np.asarray(x).astype(self.compute, order="C")
 
 
 def _dot(a: Array, b: Array) -> Array:

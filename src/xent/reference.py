@@ -155,7 +155,7 @@ def _dot(a: Array, b: Array) -> Array:
 
 
 def _float64(x: Array) -> Array:
-    return np.asarray(x).astype(np.float64)
+    return np.asarray(x).astype(np.float64, order="C")  # sums along contiguous rows are pairwise
 
 
 def _column(coefficient: Array | float) -> Array:
