@@ -5,7 +5,7 @@
 namespace xent {
 namespace XENT_ISA {
 
-constexpr int MANY = 128, FEW = 16;  // lanes of a tile: many for few classes
+constexpr int MANY = 64, FEW = 16;  // lanes of a tile: many for few classes
 constexpr int64_t WIDE_FROM = 96;    // contiguous classes from which on loops run along the row
 constexpr int64_t MANY_UP_TO = 1024;
 

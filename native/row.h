@@ -2,7 +2,12 @@
 // class where cancellation would spoil it.
 #pragma once
 #include <cmath>
+#include <cstring>
 #include <cstdlib>
+
+#if defined(__AVX2__)
+#include <immintrin.h>
+#endif
 
 #include "job.h"
 #include "math.h"
@@ -22,6 +27,28 @@ XENT_INLINE Position position(const Job& job, int64_t row) {
 template <class S>
 XENT_INLINE S* at(const Strided& x, Position p) {
   return static_cast<S*>(x.data) + p.outer * x.outer + p.inner * x.inner;
+}
+
+// A copy that leaves the cache alone, so that memory which is only written is not read first.
+template <class S>
+XENT_INLINE void stream(S* to, const S* from, int64_t n) {
+#if defined(__AVX512F__)
+  using V = __m512i;
+  const auto move = [](S* a, const S* b) { _mm512_stream_si512(reinterpret_cast<V*>(a), _mm512_loadu_si512(b)); };
+#elif defined(__AVX2__)
+  using V = __m256i;
+  const auto move = [](S* a, const S* b) {
+    _mm256_stream_si256(reinterpret_cast<V*>(a), _mm256_loadu_si256(reinterpret_cast<const V*>(b)));
+  };
+#else
+  using V = S;
+  const auto move = [](S* a, const S* b) { *a = *b; };
+#endif
+  constexpr int64_t lanes = sizeof(V) / sizeof(S);
+  int64_t i = 0;
+  for (; i < n && reinterpret_cast<uintptr_t>(to + i) % sizeof(V); ++i) to[i] = from[i];
+  for (; i + lanes <= n; i += lanes) move(to + i, from + i);
+  for (; i < n; ++i) to[i] = from[i];
 }
 
 // Scratch memory of one call, freed on return.

@@ -21,27 +21,49 @@ class Wide {
     double log_norm() const { return std::log1p(rest); }
   };
 
+  // A row between its exponentials and its gradient. It is written block by block while the next row is
+  // read, so that memory and arithmetic are busy at once (4096×32768: 0.46 → 0.38 ns an element).
+  struct Buffers {
+    T* e;          // (K,) exponentials relative to their block's maximum
+    T* w;          // linked logits: (K,) under a cap, whose slope needs them again; else (BLOCK,)
+    Block* block;  // (blocks,)
+  };
+  struct Pending {
+    S* out = nullptr;  // null: none
+    const T* v;
+    Buffers from;
+    double of_p, max, norm;  // gradient = φ'·(of_p·p + ds·v), p = e·exp(block maximum − max)·norm
+    T ds;
+    int64_t exact[2];  // classes whose element is known more exactly, −1 for none
+    T value[2];
+  };
+
   const Job& job;
   const LinkOf<T, CAP> phi;  // each method copies it: a load inside a loop that stores is not invariant
   const int64_t K, blocks;
-  T* e;          // (K,) exponentials, later probabilities or the like
-  T* w;          // linked logits: (K,) under a cap, whose slope needs them again; else (BLOCK,)
-  Block* block;  // (blocks,)
+  Buffers buffers[2];
+  T* e;
+  T* w;
+  Block* block;
+  Pending pending;
 
  public:
   static size_t scratch_bytes(const Job& job) {
     int64_t blocks = (job.classes + BLOCK - 1) / BLOCK;
-    return size_t(2 * blocks * BLOCK) * sizeof(T) + size_t(blocks) * sizeof(Block);
+    return 2 * (size_t(2 * blocks * BLOCK) * sizeof(T) + size_t(blocks) * sizeof(Block));
   }
 
   Wide(const Job& job, void* scratch)
       : job(job),
         phi(job.inv_temperature, job.softcap),
         K(job.classes),
-        blocks((job.classes + BLOCK - 1) / BLOCK),
-        e(static_cast<T*>(scratch)),
-        w(e + blocks * BLOCK),
-        block(reinterpret_cast<Block*>(w + blocks * BLOCK)) {}
+        blocks((job.classes + BLOCK - 1) / BLOCK) {
+    T* memory = static_cast<T*>(scratch);
+    Block* more = reinterpret_cast<Block*>(memory + 4 * blocks * BLOCK);
+    for (int i = 0; i < 2; ++i)
+      buffers[i] = {memory + 2 * i * blocks * BLOCK, memory + (2 * i + 1) * blocks * BLOCK, more + i * blocks};
+    use(0);
+  }
 
   void stats(int64_t row, bool with_grad) {
     const LinkOf<T, CAP> link = phi;
@@ -70,10 +92,17 @@ class Wide {
     c.mass = sums.mass;
     const int64_t top = DENSE && sums.rest < 1 ? argmax(z) : -1;
     const double v_y = DENSE && labelled ? double(v[y]) : 0.0, v_top = top >= 0 ? double(v[top]) : 0.0;
-    for (int64_t b = 0; b < blocks; ++b)
-      write(out, v, b * BLOCK, T(c.of_p() * weight(block[b], sums)), T(c.ds));
-    if (top >= 0) out[top] = store<S>(T(slope_at(top) * c.bracket(-log_norm, job.labels && top == y, v_top)));
-    if (labelled) out[y] = store<S>(T(slope_at(y) * c.bracket(x, true, v_y)));
+    pending = {out, v, {e, w, block}, c.of_p(), sums.max, 1 / (1 + sums.rest), T(c.ds), {-1, -1}, {0, 0}};
+    if (top >= 0) set_exact(0, top, slope_at(top) * c.bracket(-log_norm, job.labels && top == y, v_top));
+    if (labelled) set_exact(1, y, slope_at(y) * c.bracket(x, true, v_y));
+    if (blocks == 1) return finish();  // short rows follow each other closely enough
+    use(e == buffers[0].e ? 1 : 0);
+  }
+
+  // Writes what is left of the last row.
+  void finish() {
+    for (int64_t b = 0; b < blocks; ++b) write_pending(b);
+    settle();
   }
 
   // Equation (2) from known statistics, in one pass over the row.
@@ -107,8 +136,8 @@ class Wide {
       const T* u = fetch(z, k, n);
       T* p = e + k;
 #pragma omp simd
-      for (int64_t i = 0; i < n; ++i) p[i] = exp_(((u[i] - hi) - lo) * link.scale);
-      write(out, v, k, T(c.of_p()), T(c.ds));
+      for (int64_t i = 0; i < n; ++i) p[i] = link.exp_scaled((u[i] - hi) - lo);
+      write(out, v, e, w, k, T(c.of_p()), T(c.ds));
     }
     if (top >= 0) out[top] = store<S>(T(slope_at(top) * c.bracket(log_p_top, job.labels && top == y, v_top)));
     if (job.labels) out[y] = store<S>(T(slope_at(y) * c.bracket(job.in_log_prob[row], true, v_y)));
@@ -172,6 +201,21 @@ class Wide {
   }
 
  private:
+  void use(int i) { e = buffers[i].e, w = buffers[i].w, block = buffers[i].block; }
+  void set_exact(int i, int64_t k, double value) { pending.exact[i] = k, pending.value[i] = T(value); }
+
+  void write_pending(int64_t b) {
+    if (!pending.out) return;
+    const double factor = std::exp((double(pending.from.block[b].max) - pending.max) * phi.scale) * pending.norm;
+    write(pending.out, pending.v, pending.from.e, pending.from.w, b * BLOCK, T(pending.of_p * factor), pending.ds);
+  }
+
+  void settle() {
+    for (int i = 0; i < 2 && pending.out; ++i)
+      if (pending.exact[i] >= 0) pending.out[pending.exact[i]] = store<S>(pending.value[i]);
+    pending.out = nullptr;
+  }
+
   int64_t size(int64_t k) const { return K - k < BLOCK ? K - k : BLOCK; }
   T linked(const S* z, int64_t i) const { return phi.value(load(z[i])); }
   T kept(const S* z, int64_t i) const { return CAP ? w[i] : load(z[i]); }
@@ -184,8 +228,8 @@ class Wide {
 
   // Linked logits of one block in the compute type: the row itself where there is nothing to do.
   const T* fetch(const S* z, int64_t k, int64_t n) {
-    const LinkOf<T, CAP> link = phi;
     if constexpr (!CAP && std::is_same_v<S, T>) return z + k;
+    const LinkOf<T, CAP> link = phi;
     T* u = w + (CAP ? k : 0);
 #pragma omp simd
     for (int64_t i = 0; i < n; ++i) u[i] = link.value(load(z[k + i]));
@@ -197,9 +241,11 @@ class Wide {
     double max = -std::numeric_limits<double>::infinity();
     for (int64_t b = 0; b < blocks; ++b) {
       const int64_t k = b * BLOCK;
-      block[b] = exponentials(fetch(z, k, size(k)), DENSE ? v + k : nullptr, e + k, size(k));
+      block[b] = exponentials(fetch(z, k, size(k)), DENSE ? v + k : nullptr, e + k, size(k), z + k + BLOCK);
       if (block[b].max > max) max = block[b].max;
+      if (blocks > 1) write_pending(b);
     }
+    if (blocks > 1) settle();
     Sums sums{max, 0, 0, 0, 0};
     double ties = 0;
     for (int64_t b = 0; b < blocks; ++b) {
@@ -219,44 +265,53 @@ class Wide {
     return sums;
   }
 
-  Block exponentials(const T* u, const T* v, T* exps, int64_t n) const {
+  Block exponentials(const T* u, const T* v, T* exps, int64_t n, const S* next) const {
     const LinkOf<T, CAP> link = phi;
     T max = lowest_<T>();
 #pragma omp simd reduction(max : max)
     for (int64_t i = 0; i < n; ++i) max = u[i] > max ? u[i] : max;
     T below = 0, ties = 0, dense = 0, mass = 0;
+    const int64_t stretch = blocks > 1 ? 256 : n;  // at a time; each brings its part of the next block
+    for (int64_t begin = 0; begin < n; begin += stretch) {
+      const int64_t end = begin + stretch < n ? begin + stretch : n;
+      for (int64_t i = begin; i < end && blocks > 1; i += 64 / int64_t(sizeof(S))) __builtin_prefetch(next + i);
 #pragma omp simd reduction(+ : below, ties, dense, mass)
-    for (int64_t i = 0; i < n; ++i) {
-      T d = (u[i] - max) * link.scale;
-      T value = exp_(d);
-      exps[i] = value;
-      T tie = only(d == T(0), T(1));  // then value = 1
-      ties += tie;
-      below += value - tie;
-      if constexpr (DENSE) {
-        mass += v[i];
-        dense += only(v[i] != T(0), v[i] * d);
+      for (int64_t i = begin; i < end; ++i) {
+        T d = u[i] - max;
+        T value = link.exp_scaled(d);
+        exps[i] = value;
+        T tie = only(d == T(0), T(1));  // then value = 1
+        ties += tie;
+        below += value - tie;
+        if constexpr (DENSE) {
+          mass += v[i];
+          dense += only(v[i] != T(0), v[i] * d);
+        }
       }
     }
     T entropy = 0;
     if (job.entropy) {
 #pragma omp simd reduction(+ : entropy)
-      for (int64_t i = 0; i < n; ++i) entropy += only(exps[i] != T(0), exps[i] * ((u[i] - max) * link.scale));
+      for (int64_t i = 0; i < n; ++i) entropy += only(exps[i] != T(0), exps[i] * (u[i] - max));
     }
-    return {max, double(below), double(ties), double(dense), double(mass), double(entropy)};
+    return {max, double(below), double(ties), dense * double(link.scale), double(mass), entropy * double(link.scale)};
   }
 
   // out = φ'·(of_p·e + ds·v) over the block that begins at k.
-  void write(S* out, const T* v, int64_t k, T of_p, T ds) const {
+  void write(S* out, const T* v, const T* e, const T* w, int64_t k, T of_p, T ds) const {
     const LinkOf<T, CAP> link = phi;
     const int64_t n = size(k);
     const T *exps = e + k, *u = w + k;
+    alignas(64) S stage[BLOCK + 64 / sizeof(S)];
+    // Staged at the alignment of its destination, so that stores and later loads coincide.
+    S* to = job.stream ? stage + reinterpret_cast<uintptr_t>(out + k) % 64 / sizeof(S) : out + k;
 #pragma omp simd
     for (int64_t i = 0; i < n; ++i) {
       T value = of_p * exps[i];
       if constexpr (DENSE) value += ds * v[k + i];
-      out[k + i] = store<S>(value * link.slope(CAP ? u[i] : T(0)));
+      to[i] = store<S>(value * link.slope(CAP ? u[i] : T(0)));
     }
+    if (job.stream) stream(out + k, to, n);
   }
 
   // The first of the largest logits; φ is increasing, so it is the likeliest class. 0 if all are NaN.
@@ -294,6 +349,7 @@ bool wide_rows(const Job& job, int64_t begin, int64_t end) {
     if constexpr (OP == GRAD) wide.grad(row);
     if constexpr (OP == HVP) wide.hvp(row);
   }
+  if constexpr (OP == STATS_AND_GRAD) wide.finish();
   return true;
 }
 
