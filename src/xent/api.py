@@ -297,9 +297,7 @@ def row_statistics(
             raise TypeError(f"`labels` must have an integer dtype; got {np.asarray(labels).dtype}")
         y = checks.as_target(labels, z, spec, validate=validate).labels
         want.append("log_prob")
-    stats = registry.get("cpu").row_stats(
-        z, y, None, Link(spec.temperature, spec.softcap), tuple(want)
-    )
+    stats = registry.get("cpu").row_stats(z, y, None, Link(spec.temperature, spec.softcap), tuple(want))
     dtype = checks.loss_dtype(z)
     log_prob = None if y is None else stats.log_prob.astype(dtype, copy=False)
     return RowStatistics(
@@ -347,7 +345,7 @@ def log_softmax(logits: Any, axis: int = -1) -> Array:
     z = checks.as_logits(logits)
     moved = np.moveaxis(z, axis, -1)
     lse = registry.get("cpu").row_stats(moved, None, None, Link(), ("lse",)).lse
-    wide = z if z.dtype.name not in checks.HALF else z.astype(np.float32)
+    wide = z.astype(np.float32) if checks.is_half(z.dtype) else z
     log_p = np.empty_like(wide, subok=False)
     # Subtracted in float64 whatever the dtype: at logits of 1e4 a float32 lse is 5e-4 off.
     np.subtract(wide, np.expand_dims(lse, axis), out=log_p, dtype=np.float64, casting="same_kind")

@@ -175,10 +175,8 @@ def _as_targets(targets: Any, z: Array, validate: bool) -> Array:
         raise ValueError(f"`targets` must have the shape of the logits, {z.shape}; got {q.shape}")
     if q.dtype.kind in "biu":
         return q.astype(np.int64)
-    if q.dtype.name not in checks.FLOATING:
-        raise TypeError(
-            f"`targets` must be integers or booleans (0 or 1) or floats in [0, 1]; got {q.dtype}"
-        )
+    if not checks.is_floating(q.dtype):
+        raise TypeError(f"`targets` must be integers or booleans (0 or 1) or floats in [0, 1]; got {q.dtype}")
     q = q.astype(checks.loss_dtype(z), copy=False)
     if validate:
         checks.check_probabilities(q, upper=1.0)

@@ -13,22 +13,38 @@ from xent.target import Target
 
 Array = np.ndarray[Any, Any]
 
-HALF = ("float16", "bfloat16")
-FLOATING = ("float64", "float32", *HALF)
+FLOAT32 = np.dtype(np.float32)
+FLOATING = "float64, float32, float16, bfloat16"
+
+
+def is_floating(dtype: np.dtype[Any]) -> bool:
+    """Whether ``dtype`` is one of FLOATING, of any byte order. (`dtype.name` takes 4 µs of a 10 µs call.)"""
+    return dtype.char in "dfe" or is_bfloat16(dtype)
+
+
+def is_half(dtype: np.dtype[Any]) -> bool:
+    """Whether ``dtype`` is float16 or bfloat16."""
+    return dtype.char == "e" or is_bfloat16(dtype)
+
+
+def is_bfloat16(dtype: np.dtype[Any]) -> bool:
+    """Whether ``dtype`` is ml_dtypes's bfloat16, which NumPy itself does not know."""
+    return dtype.kind == "V" and dtype.name == "bfloat16"
 
 
 def as_logits(x: Any, name: str = "logits") -> Array:
     """``x`` as a native floating array (..., K); integers become float64."""
     array = as_array(x, name)
-    if array.dtype.name not in FLOATING:
-        if array.dtype.kind not in "iu":
-            raise TypeError(
-                f"`{name}` must be an array of {', '.join(FLOATING)}, or of integers; got {array.dtype}"
-            )
+    dtype = array.dtype
+    if not is_floating(dtype):
+        if dtype.kind not in "iu":
+            raise TypeError(f"`{name}` must be an array of {FLOATING}, or of integers; got {dtype}")
         array = array.astype(np.float64)
     if array.ndim == 0:
         raise ValueError(f"`{name}` must have at least one axis, the classes; got a scalar")
-    return array if array.dtype.isnative else array.astype(array.dtype.newbyteorder("="))
+    if not dtype.isnative:
+        return array.astype(array.dtype.newbyteorder("="))
+    return array if array.flags.aligned else array.copy()
 
 
 def as_array(x: Any, name: str) -> Array:
@@ -54,7 +70,7 @@ def as_array(x: Any, name: str) -> Array:
 
 def loss_dtype(logits: Array) -> np.dtype[Any]:
     """float64 for float64 logits, float32 for all others (DESIGN §6: half precision)."""
-    return logits.dtype if logits.dtype == np.float64 else np.dtype(np.float32)
+    return logits.dtype if logits.dtype.char == "d" else FLOAT32
 
 
 def as_target(
@@ -83,13 +99,13 @@ def as_target(
             )
         labels, ignored = as_labels(array, num_classes, spec.ignore_index, validate)
         return target.from_labels(labels, ignored, num_classes, class_weight, sample_weight, spec, np)
-    if array.dtype.name in FLOATING:
+    if is_floating(array.dtype):
         if array.shape != logits.shape:
             raise ValueError(
                 "`targets` of a floating dtype are probabilities and must have the shape of the "
                 f"logits, {logits.shape}; got {array.shape} (labels must have an integer dtype)"
             )
-        if array.dtype.name in HALF or not array.dtype.isnative:
+        if is_half(array.dtype) or not array.dtype.isnative:
             array = array.astype(loss_dtype(logits))
         if validate:
             check_probabilities(array)
@@ -153,8 +169,8 @@ def as_out(out: Any, like: Array, *inputs: Array) -> Array:
         raise TypeError(f"`out` must have the dtype of the logits, {like.dtype}; got {out.dtype}")
     if out.shape != like.shape:
         raise ValueError(f"`out` must have the shape of the logits, {like.shape}; got {out.shape}")
-    if not out.flags.writeable:
-        raise ValueError("`out` must be writeable; got a read-only array")
+    if not (out.flags.writeable and out.flags.aligned):
+        raise ValueError("`out` must be writeable and aligned; got a read-only or unaligned array")
     if 0 in out.strides and any(n > 1 for n, s in zip(out.shape, out.strides, strict=True) if s == 0):
         raise ValueError("`out` must own each of its elements; got an array broadcast by stride 0")
     for x in (like, *inputs):

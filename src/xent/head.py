@@ -49,16 +49,12 @@ def cotangents(
         slope = _f_slope(stats.log_prob, spec.focal_gamma, xp)
     return Cotangents(
         lse=_times(outer, 2 * spec.z_loss * stats.lse, xp) if spec.z_loss and stats else 0.0,
-        log_prob=_times(_product(outer, target.alpha, xp), slope, xp)
-        if target.labels is not None
-        else 0.0,
+        log_prob=_times(_product(outer, target.alpha, xp), slope, xp) if target.labels is not None else 0.0,
         dense_log_prob=_product(outer, -target.beta, xp) if target.dense is not None else 0.0,
     )
 
 
-def curvatures(
-    stats: RowStats, target: Target, spec: LossSpec, dloss: Array | float, xp: Any
-) -> Curvatures:
+def curvatures(stats: RowStats, target: Target, spec: LossSpec, dloss: Array | float, xp: Any) -> Curvatures:
     """(∂²/∂l², ∂²/∂x²) of Σ dloss·ℓ = dloss·ω·(2λ, α f''(x))."""
     outer = _product(target.weight, dloss, xp)
     bend: Array | float = 0.0

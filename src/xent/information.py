@@ -34,7 +34,7 @@ def entropy(p: Any) -> Any:
     0.6931471805599453
     """
     p = _probabilities(p, "p")
-    return -_sum_p_log(p, p)
+    return 0.0 - _sum_p_log(p, p)
 
 
 def cross_entropy(p: Any, q: Any) -> Any:
@@ -47,7 +47,7 @@ def cross_entropy(p: Any, q: Any) -> Any:
     1.3863
     """
     p, q = _probabilities(p, "p"), _probabilities(q, "q")
-    return -_sum_p_log(p, q)
+    return 0.0 - _sum_p_log(p, q)
 
 
 def kl_divergence(p: Any, q: Any) -> Any:
@@ -117,6 +117,7 @@ def _probabilities(p: Any, name: str) -> Array:
     return array
 
 
-def _sum_p_log(p: Array, q: Array) -> Array:
+def _sum_p_log(p: Array, q: Array) -> Any:
     with np.errstate(divide="ignore", invalid="ignore"):
-        return np.where(p == 0, 0.0, p * np.log(q)).sum(-1)
+        terms: Array = np.where(p == 0, 0.0, p * np.log(q))
+    return terms.sum(-1)

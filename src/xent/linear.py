@@ -148,5 +148,5 @@ def _as_operands(inputs: Any, weight: Any, bias: Any) -> tuple[Array, Array, Arr
 
 def _project(x: Array, w: Array, b: Array | None) -> Array:
     dtype = checks.loss_dtype(x)
-    logits = x.astype(dtype, copy=False) @ w.astype(dtype, copy=False).T
+    logits: Array = x.astype(dtype, copy=False) @ w.astype(dtype, copy=False).T
     return logits if b is None else np.add(logits, b.astype(dtype, copy=False), out=logits)

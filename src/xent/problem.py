@@ -65,9 +65,7 @@ class Problem:
     def stats(self, *more: str) -> RowStats:
         """The row statistics that (1) needs under these options, and ``more``."""
         want = (*head.wanted(self.spec, self.target), *more)
-        return self.kernels.row_stats(
-            self.logits, self.target.labels, self.target.dense, self.link, want
-        )
+        return self.kernels.row_stats(self.logits, self.target.labels, self.target.dense, self.link, want)
 
     def stats_for_grad(self) -> RowStats:
         """The row statistics that ``grad`` needs."""
@@ -98,16 +96,17 @@ class Problem:
     def grad(self, stats: RowStats, dloss: float | Array, out: Array) -> Array:
         """Equation (2), times the upstream gradient ``dloss``: a scalar, or (...) for "none"."""
         cotangents = head.cotangents(stats, self.target, self.spec, dloss * self.scale, np)
-        return self.kernels.row_grad(
+        dlogits: Array = self.kernels.row_grad(
             self.logits, self.target.labels, self.target.dense, self.link, stats, cotangents, out
         )
+        return dlogits
 
     def hvp(self, vector: Array, out: Array) -> Array:
         """Equation (3): the Hessian of the (sum of the) loss times ``vector``."""
         stats = RowStats() if self.spec.is_linear else self.stats()
         cotangents = head.cotangents(stats, self.target, self.spec, self.scale, np)
         curvatures = head.curvatures(stats, self.target, self.spec, self.scale, np)
-        return self.kernels.row_hvp(
+        product: Array = self.kernels.row_hvp(
             self.logits,
             self.target.labels,
             self.target.dense,
@@ -117,3 +116,4 @@ class Problem:
             vector,
             out,
         )
+        return product

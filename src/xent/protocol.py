@@ -73,7 +73,7 @@ class Kernels(Protocol):
         want: tuple[str, ...],
         out: Array = None,
     ) -> tuple[RowStats, Array]:
-        """Both in one read, for cotangents that are known beforehand."""
+        """Both in one read, for cotangents known beforehand; entropy and argmax are `row_stats`'s alone."""
         ...
 
     def row_hvp(

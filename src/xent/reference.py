@@ -15,15 +15,14 @@ from xent.protocol import Cotangents, Curvatures, RowStats
 Array = Any
 
 
-def row_stats(
-    logits: Array, labels: Array, dense: Array, link: Link, want: tuple[str, ...]
-) -> RowStats:
+def row_stats(logits: Array, labels: Array, dense: Array, link: Link, want: tuple[str, ...]) -> RowStats:
     """l, x, σ, V, entropy and argmax of each row."""
-    u = link.value(_float64(logits), np)
+    z = _float64(logits)
+    u = link.value(z, np)
     valid, y = _labels(labels, u)
     log_p, lse = _log_softmax(u)
     stats = {"lse": lse, "entropy": -_dot(np.exp(log_p), log_p)}
-    stats["argmax"] = np.argmax(u, -1) if u.shape[-1] else np.zeros(u.shape[:-1], np.int64)
+    stats["argmax"] = np.argmax(z, -1) if u.shape[-1] else np.zeros(u.shape[:-1], np.int64)
     if labels is not None:
         stats["log_prob"] = np.take_along_axis(log_p, y[..., None], -1)[..., 0]
         stats["log_prob"] = np.where(labels < u.shape[-1], stats["log_prob"], np.nan)

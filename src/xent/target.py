@@ -77,7 +77,7 @@ def denominator(target: Target, reduction: str, denominator: Any) -> Array | flo
     if reduction != "mean":
         if denominator is not None:
             raise ValueError(
-                f"`denominator` needs `reduction`=\"mean\"; got denominator={denominator!r} "
+                f'`denominator` needs `reduction`="mean"; got denominator={denominator!r} '
                 f"and reduction={reduction!r}"
             )
         return 1.0
@@ -85,9 +85,7 @@ def denominator(target: Target, reduction: str, denominator: Any) -> Array | flo
         return target.total
     if isinstance(denominator, str):
         if denominator != "rows":
-            raise ValueError(
-                f'`denominator` must be None, "rows" or a positive number; got {denominator!r}'
-            )
+            raise ValueError(f'`denominator` must be None, "rows" or a positive number; got {denominator!r}')
         return target.rows
     return denominator
 

@@ -13,8 +13,6 @@ from xent.protocol import Cotangents, Curvatures, RowStats
 
 Array = np.ndarray[Any, Any]
 
-STATISTICS = ("lse", "log_prob", "dense_log_prob", "mass", "entropy", "argmax")
-
 
 def isas() -> tuple[str, ...]:
     """The instruction sets that have kernels and that this processor has, best first."""
@@ -23,7 +21,7 @@ def isas() -> tuple[str, ...]:
 
 def set_isa(name: str) -> str:
     """Use the kernels of another instruction set (tests do); returns the one used before."""
-    return str(_native.set_isa(name))
+    return _native.set_isa(name)
 
 
 def row_stats(
@@ -33,7 +31,8 @@ def row_stats(
     stats = _empty(logits, want)
     if logits.size:
         z, v = _rows(logits, dense)
-        _native.row_stats(z, _flat(labels), v, *_link(link), *(_flat(x) for x in stats))
+        y, *found = _flat(labels, *stats)
+        _native.row_stats(z, y, v, 1.0 / link.temperature, link.softcap or 0.0, *found)
     return stats
 
 
@@ -50,9 +49,10 @@ def row_grad(
     out = np.empty_like(logits, subok=False) if out is None else out
     if logits.size:
         z, v, dz = _rows(logits, dense, out)
-        known = (_flat(stats.lse), _flat(stats.log_prob), _flat(stats.mass))
-        _native.row_grad(z, _flat(labels), v, *_link(link), *known, *map(_coefficient, cotangents), dz)
-        _written(out, dz)
+        y, *known = _flat(labels, stats.lse, stats.log_prob, stats.mass)
+        coefficients = _coefficients(cotangents)
+        _native.row_grad(z, y, v, 1.0 / link.temperature, link.softcap or 0.0, *known, *coefficients, dz)
+        _write_back(dz, out)
     return out
 
 
@@ -70,11 +70,12 @@ def row_stats_and_grad(
     stats = _empty(logits, want)
     if logits.size:
         z, v, dz = _rows(logits, dense, out)
-        coefficients = map(_coefficient, cotangents)
+        y, *found = _flat(labels, *stats[:4])
+        coefficients = _coefficients(cotangents)
         _native.row_stats_and_grad(
-            z, _flat(labels), v, *_link(link), *coefficients, dz, *(_flat(x) for x in stats[:4])
+            z, y, v, 1.0 / link.temperature, link.softcap or 0.0, *coefficients, dz, *found
         )
-        _written(out, dz)
+        _write_back(dz, out)
     return stats, out
 
 
@@ -92,9 +93,10 @@ def row_hvp(
     out = np.empty_like(logits, subok=False) if out is None else out
     if logits.size:
         z, v, product, r = _rows(logits, dense, out, vector)
-        coefficients = map(_coefficient, (*cotangents, *curvatures))
-        _native.row_hvp(z, _flat(labels), v, *_link(link), *coefficients, r, product)
-        _written(out, product)
+        (y,) = _flat(labels)
+        coefficients = _coefficients((*cotangents, *curvatures))
+        _native.row_hvp(z, y, v, 1.0 / link.temperature, link.softcap or 0.0, *coefficients, r, product)
+        _write_back(product, out)
     return out
 
 
@@ -102,20 +104,23 @@ def _empty(logits: Array, want: tuple[str, ...]) -> RowStats:
     """Room for the statistics; zeros where there is nothing to compute them from."""
     new = np.empty if logits.size else np.zeros
     shape = logits.shape[:-1]
-    return RowStats(
-        *(new(shape, np.int64 if s == "argmax" else np.float64) if s in want else None for s in STATISTICS)
-    )
+    stats = {name: new(shape) for name in want}
+    if "argmax" in stats:
+        stats["argmax"] = new(shape, np.int64)
+    if not logits.shape[-1] and "lse" in stats:
+        stats["lse"].fill(-np.inf)
+    return RowStats(**stats)
 
 
-def _link(link: Link) -> tuple[float, float]:
-    return 1.0 / link.temperature, link.softcap or 0.0
+def _flat(*arrays: Array | None) -> list[Array | None]:
+    return [x if x is None or x.ndim == 1 else x.reshape(-1) for x in arrays]
 
 
-def _flat(x: Array | None) -> Array | None:
-    return x if x is None or x.ndim == 1 else x.reshape(-1)
+def _coefficients(columns: tuple[Array | float, ...]) -> list[Array | float]:
+    return [c if type(c) is float else _column(c) for c in columns]
 
 
-def _coefficient(c: Array | float) -> Array | float:
+def _column(c: Array | float) -> Array | float:
     if isinstance(c, np.ndarray) and c.ndim:
         return np.ascontiguousarray(c, np.float64).reshape(-1)
     return float(c)
@@ -124,15 +129,15 @@ def _coefficient(c: Array | float) -> Array | float:
 def _rows(logits: Array, dense: Array | None, *more: Array) -> tuple[Any, ...]:
     """All arrays as (rows, K) or (outer, inner, K) views; ``dense`` in the compute type, second."""
     if dense is not None:
-        compute = logits.dtype if logits.dtype == np.float64 else np.float32
-        dense = dense.astype(compute, copy=False)
+        dense = dense.astype(np.float64 if logits.dtype.char == "d" else np.float32, copy=False)
     whole = [logits, *more] if dense is None or dense.ndim == 1 else [logits, *more, dense]
     if logits.ndim != 2:
         whole = _collapsed(whole)
-    views = [x.view(np.uint16) if x.dtype.name == "bfloat16" else x for x in whole]
-    if dense is not None and dense.ndim == 1:
-        views.append(dense)
-    return (views[0], None, *views[1:]) if dense is None else (views[0], views[-1], *views[1:-1])
+    if logits.dtype.kind == "V":  # bfloat16, as its bits
+        whole = [x.view(np.uint16) if x.dtype.kind == "V" else x for x in whole]
+    if dense is None:
+        return (whole[0], None, *whole[1:])
+    return (whole[0], dense, *whole[1:]) if dense.ndim == 1 else (whole[0], whole[-1], *whole[1:-1])
 
 
 def _collapsed(arrays: list[Array]) -> list[Array]:
@@ -147,8 +152,7 @@ def _collapsed(arrays: list[Array]) -> list[Array]:
     return [x.reshape(-1, 1, shape[-1]) for x in arrays]
 
 
-def _written(out: Array, view: Array) -> Array:
-    """``out``, with what was computed: ``view`` is a copy if its axes could not be merged."""
+def _write_back(view: Array, out: Array) -> None:
+    """``view`` is a copy of ``out`` if its leading axes could not be merged."""
     if out.ndim > 2 and not np.may_share_memory(out, view):
-        out[...] = view.reshape(out.shape)
-    return out
+        out[...] = view.view(out.dtype).reshape(out.shape)

@@ -1,0 +1,45 @@
+# Every target does its own set-up in .venv; a second call finds it there.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+SOURCES := pyproject.toml CMakeLists.txt $(wildcard native/*)
+
+.PHONY: demo test test-slow sanitize bench format clean
+
+demo: $(VENV)/.demo ## train on real data and write report.html
+	$(BIN)/xent fit digits --report report.html
+	@echo "Open report.html in a browser."
+
+test: $(VENV)/.test ## lint, types, import rules, the quick tests
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	$(BIN)/python -m pytest
+
+test-slow: $(VENV)/.test ## the full conformance product and 2^31 elements; most of an hour
+	$(BIN)/python -m pytest -m slow
+
+sanitize: $(VENV)/.test ## the kernel tests under address and undefined-behaviour sanitisers
+	PYTHON=$(BIN)/python sh tests/sanitize.sh
+
+bench: $(VENV)/.test ## writes bench/results; wants a quiet machine
+	$(BIN)/python -m bench.run
+
+format: $(VENV)/.test
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+$(BIN)/python:
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.demo: $(BIN)/python $(SOURCES)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable ".[fit]"
+	touch $@
+
+$(VENV)/.test: $(BIN)/python $(SOURCES)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable ".[fit,test]"
+	touch $@ $(VENV)/.demo
+
+clean:
+	rm -rf $(VENV) build dist report.html

@@ -1,0 +1,14 @@
+#!/bin/sh
+# Builds the extension once with address and undefined-behaviour sanitisers and runs the kernel tests under
+# them. PYTHON names an interpreter whose site-packages hold the test requirements.
+set -eu
+PYTHON=${PYTHON:-python3}
+overlay=build/sanitize/site
+"$PYTHON" -m pip install --quiet --disable-pip-version-check --no-deps --upgrade --target "$overlay" \
+  -C build-dir=build/sanitize/cmake -C cmake.build-type=None -C cmake.define.XENT_SANITIZE=ON .
+packages=$("$PYTHON" -c 'import sysconfig; print(sysconfig.get_path("purelib"))')
+# -S: without the hooks of an editable install, which would bring back the other build.
+PYTHONPATH="$overlay:$packages" OMP_NUM_THREADS=2 \
+  LD_PRELOAD="$(${CC:-gcc} -print-file-name=libasan.so) $(${CC:-gcc} -print-file-name=libubsan.so)" \
+  ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1:halt_on_error=1 \
+  "$PYTHON" -S -m pytest -p no:cacheprovider -q tests/test_conformance.py tests/test_arrays.py tests/test_threads.py "$@"
