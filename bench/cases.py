@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import NamedTuple
 
 GRADIENT = ("xent_buffer", "xent_fresh", "xent_loss", "torch_eager", "torch_compile", "numpy")
@@ -18,11 +17,6 @@ class Case(NamedTuple):
     dtype: str = "float32"
     class_axis: int = -1
     calls: int = 1
-
-    @property
-    def nbytes(self) -> int:
-        """The size of the logits."""
-        return math.prod(self.shape) * {"float64": 8, "float32": 4}.get(self.dtype, 2)
 
 
 CASES = {

@@ -1,4 +1,4 @@
-"""Times the providers on the cases in one run, and writes core.json and core.md."""
+"""Times the providers on the cases in one run, and writes core.json and its table core.md."""
 
 from __future__ import annotations
 
@@ -6,80 +6,105 @@ import argparse
 import gc
 import json
 import os
+import platform
+import re
+import subprocess
 import sys
 import time
 from collections.abc import Sequence
+from datetime import UTC, datetime
 from pathlib import Path
 from statistics import median
 from typing import Any
 
-from bench.cases import CASES, Case
-from bench.data import Data
-from bench.machine import describe
-from bench.providers import PASSES, PROVIDERS, Call
-from bench.table import markdown
+import ml_dtypes
+import numpy as np
+import torch
 
-ROUNDS = 7
-SLOW_ROUNDS = 3  # for a call of more than SLOW seconds
-SLOW = 3.0
-CAP = 420.0  # seconds for all timing: past its share of them a case gives SLOW_ROUNDS to calls of LONG
-LONG = 0.3
+import xent
+from bench.cases import CASES, Case
+from bench.providers import PROVIDERS, Call, Data
+from xent.kernels import cpu
+
+ROUNDS, FEWER = 7, 3  # FEWER for calls of more than SLOW seconds,
+SLOW, LONG = 3.0, 0.3  # and LONG ones once their case has had its share of
+CAP = 300.0  # seconds of timing
+HERE = Path(__file__).parent
+METHOD = """\
+* A ratio is the median of the ratios within a round; all providers run once a round, in turn.
+* A copy is PyTorch's threaded `copy_` of the logits into a buffer, in the dtype and layout of the case.
+* Warm: logits, labels, buffers (written before), threads, compiled code (each provider ran twice before).
+  Compilation is not timed.
+* Logits and buffers are memory that NumPy allocated, advised for huge pages. PyTorch and the textbook
+  make a fresh gradient; a fresh one is allocated within the time and freed outside it.
+* Bytes are the least that a provider must move: for loss and gradient, a read and a write of the logits.
+* The textbook runs on one thread, and in float32 for float16 and bfloat16.
+* Before it was timed, each loss and each gradient (at 64 rows) agreed with float64.
+"""
+COLUMNS = {
+    "copy": "copy",
+    "xent_buffer": "xent, into a buffer",
+    "xent_fresh": "xent, fresh gradient",
+    "xent_loss": "xent, loss only",
+    "torch_eager": "PyTorch eager",
+    "torch_compile": "torch.compile",
+    "numpy": "NumPy textbook",
+}
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m bench.run", description=__doc__)
-    parser.add_argument("--cases", nargs="+", choices=list(CASES), default=list(CASES), metavar="NAME",
-                        help=f"which of {', '.join(CASES)} (default: all)")  # fmt: skip
-    parser.add_argument("--skip", nargs="+", choices=list(PROVIDERS), default=[], metavar="PROVIDER",
-                        help=f"leave out some of {', '.join(PROVIDERS)}")  # fmt: skip
-    parser.add_argument("--rounds", type=int, default=ROUNDS, help="samples of each (default: %(default)s)")
-    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results", metavar="DIR",
-                        help="where to write core.json and core.md (default: bench/results)")  # fmt: skip
+    parser.add_argument("--cases", nargs="+", choices=CASES, default=list(CASES))
+    parser.add_argument("--skip", nargs="+", choices=PROVIDERS, default=[], help="providers to leave out")
+    parser.add_argument("--rounds", type=int, choices=range(1, 100), default=ROUNDS, metavar="N")
+    parser.add_argument("--out", type=Path, default=HERE / "results", metavar="DIR")
     options = parser.parse_args(arguments)
-    if options.rounds < 1:
-        parser.error(f"argument --rounds: must be at least 1; got {options.rounds}")
-    report: dict[str, Any] = describe()
-    report["cases"] = {}
+    report = describe()
     for name in options.cases:
         print(f"{name}: data, checks, compilation", file=sys.stderr)
         share = CAP / len(options.cases)
-        report["cases"][name] = measure(CASES[name], options.rounds, options.skip, share)
-        gc.collect()  # gigabytes, held by cycles
+        report["cases"][name] = measure(CASES[name], options.skip, options.rounds, share)
+        gc.collect()  # gigabytes, if a cycle holds them
     options.out.mkdir(parents=True, exist_ok=True)
-    _write(options.out / "core.json", json.dumps(report, indent=1) + "\n")
-    _write(options.out / "core.md", markdown(report))
+    for file, text in {"core.json": json.dumps(report, indent=1) + "\n", "core.md": table(report)}.items():
+        (options.out / "unfinished").write_text(text, encoding="utf-8")
+        os.replace(options.out / "unfinished", options.out / file)
 
 
-def measure(case: Case, rounds: int, skip: Sequence[str], share: float) -> dict[str, Any]:
-    """Each provider checked, warmed up, then timed in turn with all others."""
+def measure(case: Case, skip: Sequence[str], rounds: int, share: float) -> dict[str, Any]:
+    """Every provider checked, warmed up, then timed in turn with all others."""
     data = Data(case)
-    calls = {name: PROVIDERS[name](data) for name in case.providers if name not in skip}
+    calls = {name: PROVIDERS[name][1](data) for name in case.providers if name not in skip}
+    mean_loss = data.mean_loss()
     for name, call in calls.items():
-        data.buffer.fill(float("nan"))
-        data.require_right(name, *call())
-    warm = {name: _seconds(call, case.calls) for name, call in calls.items()}
-    names, times = list(calls), {name: dict[int, float]() for name in calls}
+        data.require_right(name, call, mean_loss)
+    warm = {name: _seconds(call, case.calls) * case.calls for name, call in calls.items()}
+    names, times = list(calls), {name: list[float]() for name in calls}
     deadline = time.perf_counter() + share
     for turn in range(rounds):
-        first = turn % len(names)  # nobody comes always after the same one
+        first = turn % len(names)  # nobody always follows the same one
         for name in names[first:] + names[:first]:
             limit = LONG if time.perf_counter() > deadline else SLOW
-            if turn < SLOW_ROUNDS or warm[name] <= limit:
-                times[name][turn] = _seconds(calls[name], case.calls)
+            if turn < FEWER or warm[name] <= limit:
+                times[name].append(_seconds(calls[name], case.calls))
         print(f"  round {turn + 1} of {rounds}", file=sys.stderr)
-    return {
-        "shape": case.shape,
-        "dtype": case.dtype,
-        "class_axis": case.class_axis,
-        "calls_per_sample": case.calls,
-        "providers": {name: _summary(case, name, times) for name in names},
-        "hvp_over_gradient": _ratio(times, "xent_hvp", "xent_buffer"),
-        "eager_over_xent_fresh": _ratio(times, "torch_eager", "xent_fresh"),
-    }
+
+    def ratio(name: str, unit: str) -> float | None:
+        pairs = zip(times.get(name, []), times.get(unit, []), strict=False)  # who stops early leaves a tail
+        return median(ratios) if (ratios := [a / b for a, b in pairs]) else None
+
+    def summary(name: str) -> dict[str, Any]:
+        middle, size = median(times[name]), PROVIDERS[name][0] * data.logits.nbytes
+        moved = {"bytes": size, "gb_per_s": size / middle / 1e9, "samples_s": times[name]}
+        return {"median_s": middle, "min_s": min(times[name]), "copies": ratio(name, "copy")} | moved
+
+    hvp, eager = ratio("xent_hvp", "xent_buffer"), ratio("torch_eager", "xent_fresh")
+    results = {"providers": {name: summary(name) for name in names}}
+    return case._asdict() | results | {"hvp / gradient": hvp, "eager / fresh": eager}
 
 
 def _seconds(call: Call, calls: int) -> float:
-    """Of one call; the last result is freed after the clock has stopped."""
+    """Of one call. What the last one returned is freed after the clock has stopped."""
     start = time.perf_counter()
     for _ in range(calls):
         result = call()
@@ -88,31 +113,64 @@ def _seconds(call: Call, calls: int) -> float:
     return (stop - start) / calls
 
 
-def _summary(case: Case, name: str, times: dict[str, dict[int, float]]) -> dict[str, Any]:
-    seconds = list(times[name].values())
-    moved = PASSES[name] * case.nbytes
+def describe() -> dict[str, Any]:
+    """The report's head: date, commit, machine, versions."""
+    processor = re.search(r"model name\s*: (.*)", _read("/proc/cpuinfo"))
+    modules = (np, torch, ml_dtypes, xent)
     return {
-        "median_s": median(seconds),
-        "min_s": min(seconds),
-        "copies": _ratio(times, name, "copy"),
-        "bytes": moved,
-        "gb_per_s": moved / median(seconds) / 1e9,
-        "samples_s": seconds,
+        "date": datetime.now(UTC).isoformat(timespec="minutes"),
+        "commit": _git("rev-parse", "HEAD"),
+        "uncommitted changes": _git("status", "--porcelain", "--untracked-files=no") != "",
+        "machine": {
+            "processor": processor[1] if processor else platform.processor(),
+            "cores": os.cpu_count(),
+            "threads": torch.get_num_threads(),
+            "memory GiB": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1),
+            "huge pages": _read("/sys/kernel/mm/transparent_hugepage/enabled").strip(),
+            "load before": round(os.getloadavg()[0], 2),
+            "xent's instruction set": cpu.isas()[0],
+        },
+        "versions": {"python": platform.python_version()} | {m.__name__: m.__version__ for m in modules},
+        "method": METHOD,
+        "cases": {},
     }
 
 
-def _ratio(times: dict[str, dict[int, float]], name: str, unit: str) -> float | None:
-    """The median of the ratios within a round, over the rounds that have both."""
-    if not (name in times and unit in times):
-        return None
-    return median(times[name][turn] / times[unit][turn] for turn in times[name] if turn in times[unit])
+def _git(*arguments: str) -> str:
+    done = subprocess.run(["git", "-C", HERE, *arguments], capture_output=True, text=True)
+    return done.stdout.strip() if done.returncode == 0 else "unknown"
 
 
-def _write(path: Path, text: str) -> None:
-    """All of the file or nothing of it."""
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text(text, encoding="utf-8")
-    os.replace(temporary, path)
+def _read(path: str) -> str:
+    return Path(path).read_text(encoding="utf-8") if Path(path).exists() else ""  # Linux alone has it
+
+
+def table(report: dict[str, Any]) -> str:
+    """One row per case, in copies of its logits; then what the report's head says."""
+    head = ["case", *COLUMNS.values(), "Hessian product / gradient", "eager / xent fresh"]
+    rows = [head, ["---", *["---:"] * (len(head) - 1)]]
+    for name, case in report["cases"].items():
+        timed = case["providers"]
+        cells = [_time(timed[column]) if column in timed else "" for column in COLUMNS]
+        cells[0] += f", {timed['copy']['gb_per_s']:.1f} GB/s" if cells[0] else ""
+        ratios = [_times(case[which]) for which in ("hvp / gradient", "eager / fresh")]
+        rows.append([f"{name.partition('-')[0]} {case['dtype']}", *cells, *ratios])
+    facts = {key: report[key] for key in ("date", "commit", "uncommitted changes")}
+    facts |= report["machine"] | report["versions"]
+    lines = ["# Loss and gradient, in copies of the logits (median time)", ""]
+    lines += [f"| {' | '.join(row)} |" for row in rows]
+    lines += ["", "; ".join(f"{key}: {value}" for key, value in facts.items()) + ".", "", report["method"]]
+    return "\n".join(lines)
+
+
+def _time(timed: dict[str, Any]) -> str:
+    seconds = timed["median_s"]
+    time = f"{seconds * 1e6:.1f} µs" if seconds < 1e-3 else f"{seconds * 1e3:.1f} ms"
+    return f"{_times(timed['copies'])} ({time})" if timed["copies"] else time
+
+
+def _times(ratio: float | None) -> str:
+    return "" if ratio is None else f"{ratio:.2f} ×"
 
 
 if __name__ == "__main__":
