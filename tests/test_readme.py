@@ -1,0 +1,70 @@
+"""The prose is true: its Python gives what it shows; its excerpt and its table are the program's."""
+
+from __future__ import annotations
+
+import doctest
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from xent.cli import main
+from xent.spec import OPTIONS_DOC, LossSpec
+
+ROOT = Path(__file__).parents[1]
+NEEDS = {"README.md": "sklearn", "docs/differences.md": "torch"}
+
+
+def blocks(page: str, language: str) -> list[str]:
+    text = (ROOT / page).read_text("utf-8")
+    return re.findall(rf"^```{language}\n(.*?)^```$", text, re.DOTALL | re.MULTILINE)
+
+
+@pytest.mark.parametrize("page", NEEDS)
+def test_python_blocks(page: str) -> None:
+    """In order, sharing their names; a block without an example would go unchecked."""
+    pytest.importorskip(NEEDS[page])
+    names: dict[str, object] = {}
+    examples = blocks(page, "python")
+    assert examples
+    for number, text in enumerate(examples):
+        test = doctest.DocTestParser().get_doctest(text, names, f"{page}, block {number}", page, 0)
+        assert test.examples, test.name
+        with np.printoptions(legacy=False):
+            failed, _ = doctest.DocTestRunner().run(test, clear_globs=False)
+        assert not failed, test.name
+        names = test.globs
+
+
+def test_explain_excerpt(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("typer")
+    monkeypatch.setenv("COLUMNS", "80")
+    (excerpt,) = (text for text in blocks("README.md", "text") if text.startswith("$ xent explain"))
+    command, *shown = excerpt.splitlines()
+    assert command == '$ xent explain "2 3 4" --label 1'
+    assert main(["explain", "2 3 4", "--label", "1"]) == 0
+    printed = [line.rstrip() for line in capsys.readouterr().out.strip("\n").splitlines()]
+    while not printed[0]:
+        printed.pop(0)
+    # The sum of the gradient is a rounding error: its digits depend on the instruction set.
+    assert [line for line in shown if "sum of" not in line] == [
+        line for line in printed[: len(shown)] if "sum of" not in line
+    ]
+
+
+def test_options_table() -> None:
+    """Every option is there, in order, with its default."""
+    rows = re.findall(r"^\| `(\w+)` \| `(.*?)` \|", (ROOT / "README.md").read_text("utf-8"), re.MULTILINE)
+    defaults = {name: getattr(LossSpec(), name, None) for name in OPTIONS_DOC}
+    shown = {name: value.strip('"') for name, value in rows if name in defaults}
+    assert list(shown) == list(defaults)
+    assert shown == {name: str(value) for name, value in defaults.items()}
+
+
+@pytest.mark.parametrize("page", ["README.md", "CONTRIBUTING.md", "CHANGELOG.md", "docs/differences.md"])
+def test_links_lead_somewhere(page: str) -> None:
+    path = ROOT / page
+    for target in re.findall(r"\]\(([^)#]+)\)", path.read_text("utf-8")):
+        if not target.startswith("https://"):
+            assert (path.parent / target).exists(), target
