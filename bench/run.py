@@ -30,26 +30,19 @@ ROUNDS, FEWER = 7, 3  # FEWER for calls of more than SLOW seconds,
 SLOW, LONG = 3.0, 0.3  # and LONG ones once their case has had its share of
 CAP = 300.0  # seconds of timing
 HERE = Path(__file__).parent
+RATIOS = {
+    "hvp / into buffer": ("xent_hvp", "xent_into_buffer"),
+    "eager / fresh": ("torch_eager", "xent_fresh"),
+}
 METHOD = """\
 * A ratio is the median of the ratios within a round; all providers run once a round, in turn.
 * A copy is PyTorch's threaded `copy_` of the logits into a buffer, in the dtype and layout of the case.
-* Warm: logits, labels, buffers (written before), threads, compiled code (each provider ran twice before).
-  Compilation is not timed.
-* Logits and buffers are memory that NumPy allocated, advised for huge pages. PyTorch and the textbook
-  make a fresh gradient; a fresh one is allocated within the time and freed outside it.
-* Bytes are the least that a provider must move: for loss and gradient, a read and a write of the logits.
-* The textbook runs on one thread, and in float32 for float16 and bfloat16.
-* Before it was timed, each loss and each gradient (at 64 rows) agreed with float64.
+* Warm: logits, labels, buffers (written before), threads, compiled code: each provider ran twice before.
+  The first time its loss, and its gradient at 64 rows, were compared with float64. Compiling is not timed.
+* Logits and buffers are memory that NumPy allocated, advised for huge pages. PyTorch and the textbook make
+  a fresh gradient, as does `xent fresh`; it is allocated within the time and freed outside it.
+* The copy's GB/s count a read and a write. The textbook runs on one thread, in float32 for the halves.
 """
-COLUMNS = {
-    "copy": "copy",
-    "xent_buffer": "xent, into a buffer",
-    "xent_fresh": "xent, fresh gradient",
-    "xent_loss": "xent, loss only",
-    "torch_eager": "PyTorch eager",
-    "torch_compile": "torch.compile",
-    "numpy": "NumPy textbook",
-}
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -73,6 +66,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def measure(case: Case, skip: Sequence[str], rounds: int, share: float) -> dict[str, Any]:
     """Every provider checked, warmed up, then timed in turn with all others."""
+    torch._dynamo.reset()
     data = Data(case)
     calls = {name: PROVIDERS[name][1](data) for name in case.providers if name not in skip}
     mean_loss = data.mean_loss()
@@ -98,9 +92,8 @@ def measure(case: Case, skip: Sequence[str], rounds: int, share: float) -> dict[
         moved = {"bytes": size, "gb_per_s": size / middle / 1e9, "samples_s": times[name]}
         return {"median_s": middle, "min_s": min(times[name]), "copies": ratio(name, "copy")} | moved
 
-    hvp, eager = ratio("xent_hvp", "xent_buffer"), ratio("torch_eager", "xent_fresh")
     results = {"providers": {name: summary(name) for name in names}}
-    return case._asdict() | results | {"hvp / gradient": hvp, "eager / fresh": eager}
+    return case._asdict() | results | {key: ratio(*pair) for key, pair in RATIOS.items()}
 
 
 def _seconds(call: Call, calls: int) -> float:
@@ -147,13 +140,13 @@ def _read(path: str) -> str:
 
 def table(report: dict[str, Any]) -> str:
     """One row per case, in copies of its logits; then what the report's head says."""
-    head = ["case", *COLUMNS.values(), "Hessian product / gradient", "eager / xent fresh"]
+    head = ["case", *(name.replace("_", " ") for name in PROVIDERS), *RATIOS]
     rows = [head, ["---", *["---:"] * (len(head) - 1)]]
     for name, case in report["cases"].items():
         timed = case["providers"]
-        cells = [_time(timed[column]) if column in timed else "" for column in COLUMNS]
+        cells = [_time(timed[column]) if column in timed else "" for column in PROVIDERS]
         cells[0] += f", {timed['copy']['gb_per_s']:.1f} GB/s" if cells[0] else ""
-        ratios = [_times(case[which]) for which in ("hvp / gradient", "eager / fresh")]
+        ratios = [_times(case[key]) for key in RATIOS]
         rows.append([f"{name.partition('-')[0]} {case['dtype']}", *cells, *ratios])
     facts = {key: report[key] for key in ("date", "commit", "uncommitted changes")}
     facts |= report["machine"] | report["versions"]

@@ -43,9 +43,9 @@ def test_report(run: Any, tmp_path: Path) -> None:
     for summary in image["providers"].values():
         assert summary.keys() == {"median_s", "min_s", "copies", "bytes", "gb_per_s", "samples_s"}
     assert image["providers"]["copy"]["copies"] == 1.0
-    assert image["providers"]["xent_buffer"]["bytes"] == 2 * 4 * 2 * 5 * 3 * 4
-    assert image["hvp / gradient"] > 0
-    assert rows["hvp / gradient"] is None
+    assert image["providers"]["xent_into_buffer"]["bytes"] == 2 * 4 * 2 * 5 * 3 * 4
+    assert image["hvp / into buffer"] > 0
+    assert rows["hvp / into buffer"] is None
     table = (tmp_path / "core.md").read_text(encoding="utf-8")
     assert "| image float32 |" in table
     assert "| rows bfloat16 |" in table
@@ -66,6 +66,6 @@ def test_nothing_wrong_is_timed(
         return loss, dlogits
 
     monkeypatch.setattr(xent, "cross_entropy_with_grad", broken)
-    with pytest.raises(ValueError, match=r"xent_buffer: .* must be .*; got "):
+    with pytest.raises(ValueError, match=r"xent_into_buffer: .* must be .*; got "):
         run.main(["--cases", "image", "--rounds", "1", "--skip", "torch_compile", "--out", str(tmp_path)])
     assert not list(tmp_path.iterdir())
