@@ -1,4 +1,4 @@
-// What one call asks of the kernels: plain pointers and strides, no option of the loss (DESIGN §3).
+// What one call asks of the kernels: plain pointers and strides, no option of the loss.
 #pragma once
 #include <cstdint>
 
@@ -20,7 +20,7 @@ struct Column {
 struct Job {
   int64_t outer = 0, inner = 0, classes = 0;
   Strided z, out, vector;  // storage type
-  Strided dense;           // compute type; v of DESIGN §2, row strides 0 if shared by all rows
+  Strided dense;           // compute type; v of docs/maths.md, row strides 0 if shared by all rows
   const int64_t* labels = nullptr;
   double inv_temperature = 1.0, softcap = 0.0;         // softcap 0: none
   Column dl, dx, ds;                                   // cotangents of l, x, σ

@@ -67,7 +67,7 @@ struct Coefficients {
   bool silent() const { return dl == 0 && dx == 0 && ds == 0; }
   double of_p() const { return dl - dx - ds * mass; }  // s − b of (3): what multiplies p in (2)
 
-  // The bracket of (2) at one class of log-probability `log_p`, with 1 − p from expm1 (DESIGN §2).
+  // The bracket of (2) at one class of log-probability `log_p`, with 1 − p from expm1.
   double bracket(double log_p, bool is_label, double v) const {
     double p = std::exp(log_p), rest = -std::expm1(log_p);
     const double dense = p > 0.5 ? (v - mass) + mass * rest : v - mass * p;

@@ -18,10 +18,10 @@ class Tile {
   T *e, *w, *v, *r;  // (K, LANES) each: exponentials, linked logits, dense targets, vector
   Position start{0, 0};
   int64_t first = 0, label[LANES];
-  int lanes = 0;
+  int lanes = 0, opened = 0;
   bool affine = true, special = false;  // rows evenly spaced; some row silent or broken
-  T max[LANES], rest[LANES], log_norm[LANES], norm[LANES], mass[LANES], dense[LANES], entropy[LANES];
-  T x[LANES], dl[LANES], dx[LANES], ds[LANES], of_p[LANES], v_y[LANES] = {};
+  T max[LANES], rest[LANES], log_norm[LANES], norm[LANES], mass[LANES] = {}, dense[LANES] = {}, entropy[LANES] = {};
+  T x[LANES], dl[LANES], dx[LANES], ds[LANES], of_p[LANES], v_y[LANES] = {}, ddl[LANES], ddx[LANES];
   int32_t silent[LANES], broken[LANES];
 
  public:
@@ -83,7 +83,7 @@ class Tile {
     sweep();
     finish();
     coefficients();
-    T centre[LANES], delta[LANES] = {}, constant[LANES], ddl[LANES], ddx[LANES], at_label[LANES];
+    T centre[LANES], delta[LANES] = {}, constant[LANES], at_label[LANES];
     double sum[LANES] = {};
     column(job.ddl, ddl);
     column(job.ddx, ddx);
@@ -135,6 +135,7 @@ class Tile {
   void open(int64_t begin, int64_t end) {
     first = begin;
     lanes = int(end - begin);
+    ++opened;
     start = position(job, begin);
     affine = job.inner == 1 || start.inner + lanes <= job.inner;
     special = false;
@@ -158,9 +159,10 @@ class Tile {
     }
   }
 
-  // A coefficient of each lane, in T; idle lanes get that of the first row.
-  void column(const Column& c, T* to) const {
-    const T other = T(c[first]);
+  // A coefficient of each lane, in T. One for all rows is set in the first tile and stays.
+  void column(const Column& c, T* to) {
+    if (!c.data && opened > 1) return;
+    const T other = T(c[first]);  // idle lanes get the first row's
     for (int j = 0; j < LANES; ++j) to[j] = other;
     if (!c.data) return;
     const double* from = c.data + first;
@@ -265,11 +267,12 @@ class Tile {
     for (size_t i = 0; i < LANES; i += 64 / sizeof(S)) __builtin_prefetch(out + i, 1);
   }
 
-  static void flush(T* part, double* sum) {
-    for (int j = 0; j < LANES; ++j) sum[j] += double(part[j]), part[j] = 0;
+  template <int N>
+  static void flush(T (&part)[N], double (&sum)[N]) {
+    for (int j = 0; j < N; ++j) sum[j] += double(part[j]), part[j] = 0;
   }
 
-  // Maxima, exponentials, and their sums without the largest term (DESIGN §2): a vector of rows at a time,
+  // Maxima, exponentials, and their sums without the largest term: a vector of rows at a time,
   // so that what is summed over the classes stays in registers.
   void sweep() {
     for (int j = 0; j < LANES; j += CHUNK) {
@@ -289,11 +292,10 @@ class Tile {
     for (int64_t k = 0; k < classes; ++k)
 #pragma omp simd
       for (int j = 0; j < CHUNK; ++j) top[j] = u[k * LANES + j] > top[j] ? u[k * LANES + j] : top[j];
-    double sum[CHUNK] = {}, sum_dense[CHUNK] = {}, sum_mass[CHUNK] = {}, sum_entropy[CHUNK] = {};
-    T ties[CHUNK] = {};
+    T ties[CHUNK] = {}, below[CHUNK] = {}, part_dense[CHUNK] = {}, part_mass[CHUNK] = {}, part_entropy[CHUNK] = {};
+    double sum[4][CHUNK] = {};
     for (int64_t begin = 0; begin < classes; begin += FLUSH) {
       const int64_t end = begin + FLUSH < classes ? begin + FLUSH : classes;
-      T below[CHUNK] = {}, part_dense[CHUNK] = {}, part_mass[CHUNK] = {}, part_entropy[CHUNK] = {};
       for (int64_t k = begin; k < end; ++k)
 #pragma omp simd
         for (int j = 0; j < CHUNK; ++j) {
@@ -308,18 +310,22 @@ class Tile {
           }
           if constexpr (ENTROPY) part_entropy[j] += only(value != T(0), value * d);
         }
-      for (int j = 0; j < CHUNK; ++j) {
-        sum[j] += double(below[j]);
-        if constexpr (DENSE) sum_dense[j] += double(part_dense[j]), sum_mass[j] += double(part_mass[j]);
-        if constexpr (ENTROPY) sum_entropy[j] += double(part_entropy[j]);
-      }
+      if (classes <= FLUSH) break;
+      flush(below, sum[0]);
+      if constexpr (DENSE) flush(part_dense, sum[1]), flush(part_mass, sum[2]);
+      if constexpr (ENTROPY) flush(part_entropy, sum[3]);
     }
+    if (classes > FLUSH)
+      for (int j = 0; j < CHUNK; ++j) {
+        below[j] = T(sum[0][j] + double(ties[j] - T(1))), ties[j] = ties[j] < T(1) ? T(0) : T(1);
+        part_dense[j] = T(sum[1][j]), part_mass[j] = T(sum[2][j]), part_entropy[j] = T(sum[3][j]);
+      }
+#pragma omp simd
     for (int j = 0; j < CHUNK; ++j) {
       max[j0 + j] = top[j];
-      rest[j0 + j] = choose(ties[j] < T(1), nan_<T>(), T(sum[j] + double(ties[j] - T(1))));
-      dense[j0 + j] = T(sum_dense[j]) * link.scale;
-      mass[j0 + j] = T(sum_mass[j]);
-      entropy[j0 + j] = T(sum_entropy[j]) * link.scale;
+      rest[j0 + j] = choose(ties[j] < T(1), nan_<T>(), below[j] + (ties[j] - T(1)));
+      if constexpr (DENSE) dense[j0 + j] = part_dense[j] * link.scale, mass[j0 + j] = part_mass[j];
+      if constexpr (ENTROPY) entropy[j0 + j] = part_entropy[j] * link.scale;
     }
   }
 

@@ -83,14 +83,14 @@ class Wide {
     if (job.dense_log_prob) job.dense_log_prob[row] = sums.dense - (sums.mass != 0 ? sums.mass * log_norm : 0.0);
     if (job.mass) job.mass[row] = sums.mass;
     if (job.entropy) job.entropy[row] = log_norm - sums.entropy / (1 + sums.rest);
-    if (job.argmax) job.argmax[row] = argmax(z);
+    if (job.argmax) job.argmax[row] = swept_argmax(z, sums.max);
     if (!with_grad) return;
 
     Coefficients c(job, row);
     if (c.silent()) return fill(out, T(0));
     if (job.labels && y >= K) return fill(out, nan_<T>());
     c.mass = sums.mass;
-    const int64_t top = DENSE && sums.rest < 1 ? argmax(z) : -1;
+    const int64_t top = DENSE && sums.rest < 1 ? swept_argmax(z, sums.max) : -1;
     const double v_y = DENSE && labelled ? double(v[y]) : 0.0, v_top = top >= 0 ? double(v[top]) : 0.0;
     pending = {out, v, {e, w, block}, c.of_p(), sums.max, 1 / (1 + sums.rest), T(c.ds), {-1, -1}, {0, 0}};
     if (top >= 0) set_exact(0, top, slope_at(top) * c.bracket(-log_norm, job.labels && top == y, v_top));
@@ -156,7 +156,7 @@ class Wide {
     if (job.labels && y >= K) return fill(out, nan_<T>());
     const Sums sums = sweep(z, v);
     c.mass = sums.mass;
-    const int64_t top = argmax(z);
+    const int64_t top = swept_argmax(z, sums.max);
     const T centre = link.slope(kept(z, top)) * load(r[top]);
     double delta = 0;  // ρ − centre
     for (int64_t b = 0; b < blocks; ++b) {
@@ -180,19 +180,17 @@ class Wide {
     const double w_y = job.labels ? double(kept(z, y)) : 0.0, v_y = DENSE && job.labels ? double(v[y]) : 0.0;
     const T of_p = T(c.of_p()), constant = T(ddl * rho - kappa), ds = T(c.ds), shift = T(delta);
     for (int64_t k = 0; k < K; k += BLOCK) {
-      const int64_t n = size(k);
       const T *p = e + k, *u = w + k;
-#pragma omp simd
-      for (int64_t i = 0; i < n; ++i) {
-        T ri = load(r[k + i]), slope = link.slope(CAP ? u[i] : T(0));
+      emit(out, k, [=](int64_t i) {
+        const T ri = load(r[k + i]), slope = link.slope(CAP ? u[i] : T(0));
         T value = slope * p[i] * (of_p * ((slope * ri - centre) - shift) + constant);
         if constexpr (CAP) {
           T g = of_p * p[i];
           if constexpr (DENSE) g += ds * v[k + i];
           value += link.curvature(u[i]) * ri * g;
         }
-        out[k + i] = store<S>(value);
-      }
+        return value;
+      });
     }
     if (!job.labels) return;
     const double p_y = std::exp(x), slope_y = link.slope(T(w_y));
@@ -260,7 +258,7 @@ class Wide {
       sums.mass += block[b].mass;
       sums.dense += block[b].dense + (block[b].mass != 0 ? block[b].mass * gap : 0.0);
     }
-    // No logit equals the maximum only if all are −inf or one is +inf: not a distribution (DESIGN §6).
+    // No logit equals the maximum only if all are −inf or one is +inf: not a distribution.
     sums.rest = ties < 1 ? nan_<double>() : sums.rest + (ties - 1);
     return sums;
   }
@@ -300,18 +298,33 @@ class Wide {
   // out = φ'·(of_p·e + ds·v) over the block that begins at k.
   void write(S* out, const T* v, const T* e, const T* w, int64_t k, T of_p, T ds) const {
     const LinkOf<T, CAP> link = phi;
+    emit(out, k, [=](int64_t i) {
+      T value = of_p * e[k + i];
+      if constexpr (DENSE) value += ds * v[k + i];
+      return value * link.slope(CAP ? w[k + i] : T(0));
+    });
+  }
+
+  // out[k + i] = f(i) over the block that begins at k; on its way past the cache it is staged at the
+  // alignment of its destination, so that stores and later loads coincide.
+  template <class F>
+  XENT_INLINE void emit(S* out, int64_t k, F f) const {
     const int64_t n = size(k);
-    const T *exps = e + k, *u = w + k;
     alignas(64) S stage[BLOCK + 64 / sizeof(S)];
-    // Staged at the alignment of its destination, so that stores and later loads coincide.
     S* to = job.stream ? stage + reinterpret_cast<uintptr_t>(out + k) % 64 / sizeof(S) : out + k;
 #pragma omp simd
-    for (int64_t i = 0; i < n; ++i) {
-      T value = of_p * exps[i];
-      if constexpr (DENSE) value += ds * v[k + i];
-      to[i] = store<S>(value * link.slope(CAP ? u[i] : T(0)));
-    }
+    for (int64_t i = 0; i < n; ++i) to[i] = store<S>(f(i));
     if (job.stream) stream(out + k, to, n);
+  }
+
+  // `argmax` after a sweep, which knows in which block to look; under a cap, where large logits may have
+  // become equal, the logits themselves decide.
+  int64_t swept_argmax(const S* z, double max) const {
+    for (int64_t b = 0; b < blocks && !CAP; ++b)
+      if (double(block[b].max) == max)
+        for (int64_t i = b * BLOCK; i < b * BLOCK + size(b * BLOCK); ++i)
+          if (double(load(z[i])) == max) return i;
+    return argmax(z);
   }
 
   // The first of the largest logits; φ is increasing, so it is the likeliest class. 0 if all are NaN.

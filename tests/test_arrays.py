@@ -1,4 +1,4 @@
-"""Arrays as they come (DESIGN §6): byte orders, strides, read-only and large ones, and `out`."""
+"""Arrays as they come (docs/differences.md): byte orders, strides, read-only and large ones, and `out`."""
 
 from __future__ import annotations
 

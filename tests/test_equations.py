@@ -56,7 +56,7 @@ def same(a: sp.Expr, b: sp.Expr) -> bool:
 
 
 class Row:
-    """The symbols of DESIGN's equations for one link and one f."""
+    """The symbols of the equations for one link and one f."""
 
     def __init__(self, link: str, label_function: str) -> None:
         phi, f = LINKS[link], F[label_function]

@@ -1,4 +1,4 @@
-"""The table of semantics (DESIGN §6), row by row: values here, arrays in test_arrays.py."""
+"""The table of semantics (docs/differences.md), row by row: values here, arrays in test_arrays.py."""
 
 from __future__ import annotations
 

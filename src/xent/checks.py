@@ -69,7 +69,7 @@ def as_array(x: Any, name: str) -> Array:
 
 
 def loss_dtype(logits: Array) -> np.dtype[Any]:
-    """float64 for float64 logits, float32 for all others (DESIGN §6: half precision)."""
+    """float64 for float64 logits, float32 for all others (docs/differences.md, 3)."""
     return logits.dtype if logits.dtype.char == "d" else FLOAT32
 
 
@@ -174,10 +174,13 @@ def as_out(out: Any, like: Array, *inputs: Array) -> Array:
     if 0 in out.strides and any(n > 1 for n, s in zip(out.shape, out.strides, strict=True) if s == 0):
         raise ValueError("`out` must own each of its elements; got an array broadcast by stride 0")
     for x in (like, *inputs):
-        same = x.ctypes.data == out.ctypes.data and x.strides == out.strides
-        if np.may_share_memory(x, out) and not (x is like and same):
+        if np.may_share_memory(x, out) and not (x is like and _coincide(x, out)):
             raise ValueError("`out` must be the logits themselves or overlap no input; it overlaps one")
     return out
+
+
+def _coincide(x: Array, y: Array) -> bool:
+    return x.ctypes.data == y.ctypes.data and x.strides == y.strides
 
 
 def as_denominator(value: Any) -> Any:

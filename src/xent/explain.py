@@ -1,4 +1,4 @@
-"""One row of logits, step by step: each number of DESIGN's equations (1) and (2) beside its formula."""
+"""One row of logits, step by step: each number of equations (1) and (2) beside its formula."""
 
 from __future__ import annotations
 

@@ -70,7 +70,7 @@ def curvatures(stats: RowStats, target: Target, spec: LossSpec, dloss: Array | f
 
 def _f(x: Array, gamma: float, xp: Any) -> Array:
     if gamma == 0:
-        return -x
+        return 0.0 - x  # never −0.0
     return -((-xp.expm1(x)) ** gamma) * x
 
 
@@ -103,7 +103,7 @@ def _times(factor: Array | float | None, x: Array | float, xp: Any) -> Array:
         if factor == 1:
             return x
         if factor == -1:
-            return -x
+            return 0.0 - x  # never −0.0
         return factor * x if factor else xp.zeros_like(x) if hasattr(x, "shape") else 0.0
     return factor * xp.where(factor == 0, 0.0, x)
 

@@ -17,7 +17,7 @@ SMOOTHING_OVER = ("all", "others")
 
 
 class Options(TypedDict, total=False):
-    """The keyword options that every form of the loss takes (DESIGN §5)."""
+    """The keyword options that every form of the loss takes."""
 
     class_weight: Any
     sample_weight: Any

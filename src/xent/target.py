@@ -1,4 +1,4 @@
-"""Labels or probabilities, with the options, become the target measure t = α·e_y + β·v of DESIGN §2."""
+"""Labels or probabilities, with the options, become the target measure t = α·e_y + β·v of docs/maths.md."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ def from_probabilities(
 
 
 def denominator(target: Target, reduction: str, denominator: Any) -> Array | float:
-    """What Σℓ is divided by (4): 1 unless ``reduction`` is "mean"; see DESIGN §5 for the choices."""
+    """What Σℓ is divided by (4): 1 unless ``reduction`` is "mean"."""
     if reduction != "mean":
         if denominator is not None:
             raise ValueError(
