@@ -51,6 +51,13 @@ XENT_INLINE void stream(S* to, const S* from, int64_t n) {
   for (; i < n; ++i) to[i] = from[i];
 }
 
+// Makes what was streamed visible to other threads.
+XENT_INLINE void fence() {
+#if defined(__AVX2__)
+  _mm_sfence();
+#endif
+}
+
 // Scratch memory of one call, freed on return.
 struct Scratch {
   void* data;

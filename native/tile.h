@@ -1,25 +1,25 @@
 // Kernels across rows: a tile of LANES rows is laid out class by class in scratch memory and every loop
 // runs over its rows. For few classes, and for any strides (classes on another axis).
 #pragma once
-#include "row.h"
+#include "tile_memory.h"
 
 namespace xent {
 namespace XENT_ISA {
 
 template <class S, bool CAP, bool DENSE, int LANES>
-class Tile {
-  using T = typename ComputeOf<S>::type;
+class Tile : TileMemory<S, CAP, LANES> {
+  using Memory = TileMemory<S, CAP, LANES>;
+  using T = typename Memory::T;
+  using Memory::job, Memory::K, Memory::first, Memory::lanes, Memory::affine, Memory::start;
+  using Memory::step, Memory::planar, Memory::prefetch;
   static constexpr int CHUNK = 16;       // rows summed together
   static constexpr int64_t FLUSH = 256;  // classes summed in T before the sum goes into a double
 
-  const Job& job;
   const LinkOf<T, CAP> phi;  // each method copies it: a load inside a loop that stores is not invariant
-  const int64_t K;
   T *e, *w, *v, *r;  // (K, LANES) each: exponentials, linked logits, dense targets, vector
-  Position start{0, 0};
-  int64_t first = 0, label[LANES];
-  int lanes = 0, opened = 0;
-  bool affine = true, special = false;  // rows evenly spaced; some row silent or broken
+  int64_t label[LANES];
+  int opened = 0;
+  bool special = false;  // some row is silent or broken
   T max[LANES], rest[LANES], log_norm[LANES], norm[LANES], mass[LANES] = {}, dense[LANES] = {}, entropy[LANES] = {};
   T x[LANES], dl[LANES], dx[LANES], ds[LANES], of_p[LANES], v_y[LANES] = {}, ddl[LANES], ddx[LANES];
   int32_t silent[LANES], broken[LANES];
@@ -28,9 +28,8 @@ class Tile {
   static size_t scratch_bytes(const Job& job) { return size_t(4 * job.classes * LANES) * sizeof(T); }
 
   Tile(const Job& job, void* scratch)
-      : job(job),
+      : Memory(job),
         phi(job.inv_temperature, job.softcap),
-        K(job.classes),
         e(static_cast<T*>(scratch)),
         w(e + K * LANES),
         v(w + K * LANES),
@@ -79,7 +78,7 @@ class Tile {
   void hvp(int64_t begin, int64_t end) {
     const LinkOf<T, CAP> link = phi;
     open(begin, end);
-    gather<S>(job.vector, r, [](T value) { return value; });
+    this->template gather<S>(job.vector, r, [](T value) { return value; });
     sweep();
     finish();
     coefficients();
@@ -127,17 +126,14 @@ class Tile {
         p[j] = value;
       }
     }
-    scatter();
+    scatter_rows();
     put_labels(at_label);
   }
 
  private:
   void open(int64_t begin, int64_t end) {
-    first = begin;
-    lanes = int(end - begin);
+    this->select(begin, end);
     ++opened;
-    start = position(job, begin);
-    affine = job.inner == 1 || start.inner + lanes <= job.inner;
     special = false;
     for (int j = 0; j < LANES; ++j) label[j] = silent[j] = broken[j] = 0;
     if (job.labels) {
@@ -152,9 +148,9 @@ class Tile {
       }
       special = found;
     }
-    gather<S>(job.z, w, [link = phi](T z) { return link.value(z); });
+    this->template gather<S>(job.z, w, [link = phi](T z) { return link.value(z); });
     if constexpr (DENSE) {
-      gather<T>(job.dense, v, [](T value) { return value; });
+      this->template gather<T>(job.dense, v, [](T value) { return value; });
       for (int j = 0; j < LANES; ++j) v_y[j] = v[label[j] * LANES + j];
     }
   }
@@ -170,101 +166,11 @@ class Tile {
     for (int j = 0; j < lanes; ++j) to[j] = T(from[j]);
   }
 
-  // A full tile whose rows are neighbours in memory.
-  bool planar(const Strided& x) const { return affine && lanes == LANES && step(x) == 1; }
-  int64_t step(const Strided& x) const { return job.inner == 1 ? x.outer : x.inner; }
-
-  template <class To>
-  To* lane(const Strided& x, int j) const {  // idle lanes repeat the first row
-    if (j >= lanes) j = 0;
-    return affine ? at<To>(x, start) + j * step(x) : at<To>(x, position(job, first + j));
-  }
-
-  template <class From, class F>
-  void gather(const Strided& x, T* to, F f) const {
-    const From* from = at<From>(x, start);
-    if (planar(x)) {
-      for (int64_t k = 0; k < K; ++k) {
-        const From* source = from + k * x.cls;
-        T* target = to + k * LANES;
-#pragma omp simd
-        for (int j = 0; j < LANES; ++j) target[j] = f(load(source[j]));
-      }
-      return;
-    }
-    if (std::is_same_v<From, T> && affine && lanes == LANES && x.cls == 1 && K >= 4)
-      transpose(reinterpret_cast<const T*>(from), step(x), 1, to, 1, LANES);
-    else
-      for (int j = 0; j < LANES; ++j) {
-        const From* source = lane<From>(x, j);
-        for (int64_t k = 0; k < K; ++k) to[k * LANES + j] = load(source[k * x.cls]);
-      }
-    if constexpr (CAP)
-      for (int64_t k = 0; k < K; ++k) {
-        T* u = to + k * LANES;
-#pragma omp simd
-        for (int j = 0; j < LANES; ++j) u[j] = f(u[j]);
-      }
-  }
-
-  void scatter() {
+  void scatter_rows() {
     for (int j = 0; j < lanes && special; ++j)
       if (silent[j] || broken[j])
         for (int64_t k = 0; k < K; ++k) e[k * LANES + j] = silent[j] ? T(0) : nan_<T>();
-    const Strided& x = job.out;
-    S* to = at<S>(x, start);
-    if (planar(x)) {
-      for (int64_t k = 0; k < K; ++k) {
-        S* target = to + k * x.cls;
-        const T* from = e + k * LANES;
-#pragma omp simd
-        for (int j = 0; j < LANES; ++j) target[j] = store<S>(from[j]);
-      }
-      return;
-    }
-    if (std::is_same_v<S, T> && affine && lanes == LANES && x.cls == 1 && K >= 4)
-      return transpose(e, 1, LANES, reinterpret_cast<T*>(to), step(x), 1);
-    for (int j = 0; j < lanes; ++j) {
-      S* target = lane<S>(x, j);
-      for (int64_t k = 0; k < K; ++k) target[k * x.cls] = store<S>(e[k * LANES + j]);
-    }
-  }
-
-  // to(j, k) = from(j, k) for LANES rows j and K ≥ 4 classes k in 4 × 4 blocks, where one side has
-  // consecutive rows and the other consecutive classes; the last block of classes overlaps its neighbour.
-  void transpose(const T* from, int64_t from_row, int64_t from_class, T* to, int64_t to_row, int64_t to_class) const {
-    typedef T V __attribute__((vector_size(4 * sizeof(T))));
-    const int64_t from_line = from_row == 1 ? from_class : from_row, to_line = to_row == 1 ? to_class : to_row;
-    for (int64_t j = 0; j < LANES; j += 4)
-      for (int64_t k = 0;; k = k + 8 <= K ? k + 4 : K - 4) {
-        const T* source = from + j * from_row + k * from_class;
-        T* target = to + j * to_row + k * to_class;
-        V a, b, c, d;
-        std::memcpy(&a, source, sizeof a);
-        std::memcpy(&b, source + from_line, sizeof b);
-        std::memcpy(&c, source + 2 * from_line, sizeof c);
-        std::memcpy(&d, source + 3 * from_line, sizeof d);
-        const V ab = __builtin_shufflevector(a, b, 0, 4, 1, 5), cd = __builtin_shufflevector(c, d, 0, 4, 1, 5);
-        const V ba = __builtin_shufflevector(a, b, 2, 6, 3, 7), dc = __builtin_shufflevector(c, d, 2, 6, 3, 7);
-        a = __builtin_shufflevector(ab, cd, 0, 1, 4, 5), b = __builtin_shufflevector(ab, cd, 2, 3, 6, 7);
-        c = __builtin_shufflevector(ba, dc, 0, 1, 4, 5), d = __builtin_shufflevector(ba, dc, 2, 3, 6, 7);
-        std::memcpy(target, &a, sizeof a);
-        std::memcpy(target + to_line, &b, sizeof b);
-        std::memcpy(target + 2 * to_line, &c, sizeof c);
-        std::memcpy(target + 3 * to_line, &d, sizeof d);
-        if (k + 4 >= K) break;
-      }
-  }
-
-  // While this tile computes, memory brings a K-th of the next one and of where this one will be written:
-  // prefetchers do not follow K planes at once (an 8×21×512×512 image: 1.25 → 0.75 ns an element).
-  XENT_INLINE void prefetch(int64_t k) const {
-    if (!affine) return;
-    const S* next = at<S>(job.z, start) + LANES * step(job.z) + k * (job.z.cls == 1 ? LANES : job.z.cls);
-    for (size_t i = 0; i < LANES; i += 64 / sizeof(S)) __builtin_prefetch(next + i);
-    if (!job.out.data) return;
-    const S* out = at<S>(job.out, start) + k * (job.out.cls == 1 ? LANES : job.out.cls);
-    for (size_t i = 0; i < LANES; i += 64 / sizeof(S)) __builtin_prefetch(out + i, 1);
+    this->scatter(e);
   }
 
   template <int N>
@@ -424,7 +330,7 @@ class Tile {
         T* target = e + k * LANES;
         gradient(k, [target](int j, T value) { target[j] = value; });
       }
-      scatter();
+      scatter_rows();
     }
     for (int j = 0; j < lanes && DENSE; ++j)
       if (likeliest[j] >= 0) put_one(j, likeliest[j], at_top[j]);
@@ -446,11 +352,11 @@ class Tile {
 
   XENT_INLINE void put_one(int j, int64_t k, T value) {
     if (special && (silent[j] || broken[j])) return;
-    lane<S>(job.out, j)[k * job.out.cls] = store<S>(value);
+    this->template lane<S>(job.out, j)[k * job.out.cls] = store<S>(value);
   }
 
   int64_t top(int j) const {
-    const S* z = lane<S>(job.z, j);
+    const S* z = this->template lane<S>(job.z, j);
     int64_t best = 0;
     for (int64_t k = 1; k < K; ++k)
       if (load(z[k * job.z.cls]) > load(z[best * job.z.cls])) best = k;
