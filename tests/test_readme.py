@@ -68,3 +68,11 @@ def test_links_lead_somewhere(page: str) -> None:
     for target in re.findall(r"\]\(([^)#]+)\)", path.read_text("utf-8")):
         if not target.startswith("https://"):
             assert (path.parent / target).exists(), target
+
+
+def test_speed_table() -> None:
+    """The numbers are the committed benchmark's, to the letter."""
+    text = (ROOT / "README.md").read_text("utf-8")
+    (table,) = re.findall(r"<!-- bench:core -->\n(.*?)\n<!-- /bench:core -->", text, re.DOTALL)
+    assert table.startswith("| case |")
+    assert table in (ROOT / "bench/results/core.md").read_text("utf-8")
