@@ -25,6 +25,7 @@ sanitize: $(VENV)/.test ## the kernel tests under address and undefined-behaviou
 
 bench: $(VENV)/.test ## writes bench/results; wants a quiet machine
 	$(BIN)/python -m bench.run
+	$(BIN)/python -m bench.bounds
 
 format: $(VENV)/.test
 	$(BIN)/ruff check --fix .

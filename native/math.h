@@ -7,6 +7,9 @@
 #include <type_traits>
 
 #define XENT_INLINE inline __attribute__((always_inline))
+// One copy for all callers: inlined twice, the same line may be rounded in two ways (a fused multiply-add
+// here, not there), and a loss must have the same bits with and without its gradient.
+#define XENT_ONCE __attribute__((noinline))
 
 namespace xent {
 namespace XENT_ISA {

@@ -131,7 +131,7 @@ class Tile : TileMemory<S, CAP, LANES> {
   }
 
  private:
-  void open(int64_t begin, int64_t end) {
+  XENT_ONCE void open(int64_t begin, int64_t end) {
     this->select(begin, end);
     ++opened;
     special = false;
@@ -188,7 +188,7 @@ class Tile : TileMemory<S, CAP, LANES> {
   }
 
   template <bool ENTROPY>
-  void sweep_chunk(const int j0) {
+  XENT_ONCE void sweep_chunk(const int j0) {
     const LinkOf<T, CAP> link = phi;
     const int64_t classes = K;
     const T *u = w + j0, *vk = v + j0;
@@ -235,7 +235,7 @@ class Tile : TileMemory<S, CAP, LANES> {
     }
   }
 
-  void finish() {
+  XENT_ONCE void finish() {
     const LinkOf<T, CAP> link = phi;
 #pragma omp simd
     for (int j = 0; j < LANES; ++j) {
@@ -247,7 +247,7 @@ class Tile : TileMemory<S, CAP, LANES> {
     for (int j = 0; j < LANES; ++j) x[j] = (x[j] - max[j]) * link.scale - log_norm[j];
   }
 
-  void report() const {
+  XENT_ONCE void report() const {
     const LinkOf<T, CAP> link = phi;
     put(job.lse, [&](int j) { return double(max[j]) * link.scale + double(log_norm[j]); });
     put(job.log_prob, [&](int j) { return double(x[j]); });

@@ -65,7 +65,7 @@ class Wide {
     use(0);
   }
 
-  void stats(int64_t row, bool with_grad) {
+  XENT_ONCE void stats(int64_t row, bool with_grad) {
     const LinkOf<T, CAP> link = phi;
     const Position at_row = position(job, row);
     const S* z = at<S>(job.z, at_row);
@@ -225,7 +225,7 @@ class Wide {
   }
 
   // Linked logits of one block in the compute type: the row itself where there is nothing to do.
-  const T* fetch(const S* z, int64_t k, int64_t n) {
+  XENT_ONCE const T* fetch(const S* z, int64_t k, int64_t n) {
     if constexpr (!CAP && std::is_same_v<S, T>) return z + k;
     const LinkOf<T, CAP> link = phi;
     T* u = w + (CAP ? k : 0);
@@ -234,7 +234,7 @@ class Wide {
     return u;
   }
 
-  Sums sweep(const S* z, const T* v, const S* also = nullptr) {
+  XENT_ONCE Sums sweep(const S* z, const T* v, const S* also = nullptr) {
     const LinkOf<T, CAP> link = phi;
     double max = -std::numeric_limits<double>::infinity();
     for (int64_t b = 0; b < blocks; ++b) {
@@ -265,7 +265,7 @@ class Wide {
   }
 
   // Beside its own work it has memory bring what comes `next`, and `also` what is wanted later of this block.
-  Block exponentials(const T* u, const T* v, T* exps, int64_t n, const S* next, const S* also) const {
+  XENT_ONCE Block exponentials(const T* u, const T* v, T* exps, int64_t n, const S* next, const S* also) const {
     const LinkOf<T, CAP> link = phi;
     T max = lowest_<T>();
 #pragma omp simd reduction(max : max)
