@@ -105,7 +105,7 @@ def as_target(
                 "`targets` of a floating dtype are probabilities and must have the shape of the "
                 f"logits, {logits.shape}; got {array.shape} (labels must have an integer dtype)"
             )
-        if is_half(array.dtype) or not array.dtype.isnative:
+        if is_half(array.dtype) or not (array.dtype.isnative and array.flags.aligned):
             array = array.astype(loss_dtype(logits))
         if validate:
             check_probabilities(array)
@@ -135,6 +135,8 @@ def as_labels(
 ) -> tuple[Array, Array | None]:
     """(labels as int64, which of them are ignored or None if none is)."""
     y = labels.astype(np.int64, order="C", copy=False)
+    if not y.flags.aligned:
+        y = y.copy()
     # One unsigned comparison finds negative and too large labels alike.
     outside = np.greater_equal(y.view(np.uint64), num_classes)
     ignored = None
