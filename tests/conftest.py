@@ -1,9 +1,11 @@
-"""What tests share: every backend with every instruction set, and the Hypothesis profile."""
+"""What tests share: every backend with every instruction set, a browser, and the Hypothesis profile."""
 
 from __future__ import annotations
 
+import os
+import shutil
 from collections.abc import Iterator
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import pytest
 from hypothesis import settings
@@ -38,3 +40,30 @@ class Backend(NamedTuple):
 def backend(request: pytest.FixtureRequest) -> Backend:
     """Each backend but the reference."""
     return Backend(request.param)
+
+
+BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    """A headless Chromium (playwright's Browser); without one a skip, or a failure where it is required."""
+    found = filter(None, map(shutil.which, BROWSERS))
+    executable = next(found, None)
+    if executable is None:
+        _without_browser(f"no browser on the PATH: none of {', '.join(BROWSERS)}")
+    try:
+        from playwright.sync_api import sync_playwright
+    except ModuleNotFoundError:
+        _without_browser("playwright is not installed")
+    with sync_playwright() as playwright:
+        options = ["--no-sandbox", "--disable-dev-shm-usage", "--font-render-hinting=none"]
+        browser = playwright.chromium.launch(executable_path=executable, args=options)
+        yield browser
+        browser.close()
+
+
+def _without_browser(reason: str) -> None:
+    if os.environ.get("XENT_REQUIRE_BROWSER"):
+        pytest.fail(f"XENT_REQUIRE_BROWSER is set, and there is {reason}")
+    pytest.skip(reason)
