@@ -1,0 +1,195 @@
+"""Objective: the penalised mean loss of a linear model, its gradient and Hessian product, block by block."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from copy import copy
+from typing import Any, Self
+
+import numpy as np
+
+from xent.problem import Problem
+from xent.spec import LossSpec
+from xent.target import Target
+
+Array = np.ndarray[Any, Any]
+
+BLOCK = 1 << 19  # elements of X a block: 2 MiB of float32, a level-2 cache
+SPARSE_BLOCK = 1 << 22  # logits a block of a CSR matrix: each block costs a gradient of X's width
+
+
+class Objective:
+    """``loss (4) of X Wᵀ + b, plus alpha/2·‖W‖²``: value, gradient, Hessian product of one flat vector.
+
+    The vector is W (C, D) by rows and then, if fitted, the intercept (C,), in float64. With two classes
+    C is 1: the logit of the second against 0. Otherwise C is K. The intercept is not penalised.
+
+    Parameters
+    ----------
+    features : (N, D) C-contiguous array, or CSR matrix or array, of float32 or float64
+        Never written, never densified; read in blocks of rows that stay in the cache between the two
+        products of a block.
+    target : Target
+        Labels (N,) or rows of probabilities (N, K), with the row weights.
+    spec : LossSpec
+    divisor : float > 0
+        D of equation (4).
+    alpha : float >= 0
+    fit_intercept : bool
+    num_classes : int >= 2
+
+    Attributes
+    ----------
+    dtype
+        What the products with X are computed in: float64. `rounded` is the same objective in X's own.
+    is_convex : bool
+        Whether (1) is convex in the logits for every row.
+    """
+
+    def __init__(
+        self,
+        features: Any,
+        target: Target,
+        spec: LossSpec,
+        divisor: float,
+        alpha: float,
+        fit_intercept: bool,
+        num_classes: int,
+    ) -> None:
+        self.features = features
+        self.target = target
+        self.spec = spec
+        self.divisor = divisor
+        self.alpha = alpha
+        self.fit_intercept = fit_intercept
+        self.num_classes = num_classes
+        self.dtype: np.dtype[Any] = np.dtype(np.float64)
+        self.is_sparse = hasattr(features, "indptr")
+        self.num_rows, self.num_features = (int(n) for n in features.shape)
+        self.num_scores = num_classes if num_classes > 2 else 1
+
+    @property
+    def num_parameters(self) -> int:
+        """Length of the vector."""
+        return self.num_scores * (self.num_features + self.fit_intercept)
+
+    @property
+    def is_convex(self) -> bool:
+        """False for focal loss, z-loss and softcap."""
+        return self.spec.is_linear and self.spec.softcap is None
+
+    @property
+    def rounded(self) -> Self:
+        """This objective with products in the dtype of X: float32 ones are twice as fast, and stall."""
+        return self._in(self.features.dtype)
+
+    def subset(self, rows: Array, divisor: float) -> Self:
+        """The objective of these rows (integers, or a slice), whose losses are divided by ``divisor``."""
+        part = copy(self)
+        part.features = self.features[rows]
+        part.target = _target_rows(self.target, rows)
+        part.num_rows = int(part.features.shape[0])
+        part.divisor = divisor
+        return part
+
+    def __call__(self, parameters: Array) -> tuple[float, Array]:
+        """Objective (nats) and its gradient."""
+        coef, intercept = self.unpack(parameters)
+        weight = np.ascontiguousarray(coef.T, self.dtype)
+        dcoef, dintercept = np.zeros_like(coef), np.zeros_like(intercept)
+        loss = 0.0
+        for x, target in self._blocks():
+            problem = self._problem(_project(x, weight) + intercept, target)
+            value, dlogits = problem.loss_and_grad(problem.logits)
+            loss += float(value)
+            dscores = dlogits[:, -self.num_scores :]
+            dcoef += _pull_back(x, dscores, self.dtype)
+            dintercept += dscores.sum(0)
+        loss += 0.5 * self.alpha * float(np.vdot(coef, coef))
+        return loss, self.pack(dcoef + self.alpha * coef, dintercept)
+
+    def hvp(self, parameters: Array, vector: Array) -> Array:
+        """The Hessian at ``parameters`` times ``vector``: Xᵀ of equation (3), plus alpha·V."""
+        return self.hessian(parameters)(vector)
+
+    def hessian(self, parameters: Array) -> Callable[[Array], Array]:
+        """The Hessian at ``parameters`` as a function of a vector. It keeps the logits (N, C)."""
+        coef, intercept = self.unpack(parameters)
+        weight = np.ascontiguousarray(coef.T, self.dtype)
+        logits = np.concatenate([_project(x, weight) for x, _ in self._blocks()])
+        logits += intercept.astype(self.dtype)
+        return lambda vector: self._hessian_product(logits, vector)
+
+    def _hessian_product(self, logits: Array, vector: Array) -> Array:
+        coef, intercept = self.unpack(vector)
+        direction = np.ascontiguousarray(coef.T, self.dtype)
+        dcoef, dintercept = np.zeros_like(coef), np.zeros_like(intercept)
+        start = 0
+        for x, target in self._blocks():
+            stop = start + x.shape[0]
+            problem = self._problem(logits[start:stop], target)
+            r = _as_logits(_project(x, direction) + intercept.astype(self.dtype))
+            dscores = problem.hvp(r, r)[:, -self.num_scores :]
+            dcoef += _pull_back(x, dscores, self.dtype)
+            dintercept += dscores.sum(0, dtype=np.float64)
+            start = stop
+        return self.pack(dcoef + self.alpha * coef, dintercept)
+
+    def pack(self, coef: Array, intercept: Array) -> Array:
+        """One float64 vector of W (C, D) and the intercept (C,), which is left out if not fitted."""
+        parts = [coef.ravel(), intercept] if self.fit_intercept else [coef.ravel()]
+        return np.concatenate(parts).astype(np.float64, copy=False)
+
+    def unpack(self, parameters: Array) -> tuple[Array, Array]:
+        """(W, intercept) of the vector; zeros where no intercept is fitted."""
+        split = self.num_scores * self.num_features
+        coef = parameters[:split].reshape(self.num_scores, self.num_features)
+        return coef, parameters[split:] if self.fit_intercept else np.zeros(self.num_scores)
+
+    def _in(self, dtype: Any) -> Self:
+        other = copy(self)
+        other.dtype = np.dtype(dtype)
+        return other
+
+    def _problem(self, scores: Array, target: Target) -> Problem:
+        return Problem(_as_logits(scores), target, self.spec, "mean", self.divisor)
+
+    def _blocks(self) -> Iterator[tuple[Any, Target]]:
+        """(rows of X in the dtype of the products, their target)."""
+        size = SPARSE_BLOCK // self.num_scores if self.is_sparse else BLOCK // max(1, self.num_features)
+        size = max(1, size)
+        for start in range(0, self.num_rows, size):
+            rows = slice(start, start + size)
+            whole = size >= self.num_rows
+            x = self.features if whole else self.features[rows]
+            yield x.astype(self.dtype, copy=False), self.target if whole else _target_rows(self.target, rows)
+
+
+def _project(x: Any, weight: Array) -> Array:
+    scores: Array = x @ weight
+    return scores
+
+
+def _pull_back(x: Any, dscores: Array, dtype: np.dtype[Any]) -> Array:
+    """dscoresᵀ X, (C, D)."""
+    narrow = dscores.astype(dtype, copy=False)
+    if isinstance(x, np.ndarray):
+        return narrow.T @ x
+    product: Array = x.T @ narrow
+    return product.T
+
+
+def _as_logits(scores: Array) -> Array:
+    """(N, K) logits; one score is the logit of the second of two classes against 0."""
+    return scores if scores.shape[1] > 1 else np.pad(scores, ((0, 0), (1, 0)))
+
+
+def _target_rows(target: Target, rows: Any) -> Target:
+    """The target of some rows. Its total stays that of all: an Objective divides by its own divisor."""
+    alpha, dense, weight = target.alpha, target.dense, target.weight
+    return target._replace(
+        labels=None if target.labels is None else target.labels[rows],
+        alpha=alpha[rows] if isinstance(alpha, np.ndarray) and alpha.ndim else alpha,
+        dense=dense[rows] if dense is not None and dense.ndim > 1 else dense,
+        weight=None if weight is None else weight[rows],
+    )

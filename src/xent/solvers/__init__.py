@@ -1,0 +1,53 @@
+"""How an Objective is minimised: the solvers by name, and what each of them reports."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from xent.objective import Objective
+from xent.solvers.certificate import Certificate
+from xent.solvers.lbfgs import OnStep, lbfgs
+
+Array = np.ndarray[Any, Any]
+
+SOLVERS = ("auto", "lbfgs", "newton-cg", "sgd")
+
+
+class Result(NamedTuple):
+    """Where a solver ended."""
+
+    params: Array
+    n_iter: int
+    optimality_gap: float | None  # bound on (F − F*)/F; None if the objective is not convex
+    solver: str  # the one that ran
+    message: str  # "" if converged, otherwise a sentence that says what to do
+
+
+def minimise(
+    objective: Objective,
+    start: Array,
+    *,
+    solver: str = "auto",
+    max_iter: int,
+    tol: float,
+    random_state: Any = None,
+    on_step: OnStep = lambda params, value, gap: None,
+) -> Result:
+    """Minimise from ``start`` until the certified gap is at most ``tol``, or for ``max_iter`` steps."""
+    if solver not in SOLVERS:
+        expected = ", ".join(f'"{name}"' for name in SOLVERS)
+        raise ValueError(f"`solver` must be one of {expected}; got {solver!r}")
+    parameters, steps = lbfgs(objective, start, max_iter, tol, on_step)
+    value, gradient = objective(parameters)
+    if not np.isfinite(value):
+        raise ValueError("the objective overflowed: bring the features to one scale (StandardScaler)")
+    gap = Certificate(objective).gap(parameters, value, gradient) if objective.is_convex else None
+    message = ""
+    if gap is not None and gap > tol:
+        message = (
+            f"stopped after {steps} steps with an optimality gap of {gap:.2g} where tol={tol:g} is asked: "
+            "bring the features to one scale (StandardScaler), or raise max_iter, alpha or tol"
+        )
+    return Result(parameters, steps, gap, "lbfgs", message)
