@@ -1,0 +1,306 @@
+"""Columns of a table become features: learnt on the training rows, kept as plain numbers and text."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Self
+
+import numpy as np
+
+if TYPE_CHECKING:
+    import polars
+
+Array = np.ndarray[Any, Any]
+
+BLOCK = 1 << 17  # elements scaled at a time, in float64: 1 MiB
+MOST_ELEMENTS = 1 << 28  # of one-hot columns: 1 GiB of float32, 2 GiB of float64
+TELLING = 50  # levels from which on a column may be a name of each row
+
+
+@dataclass(frozen=True, eq=False)
+class Preprocessor:
+    """Scaling, filling and one-hot coding of the columns of a table.
+
+    The features are, in this order: each column of numbers, scaled to mean 0 and standard deviation 1
+    after a missing value (NaN) was filled with the median; for each of them that had missing values a
+    column that is 1 where one was; for each level of each column of categories a column that is 1
+    where the row has that level. A missing category is a level of its own if training rows had it.
+    Numbers of a sparse matrix are divided by their largest absolute value and not centred, which keeps
+    their zeros. Constant columns become 0. Categories that the training rows did not have become 0 in
+    all columns of their levels.
+
+    Attributes
+    ----------
+    columns : names of the table's columns, in the order of training
+    levels : {name: levels, sorted; None, the missing one, last} of the columns of categories
+    indicators : {name: missing values in the training rows} of the columns of numbers that had some
+    constants : names of the columns of numbers that had one value only
+    fill, mean, scale : (D,) float64 arrays over the columns of numbers, in their order
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> learnt = Preprocessor.fit(np.array([[1.0, 5.0], [3.0, np.nan], [3.0, 7.0]]), ["a", "b"])
+    >>> learnt.feature_names
+    ['a', 'b', 'b is missing']
+    >>> learnt.transform(np.array([[3.0, np.nan]])).round(3)
+    array([[0.707, 0.   , 1.   ]])
+    """
+
+    columns: tuple[str, ...]
+    levels: Mapping[str, tuple[str | None, ...]]
+    indicators: Mapping[str, int]
+    constants: tuple[str, ...]
+    fill: Array
+    mean: Array
+    scale: Array
+
+    @classmethod
+    def fit(cls, table: Any, columns: list[str]) -> Self:
+        """Learn from training rows: (N, D) floats with NaN where missing, CSR, or a polars DataFrame.
+
+        In a DataFrame a column of floats is numbers, one of strings is categories; null is missing.
+        Raises ValueError naming a column whose values cannot be squared or whose levels are too many.
+        """
+        from sklearn.preprocessing import StandardScaler
+
+        if _is_sparse(table):
+            size = abs(table).max(axis=0).toarray().ravel().astype(np.float64)
+            zero = np.zeros(len(columns))
+            constants = tuple(np.array(columns)[size == 0].tolist())
+            return cls(tuple(columns), {}, {}, constants, zero, zero, np.where(size > 0, size, 1.0))
+        levels = _levels(table, columns)
+        numbers = [name for name in columns if name not in levels]
+        x = _numbers(table, numbers)
+        missing = np.isnan(x)
+        count = missing.sum(axis=0)
+        fill = _medians(x, count)
+        # Rounding must not make a constant column look like one that varies: hence by scikit-learn.
+        with np.errstate(over="ignore", invalid="ignore"):
+            scaler = StandardScaler().fit(np.where(missing, fill, x)) if numbers else None
+        mean, scale = (scaler.mean_, scaler.scale_) if scaler else (np.zeros(0), np.ones(0))
+        if scaler is not None and not np.isfinite(scaler.var_).all():
+            k = int((~np.isfinite(scaler.var_)).argmax())
+            largest = np.nanmax(np.abs(x[:, k]))
+            raise ValueError(
+                f"the values of column {numbers[k]!r} are too large to be squared: up to {largest:.3g}"
+            )
+        constant = np.nanmax(x, axis=0, initial=-np.inf) <= np.nanmin(x, axis=0, initial=np.inf)
+        return cls(
+            columns=tuple(columns),
+            levels=levels,
+            indicators={n: int(c) for n, c in zip(numbers, count, strict=True) if 0 < c < len(x)},
+            constants=tuple(n for n, one in zip(numbers, constant | (count == len(x)), strict=True) if one),
+            fill=fill,
+            mean=np.asarray(mean, np.float64),
+            scale=np.asarray(scale, np.float64),
+        )
+
+    @property
+    def numbers(self) -> list[str]:
+        """Names of the columns of numbers."""
+        return [name for name in self.columns if name not in self.levels]
+
+    @property
+    def feature_names(self) -> list[str]:
+        """Names of the features: the column, "column is missing", "column=level"."""
+        coded = [
+            f"{name} is missing" if level is None else f"{name}={level}"
+            for name, levels in self.levels.items()
+            for level in levels
+        ]
+        return [*self.numbers, *(f"{name} is missing" for name in self.indicators), *coded]
+
+    def transform(self, table: Any) -> Any:
+        """Features of a table like the one of `fit`: (N, F) of its floating dtype, or CSR for CSR.
+
+        A DataFrame is read by the names of its columns. Raises ValueError for columns that are not there.
+        """
+        if _is_sparse(table):
+            self._require_width(table.shape[1])
+            if not self.mean.any():
+                scaled = table.copy()
+                scaled.data = (table.data / self.scale[table.indices]).astype(table.dtype, copy=False)
+                return scaled
+            table = table.toarray()
+        x = _numbers(table, self._require(table))
+        place = {name: k for k, name in enumerate(self.numbers)}
+        flags = [place[name] for name in self.indicators]
+        constants = [place[name] for name in self.constants if name in place]
+        width = len(place) + len(flags) + sum(len(levels) for levels in self.levels.values())
+        out = np.zeros((len(x), width), x.dtype)
+        step = max(1, BLOCK // max(1, x.shape[1]))
+        for start in range(0, len(x), step):
+            block = x[start : start + step]
+            missing = np.isnan(block)
+            scaled = (np.where(missing, self.fill, block) - self.mean) / self.scale
+            scaled[:, constants] = 0.0
+            out[start : start + step, : len(place)] = scaled
+            out[start : start + step, len(place) : len(place) + len(flags)] = missing[:, flags]
+        first = len(place) + len(flags)
+        for name, levels in self.levels.items():
+            codes = _codes(table[name], levels)
+            rows = np.flatnonzero(codes >= 0)
+            out[rows, first + codes[rows]] = 1
+            first += len(levels)
+        return out
+
+    def surprises(self, table: Any) -> Counter[tuple[str, str | None]]:
+        """Rows of ``table`` by (column, what the training rows did not have in it): a level, or None
+        for a missing value; empty if there is nothing new."""
+        found: Counter[tuple[str, str | None]] = Counter()
+        if _is_sparse(table):
+            return found
+        numbers = self._require(table)
+        missing = np.isnan(_numbers(table, numbers)).sum(axis=0)
+        for name, count in zip(numbers, missing.tolist(), strict=True):
+            if count and name not in self.indicators and name not in self.constants:
+                found[name, None] = count
+        for name, levels in self.levels.items():
+            column = table[name]
+            new = column.filter(_codes(column, levels) < 0)
+            found.update({(name, level): count for level, count in new.value_counts().iter_rows()})
+        return found
+
+    def to_json(self) -> dict[str, Any]:
+        """The text part, as `from_json` reads it: lists, dicts, strings, integers."""
+        return {
+            "columns": list(self.columns),
+            "levels": {name: list(levels) for name, levels in self.levels.items()},
+            "indicators": dict(self.indicators),
+            "constants": list(self.constants),
+        }
+
+    def arrays(self) -> dict[str, Array]:
+        """The numbers: ``fill``, ``mean`` and ``scale``."""
+        return {"fill": self.fill, "mean": self.mean, "scale": self.scale}
+
+    @classmethod
+    def from_json(cls, text: Any, arrays: Mapping[str, Array]) -> Self:
+        """The inverse of `to_json` and `arrays`; ValueError for anything that these do not give."""
+        try:
+            learnt = cls(
+                columns=_strings(text["columns"]),
+                levels={name: _strings(each, last=(None,)) for name, each in text["levels"].items()},
+                indicators={name: int(count) for name, count in text["indicators"].items()},
+                constants=_strings(text["constants"]),
+                **{name: np.asarray(arrays[name], np.float64) for name in ("fill", "mean", "scale")},
+            )
+        except (KeyError, TypeError, AttributeError, ValueError) as error:
+            raise ValueError(f"the preprocessing is not complete or not of this form: {error}") from None
+        numbers, columns = learnt.numbers, set(learnt.columns)
+        known = {*learnt.levels} <= columns and {*learnt.indicators, *learnt.constants} <= {*numbers}
+        if not known or len(columns) != len(learnt.columns):
+            raise ValueError("the preprocessing names columns twice, or ones that it does not have")
+        for name, array in learnt.arrays().items():
+            if array.shape != (len(numbers),) or not np.isfinite(array).all():
+                raise ValueError(f"the preprocessing's `{name}` must be {len(numbers)} finite numbers")
+        if not (learnt.scale > 0).all():
+            raise ValueError("the preprocessing's `scale` must be > 0")
+        return learnt
+
+    def _require(self, table: Any) -> list[str]:
+        """The columns of numbers, which ``table`` has, as it has those of categories."""
+        if isinstance(table, np.ndarray):
+            self._require_width(table.shape[1])
+            if self.levels:
+                raise ValueError(f"column {next(iter(self.levels))!r} must be categories, in a named column")
+            return self.numbers
+        absent = [name for name in self.columns if name not in table.columns]
+        if absent:
+            raise ValueError(f"no column {absent[0]!r}; expected {listed(list(self.columns))}")
+        return self.numbers
+
+    def _require_width(self, width: int) -> None:
+        if width != len(self.columns):
+            raise ValueError(f"expected {len(self.columns)} columns, as in training; got {width}")
+
+
+def describe_surprises(found: Counter[tuple[str, str | None]], rows: str = "rows") -> list[str]:
+    """A sentence for each of `Preprocessor.surprises`, the first of each column only."""
+    sentences = []
+    for column in dict.fromkeys(name for name, _ in found):
+        counts = {level: n for (name, level), n in found.items() if name == column}
+        total = sum(counts.values())
+        if None in counts:
+            what, result = "no value", "the training rows all had one; their median stands in"
+        else:
+            more = f" and {len(counts) - 1} more levels" if len(counts) > 1 else ""
+            what = f"{next(iter(counts))!r}{more}"
+            result = "never in the training rows, so none of the known levels"
+        where = f"{total:,} {rows if total > 1 else rows.removesuffix('s')}"
+        sentences.append(f"column {column!r}: {what} in {where}: {result}")
+    return sentences
+
+
+def listed(names: list[str]) -> str:
+    """The first twenty, and how many more."""
+    more = f" and {len(names) - 20:,} more" if len(names) > 20 else ""
+    return ", ".join(names[:20]) + more
+
+
+def _is_sparse(table: Any) -> bool:
+    return hasattr(table, "indptr")
+
+
+def _numbers(table: Any, names: list[str]) -> Array:
+    """(N, len(names)) floats, NaN where missing."""
+    if isinstance(table, np.ndarray):
+        return table
+    import polars
+
+    chosen: polars.DataFrame = table.select(names)
+    if not names:
+        return np.zeros((table.height, 0))
+    narrow = all(kind == polars.Float32 for kind in chosen.dtypes)
+    return chosen.cast(polars.Float32 if narrow else polars.Float64).fill_null(np.nan).to_numpy()
+
+
+def _medians(x: Array, missing: Array) -> Array:
+    """Of the values that are there, 0 where none is."""
+    fill = np.zeros(x.shape[1])
+    some = missing < len(x)
+    if some.any():
+        fill[some] = np.nanmedian(x[:, some], axis=0)
+    return fill
+
+
+def _levels(table: Any, columns: list[str]) -> dict[str, tuple[str | None, ...]]:
+    if isinstance(table, np.ndarray):
+        return {}
+    import polars
+
+    found: dict[str, tuple[str | None, ...]] = {}
+    for name in columns:
+        if table[name].dtype == polars.String:
+            values = table[name].unique().to_list()
+            missing = (None,) if None in values else ()
+            found[name] = (*sorted(value for value in values if value is not None), *missing)
+    if found and table.height * sum(map(len, found.values())) > MOST_ELEMENTS:
+        name = max(found, key=lambda each: len(found[each]))
+        raise ValueError(
+            f"column {name!r} has {len(found[name]):,} levels in {table.height:,} rows, too many for a "
+            "column each: leave it out or group them"
+        )
+    return found
+
+
+def _codes(column: polars.Series, levels: tuple[str | None, ...]) -> Array:
+    """(N,) the place of each value among ``levels``, -1 where it is none of them."""
+    import polars
+
+    known = [level for level in levels if level is not None]
+    codes = column.cast(polars.String).cast(polars.Enum(known), strict=False).to_physical()
+    result = codes.cast(polars.Int64).fill_null(-1).to_numpy()
+    if None in levels:
+        result = np.where(column.is_null().to_numpy(), len(known), result)
+    return result
+
+
+def _strings(values: Any, last: tuple[None, ...] = ()) -> tuple[Any, ...]:
+    found = tuple(values)
+    if isinstance(values, str) or not all(isinstance(v, str) for v in found if v is not None or not last):
+        raise ValueError(f"expected a list of strings; got {values!r:.50}")
+    return found
