@@ -65,7 +65,7 @@ def fit(
     holds both. Rows of every class are held out in proportion.
     """
     from xent import data as datasets
-    from xent import persistence, training
+    from xent import persistence, storage, training
     from xent import report as reports
 
     if not 0 < test_size < 1:
@@ -74,7 +74,7 @@ def fit(
         raise ValueError(f"`--seed` must be in [0, 2**32); got {seed}")
     for path in (report, model):
         if path is not None:
-            persistence.require_writable(path)
+            storage.require_writable(path)
             if path.exists() and Path(data).exists() and path.samefile(data):
                 raise ValueError(f"{path}: is the data; it would be overwritten")
     if report is not None and report == model:
@@ -91,7 +91,7 @@ def fit(
     console = _console()
     _print_run(console, run)
     if report is not None:
-        persistence.write(report, reports.html(run, shlex.join(["xent", *context.obj])).encode())
+        storage.write(report, reports.html(run, shlex.join(["xent", *context.obj])).encode())
         console.print(Text(f"report    {report}"), soft_wrap=True)
     if model is not None:
         persistence.save(run.model, model)

@@ -25,6 +25,7 @@ class Dataset(NamedTuple):
     features: Array
     labels: Array
     feature_names: list[str]
+    target: str = "target"  # the column of the labels
 
 
 def load(data: str, target: str | None = None) -> Dataset:

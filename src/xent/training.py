@@ -1,4 +1,4 @@
-"""One run of `xent fit`: split, bring to one scale, train, verify the gradient, measure."""
+"""One run of `xent fit`: split, prepare the columns, train, verify the gradient, measure."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from xent.api import cross_entropy, log_softmax
 from xent.check import GradientCheck, gradient_check
 from xent.data import DataError, Dataset
 from xent.persistence import Model
+from xent.preprocess import Preprocessor, describe_surprises
 from xent.regression import SoftmaxRegression
 
 Array = np.ndarray[Any, Any]
@@ -71,6 +72,7 @@ class Run(NamedTuple):
     steps: int
     seconds: float
     converged: bool
+    surprises: list[str]  # what the held-out rows had and the training rows had not, in sentences
     model: Model
 
     @property
@@ -85,8 +87,10 @@ def run(data: Dataset, settings: Settings, on_step: Callable[[int, float], None]
 
     classes, labels = np.unique(data.labels, return_inverse=True)
     train, test = _split(data, classes, labels, settings)
-    mean, scale = _scaling(data, train)
-    x = (data.features - mean) / scale
+    learnt = _preprocessor(data, train)
+    x, x_test = (learnt.transform(data.features[part]) for part in (train, test))
+    surprises = describe_surprises(learnt.surprises(data.features[test]), "held-out rows")
+    y, y_test = labels[train], labels[test]
     curve: list[tuple[float, float]] = []
     estimator = SoftmaxRegression(
         alpha=settings.alpha,
@@ -98,8 +102,8 @@ def run(data: Dataset, settings: Settings, on_step: Callable[[int, float], None]
     )
 
     def losses(coef: Array, intercept: Array) -> tuple[float, float]:
-        scores = _class_scores(x, coef, intercept)
-        return tuple(float(cross_entropy(scores[part], labels[part])) for part in (train, test))  # type: ignore[return-value]
+        train, test = _class_scores(x, coef, intercept), _class_scores(x_test, coef, intercept)
+        return float(cross_entropy(train, y)), float(cross_entropy(test, y_test))
 
     def callback(step: Any) -> None:
         curve.append(losses(step.coef, step.intercept))
@@ -110,33 +114,35 @@ def run(data: Dataset, settings: Settings, on_step: Callable[[int, float], None]
     start = time.perf_counter()
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", ConvergenceWarning)
-        estimator.fit(x[train], labels[train])
+        estimator.fit(x, data.labels[train])
     seconds = time.perf_counter() - start
+    estimator.callback = None  # the run's, not the model's
     curve.insert(0, (math.log(len(classes)),) * 2)
 
-    objective = estimator.objective(x[train], labels[train])
+    objective = estimator.objective(x, data.labels[train])
     spread = 1 / math.sqrt(x.shape[1])
     point = np.random.default_rng(settings.seed).normal(0.0, spread, objective.num_parameters)
-    most = int(np.clip(CHECK_BUDGET // x[train].size, 16, 256))
-    scores = _class_scores(x, estimator.coef_, estimator.intercept_)
+    most = int(np.clip(CHECK_BUDGET // max(1, x.size), 16, 256))
+    scores, scores_test = (_class_scores(each, estimator.coef_, estimator.intercept_) for each in (x, x_test))
     names = [c.item() for c in classes]
     return Run(
         dataset=data.name,
         classes=names,
-        num_features=x.shape[1],
+        num_features=len(data.feature_names),
         settings=settings,
-        train=_measures(scores[train], labels[train]),
-        test=_measures(scores[test], labels[test]),
+        train=_measures(scores, y),
+        test=_measures(scores_test, y_test),
         uniform=math.log(len(classes)),
-        frequencies=float(information.entropy(np.bincount(labels[train]) / len(train))),
+        frequencies=float(information.entropy(np.bincount(y) / len(y))),
         curve=curve,
-        confusion=_confusion(scores[test], labels[test]),
-        reliability=_reliability(scores[test], labels[test]),
+        confusion=_confusion(scores_test, y_test),
+        reliability=_reliability(scores_test, y_test),
         gradient=gradient_check(objective, point, most, settings.seed),
         steps=estimator.n_iter_,
         seconds=seconds,
         converged=not caught,
-        model=_model(estimator, mean, scale, data, names, settings),
+        surprises=surprises,
+        model=Model(estimator, learnt, _notes(data, settings)),
     )
 
 
@@ -170,20 +176,12 @@ def _split(data: Dataset, classes: Array, labels: Array, settings: Settings) -> 
     return train, test
 
 
-def _scaling(data: Dataset, train: Array) -> tuple[Array, Array]:
-    """Mean and standard deviation of the training rows, 1 where a feature is constant."""
-    from sklearn.preprocessing import StandardScaler
-
-    with np.errstate(over="ignore", invalid="ignore"):
-        scaler = StandardScaler().fit(data.features[train])
-    bad = ~np.isfinite(scaler.scale_)
-    if bad.any():
-        column = int(bad.argmax())
-        raise DataError(
-            f"{data.name}: the values of column {data.feature_names[column]!r} are too large to be "
-            f"squared: up to {np.abs(data.features[:, column]).max():.3g}"
-        )
-    return scaler.mean_, scaler.scale_
+def _preprocessor(data: Dataset, train: Array) -> Preprocessor:
+    """Learnt from the training rows."""
+    try:
+        return Preprocessor.fit(data.features[train], data.feature_names)
+    except ValueError as error:
+        raise DataError(f"{data.name}: {error}") from None
 
 
 def _class_scores(x: Array, coef: Array, intercept: Array) -> Array:
@@ -213,22 +211,11 @@ def _reliability(scores: Array, labels: Array) -> list[Bin]:
     ]
 
 
-def _model(
-    estimator: SoftmaxRegression,
-    mean: Array,
-    scale: Array,
-    data: Dataset,
-    classes: list[Any],
-    settings: Settings,
-) -> Model:
-    coef, intercept = estimator.coef_, estimator.intercept_
-    if len(classes) == 2:  # one row a class in the file, whatever their number
-        coef, intercept = np.pad(coef, ((1, 0), (0, 0))), np.pad(intercept, (1, 0))
-    metadata = {
-        "classes": classes,
-        "feature_names": data.feature_names,
+def _notes(data: Dataset, settings: Settings) -> dict[str, Any]:
+    """What the model file says of its making."""
+    return {
         "dataset": data.name,
+        "target": data.target,
         "settings": settings._asdict(),
         "versions": versions(),
     }
-    return Model(coef, intercept, mean, scale, metadata)
