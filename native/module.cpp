@@ -43,10 +43,11 @@ namespace {
 using namespace xent;
 using In = nb::ndarray<nb::ro, nb::device::cpu>;
 using Out = nb::ndarray<nb::device::cpu>;
-using InDoubles = nb::ndarray<const double, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
-using OutDoubles = nb::ndarray<double, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
-using Labels = nb::ndarray<const int64_t, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
-using OutIntegers = nb::ndarray<int64_t, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
+// One value a row, in arrays of any number of axes.
+using InDoubles = nb::ndarray<const double, nb::c_contig, nb::device::cpu>;
+using OutDoubles = nb::ndarray<double, nb::c_contig, nb::device::cpu>;
+using Labels = nb::ndarray<const int64_t, nb::c_contig, nb::device::cpu>;
+using OutIntegers = nb::ndarray<int64_t, nb::c_contig, nb::device::cpu>;
 template <class A>
 using Maybe = std::optional<A>;
 
@@ -99,7 +100,7 @@ Column column(nb::handle coefficient, int64_t rows) {
     return c;
   }
   auto array = nb::cast<InDoubles>(coefficient);  // the caller's argument keeps it alive
-  if (int64_t(array.shape(0)) != rows) throw std::invalid_argument("a coefficient needs one value a row");
+  if (int64_t(array.size()) != rows) throw std::invalid_argument("a coefficient needs one value a row");
   c.data = array.data();
   return c;
 }
@@ -107,7 +108,7 @@ Column column(nb::handle coefficient, int64_t rows) {
 template <class A>
 auto pointer(const Maybe<A>& array, int64_t rows) -> decltype(array->data()) {
   if (!array) return nullptr;
-  if (int64_t(array->shape(0)) != rows) throw std::invalid_argument("a statistic needs one value a row");
+  if (int64_t(array->size()) != rows) throw std::invalid_argument("a statistic needs one value a row");
   return array->data();
 }
 
@@ -241,6 +242,17 @@ void row_hvp(const In& z, const Maybe<Labels>& labels, const Maybe<In>& dense, d
   call.run(HVP);
 }
 
+// Whether every label is in [0, classes): y and classes − 1 − y then both have their sign bit clear.
+bool all_in_range(const Labels& labels, int64_t classes) {
+  const int64_t size = labels.size();
+  const int64_t* y = labels.data();
+  nb::gil_scoped_release release;
+  uint64_t signs = 0;
+#pragma omp simd reduction(| : signs)
+  for (int64_t i = 0; i < size; ++i) signs |= uint64_t(y[i]) | (uint64_t(classes - 1) - uint64_t(y[i]));
+  return !(signs >> 63);
+}
+
 std::vector<std::string> isas() {
   std::vector<std::string> names;
   for (const Kernels* k : available()) names.push_back(k->isa);
@@ -273,6 +285,7 @@ NB_MODULE(_native, m) {
         nb::arg().none(), nb::arg().none(), nb::arg().none());
   m.def("row_hvp", &row_hvp, nb::arg().noconvert(), nb::arg().none(), nb::arg().none(), nb::arg(), nb::arg(),
         nb::arg(), nb::arg(), nb::arg(), nb::arg(), nb::arg(), nb::arg().noconvert(), nb::arg().noconvert());
+  m.def("all_in_range", &all_in_range, nb::arg().noconvert(), nb::arg());
   m.def("isas", &isas);
   m.def("set_isa", &set_isa);
 }

@@ -355,5 +355,4 @@ def log_softmax(logits: Any, axis: int = -1) -> Array:
 def _gradient_buffer(problem: Problem, out: Array | None, *inputs: Array) -> Array:
     if out is None:
         return np.empty_like(problem.logits, subok=False)
-    measure = (problem.target.labels, problem.target.dense)
-    return checks.as_out(out, problem.logits, *(x for x in measure if x is not None), *inputs)
+    return checks.as_out(out, problem.logits, problem.target.labels, problem.target.dense, *inputs)

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from xent import target
+from xent import _native, target
 from xent.spec import LossSpec
 from xent.target import Target
 
@@ -137,10 +137,9 @@ def as_labels(
     y = labels.astype(np.int64, order="C", copy=False)
     if not y.flags.aligned:
         y = y.copy()
-    # One unsigned comparison finds negative and too large labels alike.
-    outside = np.greater_equal(y.view(np.uint64), num_classes)
     ignored = None
-    if 0 <= ignore_index < num_classes or np.count_nonzero(outside):
+    if 0 <= ignore_index < num_classes or not _native.all_in_range(y, num_classes):
+        outside = np.greater_equal(y.view(np.uint64), num_classes)  # negative ones too
         ignored = labels == ignore_index
         if validate and np.count_nonzero(bad := outside & ~ignored):
             where = np.unravel_index(int(bad.argmax()), bad.shape)
@@ -161,7 +160,7 @@ def check_probabilities(q: Array, name: str = "targets", upper: float = math.inf
         raise ValueError(f"`{name}` must be {expected}; got {q[where]} at {place(where)}")
 
 
-def as_out(out: Any, like: Array, *inputs: Array) -> Array:
+def as_out(out: Any, like: Array, *inputs: Array | None) -> Array:
     """The caller's buffer for a gradient, checked; or a new one that keeps the layout of ``like``."""
     if out is None:
         return np.empty_like(like, subok=False)
@@ -171,12 +170,13 @@ def as_out(out: Any, like: Array, *inputs: Array) -> Array:
         raise TypeError(f"`out` must have the dtype of the logits, {like.dtype}; got {out.dtype}")
     if out.shape != like.shape:
         raise ValueError(f"`out` must have the shape of the logits, {like.shape}; got {out.shape}")
-    if not (out.flags.writeable and out.flags.aligned):
+    flags = out.flags
+    if not (flags.writeable and flags.aligned):
         raise ValueError("`out` must be writeable and aligned; got a read-only or unaligned array")
     if 0 in out.strides and any(n > 1 for n, s in zip(out.shape, out.strides, strict=True) if s == 0):
         raise ValueError("`out` must own each of its elements; got an array broadcast by stride 0")
     for x in (like, *inputs):
-        if np.may_share_memory(x, out) and not (x is like and _coincide(x, out)):
+        if x is not None and np.may_share_memory(x, out) and not (x is like and _coincide(x, out)):
             raise ValueError("`out` must be the logits themselves or overlap no input; it overlaps one")
     return out
 

@@ -39,6 +39,12 @@ def row_losses(stats: RowStats, target: Target, spec: LossSpec, xp: Any) -> Arra
     return _times(target.weight, loss, xp)
 
 
+def negates_log_prob(spec: LossSpec, target: Target) -> bool:
+    """Whether (1) is ℓ = −x in every row: Σℓ then needs no array of losses."""
+    plain = target.weight is None and target.dense is None and not spec.focal_gamma and not spec.z_loss
+    return plain and isinstance(target.alpha, float) and target.alpha == 1.0
+
+
 def cotangents(
     stats: RowStats | None, target: Target, spec: LossSpec, dloss: Array | float, xp: Any
 ) -> Cotangents:
@@ -47,10 +53,10 @@ def cotangents(
     slope: Array | float = -1.0
     if spec.focal_gamma and stats is not None:
         slope = _f_slope(stats.log_prob, spec.focal_gamma, xp)
-    return Cotangents(
-        lse=_times(outer, 2 * spec.z_loss * stats.lse, xp) if spec.z_loss and stats else 0.0,
-        log_prob=_times(_product(outer, target.alpha, xp), slope, xp) if target.labels is not None else 0.0,
-        dense_log_prob=_product(outer, -target.beta, xp) if target.dense is not None else 0.0,
+    return Cotangents(  # (lse, log_prob, dense_log_prob)
+        _times(outer, 2 * spec.z_loss * stats.lse, xp) if spec.z_loss and stats else 0.0,
+        _times(_product(outer, target.alpha, xp), slope, xp) if target.labels is not None else 0.0,
+        _product(outer, -target.beta, xp) if target.dense is not None else 0.0,
     )
 
 
@@ -99,7 +105,7 @@ def _times(factor: Array | float | None, x: Array | float, xp: Any) -> Array:
     """factor·x, with None for 1 and 0·(anything) = 0: weight zero silences −inf and NaN."""
     if factor is None:
         return x
-    if isinstance(factor, float | int):
+    if isinstance(factor, (float, int)):  # faster than the union
         if factor == 1:
             return x
         if factor == -1:

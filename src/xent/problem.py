@@ -73,11 +73,13 @@ class Problem:
 
     def loss(self, stats: RowStats) -> Any:
         """Equations (1) and (4): a NumPy scalar, or one loss a row for reduction "none"."""
-        rows = head.row_losses(stats, self.target, self.spec, np)
         dtype = checks.loss_dtype(self.logits)
         if self.reduction == "none":
-            return rows.astype(dtype, copy=False)
-        total = np.add.reduce(rows, axis=None)
+            return head.row_losses(stats, self.target, self.spec, np).astype(dtype, copy=False)
+        if head.negates_log_prob(self.spec, self.target):
+            total = 0.0 - float(np.add.reduce(stats.log_prob, axis=None))
+        else:
+            total = float(np.add.reduce(head.row_losses(stats, self.target, self.spec, np), axis=None))
         return dtype.type(total * self.scale if self.divisor != 1.0 else total)
 
     def loss_and_grad(self, out: Array) -> tuple[Any, Array]:

@@ -83,6 +83,8 @@ class LossSpec:
     @classmethod
     def from_options(cls, options: Options) -> tuple[LossSpec, Any, Any]:
         """Split keyword options into (spec, class_weight, sample_weight)."""
+        if not options:
+            return _cached(()), None, None
         scalars: dict[str, Any] = dict(options)
         class_weight = scalars.pop("class_weight", None)
         sample_weight = scalars.pop("sample_weight", None)

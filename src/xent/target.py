@@ -31,6 +31,8 @@ def from_labels(
     xp: Any,
 ) -> Target:
     """The measure of ``labels`` (...) int64; ``ignored`` (...) marks rows to leave out, None for none."""
+    if ignored is class_weight is weight is None and not spec.label_smoothing:
+        return Target(labels, 1.0, None, 0.0, None, labels.size, labels.size)
     smoothing = _smoothing(spec, num_classes)
     alpha: Array | float = 1.0 - smoothing
     dense = None

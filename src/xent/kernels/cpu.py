@@ -13,6 +13,11 @@ from xent.protocol import Cotangents, Curvatures, RowStats
 
 Array = np.ndarray[Any, Any]
 
+FIELDS = {
+    name: (place, np.dtype(np.int64 if name == "argmax" else np.float64))
+    for place, name in enumerate(RowStats._fields)
+}
+
 
 def isas() -> tuple[str, ...]:
     """The instruction sets that have kernels and that this processor has, best first."""
@@ -31,8 +36,7 @@ def row_stats(
     stats = _empty(logits, want)
     if logits.size:
         z, v = _rows(logits, dense)
-        y, *found = _flat(labels, *stats)
-        _native.row_stats(z, y, v, 1.0 / link.temperature, link.softcap or 0.0, *found)
+        _native.row_stats(z, labels, v, 1.0 / link.temperature, link.softcap or 0.0, *stats)
     return stats
 
 
@@ -49,9 +53,9 @@ def row_grad(
     out = np.empty_like(logits, subok=False) if out is None else out
     if logits.size:
         z, v, dz = _rows(logits, dense, out)
-        y, *known = _flat(labels, stats.lse, stats.log_prob, stats.mass)
+        known = (stats.lse, stats.log_prob, stats.mass)
         coefficients = _coefficients(cotangents)
-        _native.row_grad(z, y, v, 1.0 / link.temperature, link.softcap or 0.0, *known, *coefficients, dz)
+        _native.row_grad(z, labels, v, 1.0 / link.temperature, link.softcap or 0.0, *known, *coefficients, dz)
         _write_back(dz, out)
     return out
 
@@ -70,10 +74,9 @@ def row_stats_and_grad(
     stats = _empty(logits, want)
     if logits.size:
         z, v, dz = _rows(logits, dense, out)
-        y, *found = _flat(labels, *stats[:4])
         coefficients = _coefficients(cotangents)
         _native.row_stats_and_grad(
-            z, y, v, 1.0 / link.temperature, link.softcap or 0.0, *coefficients, dz, *found
+            z, labels, v, 1.0 / link.temperature, link.softcap or 0.0, *coefficients, dz, *stats[:4]
         )
         _write_back(dz, out)
     return stats, out
@@ -93,27 +96,21 @@ def row_hvp(
     out = np.empty_like(logits, subok=False) if out is None else out
     if logits.size:
         z, v, product, r = _rows(logits, dense, out, vector)
-        (y,) = _flat(labels)
         coefficients = _coefficients((*cotangents, *curvatures))
-        _native.row_hvp(z, y, v, 1.0 / link.temperature, link.softcap or 0.0, *coefficients, r, product)
+        _native.row_hvp(z, labels, v, 1.0 / link.temperature, link.softcap or 0.0, *coefficients, r, product)
         _write_back(product, out)
     return out
 
 
 def _empty(logits: Array, want: tuple[str, ...]) -> RowStats:
-    """Room for the statistics; zeros where there is nothing to compute them from."""
-    new = np.empty if logits.size else np.zeros
+    """Room for the statistics; what they are of no classes where there is nothing to compute them from."""
     shape = logits.shape[:-1]
-    stats = {name: new(shape) for name in want}
-    if "argmax" in stats:
-        stats["argmax"] = new(shape, np.int64)
-    if not logits.shape[-1] and "lse" in stats:
-        stats["lse"].fill(-np.inf)
-    return RowStats(**stats)
-
-
-def _flat(*arrays: Array | None) -> list[Array | None]:
-    return [x if x is None or x.ndim == 1 else x.reshape(-1) for x in arrays]
+    stats: list[Array | None] = [None] * len(RowStats._fields)
+    for name in want:
+        place, dtype = FIELDS[name]
+        nothing = -np.inf if name == "lse" else 0
+        stats[place] = np.empty(shape, dtype) if logits.size else np.full(shape, nothing, dtype)
+    return RowStats(*stats)
 
 
 def _coefficients(columns: tuple[Array | float, ...]) -> list[Array | float]:
@@ -122,12 +119,14 @@ def _coefficients(columns: tuple[Array | float, ...]) -> list[Array | float]:
 
 def _column(c: Array | float) -> Array | float:
     if isinstance(c, np.ndarray) and c.ndim:
-        return np.ascontiguousarray(c, np.float64).reshape(-1)
+        return np.ascontiguousarray(c, np.float64)
     return float(c)
 
 
 def _rows(logits: Array, dense: Array | None, *more: Array) -> tuple[Any, ...]:
     """All arrays as (rows, K) or (outer, inner, K) views; ``dense`` in the compute type, second."""
+    if dense is None and logits.ndim == 2 and logits.dtype.kind == "f":
+        return (logits, None, *more)
     if dense is not None:
         dense = dense.astype(np.float64 if logits.dtype.char == "d" else np.float32, copy=False)
     whole = [logits, *more] if dense is None or dense.ndim == 1 else [logits, *more, dense]
@@ -154,5 +153,5 @@ def _collapsed(arrays: list[Array]) -> list[Array]:
 
 def _write_back(view: Array, out: Array) -> None:
     """``view`` is a copy of ``out`` if its leading axes could not be merged."""
-    if out.ndim > 2 and not np.may_share_memory(out, view):
+    if view is not out and out.ndim > 2 and not np.may_share_memory(out, view):
         out[...] = view.view(out.dtype).reshape(out.shape)
