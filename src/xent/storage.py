@@ -1,66 +1,204 @@
-"""Files that are either whole or not there, and the model file: safetensors with JSON metadata."""
+"""Files that are whole or not there, and model files: safetensors with JSON metadata, read without trust."""
 
 from __future__ import annotations
 
+import hashlib
 import json
+import math
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from errno import EISDIR, ENOENT
+from itertools import pairwise
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, NoReturn, TypeVar
 
 import numpy as np
 
-from xent.api import log_softmax
-
 Array = np.ndarray[Any, Any]
+T = TypeVar("T")
 
-FORMAT = "xent-softmax-regression-1"
-
-
-class Model(NamedTuple):
-    """A trained model on raw features ``x (N, D)``: the scores are ``((x − mean)/scale) Wᵀ + b``."""
-
-    coef: Array  # W (K, D), one row a class
-    intercept: Array  # b (K,)
-    mean: Array  # (D,)
-    scale: Array  # (D,)
-    metadata: dict[str, Any]  # classes, feature_names, options, versions, ...
-
-    def predict_log_proba(self, features: Any) -> Array:
-        """Log-probabilities (N, K) in the order of ``metadata["classes"]``."""
-        scaled = (np.asarray(features, np.float64) - self.mean) / self.scale
-        return log_softmax(scaled @ self.coef.T + self.intercept)
+FORMAT = "xent-model"
+VERSION = 1  # of the layout of the file
+METADATA_LIMIT = 1 << 25  # characters of JSON: a million feature names; parsed, at most a few hundred MB
+TEXT_LIMIT = 1 << 28  # characters of an array of labels, padded to the longest as NumPy stores them
+DTYPES = {"F64": np.float64, "F32": np.float32, "I64": np.int64}
+LABEL_DTYPES = (
+    "bool",
+    "float16",
+    "float32",
+    "float64",
+    *(f"{u}int{n}" for u in ("", "u") for n in (8, 16, 32, 64)),
+)
 
 
-def save(model: Model, path: str | Path) -> None:
-    """Write ``model`` at ``path``; OSError if that cannot be."""
+class Contents(NamedTuple):
+    """What a model file holds; each part of a model adds its own tensors and its own entry of ``metadata``.
+
+    ``tensors``: finite float64, float32 or int64 arrays by name. ``metadata``: what JSON can say, without
+    NaN and infinity. `SoftmaxRegression` uses the tensors ``coef`` and ``intercept`` and the entry
+    ``"estimator"``; what must be done to the features before is the entry ``"preprocessing"``.
+    """
+
+    tensors: dict[str, Array]
+    metadata: dict[str, Any]
+
+
+def save(contents: Contents, path: str | Path) -> None:
+    """Write ``contents`` at ``path``, whole or not at all; the same contents are the same bytes.
+
+    Raises OSError if the file cannot be written, ValueError if `load` would refuse it.
+    """
     import safetensors.numpy
 
-    tensors = {
-        name: np.ascontiguousarray(getattr(model, name), np.float64)
-        for name in ("coef", "intercept", "mean", "scale")
-    }
-    # One key: safetensors writes several in any order, and the same model should be the same bytes.
-    metadata = {FORMAT: json.dumps(model.metadata, sort_keys=True)}
-    write(path, safetensors.numpy.save(tensors, metadata))
+    for name, tensor in contents.tensors.items():
+        if tensor.dtype not in DTYPES.values():
+            raise ValueError(f"cannot be stored: tensor {name!r} of dtype {tensor.dtype}")
+        _require_finite(name, tensor)
+    tensors = {name: np.ascontiguousarray(tensor) for name, tensor in contents.tensors.items()}
+    text = _json(contents.metadata)
+    # One key: safetensors writes several in any order.
+    whole = _json({"version": VERSION, "sha256": _digest(tensors, text), "metadata": contents.metadata})
+    if len(whole) > METADATA_LIMIT:
+        raise ValueError(
+            f"cannot be stored: {len(whole):,} characters of metadata; {METADATA_LIMIT:,} at most"
+        )
+    write(path, safetensors.numpy.save(tensors, {FORMAT: whole}))
 
 
-def load(path: str | Path) -> Model:
-    """The model at ``path``; OSError if it cannot be read, ValueError if it is no model of ours."""
+def load(path: str | Path) -> Contents:
+    """The contents of the model file at ``path``; nothing in it is executed.
+
+    Raises OSError if the file cannot be read, ValueError if it is foreign, cut short, altered since it
+    was written (found by a checksum, which is no signature), or of a later version.
+    """
     import safetensors
 
+    path = Path(path)
+    with reading(path):
+        if not path.stat().st_mode & 0o100000:  # a pipe or a device may never end
+            raise ValueError("is not a model file: not a regular file")
+        try:
+            with safetensors.safe_open(path, framework="numpy") as file:
+                whole = _header((file.metadata() or {}).get(FORMAT))
+                tensors = {name: _tensor(file, name) for name in file.keys()}  # noqa: SIM118
+        except safetensors.SafetensorError as error:
+            raise ValueError(f"is not a model file: {error}") from None
+        if whole["sha256"] != _digest(tensors, _json(whole["metadata"])):
+            raise ValueError("is damaged: its contents do not have the checksum written with them")
+        for name, tensor in tensors.items():
+            _require_finite(name, tensor)
+        return Contents(tensors, whole["metadata"])
+
+
+def _header(text: str | None) -> dict[str, Any]:
+    """The one entry of safetensors' metadata, parsed."""
+    if text is None:
+        raise ValueError(f"is not a model file: no {FORMAT!r} in its metadata")
+    if len(text) > METADATA_LIMIT:
+        raise ValueError(f"is not a model file: {len(text):,} characters of metadata")
     try:
-        with safetensors.safe_open(path, framework="numpy") as file:
-            metadata = file.metadata() or {}
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except safetensors.SafetensorError as error:
-        raise ValueError(f"{path}: is not a model file: {error}") from None
-    if FORMAT not in metadata:
-        raise ValueError(f"{path}: is not a model file of format {FORMAT}")
-    return Model(**tensors, metadata=json.loads(metadata[FORMAT]))
+        whole = json.loads(text, parse_constant=_no_number)
+        _json(whole)  # the way back is as deep
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"is not a model file: its metadata is no JSON: {error}") from None
+    version = entry({"header": whole}, "header", dict).get("version")
+    if version != VERSION:
+        raise ValueError(f"is a model file of version {version!r}; this version of xent reads {VERSION}")
+    entry(whole, "sha256", str)
+    entry(whole, "metadata", dict)
+    return dict(whole)
+
+
+def _tensor(file: Any, name: str) -> Array:
+    dtype = file.get_slice(name).get_dtype()
+    if dtype not in DTYPES:
+        raise ValueError(f"is not a model file: tensor {name!r} is of dtype {dtype}")
+    return np.asarray(file.get_tensor(name))
+
+
+def _require_finite(name: str, tensor: Array) -> None:
+    if not np.isfinite(tensor).all():
+        raise ValueError(f"tensor {name!r} holds NaN or infinity")
+
+
+def _digest(tensors: Mapping[str, Array], text: str) -> str:
+    digest = hashlib.sha256(text.encode())
+    for name, tensor in sorted(tensors.items()):
+        digest.update(_json([name, tensor.dtype.str, tensor.shape]).encode())
+        digest.update(tensor.data)
+    return digest.hexdigest()
+
+
+def _json(value: Any) -> str:
+    try:
+        return json.dumps(value, sort_keys=True, allow_nan=False)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"cannot be stored: {error}") from None
+
+
+def _no_number(constant: str) -> NoReturn:
+    raise ValueError(f"{constant} is no number")
+
+
+def entry(metadata: Mapping[str, Any], name: str, *types: type[T]) -> T:
+    """``metadata[name]``, which must be there, of one of ``types`` and finite; a bool is no int."""
+    value: Any = metadata.get(name)
+    wrong = isinstance(value, bool) and bool not in types
+    if wrong or not isinstance(value, types) or (isinstance(value, float) and not math.isfinite(value)):
+        expected = " or ".join("null" if t is type(None) else t.__name__ for t in types)
+        raise ValueError(f"its entry {name!r} must be {expected}; got {shortened(value)}")
+    return value
+
+
+def shortened(value: Any, limit: int = 60) -> str:
+    """``repr(value)``, cut: what a file holds may be long."""
+    text = repr(value)
+    return text if len(text) <= limit else f"{text[:limit]}…"
+
+
+def encode_labels(labels: Array) -> dict[str, Any]:
+    """An array (K,) of numbers, booleans or text, for JSON; ValueError for other labels."""
+    values = labels.tolist()
+    name = "str" if labels.dtype.kind == "U" else labels.dtype.name
+    kinds = {type(value) for value in values}
+    known = name in (*LABEL_DTYPES, "str") or (
+        name == "object" and len(kinds) == 1 and kinds <= {str, int, bool}
+    )
+    if not known:
+        raise ValueError(f"labels of dtype {labels.dtype} cannot be stored: {shortened(values)}")
+    return {"dtype": name, "values": values}
+
+
+def decode_labels(encoded: Mapping[str, Any]) -> Array:
+    """The array of `encode_labels`, sorted and each once; ValueError for anything else."""
+    name, values = entry(encoded, "dtype", str), entry(encoded, "values", list)
+    kinds = {type(value) for value in values}
+    if name == "str":
+        fits = kinds <= {str} and len(values) * max(map(len, values), default=0) <= TEXT_LIMIT
+    elif name == "object":
+        fits = len(kinds) == 1 and kinds <= {str, int, bool}
+    else:
+        fits = name in LABEL_DTYPES and kinds <= {type(np.zeros(1, name).tolist()[0])}
+    try:
+        labels = np.array(values, name) if fits else None
+    except OverflowError:
+        labels = None
+    if labels is None or labels.tolist() != values or any(a >= b for a, b in pairwise(values)):
+        raise ValueError(
+            f"its labels must be sorted, distinct and of dtype {name!r}; got {shortened(values)}"
+        )
+    return labels
+
+
+@contextmanager
+def reading(path: str | Path) -> Iterator[None]:
+    """A ValueError about what ``path`` holds begins with its name."""
+    try:
+        yield
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from None
 
 
 def write(path: str | Path, content: bytes) -> None:
