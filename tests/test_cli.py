@@ -304,7 +304,7 @@ def test_colour_on_a_terminal_unless_no_color_is_set(no_color):
     }
     if no_color:
         environment["NO_COLOR"] = "1"
-    code = "from xent import commands; commands._console().print('x', style='red')"
+    code = "from xent.commands import screen; screen.console().print('x', style='red')"
     subprocess.run([sys.executable, "-c", code], stdout=theirs, env=environment, check=True, timeout=60)
     os.close(theirs)
     assert (b"\x1b[31m" in os.read(ours, 1000)) is not no_color

@@ -1,0 +1,51 @@
+"""The subcommands of `xent`, one module each, and how they are called."""
+
+from __future__ import annotations
+
+import sys
+from typing import Annotated, Any
+
+import typer
+
+from xent.commands import check, explain, fit
+
+app = typer.Typer(
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+app.command()(fit.fit)
+app.command(cls=explain.LogitsCommand)(explain.explain)
+app.command()(check.check)
+
+
+@app.callback(invoke_without_command=True)
+def top(
+    context: typer.Context,
+    version: Annotated[bool, typer.Option("--version", help="Print the version and end.")] = False,
+) -> None:
+    """Cross-entropy: train by its closed-form gradient, explain it, check it."""
+    if version:
+        import xent
+
+        print(f"xent {xent.__version__}")
+    elif context.invoked_subcommand is None:
+        print(context.get_help())
+
+
+def invoke(arguments: list[str] | None) -> int:
+    """Run; return the exit code. A wrong call is a ValueError, Ctrl-C a KeyboardInterrupt."""
+    try:
+        words = sys.argv[1:] if arguments is None else arguments
+        code = app(words, prog_name="xent", standalone_mode=False, obj=words)
+    except typer.Abort:
+        raise KeyboardInterrupt from None
+    except UsageError as error:
+        raise ValueError(error.format_message()) from None
+    if code == INTERRUPTED:
+        raise KeyboardInterrupt
+    return int(code or 0)
+
+
+UsageError: Any = typer.BadParameter.__base__  # typer gives its base class no name of its own
+INTERRUPTED = 130  # what typer makes of Ctrl-C

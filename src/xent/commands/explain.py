@@ -1,0 +1,68 @@
+"""`xent explain`: one row of logits, each number beside its formula."""
+
+from __future__ import annotations
+
+import re
+from enum import StrEnum
+from typing import Annotated, Any
+
+import typer
+import typer.core
+
+from xent.commands import screen
+
+
+class SmoothingOver(StrEnum):
+    """Choices of --smoothing-over."""
+
+    ALL = "all"
+    OTHERS = "others"
+
+
+class LogitsCommand(typer.core.TyperCommand):
+    """Takes an argument like "-1 2 3", whose first number is negative, for what it is: no option."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Put such an argument behind "--"."""
+        for i, word in enumerate(args):
+            if re.match(r"-[\d.i]", word) and not (i and args[i - 1].startswith("--")):
+                args = [*args[:i], *args[i + 1 :], "--", word]
+                break
+        return super().parse_args(ctx, args)
+
+
+def explain(
+    logits: Annotated[str, typer.Argument(help='Logits of one row, such as "2 3 4".')],
+    label: Annotated[int, typer.Option(help="The true class, counted from 0.")],
+    label_smoothing: Annotated[float, typer.Option(help="Probability moved from the label.")] = 0.0,
+    smoothing_over: Annotated[
+        SmoothingOver, typer.Option(help="Moved to all classes, or to the others.")
+    ] = SmoothingOver.ALL,
+    focal_gamma: Annotated[float, typer.Option(help="gamma of -(1-p)^gamma log p.")] = 0.0,
+    temperature: Annotated[float, typer.Option(help="T of z/T.")] = 1.0,
+    softcap: Annotated[float | None, typer.Option(help="C of C tanh(z/C).")] = None,
+    z_loss: Annotated[float, typer.Option(help="lambda of lambda logsumexp^2.")] = 0.0,
+    class_weight: Annotated[str | None, typer.Option(help='One weight a class, such as "1 2 1".')] = None,
+) -> None:
+    """Show logits, probabilities, target, loss and gradient, each beside its formula."""
+    from xent import explain as explaining
+
+    numbers = explaining.parse_numbers(logits, "logits")
+    if not 0 <= label < len(numbers):
+        raise ValueError(f"`--label` must be in [0, {len(numbers)}), one of the logits; got {label}")
+    explanation = explaining.explain(
+        numbers,
+        label,
+        {
+            "label_smoothing": label_smoothing,
+            "smoothing_over": smoothing_over.value,
+            "focal_gamma": focal_gamma,
+            "temperature": temperature,
+            "softcap": softcap,
+            "z_loss": z_loss,
+            "class_weight": None
+            if class_weight is None
+            else explaining.parse_numbers(class_weight, "--class-weight"),
+        },
+    )
+    screen.console().print(*explaining.render(explanation), sep="")
