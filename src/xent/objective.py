@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from copy import copy
+from functools import cached_property
 from typing import Any, Self
 
 import numpy as np
 
+from xent.api import softmax
 from xent.problem import Problem
 from xent.spec import LossSpec
 from xent.target import Target
@@ -30,7 +32,7 @@ class Objective:
         Never written, never densified; read in blocks of rows that stay in the cache between the two
         products of a block.
     target : Target
-        Labels (N,) or rows of probabilities (N, K), with the row weights.
+        Labels (N,) in [0, K) or rows of probabilities (N, K), with the row weights.
     spec : LossSpec
     divisor : float > 0
         D of equation (4).
@@ -82,6 +84,11 @@ class Objective:
     def rounded(self) -> Self:
         """This objective with products in the dtype of X: float32 ones are twice as fast, and stall."""
         return self._in(self.features.dtype)
+
+    @property
+    def is_rounded_faster(self) -> bool:
+        """Whether X is float32."""
+        return bool(self.features.dtype == np.float32)
 
     def subset(self, rows: Array, divisor: float) -> Self:
         """The objective of these rows (integers, or a slice), whose losses are divided by ``divisor``."""
@@ -135,6 +142,49 @@ class Objective:
             start = stop
         return self.pack(dcoef + self.alpha * coef, dintercept)
 
+    def curvature(self, parameters: Array) -> Iterator[tuple[Any, Array]]:
+        """Blocks of X in float64, and what (3) has on its diagonal for their rows and scores: a m p(1−p).
+
+        (rows, C), scaled so that at equal probabilities ``Σ X² ·`` it is exactly the Hessian's spectrum.
+        """
+        coef, intercept = self.unpack(parameters)
+        weight = np.ascontiguousarray(coef.T)
+        # At p = 1/K the Hessian of K scores is I/K on all that sums to zero, not its diagonal (1−1/K)/K.
+        factor = self.num_classes / (self.num_classes - 1) if self.num_scores > 1 else 1.0
+        for x, target in self._in(np.float64)._blocks():
+            logits = _as_logits(x @ weight + intercept)
+            p = softmax(logits)
+            spread = (p * (1.0 - p))[:, -self.num_scores :]
+            yield x, spread * (factor / self.divisor * _mass(target, len(p)))[:, None]
+
+    def intercept_hessian(self, parameters: Array) -> Array:
+        """The Hessian in the intercept, (C, C), in float64: Σ a m (diag p − ppᵀ)."""
+        coef, intercept = self.unpack(parameters)
+        weight = np.ascontiguousarray(coef.T)
+        hessian = np.zeros((self.num_scores, self.num_scores))
+        for x, target in self._in(np.float64)._blocks():
+            p = softmax(_as_logits(_project(x, weight) + intercept))[:, -self.num_scores :]
+            weighted = p * (_mass(target, len(p)) / self.divisor)[:, None]
+            hessian += np.diag(weighted.sum(0)) - weighted.T @ p
+        return hessian
+
+    def target_moments(self) -> tuple[Array, Array, Array]:
+        """Sums over the rows, with a = ω/D: Σ a t (K,), Σ a m xᵀ (D,) and Σ a t xᵀ (K, D)."""
+        held = np.zeros(self.num_classes)
+        by_class = np.zeros((self.num_classes, self.num_features))
+        for x, target in self._in(np.float64)._blocks():
+            t = _dense_target(target, x.shape[0], self.num_classes) / self.divisor
+            held += t.sum(0)
+            by_class += _pull_back(x, t, np.dtype(np.float64))
+        return held, by_class.sum(0), by_class
+
+    @cached_property
+    def row_norm(self) -> float:
+        """Root mean square norm of the rows of X."""
+        x = self.features.data if self.is_sparse else self.features
+        squares = float(np.vdot(x, x)) if x.size else 0.0
+        return (squares / max(1, self.num_rows)) ** 0.5 or 1.0
+
     def pack(self, coef: Array, intercept: Array) -> Array:
         """One float64 vector of W (C, D) and the intercept (C,), which is left out if not fitted."""
         parts = [coef.ravel(), intercept] if self.fit_intercept else [coef.ravel()]
@@ -182,6 +232,24 @@ def _pull_back(x: Any, dscores: Array, dtype: np.dtype[Any]) -> Array:
 def _as_logits(scores: Array) -> Array:
     """(N, K) logits; one score is the logit of the second of two classes against 0."""
     return scores if scores.shape[1] > 1 else np.pad(scores, ((0, 0), (1, 0)))
+
+
+def _dense_target(target: Target, rows: int, num_classes: int) -> Array:
+    """ω t (rows, K), with t = α e_y + β v."""
+    t = np.zeros((rows, num_classes))
+    if target.dense is not None:
+        t += target.beta * target.dense
+    if target.labels is not None:
+        t[np.arange(rows), target.labels] += target.alpha
+    return t if target.weight is None else t * target.weight[:, None]
+
+
+def _mass(target: Target, rows: int) -> Array:
+    """ω m (rows,), with m = α + β V."""
+    mass = np.broadcast_to(np.asarray(target.alpha, np.float64), rows)
+    if target.dense is not None:
+        mass = mass + target.beta * target.dense.sum(-1)
+    return mass if target.weight is None else mass * target.weight
 
 
 def _target_rows(target: Target, rows: Any) -> Target:

@@ -7,8 +7,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from xent.objective import Objective
-from xent.solvers.certificate import Certificate
-from xent.solvers.lbfgs import OnStep, lbfgs
+from xent.solvers.lbfgs import lbfgs
+from xent.solvers.progress import OnStep, Progress
 
 Array = np.ndarray[Any, Any]
 
@@ -39,15 +39,19 @@ def minimise(
     if solver not in SOLVERS:
         expected = ", ".join(f'"{name}"' for name in SOLVERS)
         raise ValueError(f"`solver` must be one of {expected}; got {solver!r}")
-    parameters, steps = lbfgs(objective, start, max_iter, tol, on_step)
+    progress = Progress(objective, max_iter, tol, on_step)
+    random = np.random.default_rng(random_state)
+    parameters = lbfgs(objective, start, progress, random)
     value, gradient = objective(parameters)
     if not np.isfinite(value):
         raise ValueError("the objective overflowed: bring the features to one scale (StandardScaler)")
-    gap = Certificate(objective).gap(parameters, value, gradient) if objective.is_convex else None
+    progress.evaluated(parameters, value, gradient)
+    gap = progress.gap if objective.is_convex else None
     message = ""
-    if gap is not None and gap > tol:
+    if not progress.converged:
         message = (
-            f"stopped after {steps} steps with an optimality gap of {gap:.2g} where tol={tol:g} is asked: "
+            f"stopped after {progress.steps} steps with an optimality gap of {progress.gap:.2g} where "
+            f"tol={tol:g} is asked: "
             "bring the features to one scale (StandardScaler), or raise max_iter, alpha or tol"
         )
-    return Result(parameters, steps, gap, "lbfgs", message)
+    return Result(parameters, progress.steps, gap, "lbfgs", message)

@@ -1,0 +1,60 @@
+"""Progress: what all solvers share. It counts steps, certifies them, reports them, and says when to stop."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from xent.objective import Objective
+from xent.solvers.certificate import Certificate
+
+Array = np.ndarray[Any, Any]
+OnStep = Callable[[Array, float, float | None], None]
+
+
+class Progress:
+    """The state of one minimisation beside the parameters.
+
+    ``gap`` is the bound of the last point evaluated; where the objective is not convex it is the decrease
+    that the solver promised itself of the next step, relative to the objective, and certifies nothing.
+    """
+
+    def __init__(self, objective: Objective, max_iter: int, tol: float, on_step: OnStep) -> None:
+        self.max_iter = max_iter
+        self.tol = tol
+        self.on_step = on_step
+        self.certificate = Certificate(objective) if objective.is_convex else None
+        self.gap = np.inf
+        self.steps = 0
+
+    @property
+    def exhausted(self) -> bool:
+        """Whether ``max_iter`` steps are taken."""
+        return self.steps >= self.max_iter
+
+    @property
+    def converged(self) -> bool:
+        """Whether the gap is down to ``tol``."""
+        return self.gap <= self.tol
+
+    @property
+    def within_reach(self) -> float:
+        """What the gap of the last point could be after a change of the intercept alone."""
+        return self.gap if self.certificate is None else self.certificate.within_reach
+
+    def evaluated(self, parameters: Array, value: float, gradient: Array) -> None:
+        """Certify a point, whose objective and gradient these are."""
+        if self.certificate is not None:
+            self.gap = self.certificate.gap(parameters, value, gradient)
+
+    def promised(self, decrease: float, value: float) -> None:
+        """The next step promises this decrease."""
+        if self.certificate is None:
+            self.gap = decrease / value if value else 0.0
+
+    def stepped(self, parameters: Array, value: float) -> None:
+        """A step ended at ``parameters``."""
+        self.steps += 1
+        self.on_step(parameters, value, None if self.certificate is None else self.gap)
