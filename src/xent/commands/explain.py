@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import re
 from enum import StrEnum
-from typing import Annotated, Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 import typer.core
+from rich.text import Text
 
 from xent.commands import screen
+
+if TYPE_CHECKING:
+    from xent.spec import Options
 
 
 class SmoothingOver(StrEnum):
@@ -43,26 +48,33 @@ def explain(
     softcap: Annotated[float | None, typer.Option(help="C of C tanh(z/C).")] = None,
     z_loss: Annotated[float, typer.Option(help="lambda of lambda logsumexp^2.")] = 0.0,
     class_weight: Annotated[str | None, typer.Option(help='One weight a class, such as "1 2 1".')] = None,
+    html: Annotated[
+        Path | None, typer.Option(help="Write a page here that computes while logits and options move.")
+    ] = None,
 ) -> None:
     """Show logits, probabilities, target, loss and gradient, each beside its formula."""
     from xent import explain as explaining
+    from xent import explorer, storage
 
     numbers = explaining.parse_numbers(logits, "logits")
     if not 0 <= label < len(numbers):
         raise ValueError(f"`--label` must be in [0, {len(numbers)}), one of the logits; got {label}")
-    explanation = explaining.explain(
-        numbers,
-        label,
-        {
-            "label_smoothing": label_smoothing,
-            "smoothing_over": smoothing_over.value,
-            "focal_gamma": focal_gamma,
-            "temperature": temperature,
-            "softcap": softcap,
-            "z_loss": z_loss,
-            "class_weight": None
-            if class_weight is None
-            else explaining.parse_numbers(class_weight, "--class-weight"),
-        },
-    )
-    screen.console().print(*explaining.render(explanation), sep="")
+    options: Options = {
+        "label_smoothing": label_smoothing,
+        "smoothing_over": smoothing_over.value,
+        "focal_gamma": focal_gamma,
+        "temperature": temperature,
+        "softcap": softcap,
+        "z_loss": z_loss,
+        "class_weight": None
+        if class_weight is None
+        else explaining.parse_numbers(class_weight, "--class-weight"),
+    }
+    explanation = explaining.explain(numbers, label, options)
+    if html is not None:
+        storage.require_writable(html)
+        storage.write(html, explorer.html(numbers, label, options).encode())
+    console = screen.console()
+    console.print(*explaining.render(explanation), sep="")
+    if html is not None:
+        console.print(Text(f"page      {html}"), soft_wrap=True)
