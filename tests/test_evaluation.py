@@ -1,0 +1,440 @@
+"""`xent eval`: the numbers are scikit-learn's, whatever the file, the chunk and the number of threads."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+import pytest
+import safetensors.numpy
+from sklearn.calibration import calibration_curve
+from sklearn.metrics import accuracy_score, log_loss, precision_recall_fscore_support, top_k_accuracy_score
+
+import xent
+from xent import evaluation
+from xent.arrayfiles import open_rows
+from xent.cli import main
+from xent.evaluation import evaluate
+from xent.scoring import Settings
+
+ROWS, CLASSES = 700, 11
+ENVIRONMENT = os.environ | {"PYTHONPATH": str(Path(xent.__file__).parents[1]), "OMP_NUM_THREADS": "2"}
+RNG = np.random.default_rng(0)
+LOGITS = (RNG.standard_normal((ROWS, CLASSES)) * 3).round(2)  # with ties
+EVERY = np.arange(ROWS)
+LABELS = np.where(RNG.random(ROWS) < 0.6, LOGITS[:, :-1].argmax(1), RNG.integers(0, CLASSES - 1, ROWS))
+PROBS = xent.softmax(LOGITS)
+SOFT = xent.softmax(RNG.standard_normal((ROWS, CLASSES)) * 4)
+SOFT[:, 0] = 0
+SOFT /= SOFT.sum(1, keepdims=True)
+
+
+def score(outputs, targets, folder: Path, *, threads=None, chunk=None, **settings):
+    """Of two arrays, by way of two npy files in ``folder``."""
+    np.save(folder / "z.npy", outputs)
+    np.save(folder / "y.npy", targets)
+    more = {} if chunk is None else {"chunk": chunk}
+    with open_rows(str(folder / "z.npy")) as z, open_rows(str(folder / "y.npy")) as y:
+        return evaluate(z, y, Settings(**settings), threads, **more)
+
+
+@pytest.mark.parametrize("probabilities", [False, True])
+@pytest.mark.parametrize("classes", [CLASSES, 100])
+def test_numbers_are_scikit_learns(tmp_path, probabilities, classes):
+    logits = np.pad(LOGITS, ((0, 0), (0, classes - CLASSES)), constant_values=-4.0)
+    p, every = xent.softmax(logits), range(classes)
+    e = score(p if probabilities else logits, LABELS, tmp_path, probabilities=probabilities, top_k=3)
+    assert (e.rows, e.num_classes, e.ignored, e.undefined, e.infinite) == (ROWS, classes, 0, 0, 0)
+    assert e.loss == pytest.approx(log_loss(LABELS, p, labels=every), rel=1e-12)
+    assert (e.entropy, e.divergence) == (0, e.loss)
+    assert e.perplexity == pytest.approx(np.exp(e.loss))
+    assert e.bits == pytest.approx(e.loss / np.log(2))
+    assert e.accuracy == accuracy_score(LABELS, p.argmax(1))
+    share = np.tile(np.bincount(LABELS, minlength=classes) / ROWS, (ROWS, 1))
+    assert e.frequencies == pytest.approx(log_loss(LABELS, share, labels=every))
+    precision, recall, _, support = precision_recall_fscore_support(
+        LABELS, p.argmax(1), labels=every, zero_division=np.nan
+    )
+    assert [c.support for c in e.classes] == support.tolist()
+    for ours, theirs in (("recall", recall), ("precision", precision)):
+        found = [np.nan if getattr(c, ours) is None else getattr(c, ours) for c in e.classes]
+        np.testing.assert_allclose(found, np.where(support, theirs, np.nan) if ours == "recall" else theirs)
+    assert sum(c.share for c in e.classes) == pytest.approx(1)
+    assert sum((c.loss or 0) * c.support for c in e.classes) == pytest.approx(e.loss * ROWS)
+
+
+@pytest.mark.parametrize("k", [1, 2, 5, 10])
+@pytest.mark.parametrize("probabilities", [False, True])
+def test_top_k_is_scikit_learns_without_ties(tmp_path, k, probabilities):
+    logits = RNG.standard_normal((ROWS, CLASSES))
+    outputs = xent.softmax(logits) if probabilities else logits
+    e = score(outputs, LABELS, tmp_path, top_k=k, probabilities=probabilities)
+    assert e.top_k_accuracy == top_k_accuracy_score(LABELS, logits, k=k, labels=range(CLASSES))
+
+
+def test_ties_are_in_favour_of_the_label(tmp_path):
+    e = score(np.zeros((3, 4)), np.array([0, 1, 3]), tmp_path, top_k=1)
+    assert (e.accuracy, e.top_k_accuracy) == (1 / 3, 1)
+    assert score(np.zeros((3, 4)), np.array([0, 1, 3]), tmp_path, top_k=9).top_k == 4
+
+
+def test_calibration_is_scikit_learns(tmp_path):
+    e = score(LOGITS, LABELS, tmp_path)
+    confidence, right = PROBS.max(1), PROBS.argmax(1) == LABELS
+    share, mean = calibration_curve(right, confidence, n_bins=evaluation.BINS)
+    np.testing.assert_allclose([(b.accuracy, b.confidence) for b in e.bins], np.stack([share, mean], 1))
+    counts = np.array([b.rows for b in e.bins])
+    assert e.calibration_error == pytest.approx(np.abs(share - mean) @ counts / ROWS)
+    assert e.calibration_gap == pytest.approx(confidence.mean() - right.mean())
+
+
+@pytest.mark.parametrize("probabilities", [False, True])
+def test_soft_targets_split_into_entropy_and_divergence(tmp_path, probabilities):
+    e = score(PROBS if probabilities else LOGITS, SOFT, tmp_path, probabilities=probabilities)
+    parts = [part.mean() for part in xent.information.decompose(SOFT, PROBS)]
+    assert (e.loss, e.entropy, e.divergence) == pytest.approx(tuple(parts), rel=1e-12)
+    assert e.frequencies == pytest.approx(xent.information.entropy(SOFT.mean(0)))
+    assert e.accuracy == accuracy_score(SOFT.argmax(1), PROBS.argmax(1))
+    assert e.top_k_accuracy == top_k_accuracy_score(SOFT.argmax(1), PROBS, k=5, labels=range(CLASSES))
+    one_hot = score(LOGITS, np.eye(CLASSES)[LABELS], tmp_path)
+    labels = score(LOGITS, LABELS, tmp_path)
+    for ours, theirs in zip(one_hot, labels, strict=True):
+        if isinstance(ours, float):
+            assert ours == pytest.approx(theirs, rel=1e-12, abs=1e-12)
+
+
+def flat(e) -> np.ndarray:
+    numbers = [v for v in e if isinstance(v, int | float)]
+    return np.array([*numbers, *(x or 0 for c in e.classes for x in c), *(x for b in e.bins for x in b)])
+
+
+@pytest.mark.parametrize("targets", [LABELS, SOFT], ids=["labels", "soft"])
+@pytest.mark.parametrize("chunk", [1, 88, 1000, 10_000])
+def test_chunks_of_any_size_give_the_same(tmp_path, targets, chunk):
+    whole = score(LOGITS, targets, tmp_path, chunk=1 << 30)
+    np.testing.assert_allclose(flat(score(LOGITS, targets, tmp_path, chunk=chunk)), flat(whole), rtol=1e-12)
+
+
+def test_threads_give_the_same_bits(tmp_path):
+    one, *others = (score(LOGITS, LABELS, tmp_path, chunk=500, threads=n) for n in (1, 2, 5))
+    assert all(other == one for other in others)
+
+
+@pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64, ">f8", np.int32])
+def test_dtypes(tmp_path, dtype):
+    outputs = LOGITS.astype(dtype)
+    e = score(outputs, LABELS.astype(np.uint8), tmp_path)
+    p = xent.softmax(outputs.astype(np.float64))
+    assert e.loss == pytest.approx(log_loss(LABELS, p, labels=range(CLASSES)), rel=1e-6)
+
+
+def test_leading_axes_are_rows(tmp_path):
+    flat_, shaped = (
+        score(LOGITS.reshape(*shape, CLASSES), LABELS.reshape(shape), tmp_path, chunk=300)
+        for shape in ((ROWS,), (7, 100))
+    )
+    assert shaped == flat_
+    assert score(LOGITS, LABELS[:, None], tmp_path, chunk=300) == flat_
+
+
+def test_ignored_rows_have_no_part(tmp_path):
+    some = RNG.random(ROWS) < 0.3
+    for mark in (-100, 10):  # no class, and the one that no row has
+        e = score(LOGITS, np.where(some, mark, LABELS), tmp_path, ignore_index=mark)
+        rest = score(LOGITS[~some], LABELS[~some], tmp_path)
+        assert e.ignored == some.sum()
+        np.testing.assert_allclose(flat(e._replace(ignored=0)), flat(rest), rtol=1e-12)
+
+
+def test_rows_without_a_loss_are_counted_and_left_out(tmp_path):
+    broken = LOGITS.copy()
+    broken[[50, 300], 3] = np.nan
+    broken[301, 0] = np.inf
+    kept = np.delete(np.arange(ROWS), [50, 300, 301])
+    e = score(broken, LABELS, tmp_path, chunk=1000)
+    assert (e.undefined, e.first_undefined, e.rows) == (3, 50, ROWS - 3)
+    rest = score(LOGITS[kept], LABELS[kept], tmp_path)
+    assert e.loss == pytest.approx(rest.loss, rel=1e-12)
+    broken = np.where(np.isnan(broken), np.nan, PROBS)
+    assert score(broken, LABELS, tmp_path, probabilities=True).undefined == 2
+    excluded = LOGITS.copy()
+    excluded[7, LABELS[7]] = -np.inf
+    e = score(excluded, LABELS, tmp_path)
+    assert (e.infinite, e.loss, e.undefined) == (1, np.inf, 0)
+
+
+def test_probabilities_that_do_not_sum_to_1_are_divided_and_counted(tmp_path):
+    e = score(PROBS * np.where(np.arange(ROWS) < 9, 3.0, 1.0)[:, None], LABELS, tmp_path, probabilities=True)
+    assert e.unnormalised == 9
+    assert e.loss == pytest.approx(score(PROBS, LABELS, tmp_path, probabilities=True).loss, rel=1e-12)
+
+
+@pytest.mark.parametrize(("outputs", "suspect"), [(PROBS, True), (LOGITS, False), (PROBS * 2, False)])
+def test_probabilities_read_as_logits_are_suspected(tmp_path, outputs, suspect, capsys):
+    assert score(outputs, LABELS, tmp_path).like_probabilities is suspect
+    assert main(["eval", str(tmp_path / "z.npy"), str(tmp_path / "y.npy")]) == 0
+    assert ("say --probabilities" in capsys.readouterr().out) is suspect
+
+
+def write(path: Path, outputs, labels) -> tuple[str, str]:
+    """The two arrays in a file of the kind of ``path``; the arguments that name them."""
+    kind = "".join(path.suffixes)
+    if kind == ".npz":
+        np.savez(path, logits=outputs, y=labels)
+    elif kind == ".z.npz":
+        np.savez_compressed(path, logits=outputs, y=labels)
+    elif kind == ".safetensors":
+        safetensors.numpy.save_file({"logits": outputs, "y": labels}, path)
+    elif kind == ".parquet":
+        pl.DataFrame({"logits": outputs, "y": labels}).write_parquet(path, row_group_size=150)
+    elif kind == ".lists.parquet":
+        frame = pl.DataFrame({"logits": outputs.tolist(), "y": labels})
+        frame.write_parquet(path, row_group_size=150)
+    return f"{path}:logits", f"{path}:y"
+
+
+@pytest.mark.parametrize("kind", ["npz", "z.npz", "safetensors", "parquet", "lists.parquet"])
+def test_every_kind_of_file_gives_the_same(tmp_path, kind):
+    z, y = write(tmp_path / f"data.{kind}", LOGITS, LABELS)
+    expected = score(LOGITS, LABELS, tmp_path, chunk=2000)
+    with open_rows(z) as outputs, open_rows(y) as targets:
+        assert outputs.shape == LOGITS.shape
+        assert evaluate(outputs, targets, chunk=2000) == expected
+
+
+def test_columns_of_a_parquet_file_are_classes(tmp_path):
+    pl.DataFrame(LOGITS).write_parquet(tmp_path / "z.parquet")
+    pl.DataFrame({"k": LABELS}).write_parquet(tmp_path / "y.parquet")
+    with open_rows(str(tmp_path / "z.parquet")) as z, open_rows(str(tmp_path / "y.parquet")) as y:
+        assert evaluate(z, y) == score(LOGITS, LABELS, tmp_path)
+
+
+@pytest.mark.parametrize("installed", [True, False])
+def test_bfloat16_tensors(tmp_path, installed, monkeypatch):
+    words = (LOGITS.astype(np.float32).view(np.uint32) >> 16).astype(np.uint16)
+    widened = (words.astype(np.uint32) << 16).view(np.float32)
+    entry = {"dtype": "BF16", "shape": list(LOGITS.shape), "data_offsets": [0, words.nbytes]}
+    tensors(tmp_path / "m.safetensors", words.tobytes(), **entry)
+    if installed:
+        pytest.importorskip("ml_dtypes")
+    else:
+        monkeypatch.setitem(sys.modules, "ml_dtypes", None)
+    expected = score(widened, LABELS, tmp_path)
+    with open_rows(str(tmp_path / "m.safetensors")) as z, open_rows(str(tmp_path / "y.npy")) as y:
+        assert z.dtype == "bfloat16"
+        assert evaluate(z, y).loss == pytest.approx(expected.loss, rel=1e-6)
+
+
+def objects(path: Path) -> None:
+    np.save(path, np.array([{}, []], object), allow_pickle=True)
+
+
+def cut(path: Path) -> None:
+    np.save(path, LOGITS)
+    path.write_bytes(path.read_bytes()[:-1])
+
+
+def cut_archive(path: Path) -> None:
+    np.savez(path, a=LOGITS)
+    with zipfile.ZipFile(path) as archive:
+        start = archive.infolist()[0].header_offset
+    content = bytearray(path.read_bytes())
+    content[start + 500] ^= 255  # the checksum finds it
+    path.write_bytes(content)
+
+
+def tensors(path: Path, content: bytes = bytes(16), **entry) -> None:
+    """A safetensors file of one tensor, whose entry in the header says what it says."""
+    whole = {"a": {"dtype": "F32", "shape": [2, 2], "data_offsets": [0, 16]} | entry}
+    header = json.dumps(whole).encode()
+    path.write_bytes(len(header).to_bytes(8, "little") + header + content)
+
+
+# name → (file, how it is made, what the one line must say)
+BAD_FILES = {
+    "missing": ("no.npy", lambda path: None, ["no.npy", "No such file"]),
+    "directory": ("d", Path.mkdir, ["is a directory", "npy, npz"]),
+    "empty": ("e.npy", lambda path: path.write_bytes(b""), ["is empty"]),
+    "text": (
+        "t.csv",
+        lambda path: path.write_text("1,2\n3,4\n"),
+        ["expected npy, npz"],
+    ),
+    "objects": ("o.npy", objects, ["Python objects", "never loaded"]),
+    "cut": ("c.npy", cut, ["is cut short", "bytes of"]),
+    "header": (
+        "h.npy",
+        lambda path: path.write_bytes(b"\x93NUMPY\x01\x00\x10\x00{'descr': 1} "),
+        ["header"],
+    ),
+    "later version": ("v.npy", lambda path: path.write_bytes(b"\x93NUMPY\x03\x00" + bytes(90)), ["header"]),
+    "Fortran": (
+        "f.npy",
+        lambda path: np.save(path, np.asfortranarray(LOGITS)),
+        ["Fortran order", "ascontiguousarray"],
+    ),
+    "one axis": ("1.npy", lambda path: np.save(path, LABELS), ["expected shape (..., classes)", "(700,)"]),
+    "complex": ("j.npy", lambda path: np.save(path, LOGITS * 1j), ["floating-point numbers", "complex128"]),
+    "key of an npy": ("k.npy:a", lambda path: np.save(path, LOGITS), ["without a name", "'a'"]),
+    "no key": ("a.npz", lambda path: np.savez(path, a=LOGITS, b=LOGITS), ["name one array", "a, b"]),
+    "wrong key": ("a.npz:c", lambda path: np.savez(path, a=LOGITS), ["has no array 'c'", "a"]),
+    "damaged": ("a.npz", cut_archive, ["is damaged"]),
+    "no archive": ("a.npz", lambda path: path.write_bytes(b"PK\x03\x04" + bytes(50)), ["damaged or no npz"]),
+    "not safe": ("a.safetensors", lambda path: path.write_bytes(bytes(100)), ["no safetensors file"]),
+    "a long header": ("a.safetensors", lambda path: path.write_bytes(b"\xff" * 100), ["cut short"]),
+    "size and shape": (
+        "a.safetensors",
+        lambda path: tensors(path, shape=[2, 3]),
+        ["another size"],
+    ),
+    "beyond the end": (
+        "a.safetensors",
+        lambda path: tensors(path, shape=[2, 9], data_offsets=[0, 72]),
+        ["cut short"],
+    ),
+    "negative": ("a.safetensors", lambda path: tensors(path, shape=[-2, -2]), ["not as it should be"]),
+    "unknown dtype": ("a.safetensors", lambda path: tensors(path, dtype="F4"), ["of dtype F4"]),
+    "no entry": ("a.safetensors", lambda path: tensors(path, data_offsets=None), ["no safetensors file"]),
+    "no Parquet": (
+        "a.parquet",
+        lambda path: path.write_bytes(b"PAR1" + bytes(50)),
+        ["no Parquet"],
+    ),
+    "text column": (
+        "a.parquet",
+        lambda path: pl.DataFrame({"a": [1.0], "b": ["x"]}).write_parquet(path),
+        ["column 'b' is no numbers", "COLUMN"],
+    ),
+    "missing values": (
+        "a.parquet",
+        lambda path: pl.DataFrame({"a": [1.0, None], "b": [1.0, 2.0]}).write_parquet(path),
+        ["missing values"],
+    ),
+    "ragged": (
+        "a.parquet",
+        lambda path: pl.DataFrame({"a": [[1.0], [1.0, 2.0]]}).write_parquet(path),
+        ["differ in length: 1, 2"],
+    ),
+}
+
+
+@pytest.mark.parametrize("case", BAD_FILES)
+def test_a_bad_file_is_one_line(case, tmp_path, capsys):
+    name, make, expected = BAD_FILES[case]
+    path = tmp_path / name.partition(":")[0]
+    make(path)
+    np.save(tmp_path / "labels.npy", np.zeros(ROWS if path.suffix == ".npz" else 2, int))
+    assert main(["eval", str(tmp_path / name), str(tmp_path / "labels.npy")]) == 2
+    out, err = capsys.readouterr()
+    assert (out, err.count("\n")) == ("", 1)
+    for part in expected:
+        assert part in err
+
+
+# name → (outputs, targets, options, what the one line must say)
+BAD_VALUES = {
+    "label too large": (
+        LOGITS,
+        np.where(EVERY == 451, 11, LABELS),
+        "",
+        ["[0, 11)", "11 in row 451"],
+    ),
+    "label negative": (LOGITS, np.where(EVERY == 9, -1, LABELS), "", ["got -1 in row 9"]),
+    "labels too few": (LOGITS, LABELS[1:], "", ["labels of shape (700,)", "(699,)"]),
+    "labels with a fraction": (LOGITS, LABELS + 0.5, "", ["labels are integers of shape (700,)", "float64"]),
+    "booleans": (LOGITS, LABELS > 3, "", ["expected integer labels or probabilities; got bool"]),
+    "negative targets": (LOGITS, SOFT - 0.1, "", [">= 0", "in row 0, column 0"]),
+    "negative probabilities": (
+        LOGITS,
+        LABELS,
+        "--probabilities",
+        [">= 0", "leave out --prob"],
+    ),
+    "no rows": (LOGITS[:0], LABELS[:0], "", ["no row to score"]),
+    "all ignored": (LOGITS, np.full(ROWS, -100), "", ["no row to score", "700 ignored"]),
+    "top-k": (LOGITS, LABELS, "--top-k 0", ["--top-k", "0"]),
+    "classes": (LOGITS, LABELS, "--classes -1", ["--classes", "-1"]),
+}
+
+
+@pytest.mark.parametrize("case", BAD_VALUES)
+def test_bad_values_are_one_line(case, tmp_path, capsys):
+    outputs, targets, options, expected = BAD_VALUES[case]
+    np.save(tmp_path / "z.npy", outputs)
+    np.save(tmp_path / "y.npy", targets)
+    assert main(["eval", str(tmp_path / "z.npy"), str(tmp_path / "y.npy"), *options.split()]) == 2
+    out, err = capsys.readouterr()
+    assert (out, err.count("\n")) == ("", 1)
+    for part in expected:
+        assert part in err
+
+
+def test_the_command_prints_the_numbers(tmp_path, capsys):
+    e = score(LOGITS, LABELS, tmp_path)
+    files = [str(tmp_path / "z.npy"), str(tmp_path / "y.npy")]
+    assert main(["eval", *files, "--classes", "3"]) == 0
+    out, err = capsys.readouterr()
+    assert err == ""
+    for part in (
+        "700 rows, 11 classes",
+        *(f"{x:.6f}" for x in (e.loss, e.bits, e.divergence, e.frequencies, np.log(11))),
+        *(f"{x:.2%}" for x in (e.accuracy, e.top_k_accuracy)),
+        f"{e.calibration_error:.4f}",
+        f"{e.calibration_gap:+.4f}",
+        "3 of 10 classes, the costliest first",
+    ):
+        assert part in out
+    assert max(map(len, out.splitlines()[1:])) <= 80
+    assert main(["eval", *files, "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["loss"] == e.loss
+    assert len(found["classes"]) == CLASSES
+    assert found["bins"][0].keys() == {"rows", "confidence", "accuracy"}
+
+
+def test_rows_without_a_loss_end_with_1_and_infinity_is_null(tmp_path, capsys):
+    score(np.where(np.arange(ROWS)[:, None] == 5, np.nan, LOGITS), LABELS, tmp_path)
+    files = [str(tmp_path / "z.npy"), str(tmp_path / "y.npy")]
+    assert main(["eval", *files]) == 1
+    assert "1 row holds NaN or infinity: row 5" in capsys.readouterr().out
+    excluded = LOGITS.copy()
+    excluded[3, LABELS[3]] = -np.inf
+    score(excluded, LABELS, tmp_path)
+    assert main(["eval", *files, "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert (found["loss"], found["infinite"]) == (None, 1)
+
+
+def test_memory_is_bounded(tmp_path):
+    """A file four times as large as what the process may still allocate."""
+    resource = pytest.importorskip("resource")
+    assert resource
+    limit, rows, classes = 64 << 20, 16 * 4096, 1024
+    logits = np.lib.format.open_memmap(tmp_path / "z.npy", "w+", np.float32, (rows, classes))
+    logits[::4096] = 1
+    del logits  # 256 MiB, nearly all of it a hole
+    np.save(tmp_path / "y.npy", np.zeros(rows, np.int64))
+    code = f"""
+import resource, sys
+from xent import arrayfiles, cli, evaluation, commands
+import numpy, rich.progress, threadpoolctl
+np = numpy
+np.save("w.npy", np.zeros((3, 5))); np.save("v.npy", np.zeros(3, int))
+assert cli.main(["eval", "w.npy", "v.npy", "--json"]) == 0
+used = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
+resource.setrlimit(resource.RLIMIT_AS, (used + {limit},) * 2)
+sys.exit(cli.main(["eval", "z.npy", "y.npy", "--json"]))
+"""
+    if not Path("/proc/self/statm").exists():
+        pytest.skip("needs /proc")
+    command = [sys.executable, "-c", code]
+    options = {"capture_output": True, "text": True, "timeout": 120, "check": False}
+    done = subprocess.run(command, cwd=tmp_path, env=ENVIRONMENT, **options)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert json.loads(done.stdout.splitlines()[-1])["rows"] == rows
