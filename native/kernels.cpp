@@ -1,4 +1,5 @@
 // The kernels of one instruction set: CMake compiles this file once for each, with XENT_ISA set.
+#include "linear.h"
 #include "tile.h"
 #include "wide.h"
 
@@ -50,6 +51,7 @@ constexpr void fill(Rows (&row)[STORAGES]) {
 #define XENT_STRING_(x) #x
 #define XENT_STRING(x) XENT_STRING_(x)
 
+extern const Linear linear[];
 extern const Kernels kernels;
 const Kernels kernels = [] {
   Kernels k{};
@@ -59,6 +61,7 @@ const Kernels kernels = [] {
   fill<GRAD>(k.rows[GRAD]);
   fill<STATS_AND_GRAD>(k.rows[STATS_AND_GRAD]);
   fill<HVP>(k.rows[HVP]);
+  k.linear = linear;
   return k;
 }();
 

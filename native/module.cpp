@@ -1,28 +1,18 @@
 // The Python module: arrays become a Job, the machine's instruction set is chosen, threads share the rows.
-#include <nanobind/nanobind.h>
-#include <nanobind/ndarray.h>
-#include <nanobind/stl/optional.h>
 #include <nanobind/stl/string.h>
 #include <nanobind/stl/vector.h>
 
 #include <algorithm>
 #include <atomic>
-#include <cstring>
 #include <new>
-#include <stdexcept>
 #include <string>
 #include <vector>
 
-#ifdef _OPENMP
-#include <omp.h>
-#endif
 #ifndef _WIN32
 #include <pthread.h>
 #endif
 
-#include "job.h"
-
-namespace nb = nanobind;
+#include "arguments.h"
 
 namespace xent {
 #ifdef XENT_X86_VARIANTS
@@ -38,18 +28,14 @@ extern const Kernels kernels;
 }
 }  // namespace xent
 
+namespace xent {
+const Kernels* chosen = nullptr;
+bool forked = false;
+}  // namespace xent
+
 namespace {
 
 using namespace xent;
-using In = nb::ndarray<nb::ro, nb::device::cpu>;
-using Out = nb::ndarray<nb::device::cpu>;
-// One value a row, in arrays of any number of axes.
-using InDoubles = nb::ndarray<const double, nb::c_contig, nb::device::cpu>;
-using OutDoubles = nb::ndarray<double, nb::c_contig, nb::device::cpu>;
-using Labels = nb::ndarray<const int64_t, nb::c_contig, nb::device::cpu>;
-using OutIntegers = nb::ndarray<int64_t, nb::c_contig, nb::device::cpu>;
-template <class A>
-using Maybe = std::optional<A>;
 
 // Best first; the first is used unless a test asks for another.
 const std::vector<const Kernels*>& available() {
@@ -69,47 +55,6 @@ const std::vector<const Kernels*>& available() {
     return found;
   }();
   return list;
-}
-
-const Kernels* chosen = nullptr;
-bool forked = false;  // an OpenMP pool does not survive fork(): a child works alone
-
-template <class A>
-Strided strided(const A& x) {
-  Strided s;
-  s.data = const_cast<void*>(static_cast<const void*>(x.data()));
-  s.outer = x.stride(0);
-  s.inner = x.ndim() == 3 ? x.stride(1) : 0;
-  s.cls = x.stride(x.ndim() - 1);
-  return s;
-}
-
-Storage storage(nb::dlpack::dtype dtype) {
-  const auto code = nb::dlpack::dtype_code(dtype.code);
-  if (code == nb::dlpack::dtype_code::Float && dtype.bits == 64) return F64;
-  if (code == nb::dlpack::dtype_code::Float && dtype.bits == 32) return F32;
-  if (code == nb::dlpack::dtype_code::Float && dtype.bits == 16) return F16;
-  if (code == nb::dlpack::dtype_code::UInt && dtype.bits == 16) return BF16;  // NumPy has no bfloat16
-  throw nb::type_error("logits must be float64, float32, float16 or uint16 (the bits of bfloat16)");
-}
-
-Column column(nb::handle coefficient, int64_t rows) {
-  Column c;
-  if (nb::isinstance<nb::float_>(coefficient)) {
-    c.scalar = nb::cast<double>(coefficient);
-    return c;
-  }
-  auto array = nb::cast<InDoubles>(coefficient);  // the caller's argument keeps it alive
-  if (int64_t(array.size()) != rows) throw std::invalid_argument("a coefficient needs one value a row");
-  c.data = array.data();
-  return c;
-}
-
-template <class A>
-auto pointer(const Maybe<A>& array, int64_t rows) -> decltype(array->data()) {
-  if (!array) return nullptr;
-  if (int64_t(array->size()) != rows) throw std::invalid_argument("a statistic needs one value a row");
-  return array->data();
 }
 
 struct Call {
@@ -178,12 +123,7 @@ struct Call {
   bool shared(Rows rows) const {
     const int64_t total = job.rows(), granule = chosen->granule(job);
     const int64_t granules = (total + granule - 1) / granule;
-    int threads = 1;
-#ifdef _OPENMP
-    constexpr int64_t worth_a_thread = 1 << 15;  // elements; waking the pool costs about 5 µs
-    const int64_t useful = total * job.classes / worth_a_thread;
-    if (!forked) threads = int(std::min<int64_t>({int64_t(omp_get_max_threads()), granules, useful}));
-#endif
+    const int threads = threads_for(total * job.classes, granules);
     if (threads <= 1) return rows(job, 0, total);
     const int64_t pieces = std::min<int64_t>(granules, int64_t(threads) * 16);
     std::atomic<bool> ok{true};
@@ -286,6 +226,7 @@ NB_MODULE(_native, m) {
   m.def("row_hvp", &row_hvp, nb::arg().noconvert(), nb::arg().none(), nb::arg().none(), nb::arg(), nb::arg(),
         nb::arg(), nb::arg(), nb::arg(), nb::arg(), nb::arg(), nb::arg().noconvert(), nb::arg().noconvert());
   m.def("all_in_range", &all_in_range, nb::arg().noconvert(), nb::arg());
+  bind_linear(m);
   m.def("isas", &isas);
   m.def("set_isa", &set_isa);
 }

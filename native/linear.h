@@ -1,0 +1,33 @@
+// What a pass over a linear model asks: logits X·Wᵀ + b of a block of rows at a time, the row kernels on
+// them, and the gradient in W and b. Plain pointers, no option of the loss, as in job.h.
+#pragma once
+#include <cstddef>
+
+#include "job.h"
+
+namespace xent {
+
+struct LinearJob {
+  Job rows;  // N rows of K classes; its z, out and vector are set block by block
+  Op op = STATS;
+  Strided features;                    // (N, D): strides `outer` and `cls`
+  int64_t num_features = 0, padded = 0;  // D, and D up to a whole number of vectors
+  int64_t num_scores = 0;              // rows of W: K, or K − 1 where the first class's logit is always 0
+  const void *weight = nullptr, *vector = nullptr;      // (num_scores, padded), zeros beyond D; compute type
+  const void *bias = nullptr, *vector_bias = nullptr;   // (num_scores,), or null
+  int64_t block = 0;                   // rows at a time
+  int64_t zero_classes() const { return rows.classes - num_scores; }
+};
+
+enum Widths { F32_F32, F32_F64, F64_F64, WIDTHS };  // of the features and of the arithmetic
+
+// One instruction set's pass for one pair of widths.
+struct Linear {
+  int64_t lanes;  // of a vector
+  std::size_t (*scratch_bytes)(const LinearJob&);
+  // Rows [begin, end), begin a multiple of the block: statistics to their places, the sums of the gradients
+  // in W (num_scores, padded) and then in b (num_scores,) added to `sums`. False without memory.
+  bool (*piece)(const LinearJob&, int64_t begin, int64_t end, void* scratch, double* sums);
+};
+
+}  // namespace xent

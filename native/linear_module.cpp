@@ -1,0 +1,227 @@
+// The linear model's calls: arrays become a LinearJob, threads share pieces of rows, their sums are added
+// in the order of the rows.
+#include <atomic>
+#include <cstdlib>
+#include <cstring>
+#include <memory>
+#include <new>
+
+#include "arguments.h"
+#include "linear.h"
+
+namespace {
+
+using namespace xent;
+
+struct Free {
+  void operator()(void* memory) const { std::free(memory); }
+};
+using Memory = std::unique_ptr<void, Free>;
+
+Memory allocate(size_t bytes) { return Memory(std::aligned_alloc(64, (bytes + 63) / 64 * 64 + 64)); }
+
+struct LinearCall {
+  LinearJob job;
+  Widths widths;
+  Memory weight, vector;  // padded
+
+  LinearCall(Op op, const In& features, const In& w, const Maybe<In>& b, bool zero_class, const Maybe<Labels>& labels,
+             const Maybe<In>& dense, double inv_temperature, double softcap) {
+    if (features.ndim() != 2 || w.ndim() != 2 || features.shape(1) != w.shape(1))
+      throw std::invalid_argument("features and weight must be (N, D) and (K, D)");
+    const Storage wide = storage(w.dtype()), narrow = storage(features.dtype());
+    if (wide > F32 || narrow > F32 || wide > narrow) throw nb::type_error("weight must be as wide as the features, or wider");
+    widths = wide == F32 ? F32_F32 : narrow == F32 ? F32_F64 : F64_F64;
+    const int64_t size = wide == F32 ? 4 : 8, lanes = kernel().lanes;
+    job.op = op;
+    job.features = strided(features);
+    job.num_features = features.shape(1);
+    job.padded = (job.num_features + lanes - 1) / lanes * lanes;
+    job.num_scores = w.shape(0);
+    Job& rows = job.rows;
+    rows.outer = features.shape(0);
+    rows.inner = 1;
+    rows.classes = job.num_scores + (zero_class ? 1 : 0);
+    rows.inv_temperature = inv_temperature;
+    rows.softcap = softcap;
+    rows.labels = pointer(labels, rows.outer);
+    if (dense) set_dense(*dense, wide);
+    set_block(size);
+    weight = padded(w, size);
+    job.weight = weight.get();
+    job.bias = one_a_class(b, wide);
+  }
+
+  void set_cotangents(nb::handle dl, nb::handle dx, nb::handle ds) {
+    job.rows.dl = column(dl, job.rows.outer);
+    job.rows.dx = column(dx, job.rows.outer);
+    job.rows.ds = column(ds, job.rows.outer);
+  }
+  void set_statistics(Maybe<OutDoubles>& lse, Maybe<OutDoubles>& log_prob, Maybe<OutDoubles>& dense_log_prob,
+                      Maybe<OutDoubles>& mass) {
+    job.rows.lse = pointer(lse, job.rows.outer);
+    job.rows.log_prob = pointer(log_prob, job.rows.outer);
+    job.rows.dense_log_prob = pointer(dense_log_prob, job.rows.outer);
+    job.rows.mass = pointer(mass, job.rows.outer);
+  }
+  void set_vector(const In& v, const Maybe<In>& b) {
+    const Storage wide = widths == F32_F32 ? F32 : F64;
+    if (v.ndim() != 2 || int64_t(v.shape(0)) != job.num_scores || int64_t(v.shape(1)) != job.num_features ||
+        storage(v.dtype()) != wide)
+      throw std::invalid_argument("vector must be as weight");
+    vector = padded(v, wide == F32 ? 4 : 8);
+    job.vector = vector.get();
+    job.vector_bias = one_a_class(b, wide);
+  }
+
+  // Gradients in W (num_scores, D) and b (num_scores,); null for statistics only.
+  void run(double* dweight, double* dbias) const {
+    bool enough_memory = true;
+    {
+      nb::gil_scoped_release release;
+      enough_memory = shared(dweight, dbias);
+    }
+    if (!enough_memory) throw std::bad_alloc();
+  }
+
+ private:
+  const Linear& kernel() const { return chosen->linear[widths]; }
+
+  void set_dense(const In& dense, Storage wide) {
+    Strided& d = job.rows.dense;
+    if (storage(dense.dtype()) != wide) throw nb::type_error("dense has another dtype than the weight");
+    if (int64_t(dense.shape(dense.ndim() - 1)) != job.rows.classes ||
+        (dense.ndim() == 2 && int64_t(dense.shape(0)) != job.rows.outer) || dense.ndim() > 2)
+      throw std::invalid_argument("dense must be (K,) or (N, K)");
+    d = strided(dense);
+    if (dense.ndim() == 1) d.outer = 0;
+  }
+
+  // Rows that fit in the level-2 cache, in whole tiles of the row kernels where they are 64 rows or more.
+  void set_block(int64_t size) {
+    constexpr int64_t bytes = 240 << 10;
+    int64_t fit = bytes / ((job.padded + 2 * job.rows.classes + 1) * size);
+    fit = fit >= 64 ? fit / 64 * 64 : 16;
+    job.block = std::min<int64_t>(fit, 1024);
+  }
+
+  const void* one_a_class(const Maybe<In>& b, Storage wide) const {
+    if (!b) return nullptr;
+    if (b->ndim() != 1 || int64_t(b->shape(0)) != job.num_scores || storage(b->dtype()) != wide ||
+        (b->shape(0) > 1 && b->stride(0) != 1))
+      throw std::invalid_argument("a bias must have one value a class, in the dtype of the weight");
+    return b->data();
+  }
+
+  // A copy whose rows are whole vectors, filled with zeros.
+  Memory padded(const In& w, int64_t size) const {
+    const int64_t line = job.padded * size, cls = w.stride(0), step = w.stride(1);
+    Memory memory = allocate(size_t(job.num_scores * line));
+    if (!memory) throw std::bad_alloc();
+    char* to = static_cast<char*>(memory.get());
+    const char* from = static_cast<const char*>(w.data());
+    std::memset(to, 0, size_t(job.num_scores * line));
+    for (int64_t c = 0; c < job.num_scores; ++c)
+      for (int64_t d = 0; d < job.num_features; ++d)
+        std::memcpy(to + c * line + d * size, from + (c * cls + d * step) * size, size_t(size));
+    return memory;
+  }
+
+  // Rows of a piece of work, a whole number of blocks: at most 64 pieces, whose sums are together at most a
+  // sixteenth of the features, and which depend on the shape alone: the same bits whoever computes them.
+  int64_t rows_of_a_piece() const {
+    const int64_t rows = std::max(job.rows.outer / 64, 32 * job.num_scores);
+    return std::max<int64_t>(1, (rows + job.block - 1) / job.block) * job.block;
+  }
+
+  bool shared(double* dweight, double* dbias) const {
+    const int64_t total = job.rows.outer, step = rows_of_a_piece(), pieces = (total + step - 1) / step;
+    const int64_t sums = (job.num_scores * (job.padded + 1) + 7) / 8 * 8;
+    const Memory partial = allocate(dweight ? size_t(pieces * sums) * sizeof(double) : 0);
+    if (!partial) return false;
+    double* part = static_cast<double*>(partial.get());
+    const int threads = threads_for(total * job.num_features, pieces);
+    const size_t scratch = kernel().scratch_bytes(job);
+    std::atomic<bool> ok{true};
+    const auto work = [&](int64_t piece, void* memory) {
+      double* to = part + (dweight ? piece * sums : 0);
+      if (dweight) std::memset(to, 0, size_t(sums) * sizeof(double));
+      if (!memory || !kernel().piece(job, piece * step, std::min(total, (piece + 1) * step), memory, to)) ok = false;
+    };
+    if (threads <= 1) {
+      const Memory memory = allocate(scratch);
+      for (int64_t piece = 0; piece < pieces; ++piece) work(piece, memory.get());
+    } else {
+#pragma omp parallel num_threads(threads)
+      {
+        const Memory memory = allocate(scratch);
+#pragma omp for schedule(dynamic, 1)
+        for (int64_t piece = 0; piece < pieces; ++piece) work(piece, memory.get());
+      }
+    }
+    if (dweight && ok) add(part, pieces, sums, dweight, dbias);
+    return ok;
+  }
+
+  // In the order of the pieces.
+  void add(const double* part, int64_t pieces, int64_t sums, double* dweight, double* dbias) const {
+    const int64_t C = job.num_scores, D = job.num_features;
+    std::memset(dweight, 0, size_t(C * D) * sizeof(double));
+    std::memset(dbias, 0, size_t(C) * sizeof(double));
+    for (int64_t piece = 0; piece < pieces; ++piece, part += sums)
+      for (int64_t c = 0; c < C; ++c) {
+        for (int64_t d = 0; d < D; ++d) dweight[c * D + d] += part[c * job.padded + d];
+        dbias[c] += part[C * job.padded + c];
+      }
+  }
+};
+
+using OutMatrix = nb::ndarray<double, nb::ndim<2>, nb::c_contig, nb::device::cpu>;
+
+void linear_stats(const In& features, const In& weight, const Maybe<In>& bias, bool zero_class,
+                  const Maybe<Labels>& labels, const Maybe<In>& dense, double inv_temperature, double softcap,
+                  Maybe<OutDoubles> lse, Maybe<OutDoubles> log_prob, Maybe<OutDoubles> dense_log_prob,
+                  Maybe<OutDoubles> mass, Maybe<OutDoubles> entropy, Maybe<OutIntegers> argmax) {
+  LinearCall call(STATS, features, weight, bias, zero_class, labels, dense, inv_temperature, softcap);
+  call.set_statistics(lse, log_prob, dense_log_prob, mass);
+  call.job.rows.entropy = pointer(entropy, call.job.rows.outer);
+  call.job.rows.argmax = pointer(argmax, call.job.rows.outer);
+  call.run(nullptr, nullptr);
+}
+
+void linear_stats_and_grad(const In& features, const In& weight, const Maybe<In>& bias, bool zero_class,
+                           const Maybe<Labels>& labels, const Maybe<In>& dense, double inv_temperature, double softcap,
+                           nb::handle dl, nb::handle dx, nb::handle ds, Maybe<OutDoubles> lse,
+                           Maybe<OutDoubles> log_prob, Maybe<OutDoubles> dense_log_prob, Maybe<OutDoubles> mass,
+                           OutMatrix dweight, OutDoubles dbias) {
+  LinearCall call(STATS_AND_GRAD, features, weight, bias, zero_class, labels, dense, inv_temperature, softcap);
+  call.set_cotangents(dl, dx, ds);
+  call.set_statistics(lse, log_prob, dense_log_prob, mass);
+  call.run(dweight.data(), dbias.data());
+}
+
+void linear_hvp(const In& features, const In& weight, const Maybe<In>& bias, bool zero_class,
+                const Maybe<Labels>& labels, const Maybe<In>& dense, double inv_temperature, double softcap,
+                nb::handle dl, nb::handle dx, nb::handle ds, nb::handle ddl, nb::handle ddx, const In& vector,
+                const Maybe<In>& vector_bias, OutMatrix dweight, OutDoubles dbias) {
+  LinearCall call(HVP, features, weight, bias, zero_class, labels, dense, inv_temperature, softcap);
+  call.set_cotangents(dl, dx, ds);
+  call.job.rows.ddl = column(ddl, call.job.rows.outer);
+  call.job.rows.ddx = column(ddx, call.job.rows.outer);
+  call.set_vector(vector, vector_bias);
+  call.run(dweight.data(), dbias.data());
+}
+
+}  // namespace
+
+void xent::bind_linear(nb::module_& m) {
+  const auto array = [] { return nb::arg().noconvert(); };
+  const auto maybe = [] { return nb::arg().none(); };
+  const auto any = [] { return nb::arg(); };
+  m.def("linear_stats", &linear_stats, array(), array(), maybe(), any(), maybe(), maybe(), any(), any(), maybe(),
+        maybe(), maybe(), maybe(), maybe(), maybe());
+  m.def("linear_stats_and_grad", &linear_stats_and_grad, array(), array(), maybe(), any(), maybe(), maybe(), any(),
+        any(), any(), any(), any(), maybe(), maybe(), maybe(), maybe(), array(), array());
+  m.def("linear_hvp", &linear_hvp, array(), array(), maybe(), any(), maybe(), maybe(), any(), any(), any(), any(),
+        any(), any(), any(), array(), maybe(), array(), array());
+}
