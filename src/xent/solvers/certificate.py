@@ -75,7 +75,7 @@ class Certificate:
         held = mass + excess  # Σ a m p, a class
         ratio = np.divide(excess, held, out=np.zeros_like(held), where=held > 0)
         tau = float(ratio.max())
-        if tau <= 0.0:
+        if tau <= np.finfo(float).eps:
             return entropy, residual
         r = np.maximum(mass - (1.0 - tau) * held, 0.0)
         r /= r.sum()

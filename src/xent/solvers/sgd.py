@@ -8,6 +8,8 @@ import numpy as np
 from sklearn.utils import check_random_state
 
 from xent.objective import Objective
+from xent.solvers.line_search import evaluate, step_of_intercept
+from xent.solvers.progress import Progress
 
 Array = np.ndarray[Any, Any]
 
@@ -24,6 +26,26 @@ class State(NamedTuple):
     average: Array
     steps: int
     smoothness: float  # bound on the curvature of a mini-batch's objective
+
+
+def sgd(objective: Objective, start: Array, progress: Progress, random: np.random.RandomState) -> Array:
+    """The average of the iterates when ``progress`` was content with it, or exhausted; a step is a pass.
+
+    The step length is halved, and the average begun anew, whenever a pass did not lower the objective by
+    what ``tol`` asks for: what is left is the noise of the mini-batches.
+    """
+    point, state = evaluate(objective, start, progress), None
+    while not (progress.exhausted or progress.converged):
+        parameters, state = one_pass(objective, start, state, random)
+        before, point = point, evaluate(objective, parameters, progress)
+        fallen = before.value - point.value
+        if progress.within_reach <= 0.5 * progress.tol:
+            point = step_of_intercept(point, objective, progress) or point
+        progress.promised(abs(fallen), point.value)
+        progress.stepped(point.parameters, point.value)
+        if fallen <= progress.tol * point.value:
+            state = state._replace(smoothness=2 * state.smoothness, steps=0)
+    return point.parameters
 
 
 def one_pass(

@@ -6,7 +6,6 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-import scipy.linalg
 
 from xent.objective import Objective
 
@@ -14,17 +13,18 @@ Array = np.ndarray[Any, Any]
 Preconditioner = Callable[[Array], Array]
 
 WIDEST = 2048  # features; whitening costs their third power
+FLOOR = 1e-10  # of a feature's own variation: no direction counts as flatter
 ROWS = 8  # rows a feature that the estimate is made of
 
 
-def preconditioner(objective: Objective, parameters: Array, random: np.random.Generator) -> Preconditioner:
+def preconditioner(objective: Objective, parameters: Array, random: np.random.RandomState) -> Preconditioner:
     """Whitening where X is dense and not wide, otherwise the diagonal."""
     if objective.is_sparse or objective.num_features > WIDEST:
         return diagonal(objective, parameters)
     return whitening(objective, parameters, random)
 
 
-def whitening(objective: Objective, parameters: Array, random: np.random.Generator) -> Preconditioner:
+def whitening(objective: Objective, parameters: Array, random: np.random.RandomState) -> Preconditioner:
     """``(XᵀSX + αI)⁻¹`` on the weights of each class, intercept included; S is the curvature of a row.
 
     S is the mean over the classes of what (3) has on its diagonal, so that at W = 0 this is the inverse
@@ -40,18 +40,20 @@ def whitening(objective: Objective, parameters: Array, random: np.random.Generat
         root = np.sqrt(weight.mean(1, keepdims=True))
         scaled = np.concatenate([x * root, root], 1) if objective.fit_intercept else x * root
         gram += scaled.T @ scaled
-    diagonal = gram.reshape(-1)[:: width + 1]
-    # What is left of directions in which nothing varies: not 0, or they would not be positive.
-    floor = 1e-10 * float(diagonal.mean()) + np.finfo(float).tiny
-    diagonal += floor
-    diagonal[: objective.num_features] += objective.alpha
-    inverse = scipy.linalg.cho_solve(scipy.linalg.cho_factor(gram), np.eye(width))
+    size = gram.reshape(-1)[:: width + 1]
+    size[: objective.num_features] += objective.alpha
+    # In units of each feature's own size, or the floor under the directions in which nothing varies would
+    # hide features on a small scale. Without it they would not be positive.
+    unit = 1.0 / np.sqrt(np.where(size > 0, size, 1.0))
+    gram *= np.outer(unit, unit)
+    size += FLOOR
+    root = np.linalg.inv(np.linalg.cholesky(gram)) * unit
 
     def apply(vector: Array) -> Array:
         coef, intercept = objective.unpack(vector)
         if not objective.fit_intercept:
-            return objective.pack(coef @ inverse, intercept)
-        product = np.concatenate([coef, intercept[:, None]], 1) @ inverse
+            return objective.pack(coef @ root.T @ root, intercept)
+        product = np.concatenate([coef, intercept[:, None]], 1) @ root.T @ root
         return objective.pack(product[:, :-1], product[:, -1])
 
     return apply
@@ -66,5 +68,5 @@ def diagonal(objective: Objective, parameters: Array) -> Preconditioner:
         dcoef += (squares @ weight).T
         dintercept += weight.sum(0)
     whole = objective.pack(dcoef, dintercept)
-    whole += 1e-10 * whole.mean() + np.finfo(float).tiny
-    return lambda vector: vector / whole
+    inverse = 1.0 / np.where(whole > 0, whole, 1.0)
+    return lambda vector: vector * inverse

@@ -1,0 +1,70 @@
+"""Newton-CG: the step that minimises the quadratic model (3), found by preconditioned conjugate gradients.
+
+The gradient is exact, the Hessian products are in the dtype of X: a step need not be.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from xent.objective import Objective
+from xent.solvers.line_search import evaluate, step_along, step_of_intercept
+from xent.solvers.progress import Progress
+from xent.solvers.whitening import Preconditioner, preconditioner
+
+Array = np.ndarray[Any, Any]
+
+MAX_PRODUCTS = 200  # a step
+
+
+def newton_cg(objective: Objective, start: Array, progress: Progress, random: np.random.RandomState) -> Array:
+    """The parameters where ``progress`` was content, or exhausted, or no step lowers the objective."""
+    point = evaluate(objective, start, progress)
+    polished = False
+    while not (progress.exhausted or progress.converged):
+        following = None
+        if not polished and progress.within_reach <= 0.5 * progress.tol:
+            following, polished = step_of_intercept(point, objective, progress), True
+        else:
+            estimate = preconditioner(objective, point.parameters, random)
+            hessian = objective.rounded.hessian(point.parameters)
+            direction = _solve(hessian, point.gradient, point.value, estimate)
+            following, polished = step_along(direction, point, objective, progress), False
+        if following is not None:
+            point = following
+            progress.stepped(point.parameters, point.value)
+        elif not polished:
+            break
+    return point.parameters
+
+
+def _solve(
+    hessian: Callable[[Array], Array], gradient: Array, value: float, estimate: Preconditioner
+) -> Array:
+    """About −H⁻¹ gradient: the nearer to the optimum, the more exactly.
+
+    Where the objective curves downwards (focal loss), what was found before.
+    """
+    direction = np.zeros_like(gradient)
+    residual = -gradient
+    preconditioned = estimate(residual)
+    search = preconditioned
+    size = first = float(residual @ preconditioned)
+    tolerance = min(0.1, first / max(value, np.finfo(float).tiny))
+    for _ in range(MAX_PRODUCTS):
+        product = hessian(search)
+        curvature = float(search @ product)
+        if curvature <= 0:
+            return direction if direction.any() else search
+        length = size / curvature
+        direction = direction + length * search
+        residual = residual - length * product
+        preconditioned = estimate(residual)
+        before, size = size, float(residual @ preconditioned)
+        if size <= tolerance * first:
+            break
+        search = preconditioned + (size / before) * search
+    return direction
