@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
@@ -61,6 +62,48 @@ def browser() -> Iterator[Any]:
         browser = playwright.chromium.launch(executable_path=executable, args=options)
         yield browser
         browser.close()
+
+
+@pytest.fixture(scope="module")
+def window(browser: Any) -> Iterator[Any]:
+    """One page for most tests: a new one takes the browser longer than what is tested in it."""
+    page = browser.new_page(viewport={"width": 1280, "height": 900})
+    yield page
+    page.close()
+
+
+@pytest.fixture
+def visit(browser: Any, window: Any, tmp_path: Path) -> Iterator[Callable[..., Any]]:
+    """Opens HTML as a file: ``visit(html, link="#…", **context)``, in a page of its own with a context.
+
+    In the end nothing but that file was asked for, and the console was silent.
+    """
+    pages: list[Any] = []
+    said: list[str] = []
+    listeners = {
+        "console": lambda message: said.append(message.text),
+        "pageerror": lambda error: said.append(str(error)),
+        "request": lambda request: said.append(request.url) if tmp_path.name not in request.url else None,
+    }
+
+    def open_page(html: str, link: str = "", **context: Any) -> Any:
+        page = browser.new_page(**context) if context else window
+        if page not in pages:
+            pages.append(page)
+            for event, listener in listeners.items():
+                page.on(event, listener)
+        file = tmp_path / f"{len(list(tmp_path.iterdir()))}.html"
+        file.write_text(html, "utf-8")
+        page.goto(f"{file.as_uri()}{link}")
+        return page
+
+    yield open_page
+    for page in pages:
+        for event, listener in listeners.items():
+            page.remove_listener(event, listener)
+        if page is not window:
+            page.close()
+    assert said == []
 
 
 def _without_browser(reason: str) -> None:

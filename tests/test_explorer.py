@@ -1,114 +1,17 @@
-"""The explorer in a real browser: its arithmetic against xent's, its controls by keyboard, its drawing."""
+"""The explorer in a real browser: its controls by keyboard, its link, its drawing; and how it is written."""
 
 from __future__ import annotations
 
-import ast
-import itertools
-import json
 import math
 import re
-import shlex
 
 import numpy as np
 import pytest
+from explorer_rows import OPTIONS, named, row, state
 
 import xent
-from xent import explain, explorer, information
+from xent import explorer
 from xent.cli import main
-
-OPTIONS = [
-    {},
-    {"label_smoothing": 0.1},
-    {"label_smoothing": 0.1, "smoothing_over": "others"},
-    {"label_smoothing": 1.0},
-    {"label_smoothing": 1.0, "smoothing_over": "others"},
-    {"focal_gamma": 2.0},
-    {"focal_gamma": 0.3},
-    {"temperature": 3.0},
-    {"temperature": 0.07},
-    {"softcap": 5.0},
-    {"z_loss": 0.01},
-    {"class_weight": "ramp"},
-    {"class_weight": "gap"},
-    {"class_weight": "ramp", "label_smoothing": 0.2},
-    {"class_weight": "gap", "label_smoothing": 0.3, "smoothing_over": "others", "temperature": 2.0},
-    {"class_weight": "ramp", "focal_gamma": 1.5, "z_loss": 0.02, "softcap": 20.0, "temperature": 0.5},
-    {"label_smoothing": 0.05, "z_loss": 0.1, "softcap": 30.0},
-]
-SCALES = (0.02, 1.0, 30.0, 1e3)
-DEFAULTS = {
-    "label_smoothing": 0.0,
-    "smoothing_over": "all",
-    "focal_gamma": 0.0,
-    "temperature": 1.0,
-    "softcap": None,
-    "z_loss": 0.0,
-}
-
-
-def named(options, num_classes):
-    """The options with the numbers that their class weights stand for."""
-    ramp = np.linspace(0.25, 3.0, num_classes)
-    gap = np.where(np.arange(num_classes) == 1, 0.0, ramp)
-    names = {"ramp": ramp.tolist(), "gap": gap.tolist()}
-    return {name: names[value] if name == "class_weight" else value for name, value in options.items()}
-
-
-def table():
-    """Every option × 2 to 10 classes × every scale × every label; and rows whose loss is in the tail."""
-    rng = np.random.default_rng(0)
-    for options, num_classes, scale in itertools.product(OPTIONS, range(2, 11), SCALES):
-        given = named(options, num_classes)
-        logits = (scale * rng.standard_normal(num_classes)).tolist()
-        for label in range(num_classes):
-            yield logits, label, given
-    for logits, options in itertools.product(
-        ([20.0, 0.0], [700.0, -30.0, 0.0], [3.0, 3.0]), ({}, OPTIONS[5])
-    ):
-        for label in range(len(logits)):
-            yield logits, label, options
-
-
-def state(logits, label, options):
-    return {"class_weight": [1.0] * len(logits), **DEFAULTS, "logits": logits, "label": label, **options}
-
-
-@pytest.fixture(scope="module")
-def window(browser):
-    """One page for most tests: a new one takes the browser longer than what is tested."""
-    page = browser.new_page(viewport={"width": 1280, "height": 900})
-    yield page
-    page.close()
-
-
-@pytest.fixture
-def visit(browser, window, tmp_path):
-    """Opens a row's page. In the end nothing but the file was asked for, and the console was silent."""
-    pages, said = [], []
-    listeners = {
-        "console": lambda message: said.append(message.text),
-        "pageerror": lambda error: said.append(str(error)),
-        "request": lambda request: said.append(request.url) if tmp_path.name not in request.url else None,
-    }
-
-    def open_page(logits=(2.0, 3.0, 4.0), label=1, options=None, link="", **context):
-        page = browser.new_page(**context) if context else window
-        if page not in pages:
-            pages.append(page)
-            for event, listener in listeners.items():
-                page.on(event, listener)
-        file = tmp_path / f"{len(list(tmp_path.iterdir()))}.html"
-        file.write_text(explorer.html(logits, label, options or {}), "utf-8")
-        page.goto(f"{file.as_uri()}{link}")
-        return page
-
-    yield open_page
-    for page in pages:
-        for event, listener in listeners.items():
-            page.remove_listener(event, listener)
-        if page is not window:
-            page.close()
-    assert said == []
 
 
 def current(page):
@@ -123,74 +26,6 @@ def xent_loss(shown):
     logits, label = [shown["logits"]], [shown["label"]]
     options = {name: value for name, value in shown.items() if name not in ("logits", "label")}
     return xent.cross_entropy_with_grad(logits, label, reduction="sum", **options)
-
-
-def test_the_browser_computes_what_xent_computes(visit):
-    rows = list(table())
-    states = json.dumps([state(*row) for row in rows])  # as text: playwright is slow with many objects
-    found = visit().evaluate("states => JSON.stringify(JSON.parse(states).map(xent.compute))", states)
-    assert len(rows) > 3000
-    for (logits, label, options), ours in zip(rows, json.loads(found), strict=True):
-        shown = f"{logits}, {label}, {options}"
-
-        def agree(name, theirs, terms=0.0, ours=ours, shown=shown):
-            """To 1e-12; where terms of opposite sign cancel in (1) or (2), it is relative to them."""
-            allowed = 1e-12 * np.abs(theirs) + 1e-15 * terms + 1e-300
-            assert (np.abs(np.subtract(ours[name], theirs)) <= allowed).all(), (name, shown)
-
-        one_hot, p, v = np.arange(len(logits)) == label, np.array(ours["p"]), np.array(ours["v"])
-        loss, gradient = xent.cross_entropy_with_grad([logits], [label], reduction="sum", **options)
-        agree("loss", loss, abs(ours["alpha"] * ours["x"]) + abs(ours["beta"] * ours["sigma"]))
-        brackets = abs(ours["s"]) * p + abs(ours["b"] * (one_hot - p)) + abs(ours["beta"]) * v
-        capped = 1.0 if "softcap" in options else 0.0  # the cap's slope is 1 − tanh²
-        agree("gradient", gradient[0], np.maximum(ours["slope"], capped) * brackets)
-
-        explained = explain.explain(logits, label, options)
-        columns = {column.name: column.values for column in explained.columns}
-        lines = {line.name: line.value for line in explained.lines}
-        agree("p", columns["probability"], p * max(map(abs, ours["u"])))  # explain's is exp(u − l)
-        agree("t", columns["target"], 1.0)
-        agree("lse", lines["log-sum-exp"], 1.0)
-        agree("x", lines["log p of the label"])
-        if ours["total"]:
-            q = np.array(ours["t"]) / ours["total"]
-            agree("entropy", information.entropy(q), 1.0)
-            agree("crossEntropy", ours["entropy"] + ours["divergence"], 1.0)
-            assert ours["divergence"] >= 0
-            if p.min() > 1e-300:
-                agree("divergence", information.kl_divergence(q, p), 100.0)
-
-
-def test_the_tail_keeps_its_digits(visit):
-    found = visit().evaluate("s => xent.compute(s)", state([20.0, 0.0], 0, {}))
-    assert found["loss"] == pytest.approx(math.log1p(math.exp(-20)), rel=1e-15)
-    assert found["gradient"] == pytest.approx([-1 / (1 + math.exp(20)), 1 / (1 + math.exp(20))], rel=1e-15)
-
-
-@pytest.mark.parametrize("options", [o for o in OPTIONS if "softcap" not in o], ids=str)
-def test_the_curve_is_the_loss_as_the_labels_logit_moves(visit, options):
-    logits = [1.0, -2.0, 0.5, 3.0]
-    given = named(options, 4)
-    rows = list(itertools.product(range(4), (-30.0, -1.0, 0.0, 2.0, 30.0)))
-    script = "([s, by]) => { const c = xent.lossAtGap(s); return [c.loss(c.gap), c.loss(c.gap + by)]; }"
-    moves = [[state(logits, label, given), moved / given.get("temperature", 1.0)] for label, moved in rows]
-    found_rows = visit().evaluate(f"moves => moves.map({script})", moves)
-    for (label, moved), (here, there) in zip(rows, found_rows, strict=True):
-        elsewhere = [z + moved * (k == label) for k, z in enumerate(logits)]
-        for found, z in ((here, logits), (there, elsewhere)):
-            expected = xent.cross_entropy([z], [label], reduction="sum", **given)
-            assert found == pytest.approx(float(expected), rel=1e-12, abs=1e-15)
-
-
-def test_a_softcap_bounds_the_curve(visit):
-    script = "s => { const c = xent.lossAtGap(s); return [c.reach, c.reach.map(c.loss)]; }"
-    (least, most), (dear, cheap) = visit().evaluate(script, state([1.0, 2.0, 3.0], 0, {"softcap": 4.0}))
-    u = 4 * np.tanh(np.array([2.0, 3.0]) / 4)
-    rest = math.log(np.exp(u).sum())
-    assert (least, most) == pytest.approx((-4 - rest, 4 - rest), rel=1e-14)
-    for found, logit in ((dear, -1e4), (cheap, 1e4)):
-        expected = xent.cross_entropy([[logit, 2.0, 3.0]], [0], reduction="sum", softcap=4.0)
-        assert found == pytest.approx(float(expected), rel=1e-12)
 
 
 # label of the slider, how to reach its value in the state, and one step of it
@@ -211,7 +46,7 @@ def value_at(shown, place):
 
 @pytest.mark.parametrize(("name", "place", "step"), SLIDERS, ids=[s[0] for s in SLIDERS])
 def test_sliders_move_by_the_keyboard_and_everything_follows(visit, name, place, step):
-    page = visit()
+    page = visit(row())
     page.get_by_text("Class weights").click()
     if place == ("softcap",):
         page.get_by_role("checkbox", name="on").press("Space")
@@ -239,7 +74,7 @@ def test_sliders_move_by_the_keyboard_and_everything_follows(visit, name, place,
 
 
 def test_the_true_class_and_the_smoothing_are_radios(visit):
-    page = visit(options={"label_smoothing": 0.1})
+    page = visit(row(options={"label_smoothing": 0.1}))
     page.get_by_role("radio", name="class 1 is true").press("ArrowDown")
     assert current(page)["label"] == 2
     page.get_by_role("radio", name="on all").press("ArrowRight")
@@ -248,7 +83,7 @@ def test_the_true_class_and_the_smoothing_are_radios(visit):
 
 
 def test_every_control_is_reached_by_tab(visit):
-    page = visit()
+    page = visit(row())
     page.get_by_text("Class weights").click()
     page.locator("body").press("Tab")
     for _ in range(60):
@@ -262,7 +97,7 @@ def test_every_control_is_reached_by_tab(visit):
 
 
 def test_an_unfinished_number_or_one_out_of_range_changes_nothing(visit):
-    page = visit()
+    page = visit(row())
     number = page.get_by_role("spinbutton", name="Temperature T")
     for text in ("", "0", "-3", "1e9"):
         number.fill(text)
@@ -274,7 +109,7 @@ def test_an_unfinished_number_or_one_out_of_range_changes_nothing(visit):
 
 
 def test_options_that_do_not_combine_are_off_and_say_why(visit):
-    page = visit(options={"focal_gamma": 2.0})
+    page = visit(row(options={"focal_gamma": 2.0}))
     smoothing = page.locator("[data-option=label_smoothing]")
     assert smoothing.locator("input:disabled").count() == 4
     assert "Off while γ > 0: the focal loss is defined for labels" in smoothing.inner_text()
@@ -288,13 +123,13 @@ def test_options_that_do_not_combine_are_off_and_say_why(visit):
 
 
 def test_classes_come_and_go_between_two_and_ten(visit):
-    page = visit(logits=(2.0, 3.0, 4.0, 5.0), label=2, options={"class_weight": [1.0, 2.0, 3.0, 4.0]})
+    page = visit(row(logits=(2.0, 3.0, 4.0, 5.0), label=1, options={"class_weight": [1.0, 2.0, 3.0, 4.0]}))
     page.get_by_role("button", name="remove class 0").press("Enter")
     shown = current(page)
-    assert (shown["logits"], shown["class_weight"], shown["label"]) == ([3, 4, 5], [2, 3, 4], 1)
+    assert (shown["logits"], shown["class_weight"], shown["label"]) == ([3, 4, 5], [2, 3, 4], 0)
     assert page.evaluate("document.activeElement.ariaLabel") == "remove class 0"
     page.get_by_role("button", name="remove class 1").press("Enter")
-    assert current(page)["logits"] == [3, 5]
+    assert (current(page)["logits"], current(page)["label"]) == ([3, 5], 0)
     assert page.locator("button.remove:enabled").count() == 0
     add = page.get_by_role("button", name="Add a class")
     for num_classes in range(3, 11):
@@ -310,7 +145,7 @@ def test_classes_come_and_go_between_two_and_ten(visit):
 @pytest.mark.parametrize("options", OPTIONS, ids=str)
 def test_the_link_reproduces_the_state_and_reset_the_file(visit, options):
     given = named(options, 4)
-    page = visit(logits=(0.1, -2.0, 1e3, 1e-7), label=3, options=given)
+    page = visit(row(logits=(0.1, -2.0, 1e3, 1e-7), label=3, options=given))
     expected = state([0.1, -2.0, 1e3, 1e-7], 3, given)
     assert current(page) == expected
     link = page.get_by_role("link", name="Link to this state")
@@ -320,7 +155,7 @@ def test_the_link_reproduces_the_state_and_reset_the_file(visit, options):
     page.reload()
     assert current(page) == moved != expected
     fragment = link.get_attribute("href")
-    visit(link=fragment)
+    visit(row(), link=fragment)
     assert current(page) == moved
     page.get_by_role("button", name="Reset").click()
     page.wait_for_function("location.hash === ''")
@@ -344,7 +179,7 @@ BAD_LINKS = {
 
 @pytest.mark.parametrize(("link", "words"), BAD_LINKS.items())
 def test_a_link_that_is_wrong_says_so_and_shows_the_file(visit, link, words):
-    page = visit(link=link)
+    page = visit(row(), link=link)
     assert words in page.get_by_role("alert").inner_text()
     assert current(page) == state([2.0, 3.0, 4.0], 1, {})
 
@@ -354,7 +189,7 @@ def width(locator):
 
 
 def test_bars_curve_and_split_draw_the_numbers(visit):
-    page = visit(options={"label_smoothing": 0.2, "class_weight": [1.0, 2.0, 1.0]})
+    page = visit(row(options={"label_smoothing": 0.2, "class_weight": [1.0, 2.0, 1.0]}))
     r = page.evaluate("xent.compute(xent.state())")
     for column, values, most in (("p", r["p"], 1), ("t", r["t"], 2), ("g", r["gradient"], 4)):
         for k, value in enumerate(values):
@@ -375,51 +210,6 @@ def test_bars_curve_and_split_draw_the_numbers(visit):
     assert min(math.hypot(float(a) - x, float(b) - y) for a, b in pairs) < 8
 
 
-def evaluated(html):
-    """The number that a sum of shown numbers comes to, and the largest number in it."""
-    text = html.replace("<sup>", "**(").replace("</sup>", ")").replace("<var>e</var>", "E")
-    text = re.sub(r"×10([⁻⁰¹²³⁴⁵⁶⁷⁸⁹]+)", lambda m: "e" + m[1].translate(SUPERSCRIPTS), text)
-    text = text.lstrip("= ").replace("−", "-").replace("·", "*").replace("[", "(").replace("]", ")")
-    assert re.fullmatch(r"[-\d.e+*/() Elog]+", text), text
-    numbers = [float(number) for number in re.findall(r"[\d.]+(?:e-?\d+)?", text)]
-    return eval(text, {"E": math.e, "log": math.log}), max(numbers)
-
-
-SUPERSCRIPTS = str.maketrans("⁻⁰¹²³⁴⁵⁶⁷⁸⁹", "-0123456789")
-
-
-@pytest.mark.parametrize("options", OPTIONS, ids=str)
-def test_the_equations_shown_give_the_numbers_shown(visit, options):
-    given = named(options, 4)
-    page = visit(logits=(1.5, -0.5, 2.0, 0.25), label=2, options=given)
-    rows = page.locator(".equations tr").all()
-    assert len(rows) == 7 + ("label_smoothing" in options)
-    for row in rows:
-        _, numbers, value = (cell.inner_html() for cell in row.locator("td").all())
-        found, largest = evaluated(numbers)
-        assert found == pytest.approx(evaluated(value)[0], abs=3e-3 * max(1, largest))
-
-
-@pytest.mark.parametrize("options", OPTIONS, ids=str)
-def test_the_commands_shown_give_the_loss_shown(visit, options, capsys):
-    given = named(options, 3)
-    page = visit(logits=(-1.5, 0.25, 3.0), label=1, options=given)
-    call = ast.parse(page.locator("#python").inner_text(), mode="eval").body
-    assert ast.unparse(call.func) == "xent.cross_entropy_with_grad"
-    arguments = [ast.literal_eval(argument) for argument in call.args]
-    loss, gradient = xent.cross_entropy_with_grad(
-        *arguments, **{keyword.arg: ast.literal_eval(keyword.value) for keyword in call.keywords}
-    )
-    ours = page.evaluate("xent.compute(xent.state())")
-    assert ours["loss"] == pytest.approx(float(loss), rel=1e-12)
-    np.testing.assert_allclose(ours["gradient"], gradient[0], rtol=1e-11, atol=1e-15)
-    program, *words = shlex.split(page.locator("#command").inner_text())
-    assert program == "xent"
-    assert main(words) == 0
-    printed = next(line for line in capsys.readouterr().out.splitlines() if "loss, bits" in line)
-    assert float(printed.split()[-1]) == pytest.approx(ours["loss"] / math.log(2), abs=1e-6)
-
-
 def luminance(colour):
     red, green, blue = (
         c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4
@@ -430,7 +220,9 @@ def luminance(colour):
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_text_is_readable_in_light_and_dark(visit, scheme):
-    page = visit(options={"focal_gamma": 1.0}, color_scheme=scheme, viewport={"width": 1280, "height": 900})
+    page = visit(
+        row(options={"focal_gamma": 1.0}), color_scheme=scheme, viewport={"width": 1280, "height": 900}
+    )
     style = "(e, name) => getComputedStyle(e)[name]"
     paper = luminance(page.locator("body").evaluate(style, "backgroundColor"))
     assert (paper < 0.05) == (scheme == "dark")
@@ -445,7 +237,7 @@ LARGE = "#logits=1,3,2,4,-9999,1e4,6,7,-9.25,1e-5&label=4&z_loss=0.1&class_weigh
 
 @pytest.mark.parametrize("link", ["", LARGE, "#logits=1,2&label=0&softcap=2&focal_gamma=2&temperature=3"])
 def test_nothing_is_wider_than_the_window(visit, link):
-    page = visit(link=link, viewport={"width": 390, "height": 844})
+    page = visit(row(), link=link, viewport={"width": 390, "height": 844})
     page.evaluate("for (const details of document.querySelectorAll('details')) details.open = true")
     for wide in (320, 390, 768, 1024, 1280):
         page.set_viewport_size({"width": wide, "height": 844})
@@ -454,7 +246,7 @@ def test_nothing_is_wider_than_the_window(visit, link):
 
 
 def test_it_prints_without_its_controls(visit):
-    page = visit(color_scheme="dark")
+    page = visit(row(), color_scheme="dark")
     assert page.pdf(prefer_css_page_size=True).startswith(b"%PDF")
     page.emulate_media(media="print")
     assert not page.locator(".controls").is_visible()

@@ -178,7 +178,7 @@ const DEFAULTS = {
 // The options that differ from their defaults, as [name, value].
 function optionsOf(state) {
   const options = Object.entries(DEFAULTS)
-    .filter(([name, value]) => state[name] !== value && (name !== "smoothing_over" || state.label_smoothing))
+    .filter(([name, value]) => state[name] !== value)
     .map(([name]) => [name, state[name]]);
   if (state.class_weight.some((c) => c !== 1)) options.push(["class_weight", state.class_weight]);
   return options;
