@@ -6,6 +6,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
+from xent.parameters import check_parameters
 from xent.storage import Contents, decode_labels, encode_labels, entry, shortened
 
 E = TypeVar("E")
@@ -27,7 +28,7 @@ def encode(estimator: Any) -> Contents:
         "parameters": parameters,
         "classes": encode_labels(estimator.classes_),
         "feature_names": None if names is None else names.tolist(),
-        "temperature": estimator.temperature_,
+        "temperature": float(estimator.temperature_),
         "n_iter": int(estimator.n_iter_),
         "loss_curve": [float(value) for value in estimator.loss_curve_],
         "optimality_gap": _plain(estimator.optimality_gap_),
@@ -53,13 +54,13 @@ def decode(cls: type[E], contents: Contents) -> E:
     estimator.classes_ = classes
     estimator.coef_, estimator.intercept_ = coef, intercept
     estimator.n_features_in_ = coef.shape[1]
-    estimator.temperature_ = float(entry(state, "temperature", float, int))
+    estimator.temperature_ = entry(state, "temperature", float)
     if not estimator.temperature_ > 0:
         raise ValueError(f"its temperature must be > 0; got {estimator.temperature_}")
     estimator.n_iter_ = entry(state, "n_iter", int)
     curve = entry(state, "loss_curve", list)
-    estimator.loss_curve_ = [float(entry({"loss_curve": v}, "loss_curve", float, int)) for v in curve]
-    estimator.optimality_gap_ = entry(state, "optimality_gap", float, int, type(None))
+    estimator.loss_curve_ = [entry({"loss_curve": value}, "loss_curve", float) for value in curve]
+    estimator.optimality_gap_ = entry(state, "optimality_gap", float, type(None))
     estimator.solver_ = entry(state, "solver", str)
     return estimator  # type: ignore[no-any-return]
 
@@ -79,8 +80,8 @@ def _unfitted(cls: Any, parameters: dict[str, Any]) -> Any:
     entry({"random_state": None} | parameters, "random_state", int, type(None))
     estimator = cls(**parameters)
     try:
-        estimator._check_parameters()
-    except TypeError as error:
+        check_parameters(estimator)
+    except (TypeError, OverflowError) as error:
         raise ValueError(str(error)) from None
     return estimator
 

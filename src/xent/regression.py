@@ -11,18 +11,19 @@ from typing import Any, Literal, NamedTuple, Self
 import numpy as np
 
 from xent.api import log_softmax
-from xent.spec import LossSpec
 
 try:
     from sklearn.base import BaseEstimator, ClassifierMixin
     from sklearn.exceptions import ConvergenceWarning
-    from sklearn.utils.validation import _check_sample_weight, check_is_fitted, validate_data
+    from sklearn.utils.validation import check_is_fitted, validate_data
 
     from xent import estimator_state, storage
     from xent.calibration import fit_temperature
     from xent.objective import Objective
-    from xent.solvers import SOLVERS, minimise
-    from xent.supervision import Supervision, measure, supervise
+    from xent.parameters import check_parameters
+    from xent.solvers import minimise
+    from xent.solvers.sgd import one_pass
+    from xent.supervision import Supervision, listed, measure, supervise
 except ModuleNotFoundError as error:
     message = f"SoftmaxRegression needs {error.name}: pip install 'xent[fit]'"
     raise ModuleNotFoundError(message, name=error.name) from error
@@ -156,7 +157,7 @@ class SoftmaxRegression(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         sample_weight : (N,) array >= 0, default None for 1
         """
         known, objective = self._prepare(X, y, sample_weight)
-        start = self._start(objective, known.classes)
+        start = self._start(objective, known.classes, warm=self.warm_start)
         curve = [objective(start)[0]]
 
         def on_step(parameters: Array, value: float, gap: float | None) -> None:
@@ -181,6 +182,7 @@ class SoftmaxRegression(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         self.n_iter_ = result.n_iter
         self.optimality_gap_ = result.optimality_gap
         self.solver_ = result.solver
+        self.__dict__.pop("_stream", None)
         self._keep(objective, result.params)
         if result.message:
             warnings.warn(f"SoftmaxRegression {result.message}", ConvergenceWarning, stacklevel=2)
@@ -201,10 +203,36 @@ class SoftmaxRegression(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
             If no finite temperature > 0 is best: `xent.calibration.fit_temperature`.
         """
         scores = self._scores(X)
-        known = supervise(scores, y, self.classes_)
-        if sample_weight is not None:
-            sample_weight = _check_sample_weight(sample_weight, scores, np.float64, ensure_non_negative=True)
-        self.temperature_ = fit_temperature(_logits(scores), known.targets, sample_weight)
+        known = supervise(scores, y, sample_weight, self.classes_)
+        self.temperature_ = fit_temperature(_logits(scores), known.targets, known.weight)
+        return self
+
+    def partial_fit(self, X: Any, y: Any, classes: Any = None, sample_weight: Any = None) -> Self:
+        """One pass of "sgd" over a batch, from where the last call or `fit` ended.
+
+        For data that are read in pieces: repeated over all of them it tends to the optimum of `fit`. The
+        mean loss of each batch counts as one of all rows, so batches should be of about the same size
+        and mixed. "balanced" class weights are those of all rows so far.
+
+        Parameters
+        ----------
+        X, sample_weight : as for `fit`
+        y : as for `fit`; labels may lack some of the classes
+        classes : (K,) array of all labels, default None
+            Needed at the first call, unless ``y`` is rows of probabilities.
+        """
+        state, seen = getattr(self, "_stream", (None, 0.0))
+        known, objective = self._prepare(X, y, sample_weight, self._all_classes(classes, y), seen)
+        if state is None:
+            self.loss_curve_, self.n_iter_ = [], 0
+        start = self._start(objective, known.classes, warm=True)
+        self.loss_curve_.append(objective(start)[0])
+        parameters, state = one_pass(objective, start, state, self.random_state)
+        self._stream = (state, seen + known.mass)
+        self.classes_ = known.classes
+        self.n_iter_ += 1
+        self.optimality_gap_, self.solver_ = None, "sgd"
+        self._keep(objective, parameters)
         return self
 
     def decision_function(self, X: Any) -> Array:
@@ -217,6 +245,15 @@ class SoftmaxRegression(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         scores = self._scores(X)
         best = (scores[:, 0] > 0).astype(int) if len(self.classes_) == 2 else scores.argmax(1)
         return np.asarray(self.classes_[best])
+
+    def score(self, X: Any, y: Any, sample_weight: Any = None) -> float:
+        """Mean accuracy; for ``y`` of probabilities (N, K), the mean of those of the predicted classes."""
+        if np.ndim(y) != 2 or np.shape(y)[1] == 1:
+            return float(super().score(X, y, sample_weight))
+        scores = self._scores(X)
+        known = supervise(scores, y, sample_weight, self.classes_)
+        best = _logits(scores).argmax(1)
+        return float(np.average(known.targets[np.arange(len(best)), best], weights=known.weight))
 
     def predict_proba(self, X: Any) -> Array:
         """Probabilities (N, K), in the order of ``classes_``."""
@@ -263,10 +300,10 @@ class SoftmaxRegression(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
             return cls.from_contents(contents)
 
     def _prepare(
-        self, X: Any, y: Any, sample_weight: Any, classes: Array | None = None
+        self, X: Any, y: Any, sample_weight: Any, classes: Array | None = None, seen: Array | float = 0.0
     ) -> tuple[Supervision, Objective]:
         """Everything that a person gives, checked; ``classes`` are None where ``y`` has all of them."""
-        spec = self._check_parameters()
+        spec = check_parameters(self)
         if y is None:
             validate_data(self, X, y)  # scikit-learn's words for a target that is missing
         X = validate_data(
@@ -277,39 +314,34 @@ class SoftmaxRegression(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
             order="C",
             reset=classes is None or not hasattr(self, "coef_"),
         )
-        known = supervise(X, y, classes)
-        if sample_weight is not None:
-            sample_weight = _check_sample_weight(sample_weight, X, dtype=np.float64, ensure_non_negative=True)
-        target = measure(known, sample_weight, self.class_weight, spec)
+        known = supervise(X, y, sample_weight, classes)
+        target = measure(known, self.class_weight, spec, seen)
         divisor, num_classes = float(target.total), len(known.classes)
         objective = Objective(X, target, spec, divisor, float(self.alpha), self.fit_intercept, num_classes)
         return known, objective
 
-    def _check_parameters(self) -> LossSpec:
-        for name in ("alpha", "tol"):
-            value = getattr(self, name)
-            if isinstance(value, str | bool) or not 0 <= value < np.inf:
-                raise ValueError(f"`{name}` must be a number, finite and >= 0; got {value!r}")
-        if isinstance(self.max_iter, bool) or not hasattr(self.max_iter, "__index__") or self.max_iter < 0:
-            raise ValueError(f"`max_iter` must be an integer >= 0; got {self.max_iter!r}")
-        for name in ("fit_intercept", "warm_start", "verbose"):
-            value = getattr(self, name)
-            if not isinstance(value, bool | np.bool):
-                raise ValueError(f"`{name}` must be True or False; got {value!r}")
-        if self.solver not in SOLVERS:
-            names = ", ".join(f'"{name}"' for name in SOLVERS)
-            raise ValueError(f"`solver` must be one of {names}; got {self.solver!r}")
-        return LossSpec(
-            label_smoothing=self.label_smoothing,
-            smoothing_over=self.smoothing_over,
-            focal_gamma=self.focal_gamma,
-        )
+    def _all_classes(self, classes: Any, y: Any) -> Array | None:
+        """The classes of `partial_fit`, sorted; None where rows of probabilities say how many there are."""
+        given = None if classes is None else np.unique(classes)
+        if hasattr(self, "classes_"):
+            if given is not None and not np.array_equal(given, self.classes_):
+                raise ValueError(
+                    f"`classes` are {listed(given)}, those of the last call were {listed(self.classes_)}"
+                )
+            return np.asarray(self.classes_)
+        if given is None:
+            if np.ndim(y) != 2:
+                raise ValueError("`classes` must be given at the first `partial_fit`: all labels there are")
+            return None
+        if len(given) < 2:
+            raise ValueError(f"`classes` must be at least 2; got {listed(given)}")
+        return given
 
-    def _start(self, objective: Objective, classes: Array) -> Array:
-        """Zeros, or under ``warm_start`` the last parameters of the classes that are still there."""
+    def _start(self, objective: Objective, classes: Array, warm: bool) -> Array:
+        """Zeros, or if ``warm`` the last parameters of the classes that are still there."""
         coef = np.zeros((objective.num_scores, objective.num_features))
         intercept = np.zeros(objective.num_scores)
-        if self.warm_start and hasattr(self, "coef_") and self.coef_.shape[1] == objective.num_features:
+        if warm and hasattr(self, "coef_") and self.coef_.shape[1] == objective.num_features:
             old = {label: k for k, label in enumerate(self.classes_.tolist())}
             kept = [(k, old[label]) for k, label in enumerate(classes.tolist()) if label in old]
             rows = np.concatenate([_class_rows(self.coef_), _class_rows(self.intercept_[:, None])], axis=1)
@@ -321,7 +353,10 @@ class SoftmaxRegression(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
 
     def _keep(self, objective: Objective, parameters: Array) -> None:
         dtype = objective.features.dtype
-        self.coef_, self.intercept_ = (a.astype(dtype) for a in objective.unpack(parameters))
+        coef, intercept = objective.unpack(parameters)
+        if len(intercept) > 1:  # a constant added to all changes no probability: one model, one intercept
+            intercept = intercept - intercept.mean()
+        self.coef_, self.intercept_ = coef.astype(dtype), intercept.astype(dtype)
         self.temperature_ = 1.0
 
     def _scores(self, X: Any) -> Array:

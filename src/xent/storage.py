@@ -6,6 +6,7 @@ import hashlib
 import json
 import math
 import os
+import stat
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -77,7 +78,7 @@ def load(path: str | Path) -> Contents:
 
     path = Path(path)
     with reading(path):
-        if not path.stat().st_mode & 0o100000:  # a pipe or a device may never end
+        if not stat.S_ISREG(path.stat().st_mode):  # a pipe or a device may never end
             raise ValueError("is not a model file: not a regular file")
         try:
             with safetensors.safe_open(path, framework="numpy") as file:
