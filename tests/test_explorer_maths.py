@@ -1,4 +1,4 @@
-"""What the explorer computes and says, against xent: every option and label, K from 2 to 10, logits to 1e3."""
+"""What the explorer computes and says, against xent: every option, every label of 2 to 10, logits to 1e3."""
 
 from __future__ import annotations
 

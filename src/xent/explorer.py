@@ -30,7 +30,7 @@ LOGITS = Control("logits", "z", "Logits", -10_000, 10_000, (-10, 10), 0.1)
 WEIGHTS = Control("class_weight", "c", "Class weights", 0, 100, (0, 5), 0.1)
 SMOOTHING_HINT = "Probability moved from the label to the classes."
 FOCAL_HINT = "Above 0, rows that are nearly right count less."
-TEMPERATURE_HINT = "Above 1 evens the probabilities out, below 1 sharpens."
+TEMPERATURE_HINT = "Above 1 evens p out, below 1 sharpens it."
 CONTROLS = (
     Control("label_smoothing", "ε", "Label smoothing", 0, 1, (0, 1), 0.01, SMOOTHING_HINT),
     Control("focal_gamma", "γ", "Focal loss", 0, 10, (0, 5), 0.1, FOCAL_HINT),
