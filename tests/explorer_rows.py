@@ -40,7 +40,7 @@ def named(options, num_classes):
     """The options with the numbers that their class weights stand for."""
     ramp = np.linspace(0.25, 3.0, num_classes)
     gap = np.where(np.arange(num_classes) == 1, 0.0, ramp)
-    names = {"ramp": ramp.tolist(), "gap": gap.tolist()}
+    names = {"ramp": ramp.tolist(), "gap": gap.tolist(), "none": [0.0] * num_classes}
     return {name: names[value] if name == "class_weight" else value for name, value in options.items()}
 
 

@@ -151,7 +151,8 @@ def test_the_link_reproduces_the_state_and_reset_the_file(visit, options):
     link = page.get_by_role("link", name="Link to this state")
     page.get_by_role("slider", name="logit of class 0").press("ArrowLeft")
     moved = current(page)
-    link.click()  # now the address bar has it
+    link.click()
+    page.get_by_text("The address bar has this state.").wait_for()
     page.reload()
     assert current(page) == moved != expected
     fragment = link.get_attribute("href")
@@ -230,6 +231,25 @@ def test_text_is_readable_in_light_and_dark(visit, scheme):
         name = "fill" if "text" in place else "color"
         ink = luminance(page.locator(place).first.evaluate(style, name))
         assert (max(ink, paper) + 0.05) / (min(ink, paper) + 0.05) > 4.5, place
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        *OPTIONS,
+        {"class_weight": "none"},
+        {"class_weight": "none", "z_loss": 10.0, "focal_gamma": 10.0},
+        {"temperature": 0.01, "z_loss": 10.0, "class_weight": "gap"},
+        {"softcap": 0.1, "temperature": 100.0, "label_smoothing": 1.0},
+    ],
+    ids=str,
+)
+def test_nothing_shown_is_not_a_number(visit, options):
+    for logits in ([2.0, 3.0, 4.0], [-1e4, 0.0, 1e4], [0.0, 0.0, 0.0]):
+        page = visit(row(logits, 0, named(options, 3)))
+        assert not re.findall(
+            r"NaN|Infinity|undefined|null|∞", page.locator("body").inner_html().split("<script")[0]
+        )
 
 
 LARGE = "#logits=1,3,2,4,-9999,1e4,6,7,-9.25,1e-5&label=4&z_loss=0.1&class_weight=1,2,3,4,5,6,7,8,9,10"

@@ -245,6 +245,7 @@ function load() {
     }
   }
   start(next);
+  if (next !== initial) $("said").textContent = "The address bar has this state.";
 }
 
 for (const control of controls) pair(control, (value) => (state[control.dataset.option] = value));
@@ -259,9 +260,6 @@ $("add").addEventListener("click", addClass);
 $("reset").addEventListener("click", () => {
   if (location.hash) location.hash = ""; // which loads
   else start(initial);
-});
-$("link").addEventListener("click", () => {
-  $("said").textContent = "It is in the address bar.";
 });
 addEventListener("hashchange", load);
 new ResizeObserver(() => drawCurve($("curve"), state, compute(state))).observe($("curve"));
