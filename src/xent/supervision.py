@@ -54,7 +54,11 @@ def supervise(X: Any, y: Any, sample_weight: Any = None, classes: Array | None =
     check_consistent_length(X, y)
     if sample_weight is not None:
         sample_weight = _check_sample_weight(sample_weight, X, dtype=np.float64, ensure_non_negative=True)
-    return Supervision(known, labels, probabilities, sample_weight)
+    supervision = Supervision(known, labels, probabilities, sample_weight)
+    if classes is None and np.count_nonzero(supervision.mass) < 2:
+        only = known[supervision.mass.argmax()]
+        raise ValueError(f"`y` must hold at least 2 classes of a weight > 0; got one class, {only!r}")
+    return supervision
 
 
 def _labels(y: Any, classes: Array | None) -> tuple[Array, Array]:
@@ -63,8 +67,6 @@ def _labels(y: Any, classes: Array | None) -> tuple[Array, Array]:
     check_classification_targets(y)
     found, place = _unique(y)
     if classes is None:
-        if len(found) < 2:
-            raise ValueError(f"`y` must hold at least 2 classes; got one class, {found[0]!r}")
         return found, place
     index = {label: k for k, label in enumerate(classes.tolist())}
     unknown = [label for label in found.tolist() if label not in index]
