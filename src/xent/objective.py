@@ -10,6 +10,7 @@ from typing import Any, Self
 import numpy as np
 
 from xent.api import softmax
+from xent.fused import FusedModel
 from xent.problem import Problem
 from xent.spec import LossSpec
 from xent.target import Target
@@ -17,6 +18,10 @@ from xent.target import Target
 Array = np.ndarray[Any, Any]
 
 BLOCK = 1 << 19  # elements of X a block: 2 MiB of float32, a level-2 cache
+# Up to so many scores the fused kernels win over BLAS, which works on skinny matrices then: 2.4 times at
+# (784, 10), 1.4 at (512, 40); at (512, 100) in float64 they lose, 0.85.
+FUSED_SCORES = 48
+COPY_BYTES = 64 << 20  # for float32 copies of X
 SPARSE_BLOCK = 1 << 22  # logits a block of a CSR matrix: each block costs a gradient of X's width
 
 
@@ -66,6 +71,7 @@ class Objective:
         self.fit_intercept = fit_intercept
         self.num_classes = num_classes
         self.dtype: np.dtype[Any] = np.dtype(np.float64)
+        self.transposed: Any = None  # of CSR features, where it was worth the room
         self.is_sparse = hasattr(features, "indptr")
         self.num_rows, self.num_features = (int(n) for n in features.shape)
         self.num_scores = num_classes if num_classes > 2 else 1
@@ -80,19 +86,31 @@ class Objective:
         """False for focal loss, z-loss and softcap."""
         return self.spec.is_linear and self.spec.softcap is None
 
-    @property
+    @cached_property
     def rounded(self) -> Self:
-        """This objective with products in the dtype of X: float32 ones are twice as fast, and stall."""
-        return self._in(self.features.dtype)
+        """This objective with products in float32, if X is or a copy of X that is takes little room.
 
-    @property
-    def is_rounded_faster(self) -> bool:
-        """Whether X is float32."""
-        return bool(self.features.dtype == np.float32)
+        They are 2 to 3 times as fast, and too coarse to tell the optimum from what is near it.
+        """
+        narrow = np.dtype(np.float32)
+        if self.features.dtype == narrow:
+            return self._in(narrow)
+        if self._copy_bytes() > COPY_BYTES:
+            return self
+        other = self._in(narrow)
+        other.features = self.features.astype(narrow)
+        if self.is_sparse:
+            other.transposed = other.features.T.tocsr()
+        return other
+
+    def _copy_bytes(self) -> int:
+        """What `rounded` would take: of a CSR matrix also the transpose, whose product with G is faster."""
+        return 16 * int(self.features.nnz) if self.is_sparse else 4 * int(self.features.size)
 
     def subset(self, rows: Array, divisor: float) -> Self:
         """The objective of these rows (integers, or a slice), whose losses are divided by ``divisor``."""
-        part = copy(self)
+        part = self._in(self.dtype)
+        part.transposed = None
         part.features = self.features[rows]
         part.target = _target_rows(self.target, rows)
         part.num_rows = int(part.features.shape[0])
@@ -102,6 +120,21 @@ class Objective:
     def __call__(self, parameters: Array) -> tuple[float, Array]:
         """Objective (nats) and its gradient."""
         coef, intercept = self.unpack(parameters)
+        loss, dcoef, dintercept = (self._fused_pass if self.is_fused else self._blocked_pass)(coef, intercept)
+        loss += 0.5 * self.alpha * float(np.vdot(coef, coef))
+        dcoef += self.alpha * coef
+        return loss, self.pack(dcoef, dintercept)
+
+    @property
+    def is_fused(self) -> bool:
+        """Whether products with X and the loss are one native pass, not blocks of both."""
+        return not self.is_sparse and self.num_scores <= FUSED_SCORES
+
+    def _fused_pass(self, coef: Array, intercept: Array) -> tuple[float, Array, Array]:
+        model = FusedModel(self.features, self.target, self.spec, self.divisor)
+        return model.loss_and_grad(coef.astype(self.dtype, copy=False), intercept)
+
+    def _blocked_pass(self, coef: Array, intercept: Array) -> tuple[float, Array, Array]:
         weight = np.ascontiguousarray(coef.T, self.dtype)
         dcoef, dintercept = np.zeros_like(coef), np.zeros_like(intercept)
         loss = 0.0
@@ -110,18 +143,27 @@ class Objective:
             value, dlogits = problem.loss_and_grad(problem.logits)
             loss += float(value)
             dscores = dlogits[:, -self.num_scores :]
-            dcoef += _pull_back(x, dscores, self.dtype)
+            dcoef += self._pull_back(x, dscores)
             dintercept += dscores.sum(0)
-        loss += 0.5 * self.alpha * float(np.vdot(coef, coef))
-        return loss, self.pack(dcoef + self.alpha * coef, dintercept)
+        return loss, dcoef, dintercept
 
     def hvp(self, parameters: Array, vector: Array) -> Array:
         """The Hessian at ``parameters`` times ``vector``: Xᵀ of equation (3), plus alpha·V."""
         return self.hessian(parameters)(vector)
 
     def hessian(self, parameters: Array) -> Callable[[Array], Array]:
-        """The Hessian at ``parameters`` as a function of a vector. It keeps the logits (N, C)."""
+        """The Hessian at ``parameters`` as a function of a vector. Unless fused it keeps the logits."""
         coef, intercept = self.unpack(parameters)
+        if self.is_fused:
+            narrow = coef.astype(self.dtype, copy=False)
+            model = FusedModel(self.features, self.target, self.spec, self.divisor)
+
+            def product(vector: Array) -> Array:
+                direction, bias = self.unpack(vector)
+                dcoef, dintercept = model.hvp(narrow, intercept, direction, bias)
+                return self.pack(dcoef + self.alpha * direction, dintercept)
+
+            return product
         weight = np.ascontiguousarray(coef.T, self.dtype)
         logits = np.concatenate([_project(x, weight) for x, _ in self._blocks()])
         logits += intercept.astype(self.dtype)
@@ -137,7 +179,7 @@ class Objective:
             problem = self._problem(logits[start:stop], target)
             r = _as_logits(_project(x, direction) + intercept.astype(self.dtype))
             dscores = problem.hvp(r, r)[:, -self.num_scores :]
-            dcoef += _pull_back(x, dscores, self.dtype)
+            dcoef += self._pull_back(x, dscores)
             dintercept += dscores.sum(0, dtype=np.float64)
             start = stop
         return self.pack(dcoef + self.alpha * coef, dintercept)
@@ -175,7 +217,7 @@ class Objective:
         for x, target in self._in(np.float64)._blocks():
             t = _dense_target(target, x.shape[0], self.num_classes) / self.divisor
             held += t.sum(0)
-            by_class += _pull_back(x, t, np.dtype(np.float64))
+            by_class += self._pull_back(x, t)
         return held, by_class.sum(0), by_class
 
     @cached_property
@@ -186,20 +228,33 @@ class Objective:
         return (squares / max(1, self.num_rows)) ** 0.5 or 1.0
 
     def pack(self, coef: Array, intercept: Array) -> Array:
-        """One float64 vector of W (C, D) and the intercept (C,), which is left out if not fitted."""
+        """W (C, D) and, if fitted, the intercept (C,) as one vector in the dtype of W."""
         parts = [coef.ravel(), intercept] if self.fit_intercept else [coef.ravel()]
-        return np.concatenate(parts).astype(np.float64, copy=False)
+        whole: Array = np.concatenate(parts, dtype=coef.dtype)
+        return whole
 
     def unpack(self, parameters: Array) -> tuple[Array, Array]:
         """(W, intercept) of the vector; zeros where no intercept is fitted."""
         split = self.num_scores * self.num_features
         coef = parameters[:split].reshape(self.num_scores, self.num_features)
-        return coef, parameters[split:] if self.fit_intercept else np.zeros(self.num_scores)
+        return coef, parameters[split:] if self.fit_intercept else np.zeros(self.num_scores, parameters.dtype)
 
     def _in(self, dtype: Any) -> Self:
         other = copy(self)
+        for cached in ("rounded", "row_norm"):
+            other.__dict__.pop(cached, None)
         other.dtype = np.dtype(dtype)
         return other
+
+    def _pull_back(self, x: Any, dscores: Array) -> Array:
+        """dscoresᵀ X of a block, (C, D)."""
+        narrow = dscores.astype(self.dtype, copy=False)
+        if not self.is_sparse:
+            return narrow.T @ x
+        columns = x.T if self.transposed is None or x.shape[0] < self.num_rows else self.transposed
+        product: Array = columns @ narrow
+        transposed: Array = product.T
+        return transposed
 
     def _problem(self, scores: Array, target: Target) -> Problem:
         return Problem(_as_logits(scores), target, self.spec, "mean", self.divisor)
@@ -218,15 +273,6 @@ class Objective:
 def _project(x: Any, weight: Array) -> Array:
     scores: Array = x @ weight
     return scores
-
-
-def _pull_back(x: Any, dscores: Array, dtype: np.dtype[Any]) -> Array:
-    """dscoresᵀ X, (C, D)."""
-    narrow = dscores.astype(dtype, copy=False)
-    if isinstance(x, np.ndarray):
-        return narrow.T @ x
-    product: Array = x.T @ narrow
-    return product.T
 
 
 def _as_logits(scores: Array) -> Array:

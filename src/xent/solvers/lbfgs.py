@@ -26,7 +26,7 @@ ROUNDED_TOL = 1e-6  # relative gap below which products in float32 do not decide
 def lbfgs(objective: Objective, start: Array, progress: Progress, random: np.random.RandomState) -> Array:
     """The parameters where ``progress`` was content, or exhausted, or no step lowers the objective."""
     memory = Memory(objective, start, random)
-    function = objective.rounded if objective.is_rounded_faster else objective
+    function = objective.rounded  # objective itself, where there is nothing to gain
     point = evaluate(function, start, progress)
     polished = False
     while not progress.exhausted:

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from xent.objective import Objective
-from xent.solvers.line_search import evaluate, step_along, step_of_intercept
+from xent.solvers.line_search import Point, evaluate, step_along, step_of_intercept
 from xent.solvers.progress import Progress
 from xent.solvers.whitening import Preconditioner, preconditioner
 
@@ -29,9 +29,7 @@ def newton_cg(objective: Objective, start: Array, progress: Progress, random: np
         if not polished and progress.within_reach <= 0.5 * progress.tol:
             following, polished = step_of_intercept(point, objective, progress), True
         else:
-            estimate = preconditioner(objective, point.parameters, random)
-            hessian = objective.rounded.hessian(point.parameters)
-            direction = _solve(hessian, point.gradient, point.value, estimate)
+            direction = _direction(objective, point, random)
             following, polished = step_along(direction, point, objective, progress), False
         if following is not None:
             point = following
@@ -39,6 +37,16 @@ def newton_cg(objective: Objective, start: Array, progress: Progress, random: np
         elif not polished:
             break
     return point.parameters
+
+
+def _direction(objective: Objective, point: Point, random: np.random.RandomState) -> Array:
+    """Towards the minimum of the quadratic model. Sparse problems have the long vectors: coarse ones too."""
+    estimate = preconditioner(objective, point.parameters, random)
+    hessian = objective.rounded.hessian(point.parameters)
+    gradient = point.gradient.astype(
+        objective.rounded.dtype if objective.is_sparse else np.float64, copy=False
+    )
+    return _solve(hessian, gradient, point.value, estimate)
 
 
 def _solve(
@@ -51,7 +59,7 @@ def _solve(
     direction = np.zeros_like(gradient)
     residual = -gradient
     preconditioned = estimate(residual)
-    search = preconditioned
+    search = preconditioned.copy()
     size = first = float(residual @ preconditioned)
     tolerance = min(0.1, first / max(value, np.finfo(float).tiny))
     for _ in range(MAX_PRODUCTS):
@@ -60,11 +68,12 @@ def _solve(
         if curvature <= 0:
             return direction if direction.any() else search
         length = size / curvature
-        direction = direction + length * search
-        residual = residual - length * product
+        direction += length * search
+        residual -= length * product
         preconditioned = estimate(residual)
         before, size = size, float(residual @ preconditioned)
         if size <= tolerance * first:
             break
-        search = preconditioned + (size / before) * search
+        search *= size / before
+        search += preconditioned
     return direction

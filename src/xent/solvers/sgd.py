@@ -31,8 +31,8 @@ class State(NamedTuple):
 def sgd(objective: Objective, start: Array, progress: Progress, random: np.random.RandomState) -> Array:
     """The average of the iterates when ``progress`` was content with it, or exhausted; a step is a pass.
 
-    The step length is halved, and the average begun anew, whenever a pass did not lower the objective by
-    what ``tol`` asks for: what is left is the noise of the mini-batches.
+    The step length is halved, and the average begun anew, whenever a pass did not lower the
+    objective: what is left is the noise of the mini-batches.
     """
     point, state = evaluate(objective, start, progress), None
     while not (progress.exhausted or progress.converged):
@@ -43,7 +43,7 @@ def sgd(objective: Objective, start: Array, progress: Progress, random: np.rando
             point = step_of_intercept(point, objective, progress) or point
         progress.promised(abs(fallen), point.value)
         progress.stepped(point.parameters, point.value)
-        if fallen <= progress.tol * point.value:
+        if fallen <= 0:
             state = state._replace(smoothness=2 * state.smoothness, steps=0)
     return point.parameters
 

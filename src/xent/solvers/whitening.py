@@ -64,9 +64,13 @@ def diagonal(objective: Objective, parameters: Array) -> Preconditioner:
     dcoef = np.full((objective.num_scores, objective.num_features), objective.alpha)
     dintercept = np.zeros(objective.num_scores)
     for x, weight in objective.curvature(parameters):
-        squares = x.multiply(x).T if objective.is_sparse else (x * x).T
+        if objective.is_sparse:
+            squares = type(x)((x.data**2, x.indices, x.indptr), shape=x.shape).T
+        else:
+            squares = (x * x).T
         dcoef += (squares @ weight).T
         dintercept += weight.sum(0)
-    whole = objective.pack(dcoef, dintercept)
-    inverse = 1.0 / np.where(whole > 0, whole, 1.0)
-    return lambda vector: vector * inverse
+    inverse = objective.pack(dcoef, dintercept)
+    inverse[inverse <= 0] = 1.0
+    np.reciprocal(inverse, out=inverse)
+    return lambda vector: vector * inverse.astype(vector.dtype, copy=False)
