@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from html.parser import HTMLParser
 from xml.etree import ElementTree
@@ -12,6 +13,8 @@ from sklearn.model_selection import train_test_split
 
 import xent
 from xent import data, persistence, plots, report, storage, training
+from xent.diagnosis import Measures, Parts, diagnose
+from xent.thumbnails import image_shape
 
 BUNDLED = ("iris", "breast_cancer", "digits")
 
@@ -29,11 +32,15 @@ class Page(HTMLParser):
     def __init__(self, html: str) -> None:
         super().__init__()
         self.tags, self.ids, self.references, self.text, self.open = [], [], [], "", []
+        self.unnamed = []  # pictures without words
         self.feed(html)
         self.close()
 
     def handle_starttag(self, tag, attributes):
         self.tags.append(tag)
+        words = dict(attributes)
+        if tag in ("svg", "img") and not (words.get("alt") or words.get("aria-label")):
+            self.unnamed.append(tag)
         self.ids += [value for name, value in attributes if name == "id"]
         self.references += [
             value for name, value in attributes if name in ("src", "href", "xlink:href", "data")
@@ -58,15 +65,41 @@ class Page(HTMLParser):
 def test_the_page_needs_nothing_but_itself(runs, name):
     html = report.html(runs[name], "xent fit --report <&>.html")
     page = Page(html)
-    assert page.open == []
-    assert page.tags.count("svg") == 3
-    assert not {"script", "link", "iframe", "img"} & set(page.tags)
-    assert all(reference.startswith("#") and reference[1:] in page.ids for reference in page.references)
-    assert "http" not in html
-    assert all(target in page.ids for target in re.findall(r"url\(#([^)]*)\)", html))
+    assert page.open == page.unnamed == []
+    assert page.tags.count("svg") == 4 + 20 + len(runs[name].classes)
+    assert page.tags.count("script") == 2  # the numbers, and the sorting of the table
+    assert page.tags.count("img") == (20 if name == "digits" else 0)
+    assert not {"link", "iframe", "object", "embed"} & set(page.tags)
+    for reference in page.references:
+        assert reference.startswith("data:image/png;base64,") or reference[1:] in page.ids
+    assert not re.search(r"https?:|url\(|@import", html)
     assert len(page.ids) == len(set(page.ids))
-    assert "prefers-color-scheme: dark" in html
-    assert "size: A4" in html
+    assert len(html) < 400_000
+
+
+def test_many_classes_and_rows_make_no_large_file(runs):
+    rng = np.random.default_rng(0)
+    labels = np.arange(20_000) % 300
+    d = diagnose(rng.standard_normal((20_000, 300)) + 3 * np.eye(300)[labels], labels)
+    names = [f"class number {k}" for k in range(300)]
+    html = report.html(runs["iris"]._replace(diagnosis=d, classes=names, held_out=np.arange(20_000)), "x")
+    assert len(html) < 2_000_000
+    assert "The 60 classes with most of the loss, of 300" in html
+    assert Page(html).open == []
+
+
+def test_the_numbers_are_in_the_page_as_json(runs):
+    run = runs["digits"]
+    html = report.html(run, "xent fit '</script>'")
+    (source,) = re.findall(r'<script type="application/json" id="numbers">(.*?)</script>', html)
+    numbers = json.loads(source)
+    assert numbers["command"] == "xent fit '</script>'"
+    assert numbers["held_out"]["loss"] == run.test.loss
+    assert numbers["settings"]["seed"] == 0
+    assert numbers["classes"] == list(range(10))
+    assert len(numbers["curve"]["held_out"]) == run.steps + 1
+    assert sum(rows for _, _, rows in numbers["confusion"]) == 360
+    assert [len(sample["gradient"]) for sample in numbers["costliest"]] == [10] * 20
 
 
 def test_the_page_says_what_was_found_and_how(runs):
@@ -78,9 +111,13 @@ def test_the_page_says_what_was_found_and_how(runs):
         f"{run.train.loss:.6f}",
         f"{run.frequencies:.6f}",
         f"{np.log(10):.6f}",
-        f"{run.gradient.error:.1e}",
+        report.key_numbers(run)[3].note,
         "xent fit --report <&>.html",
-        "Seed 0",
+        "Seed 0,",
+        f"skill {run.diagnosis.skill:.1%}",
+        "verified",
+        "Fitted temperature",
+        "'pixel_0_0', 'pixel_4_0' and 'pixel_4_7': the same in every row",
         f"xent {xent.__version__}",
         f"numpy {np.__version__}",
     ):
@@ -88,28 +125,87 @@ def test_the_page_says_what_was_found_and_how(runs):
 
 
 def test_the_same_run_gives_the_same_bytes(runs):
-    assert report.html(runs["iris"], "x") == report.html(runs["iris"], "x")
+    again = training.run(data.load("iris"), training.Settings())
+    assert report.html(runs["iris"], "x") == report.html(again, "x")
 
 
-@pytest.mark.parametrize("picture", [plots.loss_curve, plots.confusion_matrix, plots.reliability])
+def all_pictures(run):
+    d, names = run.diagnosis, run.classes
+    yield plots.loss_curve(run)
+    yield plots.confusion_matrix(d, names)
+    yield plots.gradient_map(d, names)
+    yield plots.reliability(d)
+    yield from (plots.class_reliability(c.reliability, "<&>") for c in d.classes)
+    yield from (plots.sample_bars(sample, names) for sample in d.costliest)
+
+
 @pytest.mark.parametrize("name", BUNDLED)
-def test_pictures_take_every_colour_from_the_page(runs, name, picture):
-    svg = picture(runs[name])
-    ElementTree.fromstring(svg)  # well formed
-    assert not re.findall(r"(?:fill|stroke): (?!none|var\()[^;\"]+", svg.replace("stroke: none", ""))
-    assert "var(--ink)" in svg or "var(--soft)" in svg
-    assert "<text" in svg  # text is text, not outlines
+def test_pictures_take_every_colour_from_the_page(runs, name):
+    for svg in all_pictures(runs[name]):
+        ElementTree.fromstring(svg)  # well formed
+        assert not re.findall(r"\b(?:fill|stroke|style|color)=", svg)
+        assert "<text" in svg  # text is text, not outlines
 
 
 def test_many_classes_with_long_names_are_shortened_and_thinned():
-    rng = np.random.default_rng(0)
-    names = np.array([f"a class of some length, number {k}" for k in range(40)])
-    labels = np.repeat(names, 10)
-    features = rng.standard_normal((400, 5)) + np.repeat(rng.standard_normal((40, 5)), 10, 0)
-    run = training.run(data.Dataset("x", features, labels, list("abcde")), training.Settings())
-    texts = re.findall(r"<text[^>]*>([^<]*)</text>", plots.confusion_matrix(run))
-    assert max(len(text) for text in texts) <= 14
+    labels = np.repeat(np.arange(40), 3)
+    d = diagnose(np.random.default_rng(0).standard_normal((120, 40)), labels)
+    names = [f"a class of some length, number {k}" for k in range(40)]
+    texts = re.findall(r"<text[^>]*>([^<]*)</text>", plots.confusion_matrix(d, names))
+    assert max(len(text) for text in texts) <= 16
     assert len(texts) < 60
+
+
+@pytest.mark.parametrize(
+    "parts",
+    [
+        Parts(2.30259, 2.17799, 0.00004, 0.9),
+        Parts(1.0, 0.33335, 0.11115, 1.4),
+        Parts(0.7, -0.2, 0.3, None),
+        Parts(1.0, 0.99999996, 0.0, 0.5),
+    ],
+)
+def test_the_printed_parts_add_up(parts):
+    values = [re.sub(r"[ =+]", "", step.value).replace("−", "-") for step in report.sum_of_parts(parts)]
+    first, second, third, total = map(float, values)
+    assert first + second + third == pytest.approx(total, abs=1e-9)
+    assert total == pytest.approx(parts.loss, abs=6e-5)
+    for step in report.sum_of_parts(parts):
+        assert -1e-9 <= step.start <= step.start + step.share <= 100 + 1e-9
+
+
+def test_a_loss_above_guessing_stays_on_the_scale(runs):
+    run = runs["digits"]
+    worse = run._replace(diagnosis=run.diagnosis._replace(measures=Measures(360, 4.6, 0.2)))
+    scale = report.loss_scale(worse)
+    assert [mark.place >= 0 for mark in scale["marks"]] == [True, True]
+    assert scale["marks"][0].place == 0
+    assert scale["guess"] == pytest.approx(100 * (1 - run.frequencies / 4.6))
+
+
+def test_the_distance_from_the_optimum_is_known_or_said_to_be_unknown(runs):
+    focal = runs["iris"]._replace(optimality_gap=None, settings=training.Settings(focal_gamma=2.0))
+    assert [f.value for f in report.key_numbers(focal)][2] == "unknown"
+    assert "not convex" in report.key_numbers(focal)[2].note
+    assert report.key_numbers(runs["iris"]._replace(optimality_gap=0.0123))[2].value == "≤ 1.2%"
+    assert report.key_numbers(runs["iris"]._replace(optimality_gap=3e-9))[2].value == "≤ 3.0 × 10⁻⁹"
+
+
+@pytest.mark.parametrize(
+    ("names", "shape"),
+    [
+        ([f"pixel_{i}_{j}" for i in range(8) for j in range(8)], (8, 8)),
+        ([f"{i}x{j}" for i in range(1, 4) for j in range(1, 7)], (3, 6)),
+        ([f"pixel{k}" for k in range(784)], (28, 28)),
+        ([f"pixel{k}" for k in range(1, 17)], (4, 4)),
+        ([f"pixel{k}" for k in range(20)], None),  # no square
+        ([f"pixel_{j}_{i}" for i in range(8) for j in range(8)], None),  # column by column
+        ([f"v{k}" for k in range(16)], None),
+        (["pixel_0_0"], None),
+    ],
+)
+def test_images_are_known_by_the_names_of_their_columns(names, shape):
+    assert image_shape(names) == shape
 
 
 CAUTIONS = [
@@ -117,7 +213,7 @@ CAUTIONS = [
     ({"converged": False}, "raise --max-iter"),
     ({"gradient": training.GradientCheck(1e-3, 5, 5)}, "do not trust"),
     ({"curve": [(2.3, 2.3), (0.5, 0.05), (0.03, 0.12)]}, "0.0500 at step 1"),
-    ({"test": training.Measures(30, 0.1, 0.9)}, "30 held-out rows are few"),
+    ({"findings": [training.Finding("No", "'a' and 'A' are alike", True)]}, "'a' and 'A' are alike."),
 ]
 
 
@@ -128,8 +224,15 @@ def test_the_verdict_warns_of_what_the_numbers_show(runs, change, caution):
     assert [caution in text for text in cautions] == ([] if caution is None else [True])
 
 
+def test_few_rows_are_called_few(runs):
+    _, cautions = report.verdict(runs["iris"])
+    assert "30 held-out rows are few: the last digits above are noise." in cautions
+
+
 def test_a_loss_above_the_baseline_is_called_that(runs):
-    finding, _ = report.verdict(runs["digits"]._replace(test=training.Measures(360, 2.4, 0.2)))
+    run = runs["digits"]
+    measures = Measures(360, 2.4, 0.2)
+    finding, _ = report.verdict(run._replace(diagnosis=run.diagnosis._replace(measures=measures)))
     assert "no better than guessing" in finding
 
 
@@ -144,8 +247,9 @@ def test_the_measures_are_those_of_the_model_on_those_rows(runs):
         total = -log_p[np.arange(len(labels)), labels].sum()
         expected = run.train.loss * run.train.rows + run.test.loss * run.test.rows
         assert total == pytest.approx(expected, rel=1e-12)
-        assert run.confusion.sum() == run.test.rows == sum(b.rows for b in run.reliability)
-        assert np.trace(run.confusion) == round(run.test.accuracy * run.test.rows)
+        confusion = run.diagnosis.confusion
+        assert confusion.sum() == run.test.rows == sum(b.rows for b in run.diagnosis.reliability)
+        assert np.trace(confusion) == round(run.test.accuracy * run.test.rows)
         assert run.curve[-1] == pytest.approx((run.train.loss, run.test.loss), rel=1e-9)
         assert len(run.curve) == run.steps + 1
 
@@ -156,16 +260,8 @@ def test_the_held_out_rows_have_no_part_in_the_scaling(runs):
     mean = runs["digits"].model.preprocessor.mean
     np.testing.assert_allclose(mean, dataset.features[train].mean(0), rtol=1e-12)
     shares = [np.bincount(dataset.labels[part]) / len(part) for part in (train, test)]
-    np.testing.assert_allclose(runs["digits"].confusion.sum(1) / 360, shares[1])
+    np.testing.assert_allclose(runs["digits"].diagnosis.confusion.sum(1) / 360, shares[1])
     np.testing.assert_allclose(*shares, atol=1 / 360)
-
-
-def test_reliability_of_a_perfect_and_of_a_boastful_model():
-    scores = np.log([[0.75, 0.25]] * 4)
-    (honest,) = training._reliability(scores, np.array([0, 0, 0, 1]))
-    assert honest == (pytest.approx(0.75), 0.75, 4)
-    (boastful,) = training._reliability(scores, np.array([1, 1, 1, 1]))
-    assert boastful.accuracy == 0
 
 
 def test_a_saved_model_comes_back_to_the_bit(runs, tmp_path):

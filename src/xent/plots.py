@@ -1,146 +1,281 @@
-"""The pictures of a run as inline SVG that takes its colours and its fonts from the page around it."""
+"""The pictures of a run as inline SVG; the page around them gives each class its colour and font."""
 
 from __future__ import annotations
 
-import io
 import math
-import re
+from collections.abc import Iterable
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
 
+from xent.diagnosis import Bin, Diagnosis, Sample, spread_rows
+from xent.svg import Scale, element, number, picture, shortened, text, width_of
 from xent.training import Run
 
-# matplotlib draws with these stand-ins; the page's own colours take their place in the SVG, so that
-# one picture serves the light theme, the dark theme and the printer.
-INK, SOFT, RULE, ACCENT, SECOND, ON_ACCENT = (f"#01020{i}" for i in range(1, 7))
-VARIABLES = {
-    INK: "--ink",
-    SOFT: "--soft",
-    RULE: "--rule",
-    ACCENT: "--accent",
-    SECOND: "--second",
-    ON_ACCENT: "--on-accent",
-}
+Array = np.ndarray[Any, Any]
+
+WIDTH = 460  # of a picture that takes half the page
 MOST_NUMBERS = 20  # classes up to which the confusion matrix shows its counts
+MOST_ROWS = 160  # of the gradient's map
+LEVELS = 20  # of opacity
+MOST_BARS = 10  # classes of one row
+SOLVERS = {"lbfgs": "L-BFGS", "newton-cg": "Newton-CG", "sgd": "SGD"}
 
 
 def loss_curve(run: Run) -> str:
-    """Training and held-out loss at each step, with the two baselines."""
-    figure, axes = _figure(10.6, 4.2)
-    axes.set_position((0.06, 0.13, 0.925, 0.84))
-    steps = np.arange(len(run.curve))
-    train, test = np.array(run.curve).T
-    axes.axhline(run.frequencies, color=SOFT, linewidth=0.9, linestyle=(0, (2, 3)))
-    axes.plot(steps, train, color=ACCENT, linewidth=1.8)
-    axes.plot(steps, test, color=SECOND, linewidth=1.8)
-    axes.set_yscale("log")
-    axes.set_xlabel("step of L-BFGS")
-    axes.set_ylabel("cross-entropy, nats")
-    axes.margins(x=0.01)
-    low, high = min(train.min(), test.min()), max(run.uniform, train.max(), test.max())
-    subs = (1, 2, 5) if high > 10 * low else (1, 1.5, 2, 3, 5, 7)
-    axes.set_ylim(low * 0.6, high * 1.45)
-    axes.yaxis.set_major_locator(_ticker().LogLocator(subs=subs, numticks=12))
-    axes.yaxis.set_major_formatter(_ticker().FuncFormatter(lambda value, _: f"{value:g}"))
-    axes.yaxis.set_minor_locator(_ticker().NullLocator())
-    axes.xaxis.set_major_locator(_ticker().MaxNLocator(integer=True))
-    axes.grid(axis="y", color=RULE, linewidth=0.6)
-    label = f"guessing by class frequencies {run.frequencies:.3f}"
-    axes.annotate(label, (steps[-1], run.frequencies), (0, 4), textcoords="offset points", ha="right",
-                  va="bottom", color=SOFT, fontsize=9)  # fmt: skip
-    _end_labels(axes, steps[-1], [(train[-1], "train", ACCENT), (test[-1], "held out", SECOND)])
-    return _svg(figure, "loss", "Loss at each step of the training")
+    """Training and held-out loss at each step, with what guessing costs."""
+    train, held_out = (np.maximum(losses, 1e-9) for losses in np.array(run.curve).T)
+    low, high = min(train.min(), held_out.min()), max(run.uniform, train.max(), held_out.max())
+    x = Scale(0, max(1, len(train) - 1), 46, WIDTH - 8)
+    room = 1.05 * (high / low) ** 0.1
+    y = Scale(low / room, high * room, 300, 8, log=True)
+    parts = [_rule_across(x, y(tick), f"{tick:g}") for tick in y.ticks(7)]
+    parts += [
+        text(x(tick), 322, str(int(tick)), "middle") for tick in x.ticks(8) if tick == int(tick)
+    ]  # whole steps
+    parts.append(text((x.start + x.end) / 2, 346, f"step of {SOLVERS[run.solver]}", "middle"))
+    guess = y(run.frequencies)
+    parts.append(element("path", d=f"M{x.start} {number(guess)}H{x.end}", class_="dotted"))
+    parts.append(text(x.end, guess - 6, f"guessing {run.frequencies:.3g}", "end"))
+    ends = []
+    for losses, name, css in ((train, "training", "a"), (held_out, "held out", "b")):
+        points = " ".join(f"{number(x(i))},{number(y(loss))}" for i, loss in enumerate(losses))
+        parts.append(element("polyline", points=points, class_=f"line {css}"))
+        ends.append((y(losses[-1]), f"{name} {run.curve[-1][css == 'b']:.3g}", css))
+    upper, lower = sorted(ends)
+    parts.append(text(x.end, upper[0] - 8, upper[1], f"end {upper[2]} strong"))
+    parts.append(text(x.end, lower[0] + 18, lower[1], f"end {lower[2]} strong"))
+    label = (
+        f"Loss at each of {run.steps} steps on a logarithmic scale: from {run.curve[0][0]:.3g} nats to "
+        f"{run.curve[-1][0]:.3g} on training rows and {run.curve[-1][1]:.3g} on held-out rows"
+    )
+    return picture(WIDTH, 354, parts, label)
 
 
-def confusion_matrix(run: Run) -> str:
+def confusion_matrix(d: Diagnosis, classes: list[Any]) -> str:
     """Held-out rows by true class (down) and predicted class (across), shaded by share of the row."""
-    from matplotlib.patches import Rectangle
-
-    table, size = run.confusion, len(run.confusion)
-    figure, axes = _figure(5.2, 5.2)
-    shares = table / np.maximum(table.sum(1, keepdims=True), 1)
-    for i, j in zip(*np.nonzero(table), strict=True):
-        colour = ACCENT if i == j else SECOND
-        opacity = 0.12 + 0.88 * float(shares[i, j])
-        axes.add_patch(Rectangle((j - 0.47, i - 0.47), 0.94, 0.94, color=colour, alpha=opacity, linewidth=0))
-        if size <= MOST_NUMBERS:
-            ink = ON_ACCENT if opacity > 0.55 else INK
-            axes.text(j, i, str(table[i, j]), ha="center", va="center", color=ink, fontsize=9)
-    axes.set_xlim(-0.5, size - 0.5)
-    axes.set_ylim(size - 0.5, -0.5)
-    axes.set_aspect("equal")
-    every = math.ceil(size / 30)
-    names = [_shortened(str(name)) for name in run.classes]
-    longest = max(len(name) for name in names)
-    tilted = size > 4 and longest > 3
-    left, bottom = 0.09 + 0.0135 * longest, 0.12 + 0.009 * longest * tilted
-    axes.set_position((left, bottom, 0.98 - left, 0.98 - bottom))
-    across = max(every, math.ceil(size / 15)) if tilted else every
-    axes.set_xticks(range(0, size, across), names[::across], rotation=45 if tilted else 0,
-                    ha="right" if tilted else "center", rotation_mode="anchor")  # fmt: skip
-    axes.set_yticks(range(0, size, every), names[::every])
-    axes.set_xlabel("predicted")
-    axes.set_ylabel("true")
-    axes.spines[:].set_visible(False)
-    return _svg(figure, "confusion", "Confusion matrix of the held-out rows")
+    frame = _Frame(classes)
+    shares = d.confusion / np.maximum(d.confusion.sum(1, keepdims=True), 1)
+    cells = _Cells()
+    gap = min(1.0, frame.cell / 16)
+    numbers = []
+    for i, j in zip(*np.nonzero(d.confusion), strict=True):
+        x, y, side = frame.left + j * frame.cell, frame.TOP + i * frame.cell, frame.cell - 2 * gap
+        level = max(1, round(LEVELS * float(0.12 + 0.43 * shares[i, j])))
+        cells.add("a" if i == j else "b", level, x + gap, y + gap, side, side)
+        if len(classes) <= MOST_NUMBERS:
+            x, y = x + frame.cell / 2, y + frame.cell / 2 + 4.5
+            numbers.append(text(x, y, str(d.confusion[i, j]), "middle ink"))
+    parts = [frame.box(), *cells.drawn(), *numbers]
+    middles = [frame.TOP + (k + 0.5) * frame.cell for k in range(len(classes))]
+    parts += frame.names_down(middles)
+    parts += frame.names_across()
+    wrong = int(d.confusion.sum() - np.trace(d.confusion))
+    label = f"Confusion matrix: {np.trace(d.confusion)} rows on the diagonal, {wrong} off it"
+    return picture(WIDTH, frame.height, parts, label)
 
 
-def reliability(run: Run) -> str:
+def gradient_map(d: Diagnosis, classes: list[Any]) -> str:
+    """∂ℓ/∂z of some held-out rows (down, by true class) in each logit (across)."""
+    frame = _Frame(classes)
+    rows = spread_rows(d.labels, d.losses, MOST_ROWS)
+    tall = frame.side / len(rows)
+    cells = _Cells()
+    level = np.round(LEVELS * np.sign(d.gradient[rows]) * np.sqrt(np.abs(d.gradient[rows]))).astype(int)
+    for i, k in zip(*np.nonzero(np.abs(level) > 1), strict=True):  # 5% of a colour is none
+        css, x, y = "b" if level[i, k] > 0 else "a", frame.left + k * frame.cell, frame.TOP + i * tall
+        cells.add(css, abs(int(level[i, k])), x, y, frame.cell, tall)
+    parts = cells.drawn()
+    edges = [0, *(np.flatnonzero(np.diff(d.labels[rows])) + 1), len(rows)]
+    if len(edges) <= 40:
+        parts += [
+            element(
+                "path",
+                d=f"M{number(frame.left)} {number(frame.TOP + edge * tall)}h{number(frame.side)}",
+                class_="rule",
+            )
+            for edge in edges[1:-1]
+        ]
+    parts.append(frame.box())
+    present = d.labels[rows][edges[:-1]]
+    middles = dict(
+        zip(present.tolist(), (frame.TOP + (a + b) / 2 * tall for a, b in pairwise(edges)), strict=True)
+    )
+    parts += frame.names_down([middles.get(k) for k in range(len(classes))])
+    parts += frame.names_across()
+    label = (
+        f"Gradient of {len(rows)} held-out rows, sorted by true class, in the logits of {len(classes)} "
+        "classes: negative at the true class where the model is not yet sure, positive at the classes it "
+        "takes it for"
+    )
+    return picture(WIDTH, frame.height, parts, label)
+
+
+def reliability(d: Diagnosis) -> str:
     """Accuracy against confidence, by tenths, with 95% intervals; below it, how many rows each has."""
-    figure, axes = _figure(5.2, 5.2)
-    axes.set_position((0.14, 0.34, 0.83, 0.63))
-    counts = figure.add_axes((0.14, 0.11, 0.83, 0.16))
-    _style(counts)
-    axes.plot([0, 1], [0, 1], color=SOFT, linewidth=0.9, linestyle=(0, (2, 3)))
-    for b in run.reliability:
+    x, y = Scale(0, 1, 46, WIDTH - 8), Scale(0, 1, 246, 10)
+    parts = [_rule_across(x, y(tick), f"{tick:.0%}") for tick in (0, 0.25, 0.5, 0.75, 1)]
+    parts.append(element("path", d=f"M{x(0)} {y(0)}L{x(1)} {y(1)}", class_="dotted"))
+    parts += _points(d.reliability, x, y, 5)
+    parts += _counts(d.reliability, 10, x, 330, 52)
+    parts += [text(x(tick), 350, f"{tick:.0%}", "middle") for tick in (0, 0.2, 0.4, 0.6, 0.8)]
+    parts.append(text(x(1), 350, "100%", "end"))
+    parts.append(text((x.start + x.end) / 2, 374, "confidence, and rows of each tenth", "middle"))
+    said = "; ".join(f"{b.confidence:.0%} said, {b.accuracy:.0%} right of {b.rows}" for b in d.reliability)
+    return picture(WIDTH, 382, parts, f"Reliability of the highest probability: {said}")
+
+
+def class_reliability(bins: list[Bin], name: str) -> str:
+    """How often the class is the true one against its stated probability, by fifths, with counts."""
+    x, y = Scale(0, 1, 40, 206), Scale(0, 1, 132, 6)
+    parts = [_rule_across(x, y(tick), f"{tick:.0%}") for tick in (0, 0.5, 1)]
+    parts.append(element("path", d=f"M{x(0)} {y(0)}L{x(1)} {y(1)}", class_="dotted"))
+    parts += _points(bins, x, y, 4)
+    parts += _counts(bins, 5, x, 176, 22)
+    said = "; ".join(f"{b.confidence:.0%} said, {b.accuracy:.0%} true of {b.rows}" for b in bins)
+    return picture(212, 180, parts, f"Reliability of class {name}: {said}")
+
+
+def sample_bars(sample: Sample, classes: list[Any]) -> str:
+    """One row's probabilities, upwards, and the gradient of its loss below them."""
+    shown = _telling_classes(sample)
+    left, right = 34, 298
+    wide = (right - left) / len(shown)
+    thick = min(26.0, 0.62 * wide)
+    top, base, zero = 14, 60, 118
+    most = max(1, int(wide / 7.4))
+    parts = [
+        element("path", d=f"M{left} {base}H{right}M{left} {zero}H{right}", class_="rule"),
+        text(left - 8, base - 4, "p", "end italic"),
+        text(left - 8, zero + 4, "p − t", "end italic"),
+    ]
+    for i, k in enumerate(shown):
+        middle = left + (i + 0.5) * wide
+        p, g = float(sample.probs[k]), float(sample.gradient[k])
+        css = "a" if k == sample.label else "b"
+        parts.append(_bar(middle, thick, base, (base - top) * p, f"{css} bar"))
+        if p >= 0.005:
+            parts.append(text(middle, base - (base - top) * p - 3, f"{p:.2f}", "middle small ink"))
+        name = "middle strong a" if k == sample.label else "middle"
+        parts.append(text(middle, base + 15, shortened(str(classes[k]), most), name))
+        parts.append(_bar(middle, thick, zero, 24 * g, f"{'b' if g > 0 else 'a'} bar"))
+        if abs(g) >= 0.005:
+            place = zero - 24 * g - 3 if g > 0 else zero - 24 * g + 11
+            parts.append(text(middle, place, f"{g:.2f}".replace("-", "−"), "middle small ink"))
+    said = "; ".join(
+        f"{classes[k]}: probability {sample.probs[k]:.3f}, gradient {sample.gradient[k]:+.3f}" for k in shown
+    )
+    return picture(300, 157, parts, f"True class {classes[sample.label]}. {said}")
+
+
+def _telling_classes(sample: Sample) -> list[int]:
+    """The label and the likeliest others, in the order of the classes."""
+    others = [int(k) for k in np.argsort(-sample.probs, kind="stable") if k != sample.label]
+    return sorted([sample.label, *others[: MOST_BARS - 1]])
+
+
+class _Cells:
+    """Rectangles, all of one colour and one of `LEVELS` opacities in one path: thousands are small."""
+
+    def __init__(self) -> None:
+        self.paths: dict[tuple[str, int], list[str]] = {}
+
+    def add(self, css: str, level: int, x: float, y: float, wide: float, tall: float) -> None:
+        """One more."""
+        outline = f"M{number(x)} {number(y)}h{number(wide)}v{number(tall)}h-{number(wide)}z"
+        self.paths.setdefault((css, level), []).append(outline)
+
+    def drawn(self) -> list[str]:
+        """The elements."""
+        return [
+            element("path", d="".join(outlines), class_=css, fill_opacity=level / LEVELS)
+            for (css, level), outlines in sorted(self.paths.items())
+        ]
+
+
+class _Frame:
+    """A square of class × class, with names down its left and along its foot."""
+
+    TOP = 6
+
+    def __init__(self, classes: list[Any]) -> None:
+        self.names = [shortened(str(name), 16) for name in classes]
+        longest = max(width_of(name) for name in self.names)
+        self.left = 30 + longest
+        self.side = WIDTH - 6 - self.left
+        self.cell = self.side / len(classes)
+        self.tilted = longest > self.cell - 4 and longest > 3 * width_of("0")
+        self.height = self.TOP + self.side + 44 + (0.72 * longest if self.tilted else 0)
+
+    def box(self) -> str:
+        """Its outline."""
+        return element("rect", x=self.left, y=self.TOP, width=self.side, height=self.side, class_="frame")
+
+    def names_down(self, middles: Iterable[float | None]) -> list[str]:
+        """Names at their places, those left out that would touch the one before, and what they are."""
+        parts, last = [], -math.inf
+        for name, middle in zip(self.names, middles, strict=True):
+            if middle is not None and middle - last >= 14:
+                parts.append(text(self.left - 8, middle + 4.5, name, "end"))
+                last = middle
+        x, y = 12, self.TOP + self.side / 2
+        parts.append(text(x, y, "true class", "middle", transform=f"rotate(-90 {x} {number(y)})"))
+        return parts
+
+    def names_across(self) -> list[str]:
+        """The same along the foot."""
+        parts, y = [], self.TOP + self.side + 18
+        room = 16 if self.tilted else max(width_of(name) for name in self.names) + 4
+        every = max(1, math.ceil(room / self.cell))
+        for k in range(0, len(self.names), every):
+            x = self.left + (k + 0.5) * self.cell
+            if self.tilted:
+                turn = f"rotate(-45 {number(x)} {number(y)})"
+                parts.append(text(x + 4, y - 2, self.names[k], "end", transform=turn))
+            else:
+                parts.append(text(x, y, self.names[k], "middle"))
+        parts.append(text(self.left + self.side / 2, self.height - 6, "predicted class", "middle"))
+        return parts
+
+
+def _rule_across(x: Scale, y: float, name: str) -> str:
+    line = element("path", d=f"M{number(x.start)} {number(y)}H{number(x.end)}", class_="rule")
+    return line + text(x.start - 8, y + 4.5, name, "end")
+
+
+def _points(bins: list[Bin], x: Scale, y: Scale, radius: float) -> list[str]:
+    """A dot for each bin, on the line of its 95% interval."""
+    parts = []
+    for b in bins:
         low, high = _wilson(b.accuracy, b.rows)
-        axes.plot([b.confidence] * 2, [low, high], color=ACCENT, linewidth=1.2, alpha=0.55)
-    points = [(b.confidence, b.accuracy) for b in run.reliability]
-    axes.plot(*zip(*points, strict=True), color=ACCENT, marker="o", markersize=6, linewidth=0)
-    tenths = [min(int(b.confidence * 10), 9) / 10 + 0.05 for b in run.reliability]
-    counts.bar(tenths, [b.rows for b in run.reliability], width=0.092, color=ACCENT, alpha=0.55)
-    for tenth, b in zip(tenths, run.reliability, strict=True):
-        counts.annotate(str(b.rows), (tenth, b.rows), (0, 2), textcoords="offset points", ha="center",
-                        color=SOFT, fontsize=8)  # fmt: skip
-    for each in (axes, counts):
-        each.set_xlim(0, 1.01)
-    axes.set_ylim(-0.01, 1.02)
-    axes.set_ylabel("share that is right")
-    axes.grid(color=RULE, linewidth=0.6)
-    axes.set_xticklabels([])
-    counts.set_yticks([])
-    counts.set_ylabel("rows")
-    counts.set_ylim(0, max(b.rows for b in run.reliability) * 1.3)
-    counts.set_xlabel("confidence: highest probability of the row")
-    return _svg(figure, "reliability", "Reliability diagram of the held-out rows")
+        at = number(x(b.confidence))
+        parts.append(element("path", d=f"M{at} {number(y(low))}V{number(y(high))}", class_="interval"))
+        title = element("title", f"stated {b.confidence:.1%}, true {b.accuracy:.1%}, rows {b.rows:,}")
+        parts.append(element("circle", title, cx=x(b.confidence), cy=y(b.accuracy), r=radius, class_="a"))
+    return parts
 
 
-def _figure(width: float, height: float) -> tuple[Any, Any]:
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(width, height))
-    axes = figure.add_axes((0.11, 0.14, 0.87, 0.83))
-    _style(axes)
-    return figure, axes
-
-
-def _style(axes: Any) -> None:
-    axes.set_facecolor("none")
-    axes.tick_params(colors=SOFT, labelsize=9, length=0, pad=5)
-    axes.xaxis.label.set(color=SOFT, fontsize=10)
-    axes.yaxis.label.set(color=SOFT, fontsize=10)
-    axes.spines[["top", "right", "left"]].set_visible(False)
-    axes.spines["bottom"].set(color=RULE, linewidth=0.8)
+def _counts(bins: list[Bin], intervals: int, x: Scale, base: float, tall: float) -> list[str]:
+    """A bar for each bin, with its number of rows over it."""
+    parts = [element("path", d=f"M{number(x.start)} {number(base)}H{number(x.end)}", class_="rule")]
+    wide, most = (x.end - x.start) / intervals, max(b.rows for b in bins)
+    for b in bins:
+        middle = x.start + (min(int(b.confidence * intervals), intervals - 1) + 0.5) * wide
+        height = tall * b.rows / most
+        parts.append(_bar(middle, 0.86 * wide, base, height, "a faint"))
+        parts.append(text(middle, base - height - 3, _count(b.rows), "middle small"))
+    return parts
 
 
-def _end_labels(axes: Any, x: float, ends: list[tuple[float, str, str]]) -> None:
-    """Name each line at its end, on its outer side, instead of in a legend."""
-    upper = max(ends)[0]
-    for y, name, colour in ends:
-        above = y == upper
-        axes.annotate(f"{name} {y:.3g}", (x, y), (0, 6 if above else -6), textcoords="offset points",
-                      ha="right", va="bottom" if above else "top", color=colour, fontsize=10)  # fmt: skip
+def _bar(middle: float, wide: float, base: float, height: float, css: str) -> str:
+    """From ``base`` upwards, downwards where ``height`` is negative."""
+    y = base - max(height, 0.0)
+    return element("rect", x=middle - wide / 2, y=y, width=wide, height=max(abs(height), 0.6), class_=css)
+
+
+def _count(rows: int) -> str:
+    return str(rows) if rows < 10_000 else f"{rows / 1000:.3g}k" if rows < 1_000_000 else f"{rows / 1e6:.3g}M"
 
 
 def _wilson(share: float, count: int) -> tuple[float, float]:
@@ -148,32 +283,4 @@ def _wilson(share: float, count: int) -> tuple[float, float]:
     z = 1.96
     middle = (share + z * z / (2 * count)) / (1 + z * z / count)
     half = z / (1 + z * z / count) * math.sqrt(share * (1 - share) / count + z * z / (4 * count * count))
-    return middle - half, middle + half
-
-
-def _svg(figure: Any, name: str, title: str) -> str:
-    """The figure as an SVG element: text kept as text, ids that differ between pictures, no date."""
-    import matplotlib
-
-    buffer = io.StringIO()
-    with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": name}):
-        figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
-    svg = buffer.getvalue()
-    svg = svg[svg.index("<svg") :]
-    svg = re.sub(r"<(metadata|style)\b.*?</\1>", "", svg, flags=re.DOTALL)
-    svg = re.sub(r' id="(?![mp][0-9a-f]{10}")[^"]*"', "", svg)  # keep what is referred to
-    svg = re.sub(r' (xmlns(:xlink)?|version)="[^"]*"', "", svg).replace("xlink:href", "href")
-    svg = re.sub(r' (width|height)="[^"]*pt"', "", svg, count=2)  # the page decides
-    for colour, variable in VARIABLES.items():
-        svg = svg.replace(colour, f"var({variable})")
-    return svg.replace("<svg ", f'<svg role="img" aria-label="{title}" ', 1)
-
-
-def _shortened(text: str) -> str:
-    return text if len(text) <= 14 else f"{text[:7]}…{text[-6:]}"
-
-
-def _ticker() -> Any:
-    import matplotlib.ticker
-
-    return matplotlib.ticker
+    return max(0.0, middle - half), min(1.0, middle + half)

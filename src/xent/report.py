@@ -1,26 +1,64 @@
-"""The verdict on a run in sentences, its numbers, and both with the pictures as one HTML file."""
+"""The verdict on a run in sentences and numbers, and all of it with the pictures as one HTML file."""
 
 from __future__ import annotations
 
+import json
 import platform
-from importlib.resources import files
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-from xent import information, plots
+import numpy as np
+
+from xent import information, plots, thumbnails
+from xent.diagnosis import Parts, Sample
 from xent.training import Run, versions
+
+Array = np.ndarray[Any, Any]
+
+MOST_CLASSES = 60  # rows of the table of classes
+MOST_MULTIPLES = 12  # pictures of the reliability of single classes
+SUPERSCRIPTS = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 
 
 class Figure(NamedTuple):
-    """A number of the report with its name and what to compare it with."""
+    """A number of the report with its name and what to compare it with; ``passed`` if it is a test."""
 
     name: str
     value: str
     note: str
+    passed: bool | None = None
+
+
+class Mark(NamedTuple):
+    """A loss on the scale between guessing, 0%, and certainty, 100%."""
+
+    name: str
+    loss: str
+    place: float
+
+
+class Step(NamedTuple):
+    """A line of the sum (18): a bar from ``start`` to ``start + share``, in % of the widest."""
+
+    name: str
+    meaning: str
+    value: str
+    start: float
+    share: float
+    css: str
+
+
+class Card(NamedTuple):
+    """One of the costliest rows."""
+
+    sample: Sample
+    row: int
+    picture: str | None
+    bars: str
 
 
 def verdict(run: Run) -> tuple[str, list[str]]:
     """(the finding, what to be careful about), each a sentence."""
-    saved = 1 - run.test.loss / run.frequencies
+    saved = run.diagnosis.skill
     right = f"{run.test.accuracy:.1%} of {run.test.rows:,} held-out rows are predicted right"
     if saved > 0:
         finding = f"{right}; the loss is {saved:.0%} below guessing by class frequencies."
@@ -42,52 +80,227 @@ def verdict(run: Run) -> tuple[str, list[str]]:
         )
     if run.test.rows < 100:
         cautions.append(f"{run.test.rows} held-out rows are few: the last digits above are noise.")
+    cautions += [found.sentence for found in run.findings if found.grave]
     return finding, cautions
 
 
 def key_numbers(run: Run) -> list[Figure]:
     """The four numbers at the top of the page."""
-    g = run.gradient
-    part = f"all {g.total}" if g.checked == g.total else f"{g.checked} of {g.total}"
+    d, g, gap = run.diagnosis, run.gradient, run.optimality_gap
+    part = f"all {g.total:,}" if g.checked == g.total else f"{g.checked} of {g.total:,}"
+    if gap is not None:
+        optimum = Figure(
+            "Distance from the optimum", f"≤ {_percent(gap)}", "of the training objective, proved"
+        )
+    elif run.settings.focal_gamma:
+        optimum = Figure("Distance from the optimum", "unknown", "the focal loss is not convex: no bound")
+    else:
+        optimum = Figure(
+            "Distance from the optimum", "unknown", f"{plots.SOLVERS[run.solver]} gives no bound"
+        )
     return [
+        Figure("Skill", f"{d.skill:.1%}", "of the way from guessing to certainty"),
+        Figure("Accuracy", f"{run.test.accuracy:.2%}", f"{run.train.accuracy:.2%} on the training rows"),
+        optimum,
         Figure(
-            "Held-out loss", f"{run.test.loss:.4f}", f"nats a row; {run.train.loss:.4f} on the training rows"
+            "Gradient",
+            "verified" if g.passed else "wrong",
+            f"{_scientific(g.error)} from finite differences, in {part} parameters",
+            g.passed,
         ),
-        Figure(
-            "Held-out accuracy", f"{run.test.accuracy:.2%}", f"{run.train.accuracy:.2%} on the training rows"
-        ),
-        Figure(
-            "Guessing",
-            f"{run.frequencies:.4f}",
-            f"entropy of the class frequencies; ln K = {run.uniform:.4f}",
-        ),
-        Figure("Gradient error", f"{g.error:.1e}", f"against central differences, {part} parameters"),
     ]
 
 
-def html(run: Run, command: str) -> str:
-    """The page: no script, no reference to anything outside it; the same run gives the same bytes."""
-    import jinja2
-    from markupsafe import Markup
+def loss_scale(run: Run) -> dict[str, Any]:
+    """Where the losses lie between guessing by class frequencies and certainty."""
+    widest = max(run.frequencies, run.test.loss, run.train.loss)
+    more = 1.96 * run.diagnosis.error
+    marks = [
+        Mark(name, f"{loss:.4f}{error}", 100 * (1 - loss / widest))
+        for name, loss, error in (
+            ("held out", run.test.loss, f" ± {more:.4f}"),
+            ("training", run.train.loss, ""),
+        )
+    ]
+    return {"marks": marks, "guess": 100 * (1 - run.frequencies / widest), "nats": f"{run.frequencies:.4f}"}
 
-    source = files("xent").joinpath("templates/report.html.j2").read_text("utf-8")
+
+def sum_of_parts(parts: Parts) -> list[Step]:
+    """Equation (18) as bars; the printed numbers add up, the second takes what rounding leaves."""
+    decimals = 4 if parts.loss >= 1e-3 else 6
+    uncertainty, wrong, loss = (
+        round(x, decimals) for x in (parts.uncertainty, parts.miscalibration, parts.loss)
+    )
+    known = round(uncertainty + wrong - loss, decimals)
+    unit = 100 / max(uncertainty, loss, uncertainty - known)
+    calibrated = uncertainty - known
+    return [
+        Step(
+            "Uncertainty",
+            "the entropy of the class frequencies: the cost of guessing by them",
+            f"{uncertainty:.{decimals}f}",
+            0,
+            unit * uncertainty,
+            "plain",
+        ),
+        Step(
+            "Discrimination",
+            "what the features tell of the classes",
+            f"{'−' if known >= 0 else '+'} {abs(known):.{decimals}f}",
+            unit * min(calibrated, uncertainty),
+            unit * abs(known),
+            "good",
+        ),
+        Step(
+            "Miscalibration",
+            "what stating the wrong confidence costs",
+            f"+ {wrong:.{decimals}f}",
+            unit * calibrated,
+            unit * wrong,
+            "bad",
+        ),
+        Step("Held-out loss", "", f"= {loss:.{decimals}f}", 0, unit * loss, "total"),
+    ]
+
+
+def about_temperature(parts: Parts) -> str:
+    """What the fitted temperature says, in words."""
+    t = parts.temperature
+    if t is None:
+        return (
+            "No temperature can be fitted: these rows are all right, or no better than guessed, so more "
+            "confidence, or less, would always be better on them."
+        )
+    if abs(t - 1) < 0.02:
+        words = "the stated confidence is right as it is"
+    elif t > 1:
+        words = "the model is surer than it should be, and its logits are best divided by that"
+    else:
+        words = "the model could be surer than it is, and its logits are best divided by that"
+    effect = (
+        "Fitted on four fifths of the rows, it lowers the loss of the other fifth."
+        if parts.miscalibration > 0
+        else "Fitted on four fifths of the rows, it does not lower the loss of the other fifth: no "
+        "miscalibration can be told from chance."
+    )
+    return f"Fitted temperature {t:.3g}: {words}. {effect}"
+
+
+def cards(run: Run) -> list[Card]:
+    """The costliest rows, with a picture where the columns are pixels."""
+    shape = thumbnails.image_shape(run.data.feature_names)
+    low, high = (float(f(run.data.features)) for f in (np.min, np.max)) if shape else (0.0, 1.0)
+    found = []
+    for sample in run.diagnosis.costliest:
+        row, picture = int(run.held_out[sample.place]), None
+        if shape and high > low:
+            values = np.asarray(run.data.features[row : row + 1], np.float64).reshape(shape)
+            picture = thumbnails.data_uri((values - low) / (high - low))
+        found.append(Card(sample, row, picture, plots.sample_bars(sample, run.classes)))
+    return found
+
+
+def facts(run: Run, command: str) -> dict[str, Any]:
+    """All numbers of the page, for a machine."""
+    d, names = run.diagnosis, run.classes
+    return {
+        "command": command,
+        "versions": versions() | {"python": platform.python_version()},
+        "data": run.data.name,
+        "rows": {"training": run.train.rows, "held_out": run.test.rows},
+        "features": len(run.data.feature_names),
+        "classes": names,
+        "settings": run.settings._asdict(),
+        "training": run.train._asdict(),
+        "held_out": run.test._asdict() | {"standard_error": d.error, "skill": d.skill},
+        "parts": d.parts._asdict(),
+        "calibration_error": d.calibration_error,
+        "solver": run.solver,
+        "steps": run.steps,
+        "converged": run.converged,
+        "optimality_gap": run.optimality_gap,
+        "gradient_check": run.gradient._asdict() | {"passed": run.gradient.passed},
+        "curve": {"training": [a for a, _ in run.curve], "held_out": [b for _, b in run.curve]},
+        "by_class": [
+            c._asdict() | {"name": name, "reliability": [b._asdict() for b in c.reliability]}
+            for name, c in zip(names, d.classes, strict=True)
+        ],
+        "reliability": [b._asdict() for b in d.reliability],
+        "confusion": [  # (true, predicted, rows), by the places of the classes
+            [int(i), int(j), int(d.confusion[i, j])] for i, j in zip(*np.nonzero(d.confusion), strict=True)
+        ],
+        "costliest": [
+            {
+                "row": int(run.held_out[s.place]),
+                "true": names[s.label],
+                "predicted": names[s.predicted],
+                "loss": s.loss,
+                "probabilities": s.probs.tolist(),
+                "gradient": s.gradient.tolist(),
+            }
+            for s in d.costliest
+        ],
+        "checks": [f._asdict() for f in run.findings],
+        "surprises": run.surprises,
+    }
+
+
+def html(run: Run, command: str) -> str:
+    """The page: nothing outside it is referred to, and the same run gives the same bytes."""
+    import jinja2
+
     environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("xent"),
         autoescape=True,
         trim_blocks=True,
         lstrip_blocks=True,
         undefined=jinja2.StrictUndefined,
     )
+    d, names = run.diagnosis, run.classes
     finding, cautions = verdict(run)
-    return environment.from_string(source).render(
+    order = sorted(range(len(names)), key=lambda k: -d.classes[k].share)
+    shown = sorted(order[:MOST_CLASSES])
+    multiples = [k for k in sorted(order[:MOST_MULTIPLES]) if d.classes[k].reliability]
+    numbers = json.dumps(facts(run, command), ensure_ascii=False, separators=(",", ":"))
+    return environment.get_template("report.html.j2").render(
         run=run,
+        d=d,
+        names=names,
         finding=finding,
         cautions=cautions,
         figures=key_numbers(run),
-        loss_curve=Markup(plots.loss_curve(run)),
-        confusion=Markup(plots.confusion_matrix(run)),
-        reliability=Markup(plots.reliability(run)),
+        scale=loss_scale(run),
+        steps=sum_of_parts(d.parts),
+        temperature=about_temperature(d.parts),
+        cards=cards(run),
+        cost_share=sum(sample.loss for sample in d.costliest) / (d.losses.sum() or 1.0),
+        odd=any(f.text for f in run.findings) or bool(run.surprises),
+        shown=shown,
+        widest=max(c.share for c in d.classes) or 1.0,
+        multiples=[(k, plots.class_reliability(d.classes[k].reliability, str(names[k]))) for k in multiples],
+        pictures={
+            "curve": plots.loss_curve(run),
+            "confusion": plots.confusion_matrix(d, names),
+            "gradient": plots.gradient_map(d, names),
+            "reliability": plots.reliability(d),
+        },
+        row_sum=_scientific(float(np.abs(d.gradient.sum(1)).max())),
+        solver=plots.SOLVERS[run.solver],
         bits=information.bits,
         perplexity=information.perplexity,
         command=command,
         versions=versions() | {"python": platform.python_version()},
+        numbers=numbers.replace("<", "\\u003c"),
     )
+
+
+def _percent(share: float) -> str:
+    """A small share: 0.002%, or 3 × 10⁻⁹ where that is too long."""
+    return f"{100 * share:.2g}%" if share >= 1e-5 else _scientific(share)
+
+
+def _scientific(value: float) -> str:
+    if value == 0:
+        return "0"
+    digits, power = f"{value:.1e}".split("e")
+    return f"{digits} × 10{str(int(power)).translate(SUPERSCRIPTS)}"

@@ -11,17 +11,17 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from xent import information
-from xent.api import cross_entropy, log_softmax
+from xent.api import cross_entropy
 from xent.check import GradientCheck, gradient_check
 from xent.data import DataError, Dataset
+from xent.diagnosis import Diagnosis, Measures, diagnose, measures
 from xent.persistence import Model
 from xent.preprocess import Preprocessor, describe_surprises
 from xent.regression import SoftmaxRegression
+from xent.suspicion import Finding, findings
 
 Array = np.ndarray[Any, Any]
 
-BINS = 10
 CHECK_BUDGET = 1 << 25  # elements of X read by the gradient check, 16 to 256 coordinates
 
 
@@ -32,43 +32,28 @@ class Settings(NamedTuple):
     seed: int = 0
     alpha: float = 1e-3
     max_iter: int = 1000
-    tol: float = 1e-5
+    tol: float = 1e-4
     label_smoothing: float = 0.0
     focal_gamma: float = 0.0
     balanced: bool = False
-
-
-class Measures(NamedTuple):
-    """Of one set of rows."""
-
-    rows: int
-    loss: float  # mean cross-entropy, nats
-    accuracy: float
-
-
-class Bin(NamedTuple):
-    """The rows whose highest probability lies in one tenth of [0, 1]."""
-
-    confidence: float  # mean of the highest probability
-    accuracy: float
-    rows: int
+    solver: str = "auto"
 
 
 class Run(NamedTuple):
     """All that there is to tell of one run."""
 
-    dataset: str
+    data: Dataset
     classes: list[Any]
-    num_features: int
     settings: Settings
     train: Measures
-    test: Measures
+    held_out: Array  # rows of the data that had no part in the training
+    diagnosis: Diagnosis  # of those
+    findings: list[Finding]
     uniform: float  # ln K
-    frequencies: float  # entropy of the class frequencies of the training rows
     curve: list[tuple[float, float]]  # (training, held-out) mean cross-entropy at each step
-    confusion: Array  # (K, K) counts of the held-out rows: true class, predicted class
-    reliability: list[Bin]
     gradient: GradientCheck
+    optimality_gap: float | None  # bound on the relative distance from the optimum, if there is one
+    solver: str
     steps: int
     seconds: float
     converged: bool
@@ -76,9 +61,14 @@ class Run(NamedTuple):
     model: Model
 
     @property
-    def calibration_error(self) -> float:
-        """Mean gap between confidence and accuracy over the held-out rows."""
-        return sum(abs(b.confidence - b.accuracy) * b.rows for b in self.reliability) / self.test.rows
+    def test(self) -> Measures:
+        """Of the held-out rows."""
+        return self.diagnosis.measures
+
+    @property
+    def frequencies(self) -> float:
+        """Entropy of the class frequencies of the held-out rows: the loss of guessing by them."""
+        return self.diagnosis.parts.uncertainty
 
 
 def run(data: Dataset, settings: Settings, on_step: Callable[[int, float], None] | None = None) -> Run:
@@ -96,6 +86,8 @@ def run(data: Dataset, settings: Settings, on_step: Callable[[int, float], None]
         alpha=settings.alpha,
         max_iter=settings.max_iter,
         tol=settings.tol,
+        solver=settings.solver,
+        random_state=settings.seed,
         label_smoothing=settings.label_smoothing,
         focal_gamma=settings.focal_gamma,
         class_weight="balanced" if settings.balanced else None,
@@ -126,18 +118,18 @@ def run(data: Dataset, settings: Settings, on_step: Callable[[int, float], None]
     scores, scores_test = (_class_scores(each, estimator.coef_, estimator.intercept_) for each in (x, x_test))
     names = [c.item() for c in classes]
     return Run(
-        dataset=data.name,
+        data=data,
         classes=names,
-        num_features=len(data.feature_names),
         settings=settings,
-        train=_measures(scores, y),
-        test=_measures(scores_test, y_test),
+        train=measures(scores, y),
+        held_out=test,
+        diagnosis=diagnose(scores_test, y_test),
+        findings=findings(data, train, test),
         uniform=math.log(len(classes)),
-        frequencies=float(information.entropy(np.bincount(y) / len(y))),
         curve=curve,
-        confusion=_confusion(scores_test, y_test),
-        reliability=_reliability(scores_test, y_test),
         gradient=gradient_check(objective, point, most, settings.seed),
+        optimality_gap=estimator.optimality_gap_,
+        solver=estimator.solver_,
         steps=estimator.n_iter_,
         seconds=seconds,
         converged=not caught,
@@ -188,27 +180,6 @@ def _class_scores(x: Array, coef: Array, intercept: Array) -> Array:
     """Logits (N, K); two classes share one score."""
     scores = x @ coef.T + intercept
     return scores if scores.shape[1] > 1 else np.pad(scores, ((0, 0), (1, 0)))
-
-
-def _measures(scores: Array, labels: Array) -> Measures:
-    accuracy = float(np.mean(scores.argmax(1) == labels))
-    return Measures(len(labels), float(cross_entropy(scores, labels)), accuracy)
-
-
-def _confusion(scores: Array, labels: Array) -> Array:
-    table = np.zeros((scores.shape[1],) * 2, np.int64)
-    np.add.at(table, (labels, scores.argmax(1)), 1)
-    return table
-
-
-def _reliability(scores: Array, labels: Array) -> list[Bin]:
-    confidence = np.exp(log_softmax(scores).max(1))
-    right = scores.argmax(1) == labels
-    tenth = np.minimum((confidence * BINS).astype(int), BINS - 1)
-    members = [tenth == b for b in range(BINS)]
-    return [
-        Bin(float(confidence[m].mean()), float(right[m].mean()), int(m.sum())) for m in members if m.any()
-    ]
 
 
 def _notes(data: Dataset, settings: Settings) -> dict[str, Any]:

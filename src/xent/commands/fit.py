@@ -87,7 +87,7 @@ def _print_run(console: Console, run: Run) -> None:
 
     s, g = run.settings, run.gradient
     rows = run.train.rows + run.test.rows
-    say(f"{run.dataset}: {rows:,} rows, {run.num_features} features, {len(run.classes)} classes")
+    say(f"{run.data.name}: {rows:,} rows, {len(run.data.feature_names)} features, {len(run.classes)} classes")
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     table.add_column("")
     for name in ("held out", "train"):

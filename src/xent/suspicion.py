@@ -1,0 +1,280 @@
+"""What is odd about the data, said before a model is blamed or praised for it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from xent.data import Dataset
+
+Array = np.ndarray[Any, Any]
+
+FEW_ROWS = 5  # of a class
+MANY_LEVELS = 20  # distinct numbers from which on labels may be a quantity
+MOST_NAMES = 4  # shown of a list
+DUPLICATES = 0.01  # share of the held-out rows that may be training rows too
+MAJORITY = 0.95
+LEAK = 0.995  # accuracy of one column alone
+SAMPLE = 4096  # training rows that the search for a leak reads
+INTERVALS = 64  # of a column of numbers, in its first round
+
+
+class Finding(NamedTuple):
+    """Of one check: ``text`` is empty if nothing is odd; ``grave`` if it may make the numbers worthless."""
+
+    check: str
+    text: str
+    grave: bool = False
+
+    @property
+    def sentence(self) -> str:
+        """``text`` with a capital and a full stop."""
+        return f"{self.text[:1].upper()}{self.text[1:]}{'' if self.text.endswith('?') else '.'}"
+
+
+def findings(data: Dataset, train: Array, test: Array) -> list[Finding]:
+    """All checks of ``data`` with training rows ``train`` and held-out rows ``test``, in a fixed order.
+
+    Those that look at columns are left out of a sparse matrix.
+
+    >>> import numpy as np
+    >>> from xent.data import Dataset
+    >>> from xent.suspicion import findings
+    >>> x = np.random.default_rng(0).standard_normal((40, 2))
+    >>> data = Dataset("x", x, np.array(["yes", "no", "yes", "Yes "] * 10), ["a", "b"])
+    >>> [f.text for f in findings(data, np.arange(20), np.arange(20, 40)) if f.text]
+    ["'Yes ' and 'yes' differ only by case or spaces, and count as different classes"]
+    """
+    of_all = [
+        _alike(data.labels),
+        _absent(data.labels),
+        _rare(data.labels, test),
+        _majority(data.labels),
+        _quantity(data.labels),
+        _more_columns_than_rows(data, train),
+    ]
+    columns = dict(_columns(data))
+    if not columns:
+        return of_all
+    keys = _row_keys(columns)
+    return [
+        *of_all,
+        _softmax_outputs(columns),
+        _leak(columns, data.labels, train, test),
+        _row_numbers(columns),
+        _shared_rows(keys, train, test),
+        _contradictions(keys, data.labels),
+        _constant(columns),
+    ]
+
+
+def _alike(labels: Array) -> Finding:
+    check = "No two classes differ only by case or spaces"
+    names = [str(name) for name in np.unique(labels)]
+    groups: dict[str, list[str]] = {}
+    for name in names:
+        groups.setdefault(" ".join(name.split()).casefold(), []).append(name)
+    doubles = [group for group in groups.values() if len(group) > 1]
+    if not doubles:
+        return Finding(check, "")
+    text = "; ".join(" and ".join(map(repr, group)) for group in doubles[:MOST_NAMES])
+    return Finding(check, f"{text} differ only by case or spaces, and count as different classes", True)
+
+
+def _absent(labels: Array) -> Finding:
+    check = "Classes that are numbers leave no gap"
+    present = np.unique(labels)
+    if present.dtype.kind not in "iu" or len(present) < 3:
+        return Finding(check, "")
+    low, high = int(present[0]), int(present[-1])
+    if not 0 < high - low + 1 - len(present) <= len(present) // 2:
+        return Finding(check, "")
+    gaps = sorted(set(range(low, high + 1)) - set(present.tolist()))
+    return Finding(check, f"the classes run from {low} to {high}, but {_listed(gaps)} never occurs")
+
+
+def _rare(labels: Array, test: Array) -> Finding:
+    check = f"Each class has at least {FEW_ROWS} rows, one of them held out"
+    names, counts = np.unique(labels, return_counts=True)
+    absent = np.setdiff1d(names, labels[test])
+    if len(absent):
+        text = f"no row of {_listed(absent.tolist())} is held out: nothing here says how well it is predicted"
+        return Finding(check, text, True)
+    rare = counts < FEW_ROWS
+    if not rare.any():
+        return Finding(check, "")
+    return Finding(check, f"{_listed(names[rare].tolist())}: fewer than {FEW_ROWS} rows each", True)
+
+
+def _majority(labels: Array) -> Finding:
+    check = f"No class has more than {MAJORITY:.0%} of the rows"
+    names, counts = np.unique(labels, return_counts=True)
+    share = counts.max() / len(labels)
+    if share <= MAJORITY:
+        return Finding(check, "")
+    name = names[counts.argmax()].item()
+    return Finding(
+        check, f"{share:.1%} of the rows are {name!r}: accuracy says little here, look at the loss"
+    )
+
+
+def _quantity(labels: Array) -> Finding:
+    check = "The classes are not the values of a quantity"
+    names = np.unique(labels)
+    if len(names) < MANY_LEVELS or len(names) < 0.1 * len(labels):
+        return Finding(check, "")
+    try:
+        names.astype(np.float64)
+    except ValueError:
+        return Finding(check, "")
+    text = f"{len(names)} distinct numbers in {len(labels)} rows: a quantity to estimate rather than classes?"
+    return Finding(check, text, True)
+
+
+def _softmax_outputs(columns: dict[str, Array]) -> Finding:
+    check = "The features are not probabilities that sum to 1"
+    numbers = [column for column in columns.values() if column.dtype.kind == "f"]
+    if len(numbers) < max(2, len(columns)) or not all(((x >= 0) & (x <= 1)).all() for x in numbers):
+        return Finding(check, "")
+    if not np.allclose(np.sum(numbers, axis=0), 1, rtol=0, atol=1e-3):
+        return Finding(check, "")
+    text = (
+        "the features of each row are in [0, 1] and sum to 1, as a softmax gives: if a model made them, "
+        "train on its logits, or on the logarithms"
+    )
+    return Finding(check, text, True)
+
+
+def _leak(columns: dict[str, Array], labels: Array, train: Array, test: Array) -> Finding:
+    check = f"No column alone predicts {LEAK:.1%} of the held-out rows"
+    _, codes = np.unique(labels, return_inverse=True)
+    if np.bincount(codes[test]).max() >= LEAK * len(test):
+        return Finding(check, "")  # the most frequent class alone would
+    rows = train[:: -(-len(train) // SAMPLE)]
+    told = [
+        name
+        for name, column in columns.items()
+        if _predicts_coarsely(column[rows], codes[rows])
+        and _accuracy_alone(column, codes, rows, test) >= LEAK
+    ]
+    if not told:
+        return Finding(check, "")
+    text = f"{_listed(told)} predicts the class alone: could it have been known before the class was?"
+    return Finding(check, text, True)
+
+
+def _predicts_coarsely(column: Array, codes: Array) -> bool:
+    """Whether the commonest class of each level, or of each interval, is nine rows in ten."""
+    if column.dtype.kind == "f":
+        place = np.empty(len(column), np.int64)
+        place[np.argsort(column, kind="stable")] = np.arange(len(column))
+        level = place * INTERVALS // len(column)
+    else:
+        _, level = np.unique(column, return_inverse=True)
+    table = np.zeros((level.max() + 1, codes.max() + 1), np.int64)
+    np.add.at(table, (level, codes), 1)
+    return bool(table.max(axis=1).sum() >= 0.9 * len(column))
+
+
+def _accuracy_alone(column: Array, codes: Array, rows: Array, test: Array) -> float:
+    """Held-out accuracy of the thresholds, or of the levels, of one column."""
+    if column.dtype.kind != "f":
+        levels, column = np.unique(column, return_inverse=True)
+        if len(levels) > len(rows) // 2:
+            return 0.0  # a name of each row
+        common = np.zeros((len(levels), codes.max() + 1), np.int64)
+        np.add.at(common, (column[rows], codes[rows]), 1)
+        return float(np.mean(common.argmax(axis=1)[column[test]] == codes[test]))
+    from sklearn.tree import DecisionTreeClassifier
+
+    tree = DecisionTreeClassifier(max_leaf_nodes=4 * (int(codes.max()) + 1), random_state=0)
+    tree.fit(column[rows, None], codes[rows])
+    return float(tree.score(column[test, None], codes[test]))
+
+
+def _row_numbers(columns: dict[str, Array]) -> Finding:
+    check = "No column counts the rows"
+    counting = [
+        name
+        for name, column in columns.items()
+        if column.dtype.kind == "f" and len(column) > MANY_LEVELS and np.all(np.diff(column) == 1)
+    ]
+    if not counting:
+        return Finding(check, "")
+    return Finding(check, f"{_listed(counting)} counts the rows: leave it out", True)
+
+
+def _shared_rows(keys: Array, train: Array, test: Array) -> Finding:
+    check = "Held-out rows are not training rows too"
+    count = int(np.isin(keys[test], keys[train]).sum())
+    if count < 2 or count < DUPLICATES * len(test):
+        return Finding(check, "")
+    text = (
+        f"{count} of {len(test)} held-out rows ({count / len(test):.0%}) have the features of a training "
+        "row: the held-out numbers are partly of rows that were learnt"
+    )
+    return Finding(check, text, True)
+
+
+def _contradictions(keys: Array, labels: Array) -> Finding:
+    check = "Rows with the same features have the same class"
+    _, codes = np.unique(labels, return_inverse=True)
+    classes_of_key = np.bincount(np.unique(np.stack([keys, codes]), axis=1)[0])
+    rows = int((classes_of_key[keys] > 1).sum())
+    if not rows:
+        return Finding(check, "")
+    text = f"{rows} of {len(labels)} rows are like another row of another class: no model gets both right"
+    return Finding(check, text)
+
+
+def _constant(columns: dict[str, Array]) -> Finding:
+    check = "No column is constant"
+    constant = [name for name, column in columns.items() if _is_constant(column)]
+    if not constant:
+        return Finding(check, "")
+    return Finding(check, f"{_listed(constant)}: the same in every row, of no use")
+
+
+def _more_columns_than_rows(data: Dataset, train: Array) -> Finding:
+    check = "There are more training rows than features"
+    width = data.features.shape[1]
+    text = f"{width:,} features for {len(train):,} training rows: the penalty decides much"
+    return Finding(check, text if width >= len(train) else "")
+
+
+def _columns(data: Dataset) -> Iterator[tuple[str, Array]]:
+    """(name, values): floats with NaN where missing, or text; none of a sparse matrix."""
+    features: Any = data.features
+    if isinstance(features, np.ndarray):
+        yield from zip(data.feature_names, features.T, strict=True)
+    elif hasattr(features, "get_column"):
+        for name in data.feature_names:
+            column = features.get_column(name)
+            values = column.to_numpy()
+            yield name, values if values.dtype.kind == "f" else column.fill_null("").to_numpy().astype(str)
+
+
+def _row_keys(columns: dict[str, Array]) -> Array:
+    """(N,) integers, equal where the features are: by a hash of 64 bits, one column after another."""
+    rng = np.random.default_rng(0)
+    key: Array = np.zeros(len(next(iter(columns.values()))), np.uint64)
+    for column in columns.values():
+        number = column if column.dtype.kind == "f" else np.unique(column, return_inverse=True)[1]
+        bits = (number.astype(np.float64) + 0.0).view(np.uint64)  # −0 becomes 0
+        bits = (bits ^ (bits >> np.uint64(32))) * np.uint64(0x9E3779B97F4A7C15)
+        key += (bits ^ (bits >> np.uint64(29))) * rng.integers(2**64, dtype=np.uint64)
+    return np.unique(key, return_inverse=True)[1]
+
+
+def _is_constant(column: Array) -> bool:
+    return bool((column == column[0]).all() or (column != column).all())
+
+
+def _listed(names: list[Any]) -> str:
+    """'a', 'b' and 3 more."""
+    shown = [repr(name) for name in names[:MOST_NAMES]]
+    if len(names) > MOST_NAMES:
+        return f"{', '.join(shown)} and {len(names) - MOST_NAMES} more"
+    return " and ".join([", ".join(shown[:-1]), shown[-1]]) if len(shown) > 1 else shown[0]

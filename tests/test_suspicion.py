@@ -1,0 +1,115 @@
+"""Each check of the data fires on data made for it, alone, and is silent on clean data."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import polars
+import pytest
+from scipy.sparse import csr_matrix
+from scipy.special import softmax
+
+from xent import data
+from xent.suspicion import findings
+
+ROWS, TRAIN = 200, 150
+RNG = np.random.default_rng(0)
+LABELS = np.array(["low", "middle", "high"])[np.arange(ROWS) % 3]
+FEATURES = RNG.standard_normal((ROWS, 4)) + np.eye(3, 4)[np.arange(ROWS) % 3]
+
+
+def with_column(values: Any) -> np.ndarray:
+    return np.column_stack([FEATURES, np.asarray(values, np.float64)])
+
+
+def texts(features: Any = FEATURES, labels: Any = LABELS, train: int = TRAIN) -> list[str]:
+    width = features.shape[1]
+    names = features.columns if hasattr(features, "columns") else [f"x{i}" for i in range(width)]
+    found = findings(data.Dataset("made", features, labels, names), np.arange(train), np.arange(train, ROWS))
+    return [f.text for f in found if f.text]
+
+
+def changed(places: Any, label: str) -> np.ndarray:
+    labels = LABELS.astype("<U20")
+    labels[places] = label
+    return labels
+
+
+REPEATED = FEATURES.copy()
+REPEATED[100:105] = FEATURES[:5]  # row i is of class i mod 3
+SHARED = FEATURES.copy()
+SHARED[150:165] = FEATURES[0:15]
+
+ODD = [
+    ({"labels": changed(slice(0, ROWS, 6), "Low ")}, "'Low ' and 'low' differ only by case or spaces"),
+    ({"labels": np.array([0, 1, 3])[np.arange(ROWS) % 3]}, "from 0 to 3, but 2 never occurs"),
+    ({"labels": changed([5, 155], "rare")}, "'rare': fewer than 5 rows each"),
+    ({"labels": changed([5, 6, 7, 8, 9, 10], "unseen")}, "no row of 'unseen' is held out"),
+    ({"labels": np.where(np.arange(ROWS) % 25, "most", "low")}, "96.0% of the rows are 'most'"),
+    ({"labels": np.arange(ROWS) % 25}, "25 distinct numbers in 200 rows: a quantity"),
+    ({"train": 4}, "4 features for 4 training rows"),
+    ({"features": softmax(FEATURES, axis=1)}, "as a softmax gives"),
+    (
+        {"features": with_column((LABELS == "low") + 2.0 * (LABELS == "high") + 0.1 * RNG.random(ROWS))},
+        "'x4' predicts the class alone",
+    ),
+    ({"features": with_column(np.arange(ROWS) + 7)}, "'x4' counts the rows"),
+    ({"features": SHARED}, "15 of 50 held-out rows (30%) have the features of a training row"),
+    ({"features": REPEATED}, "10 of 200 rows are like another row of another class"),
+    ({"features": with_column(np.full(ROWS, 3.0))}, "'x4': the same in every row"),
+    ({"features": with_column(np.full(ROWS, np.nan))}, "'x4': the same in every row"),
+]
+
+
+@pytest.mark.parametrize(("changes", "words"), ODD, ids=[words for _, words in ODD])
+def test_each_check_fires_alone(changes, words):
+    (text,) = texts(**changes)
+    assert words in text
+
+
+def test_clean_data_are_clean():
+    assert texts() == []
+
+
+@pytest.mark.parametrize("name", data.BUNDLED)
+def test_the_bundled_sets_are_clean_but_for_constant_pixels(name):
+    dataset = data.load(name)
+    rows = np.random.default_rng(0).permutation(len(dataset.labels))
+    found = findings(dataset, rows[: 4 * len(rows) // 5], rows[4 * len(rows) // 5 :])
+    odd = [f for f in found if f.text]
+    assert not any(f.grave for f in odd)
+    assert [f.check for f in odd] == (["No column is constant"] if name == "digits" else [])
+
+
+def test_columns_of_text_are_looked_at_too():
+    table = polars.DataFrame(
+        {"number": FEATURES[:, 0], "word": [f"is {label}" for label in LABELS], "same": ["a"] * ROWS}
+    )
+    found = texts(table)
+    assert any("'word' predicts the class alone" in text for text in found)
+    assert any("'same': the same in every row" in text for text in found)
+
+
+def test_a_name_of_each_row_is_no_leak():
+    table = polars.DataFrame({"number": FEATURES[:, 0], "name": [f"row {i}" for i in range(ROWS)]})
+    assert texts(table) == []
+
+
+def test_missing_values_are_no_leak_and_no_error():
+    features = FEATURES.copy()
+    features[::7, 1] = np.nan
+    table = polars.DataFrame(features, schema=["a", "b", "c", "d"], orient="row").with_columns(
+        polars.Series("e", ["x" if i % 4 else None for i in range(ROWS)])
+    )
+    assert texts(features) == texts(table) == []
+
+
+def test_a_sparse_matrix_is_checked_by_its_labels():
+    assert texts(csr_matrix(FEATURES)) == []
+    assert len(texts(csr_matrix(FEATURES), changed([5, 6, 7, 8, 9, 10], "unseen"))) == 1
+
+
+def test_long_lists_are_cut():
+    (text,) = texts(np.column_stack([FEATURES, np.ones((ROWS, 9))]))
+    assert text == "'x4', 'x5', 'x6', 'x7' and 5 more: the same in every row, of no use"
