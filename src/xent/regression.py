@@ -46,8 +46,8 @@ class SoftmaxRegression(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
 
     scikit-learn's ``C`` is ``1/(alpha·D)``, D being the sum of ``sample_weight`` times class weight, which
     without either is N; the intercept is not penalised. With two classes there is one score, the logit of
-    ``classes_[1]`` against 0, as in scikit-learn. Bring the features to one scale first: the penalty and
-    the speed depend on it. Float32 features stay float32, CSR matrices sparse.
+    ``classes_[1]`` against 0, as in scikit-learn; with more the intercepts have mean 0. Bring the features
+    to one scale first, as the penalty is one for all. Float32 features stay float32, CSR matrices sparse.
 
     Parameters
     ----------
@@ -59,7 +59,8 @@ class SoftmaxRegression(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
     max_iter : int >= 0, default 1000
         Steps of the solver (of "sgd": passes over X); ConvergenceWarning if they do not suffice.
     tol : float >= 0, default 1e-4
-        Training ends when `optimality_gap_` is at most this.
+        Training ends when `optimality_gap_` is at most this (under focal loss: when the next step promises
+        no larger decrease, relative to the objective).
     class_weight : dict {label: weight}, "balanced" or None, default None
         Factor of each class, 1 where not given; "balanced" is ``Σω / (K·Σω_k)``.
     label_smoothing, smoothing_over, focal_gamma
@@ -82,7 +83,7 @@ class SoftmaxRegression(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
     intercept_ : (K,) array, (1,) for two classes; zeros without an intercept
     temperature_ : float
         T of ``softmax(scores/T)`` in `predict_proba` and `predict_log_proba`: 1 until
-        `calibrate_temperature`, and again after each `fit`.
+        `calibrate_temperature`, and again after each `fit` and `partial_fit`.
     optimality_gap_ : float or None
         Bound on ``(F − F*)/F``: by what part of itself the objective is above its minimum at most. None
         under focal loss and after `partial_fit`.
@@ -112,7 +113,7 @@ class SoftmaxRegression(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
     Probabilities in the place of labels:
 
     >>> q = np.array([[1.0, 0.0], [0.75, 0.25], [0.25, 0.75], [0.0, 1.0]])
-    >>> xent.SoftmaxRegression(alpha=0).fit(X[:, :] - 2, q).predict_proba([[0.0]])
+    >>> xent.SoftmaxRegression().fit(X, q).predict_proba([[2.0]]).round(2)
     array([[0.5, 0.5]])
     """
 
