@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import shutil
@@ -9,11 +10,15 @@ import signal
 import subprocess
 import sys
 import time
+from datetime import date
+from pathlib import Path
 
 import numpy as np
+import polars as pl
 import pytest
 from sklearn.datasets import load_wine
 
+import xent
 from xent import check, persistence
 from xent.cli import main
 
@@ -24,6 +29,16 @@ def lines(rows: int, text: str) -> str:
     """A CSV file with columns a, kind of good rows and then ``text``."""
     return "a,kind\n" + "".join(f"{i},{'xy'[i % 2]}\n" for i in range(rows)) + text
 
+
+def parquet(**columns: list[object]) -> bytes:
+    """The content of a Parquet file."""
+    file = io.BytesIO()
+    pl.DataFrame(columns).write_parquet(file)
+    return file.getvalue()
+
+
+DATES = parquet(day=[date(2020, 1, k + 1) for k in range(20)], kind=list("xy" * 10))
+ENVIRONMENT = os.environ | {"PYTHONPATH": str(Path(xent.__file__).parents[1])}
 
 # name → (content of data.csv or None, arguments, what the one line must say)
 BAD = {
@@ -41,15 +56,16 @@ BAD = {
     "--target for a bundled set": (None, "fit iris --target kind", ["`--target`", "iris"]),
     "target alone": ("kind\nx\ny\n", "fit data.csv --target kind", ["no feature column"]),
     "text among numbers": (lines(4, "1o,x\n"), "fit data.csv --target kind", ["'a', row 5", "'1o'"]),
-    "a column of text": (
-        "a,b,kind\n1,red,x\n2,blue,y\n",
-        "fit data.csv --target kind",
-        ["'b', row 1", "'red'"],
-    ),
+    "a hint at categories": (lines(4, "1o,x\n"), "fit data.csv --target kind", ["say --categorical a"]),
+    "a date": (DATES, "fit data.csv --target kind", ["column 'day' holds Date", "--drop day"]),
+    "cut Parquet": (DATES[:-9], "fit data.csv --target kind", ["damaged or no Parquet"]),
+    "a column twice": ("a,a,kind\n1,2,x\n", "fit data.csv --target kind", ["column 'a' is there twice"]),
+    "wrong --drop": (GOOD, "fit data.csv --target kind --drop c", ["no column 'c' for --drop"]),
+    "wrong --categorical": (GOOD, "fit data.csv --target kind --categorical c", ["'c' for --categorical"]),
+    "--drop for a bundled set": (None, "fit iris --drop a", ["`--drop` is for CSV and Parquet", "iris"]),
+    "nothing left": (GOOD, "fit data.csv --target kind --drop a --drop b", ["no feature column"]),
+    "solver": (None, "fit iris --solver adam", ["--solver", "adam"]),
     "infinite": (lines(4, "inf,x\n"), "fit data.csv --target kind", ["finite", "'a', row 5", "'inf'"]),
-    "NaN": (lines(4, "NaN,x\n"), "fit data.csv --target kind", ["missing value", "'a', row 5"]),
-    "missing value": (lines(4, ",x\n"), "fit data.csv --target kind", ["missing value", "'a', row 5"]),
-    "short row": ("kind,a\nx,1\ny\n", "fit data.csv --target kind", ["missing value", "'a', row 2"]),
     "missing label": (lines(4, "1,\n"), "fit data.csv --target kind", ["missing label", "'kind', row 5"]),
     "one class": ("a,kind\n1,x\n2,x\n", "fit data.csv --target kind", ["one class only", "'x'", "2 rows"]),
     "a class of one row": (lines(40, "1,z\n"), "fit data.csv --target kind", ["class 'z' has one row"]),
@@ -133,7 +149,7 @@ def test_fit_trains_the_default_set_and_prints_what_it_should(capsys):
     assert main(["fit"]) == 0
     out, err = capsys.readouterr()
     assert err == ""
-    for expected in ("digits: 1,797 rows", "2.3026", "2.3025", "accuracy", "finite differences", "held-out"):
+    for expected in ("digits: 1,797 rows", "2.3026", "accuracy", "finite differences", "held-out"):
         assert expected in out
     loss = next(line for line in out.splitlines() if "loss, nats" in line)
     assert float(loss.split()[-2]) < 0.2
@@ -149,8 +165,8 @@ def test_fit_writes_a_report_and_a_model_that_predicts(tmp_path, capsys):
     assert "report    r.html" in capsys.readouterr().out
     assert "xent fit wine.csv --target grape --report r.html" in (tmp_path / "r.html").read_text()
     model = persistence.load(tmp_path / "m.safetensors")
-    assert model.metadata["classes"] == ["grape 0", "grape 1", "grape 2"]
-    assert model.metadata["feature_names"] == header.split(",")[:-1]
+    assert model.estimator.classes_.tolist() == ["grape 0", "grape 1", "grape 2"]
+    assert model.preprocessor.feature_names == header.split(",")[:-1]
     assert (model.predict_log_proba(X).argmax(1) == y).mean() > 0.97
     first = (tmp_path / "m.safetensors").read_bytes(), (tmp_path / "r.html").read_bytes()
     assert main(arguments) == 0
@@ -169,13 +185,13 @@ def test_common_forms_of_csv_are_read(separator, start, tmp_path, capsys):
 def test_integer_labels_are_in_the_order_of_numbers(tmp_path):
     (tmp_path / "data.csv").write_text("a,k\n" + "".join(f"{i % 5},{[1, 10, 2][i % 3]}\n" for i in range(30)))
     assert main(["fit", "data.csv", "--target", "k", "--model", "m.st"]) == 0
-    assert persistence.load("m.st").metadata["classes"] == [1, 2, 10]
+    assert persistence.load("m.st").estimator.classes_.tolist() == [1, 2, 10]
 
 
 def test_a_constant_column_does_no_harm(tmp_path):
     (tmp_path / "data.csv").write_text(GOOD.replace("\n", ",0.1\n").replace("kind,0.1", "kind,c"))
     assert main(["fit", "data.csv", "--target", "kind", "--model", "m.st"]) == 0
-    assert np.isfinite(persistence.load("m.st").coef).all()
+    assert np.isfinite(persistence.load("m.st").estimator.coef_).all()
 
 
 def test_a_training_that_is_cut_short_says_so(capsys):
@@ -228,7 +244,7 @@ def test_version_and_help(capsys):
     assert capsys.readouterr().out == "xent 0.1.0\n"
     assert main([]) == 0
     assert "fit" in capsys.readouterr().out
-    for command in ("fit", "explain", "check"):
+    for command in ("fit", "predict", "eval", "explain", "check"):
         assert main([command, "--help"]) == 0
         assert f"Usage: xent {command}" in capsys.readouterr().out
 
@@ -239,9 +255,11 @@ def test_a_fault_of_ours_is_a_traceback_not_a_line(monkeypatch):
         main(["check"])
 
 
-def run(code: str, *arguments: str, **options) -> subprocess.CompletedProcess[str]:
+def run(code: str | None, *arguments: str, **options) -> subprocess.CompletedProcess[str]:
+    """Of ``code``, or of the module."""
     return subprocess.run(
-        [sys.executable, "-c", code, *arguments],
+        [sys.executable, *(["-m", "xent"] if code is None else ["-c", code]), *arguments],
+        env=ENVIRONMENT,
         capture_output=True,
         text=True,
         check=False,
@@ -259,9 +277,7 @@ def test_a_missing_extra_is_one_line_that_says_what_to_install(module):
 
 
 def test_the_module_is_the_command_and_a_pipe_gets_plain_text():
-    done = subprocess.run(
-        [sys.executable, "-m", "xent", "fit", "iris"], capture_output=True, text=True, check=False, timeout=60
-    )
+    done = run(None, "fit", "iris")
     assert (done.returncode, done.stderr) == (0, "")
     assert "\x1b" not in done.stdout
 
@@ -278,7 +294,11 @@ training.run = slow
 sys.exit(cli.main(["fit", "iris", "--report", "r.html"]))
 """
     process = subprocess.Popen(
-        [sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        [sys.executable, "-c", code],
+        env=ENVIRONMENT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
     )
     assert process.stdout.readline() == "started\n"
     time.sleep(0.1)
@@ -291,7 +311,9 @@ sys.exit(cli.main(["fit", "iris", "--report", "r.html"]))
 @pytest.mark.skipif(shutil.which("head") is None, reason="needs head")
 def test_a_reader_that_leaves_gets_no_traceback():
     command = f"{sys.executable} -m xent --help | head -c 1"
-    done = subprocess.run(command, shell=True, capture_output=True, text=True, check=False, timeout=60)
+    done = subprocess.run(
+        command, shell=True, env=ENVIRONMENT, capture_output=True, text=True, check=False, timeout=60
+    )
     assert done.stderr == ""
 
 
@@ -299,7 +321,7 @@ def test_a_reader_that_leaves_gets_no_traceback():
 @pytest.mark.parametrize("no_color", [False, True])
 def test_colour_on_a_terminal_unless_no_color_is_set(no_color):
     ours, theirs = os.openpty()
-    environment = {k: v for k, v in os.environ.items() if k not in ("NO_COLOR", "FORCE_COLOR")} | {
+    environment = {k: v for k, v in ENVIRONMENT.items() if k not in ("NO_COLOR", "FORCE_COLOR")} | {
         "TERM": "xterm"
     }
     if no_color:
@@ -313,6 +335,6 @@ def test_colour_on_a_terminal_unless_no_color_is_set(no_color):
 
 def test_the_settings_travel_with_the_model():
     assert main(["fit", "iris", "--model", "m.st", "--alpha", "0.01", "--seed", "3", "--balanced"]) == 0
-    settings = persistence.load("m.st").metadata["settings"]
+    settings = persistence.load("m.st").notes["settings"]
     assert (settings["alpha"], settings["seed"], settings["balanced"]) == (0.01, 3, True)
     json.dumps(settings)

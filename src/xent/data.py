@@ -1,49 +1,112 @@
-"""The data named on the command line: scikit-learn's bundled sets, or a CSV file, as checked arrays."""
+"""The data named on the command line, of whatever kind, as checked rows and labels."""
 
 from __future__ import annotations
 
-import csv
+import re
+import zipfile
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from xent import tables
+from xent.arrayfiles import open_rows
+from xent.preprocess import Preprocessor, listed
+from xent.tables import DataError
+
 Array = np.ndarray[Any, Any]
 
 BUNDLED = ("digits", "iris", "wine", "breast_cancer")
-MISSING = ("", "na", "n/a", "nan", "null", "none", "?")
-
-
-class DataError(ValueError):
-    """What is wrong with the data and where, in one line."""
+KINDS = "CSV, Parquet, npz or svmlight"
+CSR = ("data", "indices", "indptr", "shape")
+PIECE = 1 << 24  # bytes of an svmlight file, values of an npz array, read at a time
 
 
 class Dataset(NamedTuple):
-    """``features (N, D)`` float64, finite; ``labels (N,)`` of at least 2 classes, integers or text."""
+    """Examples as rows, with their labels.
+
+    ``features`` is (N, D) floats, NaN where missing; or CSR without missing values; or a polars DataFrame
+    of columns of floats and of text, null where missing. ``labels`` is (N,), of at least 2 classes,
+    integers or text.
+    """
 
     name: str
-    features: Array
+    features: Any
     labels: Array
     feature_names: list[str]
     target: str = "target"  # the column of the labels
 
 
-def load(data: str, target: str | None = None) -> Dataset:
-    """A bundled set by its name, or the CSV file at that path with the labels in column ``target``.
+class Batch(NamedTuple):
+    """Some rows of ``features`` as those of a `Dataset`, and how many blank lines there were."""
+
+    features: Any
+    blank: int = 0
+
+
+def load(
+    data: str, target: str | None = None, drop: Sequence[str] = (), categorical: Sequence[str] = ()
+) -> Dataset:
+    """A bundled set by its name, or the file at that path.
 
     A CSV file has a header, then one row an example; columns are separated by commas, semicolons or
-    tabs. All columns but ``target`` are features and must be numbers. Raises DataError.
+    tabs. In it and in a Parquet file ``target`` names the column of labels; those in ``drop`` are left
+    out, those in ``categorical`` are categories though they look like numbers. An npz file has arrays
+    ``X (N, D)`` and ``y (N,)``, or ``data``, ``indices``, ``indptr``, ``shape`` of a CSR matrix instead
+    of ``X``. Raises DataError.
     """
-    if data in BUNDLED:
-        if target is not None:
-            raise DataError(f"`--target` is for CSV files; {data} brings its own labels")
-        return _bundled(data)
+    kind, path = _kind(data)
+    if kind not in ("csv", "parquet"):
+        for option, given in (("--target", target), ("--drop", drop), ("--categorical", categorical)):
+            if given:
+                raise DataError(f"`{option}` is for CSV and Parquet files; {data} has no named columns")
+        dataset = {"bundled": _bundled, "npz": _npz, "svmlight": _svmlight}[kind](data)
+    else:
+        dataset = _table(path, target, drop, categorical)
+    _check_classes(dataset)
+    return dataset
+
+
+def batches(data: str, learnt: Preprocessor) -> Iterator[Batch]:
+    """The rows of a file like the one that ``learnt`` was fitted on, in pieces that it can transform."""
+    kind, path = _kind(data)
+    if kind in ("csv", "parquet"):
+        first = 1
+        for table in tables.batches(path):
+            rows = tables.filled_rows(path, table)
+            found = tables.columns(path, table, learnt.columns, tuple(learnt.levels), first)
+            yield Batch(found if len(rows) == table.height else found[rows], table.height - len(rows))
+            first += table.height
+        return
+    width = len(learnt.columns)
+    if learnt.levels:
+        needed = listed(list(learnt.columns))
+        raise DataError(f"{data}: has no named columns; the model needs {needed}, some of them categories")
+    pieces = {"bundled": _bundled_pieces, "npz": _npz_pieces, "svmlight": _svmlight_pieces}[kind]
+    for rows in pieces(data, learnt.columns):
+        if rows.shape[1] != width:
+            raise DataError(f"{data}: has {rows.shape[1]} columns; the model was trained on {width}")
+        yield Batch(rows)
+
+
+def _kind(data: str) -> tuple[str, Path]:
     path = Path(data)
+    if data in BUNDLED:
+        return "bundled", path
     if not path.exists():
         raise DataError(f"{data}: no such file, and none of the bundled sets {', '.join(BUNDLED)}")
     if path.is_dir():
-        raise DataError(f"{data}: is a directory; expected a CSV file")
-    return _csv(path, target)
+        raise DataError(f"{data}: is a directory; expected a file, {KINDS}")
+    with path.open("rb") as file:
+        head = file.read(1 << 12)
+    if head.startswith(b"PAR1"):
+        return "parquet", path
+    if head.startswith(b"PK"):
+        return "npz", path
+    # A label and index:value pairs; after comments, which begin with "#".
+    line = next((line for line in head.splitlines() if line.strip() and not line.startswith(b"#")), b"")
+    return "svmlight" if re.match(rb"\S+(\s+qid:\d+)?(\s+\d+:\S+)+", line) else "csv", path
 
 
 def _bundled(name: str) -> Dataset:
@@ -55,110 +118,183 @@ def _bundled(name: str) -> Dataset:
     return Dataset(name, np.asarray(bunch.data, np.float64), labels, names)
 
 
-def _csv(path: Path, target: str | None) -> Dataset:
-    table = _read(path)
-    names = list(table.columns)
+def _bundled_pieces(name: str, names: Sequence[str]) -> Iterator[Array]:
+    yield _bundled(name).features
+
+
+def _table(path: Path, target: str | None, drop: Sequence[str], categorical: Sequence[str]) -> Dataset:
+    table = tables.read(path, text=(target, *categorical))
+    names = table.columns
     if target is None:
-        raise DataError(f"{path}: name the label column by --target; the columns are {_listed(names)}")
-    if target not in names:
-        raise DataError(f"{path}: no column {target!r} for --target; the columns are {_listed(names)}")
-    if len(names) == 1:
+        raise DataError(f"{path}: name the label column by --target; the columns are {listed(names)}")
+    named = [("target", target), *(("drop", each) for each in drop)]
+    for option, column in (*named, *(("categorical", each) for each in categorical)):
+        if column not in names:
+            raise DataError(f"{path}: no column {column!r} for --{option}; the columns are {listed(names)}")
+    feature_names = [name for name in names if name != target and name not in drop]
+    if not feature_names:
         raise DataError(f"{path}: no feature column beside the target {target!r}")
     # Blank lines are no examples, but they count in the row numbers of the messages.
-    rows = np.flatnonzero(~np.all([table[name].is_null().to_numpy() for name in names], axis=0))
+    rows = tables.filled_rows(path, table)
     if not len(rows):
         raise DataError(f"{path}: a header and no rows")
-    feature_names = [name for name in names if name != target]
-    features = np.stack([_numbers(path, table[name], rows) for name in feature_names], axis=1)
-    return Dataset(path.name, features, _labels(path, table[target], rows), feature_names)
+    features = tables.columns(path, table, feature_names, also=categorical)[rows]
+    labels = tables.labels(path, table[target], rows)
+    return Dataset(path.name, _plain(features), labels, feature_names, target)
 
 
-def _read(path: Path) -> Any:
-    """The file as a polars table of text, so that what is no number can be shown with its place."""
+def _plain(features: Any) -> Any:
+    """An array where all columns are numbers."""
     import polars
 
+    if polars.String in features.dtypes:
+        return features
+    narrow = all(kind == polars.Float32 for kind in features.dtypes)
+    floats = features.cast(polars.Float32 if narrow else polars.Float64).fill_null(np.nan)
+    return np.ascontiguousarray(floats.to_numpy())
+
+
+def _npz(data: str) -> Dataset:
+    features = _npz_features(data)
+    names = [f"x{k}" for k in range(features.shape[1])]
+    labels = _labels(data, _arrays(data, ["y"])["y"])
+    if len(labels) != features.shape[0]:
+        raise DataError(f"{data}: X has {features.shape[0]} rows, y {len(labels)}")
+    return Dataset(Path(data).name, features, labels, names)
+
+
+def _npz_features(data: str) -> Any:
+    import scipy.sparse
+
+    if "X" in _members(data):
+        return _checked(data, _arrays(data, ["X"])["X"])
+    parts = _arrays(data, CSR)
     try:
-        with path.open("rb") as file:
-            head = file.read(1 << 16)
-    except OSError as error:
-        raise DataError(f"{path}: cannot be read: {error.strerror}") from None
-    if not head.strip():
-        raise DataError(f"{path}: is empty; expected a CSV file with a header")
-    if b"\0" in head:
-        raise DataError(f"{path}: is not a CSV file: it holds binary data")
-    header = head.splitlines()[0]
-    separator = max(",;\t", key=lambda mark: header.count(mark.encode()))
+        shape = tuple(parts["shape"].tolist())
+        matrix = scipy.sparse.csr_array((parts["data"], parts["indices"], parts["indptr"]), shape=shape)
+        matrix.check_format(full_check=True)
+        matrix.sum_duplicates()
+    except (ValueError, TypeError) as error:
+        raise DataError(f"{data}: its arrays are no CSR matrix: {error}") from None
+    return _checked(data, matrix)
+
+
+def _npz_pieces(data: str, names: Sequence[str]) -> Iterator[Any]:
+    if "X" not in _members(data):
+        yield _npz_features(data)
+        return
+    with open_rows(f"{data}:X") as stored:
+        if len(stored.shape) != 2:
+            raise DataError(f"{data}: expected X of shape (rows, columns); got {stored.shape}")
+        step = max(1, PIECE // max(1, stored.shape[1]))
+        for start in range(0, stored.shape[0], step):
+            yield _checked(data, stored.take(min(step, stored.shape[0] - start), 0), start)
+
+
+def _members(data: str) -> list[str]:
     try:
-        table = polars.read_csv(path, infer_schema=False, separator=separator)
-        return table.rename(str.strip)
-    except polars.exceptions.PolarsError as error:
-        reason = _first_bad_line(path, separator) or str(error).partition("\n")[0]
-        raise DataError(f"{path}: is not a CSV file: {reason}") from None
+        with zipfile.ZipFile(data) as archive:
+            return [name.removesuffix(".npy") for name in archive.namelist()]
+    except zipfile.BadZipFile as error:
+        raise DataError(f"{data}: is damaged or no npz file: {error}") from None
 
 
-def _first_bad_line(path: Path, separator: str) -> str:
-    """What polars refuses without saying where: text that is not UTF-8, a row with too many fields."""
+def _arrays(data: str, names: Sequence[str]) -> dict[str, Array]:
+    there = _members(data)
+    absent = [name for name in names if name not in there]
+    if absent:
+        expected = "arrays X and y, or data, indices, indptr, shape and y of a CSR matrix"
+        raise DataError(f"{data}: has no array {absent[0]!r} but {listed(there)}; expected {expected}")
     try:
-        lines = path.read_bytes().decode("utf-8-sig").splitlines()
-    except UnicodeDecodeError as error:
-        return f"line {error.object.count(10, 0, error.start) + 1} is not UTF-8 text"
-    reader = csv.reader(lines, delimiter=separator)
-    width = len(next(reader))
-    for row in reader:
-        if len(row) > width:
-            return f"line {reader.line_num} has {len(row)} fields, the header {width}"
-    return ""
+        with np.load(data, allow_pickle=False) as archive:
+            return {name: archive[name] for name in names}
+    except (ValueError, zipfile.BadZipFile, EOFError) as error:
+        raise DataError(f"{data}: cannot be read: {error}") from None
 
 
-def _numbers(path: Path, column: Any, rows: Array) -> Array:
-    """A column of text as finite float64, in ``rows``."""
-    import polars
-
-    column = column.str.strip_chars()
-    numbers = np.array(column.cast(polars.Float64, strict=False).to_numpy(), np.float64)[rows]
-    bad = np.flatnonzero(~np.isfinite(numbers))
-    if len(bad):
-        row = int(rows[bad[0]])
-        value = column[row]
-        where = f"column {column.name!r}, row {row + 1}"
-        if value is None or value.lower() in MISSING:
-            raise DataError(f"{path}: missing value in {where}: fill it in or leave the row out")
-        if len(bad) == len(rows) and np.isnan(numbers).all():
-            hint = "features must be numbers: leave the column out or code it as numbers"
-            raise DataError(f"{path}: text in {where}: {value!r}; {hint}")
-        raise DataError(f"{path}: expected a finite number in {where}; got {value!r}")
-    return numbers
+def _svmlight(data: str) -> Dataset:
+    features, y, first = _read_svmlight(data)
+    names = [f"x{k + first}" for k in range(features.shape[1])]
+    return Dataset(Path(data).name, _checked(data, features), _labels(data, y), names)
 
 
-def _labels(path: Path, column: Any, rows: Array) -> Array:
-    """A column of text as labels: integers if all are, text otherwise."""
-    column = column.str.strip_chars()
-    values = column.to_list()
-    for row in rows:
-        if values[row] is None or values[row].lower() in MISSING:
-            raise DataError(
-                f"{path}: missing label in column {column.name!r}, row {row + 1}: "
-                "fill it in or leave the row out"
-            )
-    labels = np.array([values[row] for row in rows])
-    classes, counts = np.unique(labels, return_counts=True)
-    if len(classes) == 1:
+def _svmlight_pieces(data: str, names: Sequence[str]) -> Iterator[Any]:
+    from_zero = bool(names) and names[0] == "x0"
+    size = Path(data).stat().st_size
+    for start in range(0, size, PIECE):
+        features, _, _ = _read_svmlight(data, len(names), from_zero, start, PIECE)
+        if features.shape[0]:
+            yield _checked(data, features)
+
+
+def _read_svmlight(
+    data: str, width: int | None = None, from_zero: bool | str = "auto", start: int = 0, length: int = -1
+) -> tuple[Any, Array, int]:
+    """(CSR, y, the first index: 0 or 1)."""
+    from sklearn.datasets import load_svmlight_file
+
+    options = {"n_features": width, "offset": start, "length": length}
+    try:
+        if from_zero == "auto":
+            with_zero, _ = load_svmlight_file(data, zero_based=True)
+            from_zero = bool(with_zero[:, [0]].nnz)
+        features, y = load_svmlight_file(data, zero_based=from_zero, **options)
+    except ValueError as error:
+        raise DataError(f"{data}: is no svmlight file for this: {error}") from None
+    return features, y, 0 if from_zero else 1
+
+
+def _checked(data: str, features: Any, first: int = 0) -> Any:
+    """(N, D) finite floats, NaN where missing if dense."""
+    import scipy.sparse
+
+    sparse = scipy.sparse.issparse(features)
+    if not sparse and features.ndim != 2:
+        raise DataError(f"{data}: expected X of shape (rows, columns); got {features.shape}")
+    if features.dtype.kind not in "biuf":
+        raise DataError(f"{data}: expected numbers in X; got {features.dtype}")
+    if features.dtype not in (np.float32, np.float64):
+        features = features.astype(np.float64)
+    values = features.data if sparse else features
+    bad = ~np.isfinite(values) if sparse else np.isinf(values)
+    if bad.any():
+        if sparse:
+            row = int(np.searchsorted(features.indptr, bad.argmax(), "right")) - 1
+            column, value = int(features.indices[bad.argmax()]), values[bad.argmax()]
+        else:
+            row, column = (int(k) for k in np.unravel_index(int(bad.argmax()), bad.shape))
+            value = values[row, column]
         raise DataError(
-            f"{path}: one class only in column {column.name!r}: {str(classes[0])!r} in all "
-            f"{len(rows)} rows; at least 2 are needed"
+            f"{data}: expected a finite number in column {column}, row {row + first} (from 0); got {value}"
         )
+    return features
+
+
+def _labels(data: str, y: Array) -> Array:
+    """(N,) integers or text."""
+    if y.ndim != 1:
+        raise DataError(f"{data}: expected y of shape (rows,), one label a row; got {y.shape}")
+    if y.dtype.kind == "f":
+        whole = np.isfinite(y) & (y == np.round(y))
+        if not whole.all():
+            row = int((~whole).argmax())
+            raise DataError(f"{data}: expected whole numbers as labels; got {y[row]} in row {row} (from 0)")
+        return y.astype(np.int64)
+    if y.dtype.kind not in "biuU":
+        raise DataError(f"{data}: expected integers or text as labels; got {y.dtype}")
+    return y
+
+
+def _check_classes(dataset: Dataset) -> None:
+    """DataError unless the labels are at least two classes, and fewer than a name for each row."""
+    where = f"{dataset.name}: " + (f"column {dataset.target!r}" if dataset.target != "target" else "y")
+    classes, counts = np.unique(dataset.labels, return_counts=True)
+    rows = len(dataset.labels)
+    if len(classes) < 2:
+        only = f"one class only: {classes[0].item()!r} in all {rows} rows" if rows else "no rows"
+        raise DataError(f"{where}: {only}; at least 2 classes are needed")
     if len(classes) > 20 and np.mean(counts == 1) > 0.5:
         raise DataError(
-            f"{path}: column {column.name!r} has {len(classes)} distinct values in {len(rows)} rows; "
-            "expected classes, not a quantity or a name for each row"
+            f"{where} has {len(classes)} distinct values in {rows} rows; expected classes, not a quantity or "
+            "a name for each row"
         )
-    try:
-        numbers = labels.astype(np.int64)
-    except (ValueError, OverflowError):
-        return labels
-    return numbers if np.array_equal(numbers.astype(str), labels) else labels  # "01" is not 1
-
-
-def _listed(names: list[str]) -> str:
-    more = f" and {len(names) - 20} more" if len(names) > 20 else ""
-    return ", ".join(names[:20]) + more

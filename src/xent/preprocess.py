@@ -16,7 +16,7 @@ Array = np.ndarray[Any, Any]
 
 BLOCK = 1 << 17  # elements scaled at a time, in float64: 1 MiB
 MOST_ELEMENTS = 1 << 28  # of one-hot columns: 1 GiB of float32, 2 GiB of float64
-TELLING = 50  # levels from which on a column may be a name of each row
+MOST_NAMED = 6  # columns, levels
 
 
 @dataclass(frozen=True, eq=False)
@@ -218,6 +218,30 @@ class Preprocessor:
             raise ValueError(f"expected {len(self.columns)} columns, as in training; got {width}")
 
 
+def describe(learnt: Preprocessor) -> list[tuple[str, str]]:
+    """(heading, sentence) of what was done with the columns, for a person to read."""
+    numbers, levels = len(learnt.numbers), learnt.levels
+    sparse = numbers and not (learnt.mean.any() or learnt.indicators)
+    scaled = "divided by their largest value, zeros kept" if sparse else "scaled to mean 0, deviation 1"
+    lines = []
+    if numbers:
+        one = "1 column of numbers" if numbers == 1 else f"{numbers:,} columns of numbers"
+        lines.append(("columns", f"{one}, {scaled} by the training rows"))
+    for name, each in list(levels.items())[:MOST_NAMED]:
+        known = [level for level in each if level is not None]
+        count = "1 level" if len(each) == 1 else f"{len(each):,} levels"
+        missing = ", one for missing" if None in each else ""
+        lines.append(("category", f"{name}: {count}{missing}: {listed(known, MOST_NAMED)}"))
+    if len(levels) > MOST_NAMED:
+        lines.append(("category", f"and {len(levels) - MOST_NAMED:,} more columns of categories"))
+    if learnt.indicators:
+        counts = [f"{name} ({count:,})" for name, count in learnt.indicators.items()]
+        lines.append(("missing", f"{listed(counts, MOST_NAMED)}: their median, and a feature that says so"))
+    if learnt.constants:
+        lines.append(("constant", f"{listed(list(learnt.constants), MOST_NAMED)}: no effect"))
+    return lines
+
+
 def describe_surprises(found: Counter[tuple[str, str | None]], rows: str = "rows") -> list[str]:
     """A sentence for each of `Preprocessor.surprises`, the first of each column only."""
     sentences = []
@@ -235,10 +259,10 @@ def describe_surprises(found: Counter[tuple[str, str | None]], rows: str = "rows
     return sentences
 
 
-def listed(names: list[str]) -> str:
-    """The first twenty, and how many more."""
-    more = f" and {len(names) - 20:,} more" if len(names) > 20 else ""
-    return ", ".join(names[:20]) + more
+def listed(names: list[str], most: int = 20) -> str:
+    """The first ``most``, and how many more."""
+    more = f" and {len(names) - most:,} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + more
 
 
 def _is_sparse(table: Any) -> bool:

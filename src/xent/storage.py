@@ -203,18 +203,29 @@ def reading(path: str | Path) -> Iterator[None]:
 
 
 def write(path: str | Path, content: bytes) -> None:
-    """Write beside the destination, then rename: a reader sees the old file or the new, never a part."""
+    """Write ``content`` at ``path``, by `replacing`."""
+    with replacing(path) as beside, _named(Path(path)):
+        beside.write_bytes(content)
+
+
+@contextmanager
+def replacing(path: str | Path) -> Iterator[Path]:
+    """A file beside ``path`` that takes its place when the block ends, or goes if it fails.
+
+    A reader of ``path`` sees the old file or the new, never a part.
+    """
     path = Path(path)
     with _named(path):
         handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-        try:
-            with os.fdopen(handle, "wb") as file:
-                file.write(content)
+        os.close(handle)
+    try:
+        yield Path(name)
+        with _named(path):
             os.chmod(name, 0o666 & ~_umask())  # mkstemp's files are for the owner alone
             os.replace(name, path)
-        except BaseException:
-            os.unlink(name)
-            raise
+    except BaseException:
+        os.unlink(name)
+        raise
 
 
 def require_writable(path: str | Path) -> None:

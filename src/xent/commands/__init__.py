@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from xent.commands import check, evaluate, explain, fit
+from xent.commands import check, evaluate, explain, fit, predict
 
 app = typer.Typer(
     rich_markup_mode=None,
@@ -15,6 +15,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.command()(fit.fit)
+app.command()(predict.predict)
 app.command("eval")(evaluate.evaluate)
 app.command(cls=explain.LogitsCommand)(explain.explain)
 app.command()(check.check)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -18,31 +19,58 @@ if TYPE_CHECKING:
     from xent.training import Run
 
 
+class Solver(StrEnum):
+    """Choices of --solver."""
+
+    AUTO = "auto"
+    LBFGS = "lbfgs"
+    NEWTON_CG = "newton-cg"
+    SGD = "sgd"
+
+
 def fit(
     context: typer.Context,
     data: Annotated[
-        str, typer.Argument(help="digits, iris, wine, breast_cancer, or a CSV file with a header.")
+        str,
+        typer.Argument(help="digits, iris, wine, breast_cancer, or a file: CSV, Parquet, npz, svmlight."),
     ] = "digits",
-    target: Annotated[str | None, typer.Option(help="Column of the CSV file that holds the labels.")] = None,
-    report: Annotated[Path | None, typer.Option(help="Write an HTML page with pictures here.")] = None,
-    model: Annotated[Path | None, typer.Option(help="Write the model (safetensors) here.")] = None,
+    target: Annotated[
+        str | None, typer.Option(metavar="COLUMN", help="The labels, in CSV and Parquet.")
+    ] = None,
+    drop: Annotated[
+        list[str] | None, typer.Option(metavar="COLUMN", help="Leave it out; may be repeated.")
+    ] = None,
+    categorical: Annotated[
+        list[str] | None,
+        typer.Option(metavar="COLUMN", help="Its numbers are categories; may be repeated."),
+    ] = None,
+    report: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Write an HTML page with pictures here.")
+    ] = None,
+    model: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Write the model (safetensors) here.")
+    ] = None,
     test_size: Annotated[float, typer.Option(help="Share of the rows to hold out.")] = 0.2,
     seed: Annotated[
         int, typer.Option(help="Chooses the rows held out and where the gradient is checked.")
     ] = 0,
     alpha: Annotated[float, typer.Option(help="Strength of the L2 penalty, alpha/2 |W|^2.")] = 1e-3,
-    max_iter: Annotated[int, typer.Option(help="Most steps of L-BFGS.")] = 1000,
-    tol: Annotated[float, typer.Option(help="Largest partial derivative to end at.")] = 1e-5,
+    solver: Annotated[Solver, typer.Option(help="How to minimise.")] = Solver.AUTO,
+    max_iter: Annotated[int, typer.Option(help="Most steps of the solver.")] = 1000,
+    tol: Annotated[float, typer.Option(help="End this close to the optimum, relative to it.")] = 1e-4,
     label_smoothing: Annotated[
         float, typer.Option(help="Probability moved from the label to all classes.")
     ] = 0.0,
     focal_gamma: Annotated[float, typer.Option(help="Focus on hard rows: -(1-p)^gamma log p.")] = 0.0,
     balanced: Annotated[bool, typer.Option("--balanced", help="Weigh all classes alike.")] = False,
+    json: screen.Json = False,
 ) -> int:
     """Train softmax regression on DATA, verify the gradient and measure on held-out rows.
 
-    Features are brought to mean 0 and standard deviation 1 by the training rows; the model file
-    holds both. Rows of every class are held out in proportion.
+    Columns of numbers are brought to mean 0 and standard deviation 1; where values are missing, their
+    median stands in and a further column says so. Columns of text are categories, with a column for
+    each level. All of it is learnt from the training rows and kept in the model file. Rows of every
+    class are held out in proportion. Exit code 1 if the gradient is wrong.
     """
     from xent import data as datasets
     from xent import persistence, storage, training
@@ -60,27 +88,35 @@ def fit(
     if report is not None and report == model:
         raise ValueError(f"{report}: `--report` and `--model` must be two files")
     settings = training.Settings(
-        test_size, seed, alpha, max_iter, tol, label_smoothing, focal_gamma, balanced
+        test_size, seed, alpha, max_iter, tol, label_smoothing, focal_gamma, balanced, solver.value
     )
-    dataset = datasets.load(data, target)
+    dataset = datasets.load(data, target, drop or (), categorical or ())
     with screen.status("training") as update:
         run = training.run(
             dataset, settings, lambda step, objective: update(f"step {step}, objective {objective:.6f}")
         )
 
-    console = screen.console()
-    _print_run(console, run)
+    command = shlex.join(["xent", *context.obj])
     if report is not None:
-        storage.write(report, reports.html(run, shlex.join(["xent", *context.obj])).encode())
-        console.print(Text(f"report    {report}"), soft_wrap=True)
+        storage.write(report, reports.html(run, command).encode())
     if model is not None:
         persistence.save(run.model, model)
-        console.print(Text(f"model     {model}"), soft_wrap=True)
+    written = {"report": report, "model": model}
+    if json:
+        paths = {name: None if path is None else str(path) for name, path in written.items()}
+        screen.print_json(reports.facts(run, command) | paths)
+    else:
+        console = screen.console()
+        _print_run(console, run)
+        for name, path in written.items():
+            if path is not None:
+                console.print(Text(f"{name:<10}{path}"), soft_wrap=True)
     return 0 if run.gradient.passed else 1
 
 
 def _print_run(console: Console, run: Run) -> None:
     from xent import report as reports
+    from xent.preprocess import describe
 
     def say(text: str, style: str = "") -> None:
         console.print(Text(text, style), soft_wrap=True)
@@ -98,11 +134,15 @@ def _print_run(console: Console, run: Run) -> None:
     table.add_row(f"  guessing uniformly: ln {len(run.classes)}", f"{run.uniform:.4f}")
     table.add_row("accuracy", f"{run.test.accuracy:.2%}", f"{run.train.accuracy:.2%}", style="bold")
     console.print(table)
-    say(f"training  {run.steps} steps of L-BFGS in {run.seconds:.2f} s; alpha {s.alpha:g}, seed {s.seed}")
-    say("          features scaled to mean 0, deviation 1 by the training rows")
+    for heading, sentence in describe(run.model.preprocessor):
+        say(f"{heading:<10}{sentence}")
+    steps = "1 step" if run.steps == 1 else f"{run.steps} steps"
+    say(f"training  {steps} of {run.solver} in {run.seconds:.2f} s; alpha {s.alpha:g}, seed {s.seed}")
+    if run.optimality_gap is not None:
+        say(f"          at most {run.optimality_gap:.1e} of the objective above its minimum")
     say(f"gradient  {g.error:.1e} largest relative error against finite differences")
     say(f"          in {g.checked} of {g.total} parameters, at random parameters")
     finding, cautions = reports.verdict(run)
     say(f"\n{finding}", "bold")
-    for caution in cautions:
+    for caution in [*cautions, *run.surprises]:
         say(f"note: {caution}", "yellow")

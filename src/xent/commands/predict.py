@@ -1,0 +1,142 @@
+"""`xent predict`: labels and probabilities of the rows of a file, by a model of `xent fit`."""
+
+from __future__ import annotations
+
+import sys
+from collections import Counter
+from collections.abc import Callable, Generator, Iterator
+from contextlib import closing
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import numpy as np
+import typer
+
+from xent.commands import screen
+
+if TYPE_CHECKING:
+    import polars
+
+    from xent.persistence import Model
+
+
+def predict(
+    model: Annotated[Path, typer.Argument(help="A file that `xent fit --model` wrote.")],
+    data: Annotated[str, typer.Argument(help="Rows as those of the training, in any file of `xent fit`.")],
+    output: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Write here, .csv or .parquet, not to standard output."),
+    ] = None,
+    json: screen.Json = False,
+) -> None:
+    """Predict the label and the probability of each class for each row of DATA.
+
+    The columns are `label`, then one a class: `p_` and its name. Columns of CSV and Parquet files are
+    found by their names, and others passed over. Rows are read, and written, some at a time.
+    """
+    from xent import persistence, storage
+
+    if output is not None:
+        if output.suffix not in (".csv", ".parquet"):
+            raise ValueError(f"{output}: `--output` must end in .csv or .parquet")
+        storage.require_writable(output)
+        for other in (Path(data), model):
+            if output.exists() and other.exists() and output.samefile(other):
+                raise ValueError(f"{output}: is read from; it would be overwritten")
+    job = _Job(persistence.load(model), data)
+    with screen.status("predicting") as update, closing(job.frames(update)) as frames:
+        if output is not None:
+            with storage.replacing(output) as beside:
+                _write(beside, output.suffix, frames, job.schema)
+        elif json:
+            tables = list(frames)
+        else:
+            for place, frame in enumerate(frames):
+                sys.stdout.write(frame.write_csv(include_header=place == 0))
+    for note in job.notes:
+        print(f"xent: note: {note}", file=sys.stderr)
+    if json:
+        path = None if output is None else str(output)
+        found: dict[str, Any] = {"rows": job.rows, "classes": job.classes, "output": path, "notes": job.notes}
+        screen.print_json(found | (_rows(tables) if output is None else {}))
+    elif output is not None:
+        screen.console().print(f"{job.rows:,} rows predicted, in {output}", soft_wrap=True, markup=False)
+
+
+class _Job:
+    """One model on one file."""
+
+    def __init__(self, model: Model, data: str) -> None:
+        import polars
+
+        self.model = model
+        self.data = data
+        self.classes = model.estimator.classes_.tolist()
+        kinds: dict[type, Any] = {str: polars.String, bool: polars.Boolean}
+        self.label_type = kinds.get(type(self.classes[0]), polars.Int64)
+        self.schema = {"label": self.label_type} | {f"p_{name}": polars.Float64 for name in self.classes}
+        self.rows = self.blank = 0
+        self.surprises: Counter[tuple[str, str | None]] = Counter()
+
+    def frames(self, update: Callable[[str], None]) -> Generator[polars.DataFrame]:
+        """Predictions, batch by batch; at least one, which may be empty."""
+        import polars
+
+        from xent import data as datasets
+
+        labels = np.array(self.classes, object if self.label_type == polars.String else None)
+        yielded = False
+        for batch in datasets.batches(self.data, self.model.preprocessor):
+            self.blank += batch.blank
+            self.rows += batch.features.shape[0]
+            self.surprises += self.model.preprocessor.surprises(batch.features)
+            if batch.features.shape[0]:
+                p = np.exp(self.model.predict_log_proba(batch.features))
+                columns = {f"p_{name}": p[:, k] for k, name in enumerate(self.classes)}
+                found = {"label": labels[p.argmax(1)].tolist()} | columns
+                yielded = True
+                yield polars.DataFrame(found, schema=self.schema)
+            update(f"{self.rows:,} rows")
+        if not yielded:
+            yield polars.DataFrame(schema=self.schema)
+
+    @property
+    def notes(self) -> list[str]:
+        """What to know of the rows, in sentences."""
+        from xent.preprocess import describe_surprises
+
+        lines = "1 blank line was" if self.blank == 1 else f"{self.blank:,} blank lines were"
+        return describe_surprises(self.surprises) + ([f"{lines} passed over"] if self.blank else [])
+
+
+def _write(path: Path, suffix: str, frames: Iterator[polars.DataFrame], schema: Any) -> None:
+    if suffix == ".csv":
+        with path.open("w", encoding="utf-8") as file:
+            for place, frame in enumerate(frames):
+                file.write(frame.write_csv(include_header=place == 0))
+        return
+    import polars
+    from polars.io.plugins import register_io_source
+
+    broken: list[Exception] = []
+
+    def source(*_: Any) -> Iterator[polars.DataFrame]:
+        try:
+            yield from frames
+        except Exception as error:  # polars would wrap it in one of its own
+            broken.append(error)
+            raise
+
+    try:
+        register_io_source(source, schema=schema).sink_parquet(path)
+    except polars.exceptions.PolarsError:
+        if broken:
+            raise broken[0] from None
+        raise
+
+
+def _rows(tables: list[polars.DataFrame]) -> dict[str, Any]:
+    import polars
+
+    table = polars.concat(tables)
+    return {"labels": table["label"].to_list(), "probabilities": table.drop("label").to_numpy().tolist()}

@@ -1,0 +1,214 @@
+"""Every kind of data file: read to the same rows, whole or in batches; a bad one is one sentence."""
+
+from __future__ import annotations
+
+from datetime import date
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+import pytest
+import scipy.sparse as sp
+from sklearn.datasets import dump_svmlight_file, load_iris
+
+from xent import data, tables
+from xent.data import DataError
+from xent.preprocess import Preprocessor
+
+X, Y = load_iris(return_X_y=True)
+NAMES = ["a", "b", "c", "d"]
+FRAME = pl.DataFrame(X, schema=NAMES).with_columns(kind=pl.Series([f"k{k}" for k in Y]))
+MIXED = """age,sex,size,fare,kind
+ 31 ,f,1,7.5,yes
+NA,m,2,0,no
+40,,3,12,yes
+
+7,f,1,?,no
+"""
+
+
+@pytest.fixture(autouse=True)
+def _in_an_empty_directory(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+
+
+def write(kind: str) -> tuple[str, str | None]:
+    """Iris in a file of that kind; its name and --target."""
+    name = f"iris.{kind}"
+    if kind == "csv":
+        FRAME.write_csv(name)
+    elif kind == "parquet":
+        FRAME.write_parquet(name)
+    elif kind == "npz":
+        np.savez(name, X=X, y=FRAME["kind"].to_numpy().astype(str))
+    elif kind == "csr.npz":
+        m = sp.csr_array(X)
+        np.savez(name, data=m.data, indices=m.indices, indptr=m.indptr, shape=m.shape, format="csr", y=Y)
+    elif kind == "svm":
+        dump_svmlight_file(X, Y, name, zero_based=False)
+    return name, "kind" if kind in ("csv", "parquet") else None
+
+
+KINDS = ["csv", "parquet", "npz", "csr.npz", "svm"]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_kind_of_file_gives_the_same_rows(kind):
+    found = data.load(*write(kind))
+    sparse = kind in ("csr.npz", "svm")
+    assert sp.issparse(found.features) is sparse
+    np.testing.assert_allclose(found.features.toarray() if sparse else found.features, X)
+    assert found.labels.tolist() == (Y.tolist() if sparse else FRAME["kind"].to_list())
+    assert len(found.feature_names) == 4
+    if kind in ("csv", "parquet"):
+        assert (found.feature_names, found.target) == (NAMES, "kind")
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_batches_are_the_rows_in_pieces(kind, monkeypatch):
+    name, target = write(kind)
+    whole = data.load(name, target)
+    learnt = Preprocessor.fit(whole.features, whole.feature_names)
+    monkeypatch.setattr(data, "PIECE", 300)
+    monkeypatch.setattr(tables, "BATCH", 150)
+    pieces = [learnt.transform(batch.features) for batch in data.batches(name, learnt)]
+    assert (len(pieces) > 1) is (kind != "csr.npz")
+    stack = sp.vstack if sp.issparse(whole.features) else np.concatenate
+    difference = stack(pieces) - learnt.transform(whole.features)
+    assert abs(difference).max() == 0
+
+
+def test_a_bundled_set_comes_in_one_batch():
+    whole = data.load("wine")
+    learnt = Preprocessor.fit(whole.features, whole.feature_names)
+    (batch,) = data.batches("wine", learnt)
+    np.testing.assert_array_equal(batch.features, whole.features)
+
+
+@pytest.mark.parametrize("kind", ["csv", "parquet"])
+def test_columns_are_numbers_or_categories_with_gaps(kind, tmp_path):
+    (tmp_path / "t.csv").write_text(MIXED)
+    if kind == "parquet":
+        table = tables.read(tmp_path / "t.csv")
+        table = table[tables.filled_rows(tmp_path / "t.csv", table)]
+        table = table.with_columns(pl.col("sex").cast(pl.Categorical), size=pl.col("size") > 1)
+        table.write_parquet("t.csv")
+    found = data.load("t.csv", "kind")
+    assert found.labels.tolist() == ["yes", "no", "yes", "no"]
+    assert found.features.dtypes == [pl.Float64, pl.String, pl.Float64, pl.Float64]
+    assert found.features["age"].to_list() == [31, None, 40, 7]
+    assert found.features["sex"].to_list() == ["f", "m", None, "f"]
+    assert found.features["size"].to_list() == ([1, 2, 3, 1] if kind == "csv" else [0, 1, 1, 0])
+    assert found.features["fare"].to_list() == [7.5, 0, 12, None]
+
+
+def test_options_leave_columns_out_and_make_numbers_categories(tmp_path):
+    (tmp_path / "t.csv").write_text(MIXED)
+    found = data.load("t.csv", "kind", drop=["sex", "age"], categorical=["size"])
+    assert found.feature_names == ["size", "fare"]
+    assert found.features["size"].to_list() == ["1", "2", "3", "1"]
+    found.features.write_parquet("u.parquet")
+    pl.DataFrame({"size": [3], "fare": [1]}).write_parquet("new.parquet")
+    learnt = Preprocessor.fit(found.features, found.feature_names)
+    (batch,) = data.batches("new.parquet", learnt)
+    assert batch.features["size"].to_list() == ["3"]
+    assert not learnt.surprises(batch.features)
+
+
+def test_numbers_without_gaps_are_an_array_of_their_own_dtype():
+    for dtype in (pl.Float32, pl.Float64, pl.Int16):
+        FRAME.cast(dict.fromkeys(NAMES, dtype)).write_parquet("t.parquet")
+        features = data.load("t.parquet", "kind").features
+        assert isinstance(features, np.ndarray)
+        assert features.dtype == (np.float32 if dtype == pl.Float32 else np.float64)
+    np.savez("t.npz", X=X.astype(np.float32), y=Y)
+    assert data.load("t.npz").features.dtype == np.float32
+
+
+def test_blank_lines_are_no_rows_but_count_in_messages(tmp_path):
+    (tmp_path / "t.csv").write_text(MIXED)
+    found = data.load("t.csv", "kind")
+    learnt = Preprocessor.fit(found.features, found.feature_names)
+    (batch,) = data.batches("t.csv", learnt)
+    assert (batch.blank, batch.features.height) == (1, 4)
+    assert batch.features.equals(found.features)
+    (tmp_path / "t.csv").write_text(MIXED + "much,f,1,1,yes\n")
+    with pytest.raises(DataError, match="expected a number in column 'age', row 6; got 'much'"):
+        list(data.batches("t.csv", learnt))
+
+
+@pytest.mark.parametrize("first", [0, 1])
+def test_svmlight_indices_begin_where_they_did_in_training(first, monkeypatch):
+    m = sp.csr_array(np.array([[1.0, 0, 2], [0, 3, 0], [4, 0, 0], [0, 0, 5]]))
+    dump_svmlight_file(m, [0, 1, 0, 1], "t.svm", zero_based=not first)
+    whole = data.load("t.svm")
+    assert whole.feature_names == [f"x{k + first}" for k in range(3)]
+    learnt = Preprocessor.fit(whole.features, whole.feature_names)
+    dump_svmlight_file(m[[1]], [0], "new.svm", zero_based=not first)
+    (batch,) = data.batches("new.svm", learnt)
+    np.testing.assert_array_equal(batch.features.toarray(), [[0, 3, 0]])
+
+
+# name → (how the file f is made, target, what the sentence must say)
+BAD = {
+    "missing labels": (
+        lambda: FRAME.with_columns(kind=pl.when(pl.col("a") > 5).then("kind")).write_parquet("f"),
+        "kind",
+        "missing label in column 'kind', row 2",
+    ),
+    "labels with a fraction": (lambda: FRAME.write_parquet("f"), "a", "numbers with a fraction"),
+    "labels that are dates": (
+        lambda: FRAME.with_columns(kind=pl.lit(date(2020, 1, 1))).write_parquet("f"),
+        "kind",
+        "holds Date; expected integers or text",
+    ),
+    "lists": (lambda: FRAME.with_columns(b=pl.concat_list("a", "b")).write_parquet("f"), "kind", "'b' holds"),
+    "infinite": (
+        lambda: FRAME.with_columns(b=pl.col("b") / 0).write_parquet("f"),
+        "kind",
+        "column 'b', row 1; got 'inf'",
+    ),
+    "no X": (lambda: np.savez("f", Z=X, y=Y), None, "no array 'data' but Z, y; expected arrays X and y"),
+    "no y": (lambda: np.savez("f", X=X), None, "no array 'y' but X"),
+    "lengths": (lambda: np.savez("f", X=X, y=Y[1:]), None, "X has 150 rows, y 149"),
+    "objects": (lambda: np.savez("f", X=np.array([{}]), y=Y), None, "cannot be read"),
+    "one axis": (lambda: np.savez("f", X=Y, y=Y), None, r"expected X of shape \(rows, columns\)"),
+    "text": (lambda: np.savez("f", X=X.astype(str), y=Y), None, "expected numbers in X"),
+    "infinite X": (lambda: np.savez("f", X=X * [1, np.inf, 1, 1], y=Y), None, "column 1, row 0"),
+    "y of two axes": (lambda: np.savez("f", X=X, y=np.eye(3)[Y]), None, "one label a row"),
+    "y with a fraction": (lambda: np.savez("f", X=X, y=Y / 2), None, "labels; got 0.5 in row 50"),
+    "y missing": (lambda: np.savez("f", X=X, y=np.where(Y == 1, np.nan, Y)), None, "got nan in row 50"),
+    "no CSR": (lambda: np.savez("f", data=X, indices=Y, indptr=Y, shape=[3, 4], y=Y), None, "no CSR matrix"),
+    "NaN in CSR": (
+        lambda: np.savez("f", data=[1.0, np.nan], indices=[0, 2], indptr=[0, 1, 2], shape=[2, 3], y=[0, 1]),
+        None,
+        "column 2, row 1",
+    ),
+    "one class": (lambda: np.savez("f", X=X, y=Y * 0), None, "y: one class only: 0 in all 150 rows"),
+    "no rows": (lambda: np.savez("f", X=X[:0], y=Y[:0]), None, "no rows"),
+    "damaged npz": (lambda: Path("f.npz").write_bytes(b"PK\3\4" + bytes(90)), None, "damaged or no npz"),
+    "bad svmlight": (lambda: Path("f").write_text("1 1:2 2:3\n0 2:1 1:4 x\n"), None, "no svmlight file"),
+    "--target": (lambda: np.savez("f", X=X, y=Y), "y", "`--target` is for CSV and Parquet files"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_a_bad_file_is_a_sentence(case, tmp_path):
+    make, target, expected = BAD[case]
+    make()
+    with pytest.raises(DataError, match=expected) as caught:
+        data.load("f.npz" if (tmp_path / "f.npz").exists() else "f", target)
+    assert "\n" not in str(caught.value)
+
+
+def test_batches_of_other_columns_are_refused():
+    learnt = Preprocessor.fit(X[:, :3], NAMES[:3])
+    for kind in ("npz", "svm"):
+        with pytest.raises(DataError, match=r"has 4 columns; .* on 3|no svmlight file"):
+            list(data.batches(write(kind)[0], learnt))
+    FRAME.drop("b").write_csv("f.csv")
+    with pytest.raises(DataError, match="no column 'b'; the columns are a, c, d, kind"):
+        list(data.batches("f.csv", learnt))
+    coded = Preprocessor.fit(FRAME.select("a", "kind"), ["a", "kind"])
+    with pytest.raises(DataError, match="no named columns; the model needs a, kind"):
+        list(data.batches("iris", coded))
