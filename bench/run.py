@@ -5,14 +5,9 @@ from __future__ import annotations
 import argparse
 import gc
 import json
-import os
-import platform
-import re
-import subprocess
 import sys
 import time
 from collections.abc import Sequence
-from datetime import UTC, datetime
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -22,9 +17,9 @@ import numpy as np
 import torch
 
 import xent
+from bench import machine
 from bench.cases import CASES, Case
 from bench.providers import PROVIDERS, Call, Data
-from xent.kernels import cpu
 
 ROUNDS, FEWER = 7, 3  # FEWER for calls of more than SLOW seconds,
 SLOW, LONG = 3.0, 0.3  # and LONG ones once their case has had its share of
@@ -58,10 +53,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         share = CAP / len(options.cases)
         report["cases"][name] = measure(CASES[name], options.skip, options.rounds, share)
         gc.collect()  # gigabytes, if a cycle holds them
-    options.out.mkdir(parents=True, exist_ok=True)
-    for file, text in {"core.json": json.dumps(report, indent=1) + "\n", "core.md": table(report)}.items():
-        (options.out / "unfinished").write_text(text, encoding="utf-8")
-        os.replace(options.out / "unfinished", options.out / file)
+    machine.write(options.out, {"core.json": json.dumps(report, indent=1) + "\n", "core.md": table(report)})
 
 
 def measure(case: Case, skip: Sequence[str], rounds: int, share: float) -> dict[str, Any]:
@@ -107,52 +99,22 @@ def _seconds(call: Call, calls: int) -> float:
 
 
 def describe() -> dict[str, Any]:
-    """The report's head: date, commit, machine, versions."""
-    processor = re.search(r"model name\s*: (.*)", _read("/proc/cpuinfo"))
-    modules = (np, torch, ml_dtypes, xent)
-    return {
-        "date": datetime.now(UTC).isoformat(timespec="minutes"),
-        "commit": _git("rev-parse", "HEAD"),
-        "uncommitted changes": _git("status", "--porcelain", "--untracked-files=no") != "",
-        "machine": {
-            "processor": processor[1] if processor else platform.processor(),
-            "cores": os.cpu_count(),
-            "threads": torch.get_num_threads(),
-            "memory GiB": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1),
-            "huge pages": _read("/sys/kernel/mm/transparent_hugepage/enabled").strip(),
-            "load before": round(os.getloadavg()[0], 2),
-            "xent's instruction set": cpu.isas()[0],
-        },
-        "versions": {"python": platform.python_version()} | {m.__name__: m.__version__ for m in modules},
-        "method": METHOD,
-        "cases": {},
-    }
-
-
-def _git(*arguments: str) -> str:
-    done = subprocess.run(["git", "-C", HERE, *arguments], capture_output=True, text=True)
-    return done.stdout.strip() if done.returncode == 0 else "unknown"
-
-
-def _read(path: str) -> str:
-    return Path(path).read_text(encoding="utf-8") if Path(path).exists() else ""  # Linux alone has it
+    """The report's head."""
+    return machine.describe((np, torch, ml_dtypes, xent), torch.get_num_threads(), METHOD)
 
 
 def table(report: dict[str, Any]) -> str:
     """One row per case, in copies of its logits; then what the report's head says."""
     head = ["case", *(name.replace("_", " ") for name in PROVIDERS), *RATIOS]
-    rows = [head, ["---", *["---:"] * (len(head) - 1)]]
+    rows = [head]
     for name, case in report["cases"].items():
         timed = case["providers"]
         cells = [_time(timed[column]) if column in timed else "" for column in PROVIDERS]
         cells[0] += f", {timed['copy']['gb_per_s']:.1f} GB/s" if cells[0] else ""
         ratios = [_times(case[key]) for key in RATIOS]
         rows.append([f"{name.partition('-')[0]} {case['dtype']}", *cells, *ratios])
-    facts = {key: report[key] for key in ("date", "commit", "uncommitted changes")}
-    facts |= report["machine"] | report["versions"]
-    lines = ["# Loss and gradient, in copies of the logits (median time)", ""]
-    lines += [f"| {' | '.join(row)} |" for row in rows]
-    lines += ["", "; ".join(f"{key}: {value}" for key, value in facts.items()) + ".", "", report["method"]]
+    lines = ["# Loss and gradient, in copies of the logits (median time)", "", *machine.rows(rows)]
+    lines += ["", machine.facts(report), "", report["method"]]
     return "\n".join(lines)
 
 
