@@ -1,0 +1,168 @@
+"""The report in a real browser: it draws, fits, prints, follows the dark, and is used by keyboard."""
+
+from __future__ import annotations
+
+import re
+from itertools import pairwise
+
+import numpy as np
+import pytest
+
+from xent import data, report, training
+
+COMMAND = "xent fit data.csv --target topic --report report.html"
+NAMES = ["a question about the bill", "cancellation", "it does not work", "praise"]
+
+
+def made(rows=400):
+    """Text classes with long names, one of them rare."""
+    rng = np.random.default_rng(0)
+    labels = rng.choice(4, rows, p=[0.5, 0.3, 0.17, 0.03])
+    features = rng.standard_normal((rows, 5)) + 1.5 * np.eye(4, 5)[labels]
+    return data.Dataset(
+        "made.csv", features, np.array(NAMES)[labels], ["words", "replies", "hour", "day", "links"]
+    )
+
+
+@pytest.fixture(scope="module")
+def pages() -> dict[str, str]:
+    sets = [data.load("digits"), data.load("breast_cancer"), made()]
+    return {each.name: report.html(training.run(each, training.Settings()), COMMAND) for each in sets}
+
+
+EACH = pytest.mark.parametrize("name", ["digits", "breast_cancer", "made.csv"])
+BOXES = """nodes => nodes.map(node => {
+    const box = node.getBoundingClientRect();
+    return [box.left, box.top, box.right, box.bottom, node.textContent];
+})"""
+WORDS = "h1, h2, h3, p, dd, li, figcaption, :is(th, td), svg text"
+UNSCROLLED = "h1, h2, h3, p, dd, li, figcaption, :not(.scroll) > table :is(th, td), svg text"
+
+
+@EACH
+@pytest.mark.parametrize("width", [390, 1280])
+def test_everything_is_drawn_and_fits(pages, visit, name, width):
+    page = visit(pages[name], viewport={"width": width, "height": 800})
+    assert page.evaluate("document.documentElement.scrollWidth") <= width
+    boxes = page.locator("svg, img").evaluate_all(BOXES)
+    assert all(right - left > 40 and bottom - top > 40 for left, top, right, bottom, _ in boxes)
+    assert page.locator("img").evaluate_all("all => all.every(img => img.naturalWidth > 1)")
+    words = page.locator(UNSCROLLED if width == 390 else WORDS).evaluate_all(BOXES)
+    assert [text for left, _, right, _, text in words if left < -1 or right > width + 1] == []
+
+
+@EACH
+@pytest.mark.parametrize("width", [390, 1280])
+def test_no_two_labels_of_a_picture_overlap(pages, visit, name, width):
+    page = visit(pages[name], viewport={"width": width, "height": 800})
+    for i in range(page.locator("svg").count()):
+        texts = page.locator("svg").nth(i).locator("text:not([transform])").evaluate_all(BOXES)
+        for (left, top, right, bottom, one), other in all_pairs(texts):
+            across = min(right, other[2]) - max(left, other[0])
+            down = min(bottom, other[3]) - max(top, other[1])
+            assert across < 2 or down < 0.35 * (bottom - top), (i, one, other[4])
+
+
+def all_pairs(things):
+    return ((a, b) for i, a in enumerate(things) for b in things[:i])
+
+
+SCHEMES = ("light", "dark")
+COLOURS = """() => {
+    const places = {
+        paper: ["body", "backgroundColor"], ink: ["body", "color"], soft: [".lead", "color"],
+        link: ["a", "color"], good: [".passed", "color"], label: ["svg text", "fill"],
+        blue: ["svg .a", "fill"], orange: ["svg .b", "fill"],
+    };
+    const seen = ([at, property]) => getComputedStyle(document.querySelector(at))[property];
+    return Object.fromEntries(Object.entries(places).map(([name, place]) => [name, seen(place)]));
+}"""
+
+
+def contrast(one, other):
+    """WCAG's ratio of two colours as the browser writes them."""
+
+    def luminance(colour):
+        channels = np.array([int(c) for c in re.findall(r"\d+", colour)[:3]]) / 255
+        linear = np.where(channels <= 0.04045, channels / 12.92, ((channels + 0.055) / 1.055) ** 2.4)
+        return float(linear @ [0.2126, 0.7152, 0.0722])
+
+    high, low = sorted((luminance(one), luminance(other)), reverse=True)
+    return (high + 0.05) / (low + 0.05)
+
+
+def test_the_dark_is_followed_and_all_is_legible(pages, visit):
+    light, dark = (visit(pages["digits"], color_scheme=scheme).evaluate(COLOURS) for scheme in SCHEMES)
+    assert all(light[name] != dark[name] for name in light)
+    for colours in (light, dark):
+        for name, colour in colours.items():
+            assert name == "paper" or contrast(colour, colours["paper"]) >= 4.5, (name, colour)
+
+
+@EACH
+def test_it_prints_on_a_few_pages_of_a4_and_nothing_is_cut_off(pages, visit, name):
+    page = visit(pages[name], viewport={"width": 680, "height": 900}, color_scheme="dark")  # 180 mm
+    page.emulate_media(media="print")
+    assert page.evaluate("document.documentElement.scrollWidth") <= 680
+    assert page.evaluate(COLOURS)["label"] == "rgb(99, 96, 91)"  # as on light paper
+    words = page.locator(WORDS).evaluate_all(BOXES)
+    assert [text for left, _, right, _, text in words if left < -1 or right > 681] == []
+    pdf = page.pdf(prefer_css_page_size=True)
+    assert 3 <= len(re.findall(rb"/Type\s*/Page\b", pdf)) <= 8
+    assert re.search(rb"/MediaBox\s*\[0 0 59[456](\.\d+)? 84[12]", pdf)
+
+
+def test_the_keyboard_reaches_the_links_and_sorts_the_table(pages, visit):
+    page = visit(pages["digits"], viewport={"width": 1280, "height": 800})
+    interactive = page.locator("a, button")
+    reached = []
+    for _ in range(interactive.count()):
+        page.keyboard.press("Tab")
+        reached.append(page.evaluate("document.activeElement.textContent"))
+    assert reached == interactive.all_text_contents()
+    assert page.evaluate("getComputedStyle(document.activeElement).outlineStyle") == "solid"
+
+    def column(place):
+        cells = page.locator(f"#class-table tbody tr > :nth-child({place + 1})").all_text_contents()
+        return [float(cell.strip().rstrip("%").replace("−", "-")) for cell in cells]
+
+    for name, place, up in (("excess", 7, False), ("excess", 7, True), ("share of the loss", 2, False)):
+        page.get_by_role("button", name=name).focus()
+        page.keyboard.press("Enter")
+        values = column(place)
+        assert values == sorted(values, reverse=not up)
+        assert page.get_by_role("columnheader", name=name).get_attribute("aria-sort") == (
+            "ascending" if up else "descending"
+        )
+    page.get_by_role("button", name="class", exact=True).press("Enter")
+    assert column(0) == list(range(10))
+    page.get_by_role("link", name="The data").press("Enter")
+    assert page.evaluate("location.hash") == "#data"
+
+
+def test_it_reads_without_a_script(pages, visit):
+    page = visit(pages["digits"], java_script_enabled=False)
+    assert page.locator("#class-table thead th").all_text_contents()[:3] == [
+        "class",
+        "rows",
+        "share of the loss",
+    ]
+    assert page.locator("button").count() == 0
+    assert page.locator("svg").first.is_visible()
+
+
+@EACH
+def test_headings_pictures_and_tables_have_their_names(pages, visit, name):
+    page = visit(pages[name])
+    levels = [
+        int(tag[1]) for tag in page.locator("h1, h2, h3").evaluate_all("all => all.map(h => h.tagName)")
+    ]
+    assert levels[0] == 1
+    assert levels.count(1) == 1
+    assert all(after - before <= 1 for before, after in pairwise(levels))
+    assert page.locator("table").count() == page.locator("table > caption").count()
+    assert page.locator("svg:not([role=img][aria-label])").count() == 0
+    assert page.locator("img:not([alt])").count() == 0
+    assert page.locator("html").get_attribute("lang") == "en"
+    picture = page.get_by_role("img", name="On a scale from guessing by class frequencies")
+    assert picture.count() == 1
