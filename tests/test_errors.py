@@ -281,17 +281,14 @@ def test_unknown_attribute() -> None:
         xent.cross_entrpy  # noqa: B018
 
 
-def test_tensors_of_other_frameworks_are_refused() -> None:
+def test_tensors_where_only_arrays_fit_are_refused() -> None:
     """A NumPy function would drop their gradient without a word."""
     torch = pytest.importorskip("torch")
     z, y = torch.zeros(3, 4), torch.tensor([0, 3, 1])
     for call in (
-        lambda: xent.cross_entropy(z, Y),
         lambda: xent.cross_entropy_with_grad(z, Y),
         lambda: xent.cross_entropy_hvp(z, Y, Z),
         lambda: xent.softmax(z),
-        lambda: xent.row_statistics(z),
-        lambda: xent.binary_cross_entropy(z, Q),
     ):
         with raises(TypeError, ("`logits`", "torch", "`Tensor`", "numpy.asarray(logits)")):
             call()
@@ -300,7 +297,23 @@ def test_tensors_of_other_frameworks_are_refused() -> None:
     with raises(TypeError, ("`sample_weight`", "torch", "`Tensor`")):
         xent.cross_entropy(Z, Y, sample_weight=torch.ones(3))
     with raises(TypeError, ("`inputs`", "torch")):
-        xent.linear_cross_entropy(z, W, Y)
+        xent.linear_cross_entropy_with_grad(z, W, Y)
+
+
+def test_tensors_go_with_tensors() -> None:
+    torch = pytest.importorskip("torch")
+    z, y = torch.zeros(3, 4), torch.tensor([0, 3, 1])
+    for call, name in (
+        (lambda: xent.cross_entropy(z, Y), "targets"),
+        (lambda: xent.cross_entropy(z, y, sample_weight=np.ones(3)), "sample_weight"),
+        (lambda: xent.binary_cross_entropy(z, Q), "targets"),
+        (lambda: xent.linear_cross_entropy(z, W, y), "weight"),
+        (lambda: xent.row_statistics(z, Y), "labels"),
+    ):
+        with raises(TypeError, (f"`{name}` must be a torch.Tensor", "`ndarray`")):
+            call()
+    with raises(ValueError, ("`targets` of torch.int64 must have shape (3,); got (2,)",)):
+        xent.cross_entropy(z, y[:2])
 
 
 def test_jax_arrays_are_refused() -> None:

@@ -33,9 +33,9 @@ def cross_entropy(
 
     Parameters
     ----------
-    logits : (..., K) array of float64, float32, float16 or bfloat16
-        Unnormalised log-probabilities, classes on the last axis; any strides. Integers count as
-        float64. Never written.
+    logits : (..., K) array, or torch.Tensor, of float64, float32, float16 or bfloat16
+        Unnormalised log-probabilities, classes on the last axis; any strides. Integers in an array
+        count as float64. Never written. Of tensors the loss is a tensor, derivable as any other.
     targets : (...) integers, or (..., K) floats
         Labels in [0, K), or a distribution (row of non-negative numbers) for each row.
     reduction : {"mean", "sum", "none"}, default "mean"
@@ -66,6 +66,10 @@ def cross_entropy(
     >>> round(float(xent.cross_entropy(np.array([[2.0, 3.0, 4.0]]), np.array([1]))), 6)
     1.407606
     """
+    if checks.is_tensor(logits):
+        from xent.torch import last
+
+        return last.cross_entropy(logits, targets, reduction, denominator, validate, options)
     problem = Problem.from_arguments(logits, targets, reduction, denominator, validate, options)
     return problem.loss(problem.stats())
 
@@ -259,12 +263,12 @@ def row_statistics(
     softcap: float | None = None,
     temperature: float = 1.0,
     validate: bool = True,
-) -> RowStatistics:
+) -> Any:
     """Log-sum-exp, label log-probability, entropy (nats) and argmax of each row, in one read.
 
     Parameters
     ----------
-    logits : (..., K) array, as for `cross_entropy`
+    logits : (..., K) array or torch.Tensor, as for `cross_entropy`
     labels : (...) integers, default None
         Without them ``log_prob`` is None. Rows whose label is ``ignore_index`` are 0 throughout.
     ignore_index, softcap, temperature, validate
@@ -287,6 +291,12 @@ def row_statistics(
     >>> stats.lse.round(4), stats.log_prob.round(4), stats.entropy.round(4), stats.argmax
     (array([0.6931]), array([-0.6931]), array([0.6931]), array([0]))
     """
+    if checks.is_tensor(logits):
+        from xent.torch import functional
+
+        return functional.row_statistics(
+            logits, labels, ignore_index=ignore_index, softcap=softcap, temperature=temperature
+        )
     options = Options(ignore_index=ignore_index, softcap=softcap, temperature=temperature)
     spec, _, _ = LossSpec.from_options(options)
     z = checks.as_logits(logits)

@@ -61,6 +61,12 @@ def binary_cross_entropy(
     >>> round(float(xent.binary_cross_entropy(np.array([0.0, 0.0]), np.array([0, 1]))), 6)
     0.693147
     """
+    if checks.is_tensor(logits):
+        from xent.torch import last
+
+        return last.binary_cross_entropy(
+            logits, targets, pos_weight, reduction, denominator, validate, options
+        )
     return _run(logits, targets, pos_weight, reduction, denominator, validate, options, None)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from typing import Any
 
 import numpy as np
@@ -45,6 +46,11 @@ def as_logits(x: Any, name: str = "logits") -> Array:
     if not dtype.isnative:
         return array.astype(array.dtype.newbyteorder("="))
     return array if array.flags.aligned else array.copy()
+
+
+def is_tensor(x: Any) -> bool:
+    """Whether ``x`` is a torch.Tensor, without loading PyTorch."""
+    return type(x) is not np.ndarray and "torch" in sys.modules and isinstance(x, sys.modules["torch"].Tensor)
 
 
 def as_array(x: Any, name: str) -> Array:
@@ -131,7 +137,7 @@ def as_weights(weights: Any, name: str, shape: tuple[int, ...], validate: bool) 
 
 
 def as_labels(
-    labels: Array, num_classes: int, ignore_index: int, validate: bool
+    labels: Array, num_classes: int, ignore_index: int, validate: bool, name: str = "targets"
 ) -> tuple[Array, Array | None]:
     """(labels as int64, which of them are ignored or None if none is)."""
     y = labels.astype(np.int64, order="C", copy=False)
@@ -144,7 +150,7 @@ def as_labels(
         if validate and np.count_nonzero(bad := outside & ~ignored):
             where = np.unravel_index(int(bad.argmax()), bad.shape)
             raise ValueError(
-                f"`targets` must be in [0, {num_classes}) or equal ignore_index={ignore_index}; "
+                f"`{name}` must be in [0, {num_classes}) or equal ignore_index={ignore_index}; "
                 f"got {labels[where]} at {place(where)}"
             )
         if not validate:  # a label that is not a class makes its row NaN, negative ones too

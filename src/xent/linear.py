@@ -64,6 +64,12 @@ def linear_cross_entropy(
     >>> round(float(xent.linear_cross_entropy(x, w, np.array([1]))), 6)
     1.407606
     """
+    if checks.is_tensor(inputs):
+        from xent.torch import last
+
+        return last.linear_cross_entropy(
+            inputs, weight, targets, bias, reduction, denominator, validate, options
+        )
     x, w, b = _as_operands(inputs, weight, bias)
     logits = _project(x, w, b)
     problem = Problem.from_arguments(logits, targets, reduction, denominator, validate, options)

@@ -95,10 +95,20 @@ class Problem:
         )
         return self.loss(stats), dlogits
 
-    def grad(self, stats: RowStats, dloss: float | Array, out: Array) -> Array:
-        """Equation (2), times the upstream gradient ``dloss``: a scalar, or (...) for "none"."""
+    def grad(self, stats: RowStats | None, dloss: float | Array, out: Array) -> Array:
+        """Equation (2), times the upstream gradient ``dloss``: a scalar, or (...) for "none".
+
+        Without ``stats``, where (1) is linear, by the kernel of `loss_and_grad`: the same bits.
+        """
         cotangents = head.cotangents(stats, self.target, self.spec, dloss * self.scale, np)
-        dlogits: Array = self.kernels.row_grad(
+        dlogits: Array
+        if stats is None:
+            measure = (self.target.labels, self.target.dense)
+            _, dlogits = self.kernels.row_stats_and_grad(
+                self.logits, *measure, self.link, cotangents, (), out
+            )
+            return dlogits
+        dlogits = self.kernels.row_grad(
             self.logits, self.target.labels, self.target.dense, self.link, stats, cotangents, out
         )
         return dlogits

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any, NamedTuple
 
 from xent.spec import LossSpec
@@ -32,24 +33,27 @@ def from_labels(
 ) -> Target:
     """The measure of ``labels`` (...) int64; ``ignored`` (...) marks rows to leave out, None for none."""
     if ignored is class_weight is weight is None and not spec.label_smoothing:
-        return Target(labels, 1.0, None, 0.0, None, labels.size, labels.size)
+        rows = math.prod(labels.shape)
+        return Target(labels, 1.0, None, 0.0, None, rows, rows)
     smoothing = _smoothing(spec, num_classes)
     alpha: Array | float = 1.0 - smoothing
     dense = None
     if smoothing:
-        dense = xp.ones(num_classes) if class_weight is None else class_weight
+        dense = class_weight
+        if dense is None:
+            dense = xp.ones(num_classes, dtype=xp.float64, device=labels.device)
     if ignored is not None:
         labels = xp.where(ignored, -1, labels)
     point = None
     if class_weight is not None:
         in_range = (labels >= 0) & (labels < num_classes)
-        point = xp.take(class_weight, xp.where(in_range, labels, 0)) if num_classes else 1.0
+        point = class_weight[xp.where(in_range, labels, 0)] if num_classes else 1.0
         # 1 for a label that is no class, so that the NaN of its row stays.
         point = xp.where(in_range, point, xp.where(labels < 0, 0.0, 1.0))
         alpha = alpha * point
     counted = weight
     if ignored is not None:
-        counted = xp.where(ignored, 0.0, 1.0 if weight is None else weight)
+        counted = ~ignored if weight is None else xp.where(ignored, 0.0, weight)
     total, rows = _totals(labels, counted, point, xp)
     return Target(labels, alpha, dense, smoothing / max(num_classes, 1), weight, total, rows)
 
@@ -104,6 +108,7 @@ def _totals(
 ) -> tuple[Array | float, Array | int]:
     """(Σ ω c_y, number of rows with ω ≠ 0); ``like`` has one element a row."""
     if counted is None:
-        return like.size if point is None else xp.sum(point), like.size
+        rows = math.prod(like.shape)
+        return rows if point is None else xp.sum(point), rows
     weighted = counted if point is None else counted * point
     return xp.sum(weighted), xp.sum(counted != 0)

@@ -1,0 +1,145 @@
+"""PyTorch's arguments, in its layout and with its words for what is wrong, brought to classes last."""
+
+from __future__ import annotations
+
+from typing import Any, cast
+
+import torch
+
+from xent import checks
+from xent.spec import LossSpec, Options
+from xent.torch import bridge
+
+Tensor = torch.Tensor
+
+INTEGERS = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
+
+
+PLAIN = (Tensor, torch.nn.Parameter)
+
+
+class ArgumentError(ValueError, RuntimeError):
+    """A ValueError, as this library raises, and a RuntimeError, as PyTorch does."""
+
+
+class LabelError(ValueError, IndexError):
+    """A label that is no class: a ValueError here, an IndexError in PyTorch."""
+
+
+def is_transformed() -> bool:
+    """Whether a transform of torch.func is under way."""
+    return torch._C._functorch.peek_interpreter_stack() is not None
+
+
+def is_readable(x: Tensor) -> bool:
+    """Whether the values of ``x`` are in this machine's memory, and not traced, mapped or imagined."""
+    return (
+        not torch.compiler.is_compiling()
+        and x.device.type == "cpu"
+        and type(x) in PLAIN
+        and not is_transformed()
+        and torch._C._len_torch_dispatch_stack() == 0
+    )
+
+
+def require_tensor(x: Any, name: str) -> None:
+    """Raise TypeError unless ``x`` is a tensor."""
+    if not isinstance(x, Tensor):
+        raise TypeError(f"`{name}` must be a torch.Tensor; got `{type(x).__name__}`")
+
+
+def spec_of(**options: Any) -> LossSpec:
+    """The scalar options, checked; what is out of range is also a RuntimeError, as in PyTorch."""
+    try:
+        if torch.compiler.is_compiling():  # the cache is not for tracing
+            return LossSpec(**options)
+        return LossSpec.from_options(cast(Options, options))[0]
+    except ValueError as error:
+        smoothing = "`label_smoothing` must be in [0, 1]"
+        words = "label_smoothing must be between 0.0 and 1.0"
+        raise ArgumentError(str(error).replace(smoothing, words)) from None
+
+
+def legacy_reduction(size_average: bool | None, reduce: bool | None, reduction: str) -> str:
+    """``reduction``, or what PyTorch's two retired arguments say."""
+    if size_average is None and reduce is None:
+        return reduction
+    return str(torch.nn._reduction.legacy_get_string(size_average, reduce))
+
+
+def classes_last(input: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+    """``input`` (C), (N, C) or (N, C, d1, ...) and its target as views with the classes on the last axis."""
+    require_tensor(input, "input")
+    require_tensor(target, "target")
+    if input.dtype not in bridge.FLOATING:
+        raise ArgumentError(f"`input` must be float64, float32, float16 or bfloat16; got {input.dtype}")
+    if input.ndim == 0:
+        raise ArgumentError("`input` must have at least one axis, the classes; got a scalar")
+    axis = 0 if input.ndim == 1 else 1
+    rows = input.shape[:axis] + input.shape[axis + 1 :]
+    if target.shape == input.shape and (input.ndim > 1 or target.is_floating_point()):
+        if not target.is_floating_point():
+            raise ArgumentError(
+                "Expected floating point type for target with class probabilities, got "
+                f"{target.dtype}: `target` of the shape of `input`, {tuple(input.shape)}, are probabilities"
+            )
+        if input.ndim > 2:
+            input, target = input.movedim(1, -1), target.movedim(1, -1)
+        return input, target
+    if target.is_floating_point() or target.dtype not in INTEGERS:
+        raise ArgumentError(
+            f"expected target dtype to be Long or Byte (any integer), got {target.dtype}: `target` of shape "
+            f"{tuple(target.shape)} are labels, for `input` of shape {tuple(input.shape)}"
+        )
+    if target.shape != rows:
+        if input.ndim > 1 and target.ndim and input.shape[0] != target.shape[0]:
+            raise ArgumentError(
+                f"Expected input batch_size ({input.shape[0]}) to match target batch_size ({target.shape[0]})"
+            )
+        raise ArgumentError(
+            f"Expected target size {list(rows)}, got {list(target.shape)}: one label for each row of `input`"
+        )
+    return (input.movedim(1, -1) if input.ndim > 2 else input), target
+
+
+def require_weight(weight: Tensor | None, num_classes: int) -> None:
+    """Raise unless ``weight`` is None or one factor a class."""
+    if weight is None:
+        return
+    require_tensor(weight, "weight")
+    if weight.shape != (num_classes,):
+        raise ArgumentError(
+            f"weight tensor should be defined either for all {num_classes} classes or no classes but got "
+            f"weight tensor of shape: {list(weight.shape)}"
+        )
+
+
+def require_rows(sample_weight: Tensor | None, rows: tuple[int, ...]) -> None:
+    """Raise unless ``sample_weight`` is None or one factor a row."""
+    if sample_weight is None:
+        return
+    require_tensor(sample_weight, "sample_weight")
+    if sample_weight.shape != rows:
+        raise ArgumentError(
+            "`sample_weight` must have the shape of the rows, "
+            f"{tuple(rows)}; got {tuple(sample_weight.shape)}"
+        )
+
+
+def require_labels(labels: Tensor, rows: tuple[int, ...]) -> None:
+    """Raise unless ``labels`` are integers, one a row."""
+    require_tensor(labels, "labels")
+    if labels.dtype not in INTEGERS:
+        raise ArgumentError(f"`labels` must have an integer dtype; got {labels.dtype}")
+    if labels.shape != rows:
+        raise ArgumentError(
+            f"`labels` must have the shape of the rows, {tuple(rows)}; got {tuple(labels.shape)}"
+        )
+
+
+def labels_of(target: Tensor, num_classes: int, ignore_index: int, validate: bool) -> tuple[Any, Any]:
+    """As `checks.as_labels`, of a CPU tensor."""
+    try:
+        return checks.as_labels(bridge.view(target), num_classes, ignore_index, validate, "target")
+    except ValueError as error:
+        raise LabelError(str(error)) from None

@@ -1,0 +1,102 @@
+"""Tensors to the kernels and back: NumPy views of CPU memory, nothing copied, large results on huge pages."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+
+from xent.kernels import registry
+from xent.link import Link
+from xent.protocol import Cotangents, Curvatures, RowStats
+
+Tensor = torch.Tensor
+
+FLOATING = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
+NUMPY = {torch.float64: np.float64, torch.float32: np.float32, torch.float16: np.float16}
+
+
+def loss_dtype(logits: Tensor) -> torch.dtype:
+    """float64 for float64 logits, float32 for all others."""
+    return torch.float64 if logits.dtype == torch.float64 else torch.float32
+
+
+def view(x: Tensor) -> Any:
+    """The memory of a CPU tensor as an array; bfloat16, which NumPy does not know, as its bits."""
+    x = x.detach().resolve_neg()
+    return (x.view(torch.uint16) if x.dtype == torch.bfloat16 else x).numpy()
+
+
+def empty_like(x: Tensor) -> Tensor:
+    """A new tensor of the dtype, shape and dense layout of ``x``, allocated as NumPy does: on huge pages."""
+    if x.dtype == torch.bfloat16:
+        return torch.from_numpy(np.empty_like(view(x))).view(torch.bfloat16)
+    return torch.from_numpy(np.empty_like(view(x)))
+
+
+def row_stats(
+    logits: Tensor, labels: Tensor | None, dense: Tensor | None, link: Link, want: tuple[str, ...]
+) -> RowStats:
+    """As `protocol.Kernels`, of tensors."""
+    stats = _kernels(logits).row_stats(view(logits), _view(labels), _dense(dense, logits), link, want)
+    return RowStats(*(None if s is None else torch.from_numpy(s) for s in stats))
+
+
+def row_grad(
+    logits: Tensor,
+    labels: Tensor | None,
+    dense: Tensor | None,
+    link: Link,
+    stats: RowStats,
+    cotangents: Cotangents,
+) -> Tensor:
+    """As `protocol.Kernels`, of tensors."""
+    out = empty_like(logits)
+    _kernels(logits).row_grad(
+        view(logits),
+        _view(labels),
+        _dense(dense, logits),
+        link,
+        RowStats(*(_view(s) for s in stats)),
+        Cotangents(*(_view(c) for c in cotangents)),
+        view(out),
+    )
+    return out
+
+
+def row_hvp(
+    logits: Tensor,
+    labels: Tensor | None,
+    dense: Tensor | None,
+    link: Link,
+    cotangents: Cotangents,
+    vector: Tensor,
+) -> Tensor:
+    """As `protocol.Kernels`, of tensors, for a function that is linear in the statistics."""
+    out = empty_like(logits)
+    _kernels(logits).row_hvp(
+        view(logits),
+        _view(labels),
+        _dense(dense, logits),
+        link,
+        Cotangents(*(_view(c) for c in cotangents)),
+        Curvatures(),
+        view(vector.to(logits.dtype)),
+        view(out),
+    )
+    return out
+
+
+def _kernels(logits: Tensor) -> Any:
+    if logits.device.type != "cpu":
+        raise NotImplementedError(f"`input` must be on the CPU; there are no kernels for {logits.device} yet")
+    return registry.get("cpu")
+
+
+def _view(x: Any) -> Any:
+    return np.ascontiguousarray(view(x)) if isinstance(x, torch.Tensor) else x
+
+
+def _dense(dense: Tensor | None, logits: Tensor) -> Any:
+    return None if dense is None else view(dense.to(loss_dtype(logits)))

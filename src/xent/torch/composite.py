@@ -1,0 +1,56 @@
+"""The loss on tensors as ordinary PyTorch code around the row statistics: every option, every transform."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from xent import head, target
+from xent.link import Link
+from xent.spec import LossSpec
+from xent.torch import bridge, statistics
+
+Tensor = torch.Tensor
+
+
+def cross_entropy(
+    logits: Tensor,
+    targets: Tensor,
+    class_weight: Tensor | None,
+    sample_weight: Tensor | None,
+    spec: LossSpec,
+    reduction: str,
+    denominator: Any,
+) -> Tensor:
+    """Equations (1) and (4) of ``logits (..., K)`` with labels (...) or probabilities (..., K)."""
+    weight = None if sample_weight is None else sample_weight.double()
+    factors = None if class_weight is None else class_weight.double()
+    if targets.is_floating_point():
+        q = targets.to(bridge.loss_dtype(logits))
+        measure = target.from_probabilities(q, factors, weight, spec, torch)
+    else:
+        num_classes = logits.shape[-1]
+        y = readable(targets, num_classes, spec.ignore_index)
+        measure = target.from_labels(y, y < 0, num_classes, factors, weight, spec, torch)
+    stats = statistics.row_stats(logits, measure.labels, measure.dense, Link(spec.temperature, spec.softcap))
+    losses = head.row_losses(stats, measure, spec, torch)
+    if reduction != "none":
+        divisor = target.denominator(measure, reduction, denominator)
+        losses = losses.sum() * inverse(divisor)
+    return losses.to(bridge.loss_dtype(logits))
+
+
+def readable(labels: Tensor, num_classes: int, ignore_index: int) -> Tensor:
+    """Labels as the kernels read them: −1 for a row to leave out, K (NaN) for what is no class."""
+    y = labels.long()
+    y = torch.where((y < 0) | (y >= num_classes), num_classes, y)
+    return torch.where(labels == ignore_index, -1, y)
+
+
+def inverse(divisor: Any) -> Any:
+    """1/D, and 0 where no row counts: then loss and gradient are 0."""
+    if isinstance(divisor, Tensor):
+        divisor = divisor.double()
+        return torch.where(divisor == 0, 0.0, 1.0 / torch.where(divisor == 0, 1.0, divisor))
+    return 1.0 / divisor if divisor else 0.0

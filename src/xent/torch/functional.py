@@ -1,0 +1,255 @@
+"""`torch.nn.functional`'s losses with its names, arguments and layouts, and the options of `xent`."""
+
+from __future__ import annotations
+
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+import torch
+
+from xent import checks
+from xent import target as targeting
+from xent.link import Link
+from xent.problem import Problem
+from xent.spec import LossSpec, require_reduction
+from xent.torch import arguments, bridge, composite, eager, statistics
+
+Tensor = torch.Tensor
+
+
+class RowStatistics(NamedTuple):
+    """Per row: logsumexp, log-probability of the label (None without labels), entropy, argmax."""
+
+    lse: Tensor
+    log_prob: Tensor | None
+    entropy: Tensor
+    argmax: Tensor
+
+
+def cross_entropy(
+    input: Tensor,
+    target: Tensor,
+    weight: Tensor | None = None,
+    size_average: bool | None = None,
+    ignore_index: int = -100,
+    reduce: bool | None = None,
+    reduction: str = "mean",
+    label_smoothing: float = 0.0,
+    *,
+    sample_weight: Tensor | None = None,
+    smoothing_over: Literal["all", "others"] = "all",
+    focal_gamma: float = 0.0,
+    z_loss: float = 0.0,
+    softcap: float | None = None,
+    temperature: float = 1.0,
+    denominator: Any = None,
+    validate: bool | None = None,
+) -> Tensor:
+    """`torch.nn.functional.cross_entropy` in nats, faster and more exact, with more options.
+
+    Equations (1), (2) and (4) of docs/maths.md; where it differs from PyTorch, docs/differences.md says why.
+
+    Parameters
+    ----------
+    input : (C,), (N, C) or (N, C, d1, ...) tensor of float64, float32, float16 or bfloat16
+        Logits.
+    target : (), (N,) or (N, d1, ...) tensor of any integer dtype, or floats of the shape of ``input``
+        Labels, or probabilities. Gradients flow into probabilities too.
+    weight : (C,) tensor, default None
+        Factor of each class.
+    size_average, reduce, ignore_index, reduction, label_smoothing
+        As in PyTorch.
+    sample_weight : tensor of the shape of the rows, default None
+        Factor of each row.
+    smoothing_over, focal_gamma, z_loss, softcap, temperature, denominator
+        As for `xent.cross_entropy`.
+    validate : bool, default None
+        Check the range of labels and the sign of probabilities. None: on the CPU, outside of transforms.
+
+    Returns
+    -------
+    Tensor
+        float64 for float64 ``input``, float32 for all others.
+
+    Raises
+    ------
+    ValueError
+        Also an instance of RuntimeError (of IndexError for a label), as PyTorch would raise.
+
+    Examples
+    --------
+    >>> import torch, xent.torch
+    >>> z = torch.tensor([[2.0, 3.0, 4.0]], requires_grad=True)
+    >>> loss = xent.torch.cross_entropy(z, torch.tensor([1]))
+    >>> loss.backward()
+    >>> round(loss.item(), 4), z.grad.numpy().round(4)
+    (1.4076, array([[ 0.09  , -0.7553,  0.6652]], dtype=float32))
+    """
+    logits, measure = arguments.classes_last(input, target)
+    spec = arguments.spec_of(
+        ignore_index=ignore_index,
+        label_smoothing=label_smoothing,
+        smoothing_over=smoothing_over,
+        focal_gamma=focal_gamma,
+        z_loss=z_loss,
+        softcap=softcap,
+        temperature=temperature,
+    )
+    reduction = arguments.legacy_reduction(size_average, reduce, reduction)
+    return of_rows(logits, measure, weight, sample_weight, spec, reduction, denominator, validate)
+
+
+def linear_cross_entropy(
+    input: Tensor,
+    linear_weight: Tensor,
+    target: Tensor,
+    *,
+    linear_bias: Tensor | None = None,
+    weight: Tensor | None = None,
+    reduction: str = "mean",
+    ignore_index: int | None = None,
+    label_smoothing: float = 0.0,
+    **options: Any,
+) -> Tensor:
+    """`cross_entropy` of ``input @ linear_weight.T + linear_bias``, as `torch.nn.functional` has it.
+
+    Parameters
+    ----------
+    input : (D,) or (N, D) tensor
+    linear_weight : (C, D) or (C, d1, ..., D) tensor
+    linear_bias : (C,) or (C, d1, ...) tensor, default None
+    ignore_index : int, default None
+        None is -100.
+    target, weight, reduction, label_smoothing, **options
+        As for `cross_entropy`.
+
+    Examples
+    --------
+    >>> import torch, xent.torch
+    >>> x, w = torch.eye(2), torch.zeros(3, 2)
+    >>> round(xent.torch.linear_cross_entropy(x, w, torch.tensor([0, 2])).item(), 4)
+    1.0986
+    """
+    arguments.require_tensor(linear_weight, "linear_weight")
+    shape = linear_weight.shape[:-1]
+    logits = torch.nn.functional.linear(
+        input, linear_weight.flatten(0, -2), None if linear_bias is None else linear_bias.flatten()
+    )
+    return cross_entropy(
+        logits.unflatten(-1, shape) if len(shape) > 1 else logits,
+        target,
+        weight,
+        reduction=reduction,
+        ignore_index=-100 if ignore_index is None else ignore_index,
+        label_smoothing=label_smoothing,
+        **options,
+    )
+
+
+def row_statistics(
+    logits: Tensor,
+    labels: Tensor | None = None,
+    *,
+    ignore_index: int = -100,
+    softcap: float | None = None,
+    temperature: float = 1.0,
+) -> RowStatistics:
+    """Log-sum-exp, label log-probability, entropy and argmax of each row: `xent.row_statistics`, derivable.
+
+    Parameters
+    ----------
+    logits : (..., K) tensor
+        Classes on the last axis.
+    labels : (...) tensor of integers, default None
+        Without them ``log_prob`` is None. Rows whose label is ``ignore_index`` are 0 throughout.
+
+    Returns
+    -------
+    RowStatistics
+        (...) tensors in nats, float64 for float64 logits and float32 for all others; ``argmax`` is int64.
+
+    Examples
+    --------
+    >>> import torch, xent.torch
+    >>> z = torch.zeros(1, 2, requires_grad=True)
+    >>> stats = xent.torch.row_statistics(z, torch.tensor([1]))
+    >>> stats.log_prob.sum().backward()
+    >>> z.grad
+    tensor([[-0.5000,  0.5000]])
+    """
+    spec = arguments.spec_of(ignore_index=ignore_index, softcap=softcap, temperature=temperature)
+    arguments.require_tensor(logits, "logits")
+    if labels is not None:
+        arguments.require_labels(labels, logits.shape[:-1])
+        labels = composite.readable(labels, logits.shape[-1], spec.ignore_index)
+    stats = statistics.row_stats(logits, labels, None, Link(temperature, softcap), all=True)
+    dtype = bridge.loss_dtype(logits)
+    return RowStatistics(
+        stats.lse.to(dtype),
+        None if labels is None else stats.log_prob.to(dtype),
+        stats.entropy.to(dtype),
+        stats.argmax,
+    )
+
+
+def of_rows(
+    logits: Tensor,
+    targets: Tensor,
+    weight: Tensor | None,
+    sample_weight: Tensor | None,
+    spec: LossSpec,
+    reduction: str,
+    denominator: Any,
+    validate: bool | None,
+) -> Tensor:
+    """The loss of ``logits (..., K)``, by one node where nothing but reverse mode asks for more."""
+    require_reduction(reduction)
+    if spec.focal_gamma and targets.is_floating_point():
+        raise arguments.ArgumentError(
+            "`focal_gamma` and probability `target` cannot be combined: the focal loss is defined for "
+            f"labels; got focal_gamma={spec.focal_gamma}"
+        )
+    if targets.is_floating_point() and spec.ignore_index >= 0:
+        raise arguments.ArgumentError(
+            "ignore_index is not supported for floating point target: `target` are probabilities; "
+            "mark rows to leave out by `sample_weight`"
+        )
+    arguments.require_weight(weight, logits.shape[-1])
+    arguments.require_rows(sample_weight, logits.shape[:-1])
+    if not isinstance(denominator, Tensor):
+        denominator = checks.as_denominator(denominator)
+
+    def differentiable(z: Tensor) -> Tensor:
+        return composite.cross_entropy(z, targets, weight, sample_weight, spec, reduction, denominator)
+
+    if not eager.is_plain(logits, targets, weight, sample_weight) or isinstance(denominator, Tensor):
+        return differentiable(logits)
+    problem = _problem(
+        logits, targets, weight, sample_weight, spec, reduction, denominator, validate is not False
+    )
+    return eager.loss(logits, problem, differentiable)
+
+
+def _problem(
+    logits: Tensor,
+    targets: Tensor,
+    weight: Tensor | None,
+    sample_weight: Tensor | None,
+    spec: LossSpec,
+    reduction: str,
+    denominator: Any,
+    validate: bool,
+) -> Problem:
+    z = bridge.view(logits)
+    factors = None if weight is None else bridge.view(weight.double())
+    rows = None if sample_weight is None else bridge.view(sample_weight.double())
+    if targets.is_floating_point():
+        q = bridge.view(targets.to(bridge.loss_dtype(logits)))
+        if validate:
+            checks.check_probabilities(q, "target")
+        measure = targeting.from_probabilities(q, factors, rows, spec, np)
+    else:
+        y, ignored = arguments.labels_of(targets, z.shape[-1], spec.ignore_index, validate)
+        measure = targeting.from_labels(y, ignored, z.shape[-1], factors, rows, spec, np)
+    divisor = targeting.denominator(measure, reduction, denominator)
+    return Problem(z, measure, spec, reduction, float(divisor))

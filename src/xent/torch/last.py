@@ -1,0 +1,91 @@
+"""`xent`'s own functions on tensors: classes on the last axis, and its own names."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from xent import checks
+from xent.spec import Options
+from xent.target import Target
+from xent.target import denominator as denominator_of
+from xent.torch import arguments, bridge, composite, functional
+from xent.torch.binary import binary_cross_entropy_with_logits
+
+Tensor = torch.Tensor
+
+
+def cross_entropy(
+    logits: Tensor, targets: Any, reduction: str, denominator: Any, validate: bool, options: Options
+) -> Tensor:
+    """`xent.cross_entropy` of a tensor."""
+    arguments.require_tensor(targets, "targets")
+    if logits.dtype not in bridge.FLOATING:
+        raise arguments.ArgumentError(
+            f"`logits` must be float64, float32, float16 or bfloat16; got {logits.dtype}"
+        )
+    if logits.ndim == 0:
+        raise arguments.ArgumentError("`logits` must have at least one axis, the classes; got a scalar")
+    soft = targets.is_floating_point()
+    shape = logits.shape if soft else logits.shape[:-1]
+    if targets.shape != shape:
+        raise arguments.ArgumentError(
+            f"`targets` of {targets.dtype} must have shape {tuple(shape)}; got {tuple(targets.shape)}"
+        )
+    if not soft and targets.dtype not in arguments.INTEGERS:
+        raise TypeError(f"`targets` must have an integer or a floating dtype; got {targets.dtype}")
+    scalars: dict[str, Any] = dict(options)
+    class_weight, sample_weight = (scalars.pop(name, None) for name in ("class_weight", "sample_weight"))
+    spec = arguments.spec_of(**scalars)
+    return functional.of_rows(
+        logits, targets, class_weight, sample_weight, spec, reduction, denominator, validate
+    )
+
+
+def binary_cross_entropy(
+    logits: Tensor,
+    targets: Any,
+    pos_weight: Any,
+    reduction: str,
+    denominator: Any,
+    validate: bool,
+    options: Options,
+) -> Tensor:
+    """`xent.binary_cross_entropy` of a tensor: a mean over the weight of the elements that count."""
+    arguments.require_tensor(targets, "targets")
+    scalars: dict[str, Any] = dict(options)
+    if "class_weight" in scalars:
+        raise TypeError("`class_weight` has no place in a binary loss; use `pos_weight`")
+    weight, ignore_index = scalars.pop("sample_weight", None), scalars.pop("ignore_index", -100)
+    arguments.require_rows(weight, logits.shape)
+    weight = torch.ones_like(logits, dtype=torch.float64) if weight is None else weight.double()
+    if not targets.is_floating_point():
+        ignored = targets == ignore_index
+        weight, targets = torch.where(ignored, 0.0, weight), torch.where(ignored, 0, targets)
+    if pos_weight is not None:
+        pos_weight = torch.as_tensor(pos_weight, dtype=torch.float64, device=logits.device)
+    losses = binary_cross_entropy_with_logits(
+        logits, targets, weight, reduction="none", pos_weight=pos_weight, validate=validate, **scalars
+    )
+    if reduction == "none":
+        return losses
+    counts = Target(None, 0.0, None, 0.0, None, total=weight.sum(), rows=torch.count_nonzero(weight))
+    divisor = denominator_of(counts, reduction, checks.as_denominator(denominator))
+    return (losses.double().sum() * composite.inverse(divisor)).to(losses.dtype)
+
+
+def linear_cross_entropy(
+    inputs: Tensor,
+    weight: Any,
+    targets: Any,
+    bias: Any,
+    reduction: str,
+    denominator: Any,
+    validate: bool,
+    options: Options,
+) -> Tensor:
+    """`xent.linear_cross_entropy` of tensors."""
+    arguments.require_tensor(weight, "weight")
+    logits = torch.nn.functional.linear(inputs, weight, bias)
+    return cross_entropy(logits, targets, reduction, denominator, validate, options)

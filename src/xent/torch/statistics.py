@@ -1,0 +1,180 @@
+"""The row statistics as a differentiable function: any order, forward and reverse, under every transform.
+
+One `Function` gives the statistics, another their vector-Jacobian product (2); the derivative of that is
+equation (3). Every option of the loss is ordinary PyTorch code on what they return.
+"""
+
+from __future__ import annotations
+
+from typing import Any, cast
+
+import torch
+from torch._C._functorch import TransformType
+from torch.autograd import Function, forward_ad
+
+from xent.link import Link
+from xent.protocol import Cotangents, RowStats
+from xent.torch import ops
+from xent.torch.formulas import Softmax
+
+Tensor = torch.Tensor
+
+
+def row_stats(
+    logits: Tensor, labels: Tensor | None, dense: Tensor | None, link: Link, all: bool = False
+) -> RowStats:
+    """The statistics of `protocol.RowStats`, float64, derivable in the logits; ``all`` gives the last two.
+
+    ``dense`` is derived too if it asks for it, by PyTorch's own operations.
+    """
+    if _is_nested_forward():
+        return Softmax(logits, labels, dense, link).stats()
+    known = None if dense is None else dense.detach()
+    apply = ops.row_stats if torch.compiler.is_compiling() else _Statistics.apply
+    stats = RowStats(*apply(logits, labels, known, link.temperature, link.softcap or 0.0, all))
+    sigma, mass = stats.dense_log_prob, stats.mass
+    if dense is not None and _is_derived(dense):
+        log_p = torch.log_softmax(link.value(logits.to(dense.dtype), torch), -1)
+        sigma = torch.where(dense == 0, 0.0, dense * log_p).sum(-1)
+        mass = dense.sum(-1)
+        if labels is not None:  # a negative label: the row is not read
+            sigma, mass = (torch.where(labels < 0, 0.0, x) for x in (sigma, mass))
+    return RowStats(
+        stats.lse,
+        None if labels is None else stats.log_prob,
+        None if dense is None else sigma,
+        None if dense is None else mass,
+        stats.entropy if all else None,
+        stats.argmax if all else None,
+    )
+
+
+def _is_derived(x: Tensor) -> bool:
+    """Whether ``x`` may carry a derivative, in reverse mode or (where it cannot be asked) in forward mode."""
+    return x.requires_grad or (not torch.compiler.is_compiling() and forward_ad._current_level >= 0)
+
+
+def _is_nested_forward() -> bool:
+    """Whether forward mode runs in forward mode, which takes the tangents of a Function for constants."""
+    stack = None if torch.compiler.is_compiling() else torch._C._functorch.get_interpreter_stack()
+    return stack is not None and sum(level.key() == TransformType.Jvp for level in stack) > 1
+
+
+class _Statistics(Function):
+    @staticmethod
+    def forward(*inputs: Any) -> Any:
+        return ops.row_stats(*inputs)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
+        logits, labels, dense, ctx.temperature, ctx.softcap, ctx.all = inputs
+        lse, log_prob, _, mass, _, argmax = output
+        ctx.save_for_backward(logits, labels, dense, lse, log_prob, mass)
+        ctx.save_for_forward(logits, labels, dense)
+        ctx.mark_non_differentiable(mass, argmax)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> Any:
+        return _backward(ctx, _Gradient.apply, *grads)
+
+    @staticmethod
+    def jvp(ctx: Any, tangent: Tensor, *_: Any) -> Any:
+        logits, labels, dense = ctx.saved_tensors
+        softmax = Softmax(logits, labels, dense, ops.link_of(ctx.temperature, ctx.softcap))
+        dl, dx, ds = (d.double() for d in softmax.jvp(tangent))
+        none = dl.new_zeros(0)
+        dentropy = softmax.entropy_jvp(tangent).double() if ctx.all else none
+        return dl, none if labels is None else dx, none if dense is None else ds, None, dentropy, None
+
+    @staticmethod
+    def vmap(info: Any, in_dims: Any, *inputs: Any) -> Any:
+        logits, labels, dense, temperature, softcap, all = inputs
+        logits, labels, dense = _batched(info.batch_size, in_dims, logits, labels, dense)
+        *stats, entropy, argmax = _Statistics.apply(logits, labels, dense, temperature, softcap, all)
+        if dense is not None and dense.ndim == 1:
+            stats[3] = stats[3].expand(stats[0].shape)
+        there = (True, labels is not None, dense is not None, dense is not None, all, all)
+        return (*stats, entropy, argmax), tuple(0 if t else None for t in there)
+
+
+def _backward(ctx: Any, gradient: Any, *grads: Tensor) -> Any:
+    logits, labels, dense, lse, log_prob, mass = ctx.saved_tensors
+    dl, dx, ds, _, dentropy, _ = grads
+    known = (lse.detach(), log_prob.detach(), mass.detach())
+    none = torch.zeros_like(dl)
+    coefficients = (dl, none if labels is None else dx, none if dense is None else ds)
+    dlogits = gradient(logits, labels, dense, ctx.temperature, ctx.softcap, *known, *coefficients)
+    if ctx.all:
+        softmax = Softmax(logits, labels, dense, ops.link_of(ctx.temperature, ctx.softcap))
+        dlogits = dlogits + softmax.entropy_grad(dentropy).to(dlogits.dtype)
+    return dlogits, None, None, None, None, None
+
+
+class _Gradient(Function):
+    @staticmethod
+    def forward(*inputs: Any) -> Any:
+        return ops.row_grad(*inputs)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
+        logits, labels, dense, ctx.temperature, ctx.softcap, _, _, _, *coefficients = inputs
+        ctx.save_for_backward(logits, labels, dense, *coefficients)
+        ctx.save_for_forward(logits, labels, dense, *coefficients)
+
+    @staticmethod
+    def backward(ctx: Any, vector: Tensor) -> Any:
+        logits, labels, dense, *coefficients = ctx.saved_tensors
+        softmax = Softmax(logits, labels, dense, ops.link_of(ctx.temperature, ctx.softcap))
+        if torch.is_grad_enabled():
+            dlogits = softmax.hvp(Cotangents(*coefficients), vector).to(logits.dtype)
+        else:
+            dlogits = ops.row_hvp(logits, labels, dense, ctx.temperature, ctx.softcap, *coefficients, vector)
+        slopes: list[Any] = [None, None, None]
+        if any(ctx.needs_input_grad[8:]):
+            slopes = [s.to(c.dtype) for s, c in zip(softmax.jvp(vector), coefficients, strict=True)]
+        return (dlogits, *([None] * 7), *slopes)
+
+    @staticmethod
+    def jvp(ctx: Any, tangent: Tensor | None, *tangents: Any) -> Any:
+        logits, labels, dense, *coefficients = ctx.saved_tensors
+        softmax = Softmax(logits, labels, dense, ops.link_of(ctx.temperature, ctx.softcap))
+        slopes = [
+            torch.zeros_like(c) if t is None else t for t, c in zip(tangents[7:], coefficients, strict=True)
+        ]
+        product = softmax.grad(Cotangents(*slopes))
+        if tangent is not None:
+            product = product + softmax.hvp(Cotangents(*coefficients), tangent)
+        return product.to(logits.dtype)
+
+    @staticmethod
+    def vmap(info: Any, in_dims: Any, *inputs: Any) -> Any:
+        logits, labels, dense, temperature, softcap, *columns = inputs
+        columns = [
+            _rows(column, dim, info.batch_size) if column.numel() or dim is not None else column
+            for column, dim in zip(columns, in_dims[5:], strict=True)
+        ]
+        logits, labels, dense = _batched(info.batch_size, in_dims, logits, labels, dense)
+        return _Gradient.apply(logits, labels, dense, temperature, softcap, *columns), 0
+
+
+def _batched(size: int, in_dims: Any, logits: Tensor, labels: Any, dense: Any) -> tuple[Tensor, Any, Any]:
+    """The arguments with the mapped axis in front, of one batch shape; a shared (K,) stays shared."""
+    logits = _rows(logits, in_dims[0], size)
+    if labels is not None:
+        labels = _rows(labels, in_dims[1], size)
+    if dense is not None and (in_dims[2] is not None or dense.ndim > 1):
+        dense = _rows(dense, in_dims[2], size)
+        dense = dense.reshape(size, *([1] * (logits.ndim - dense.ndim)), *dense.shape[1:]).expand(
+            logits.shape
+        )
+    return logits, labels, dense
+
+
+def _rows(x: Tensor, dim: int | None, size: int) -> Tensor:
+    return x.expand(size, *x.shape) if dim is None else x.movedim(dim, 0)
+
+
+ops.row_stats.register_autograd(
+    lambda ctx, *grads: _backward(ctx, ops.row_grad, *grads),
+    setup_context=cast(Any, _Statistics.setup_context),
+)
