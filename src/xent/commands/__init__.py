@@ -26,7 +26,10 @@ def top(
     context: typer.Context,
     version: Annotated[bool, typer.Option("--version", help="Print the version and end.")] = False,
 ) -> None:
-    """Cross-entropy: train by its closed-form gradient, explain it, check it."""
+    """Cross-entropy: train by its closed-form gradient, predict, evaluate, explain, check.
+
+    Exit codes: 0 done, 1 a check failed, 2 bad input or a wrong call, 130 interrupted.
+    """
     if version:
         import xent
 

@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich import box
+from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
 from xent.commands import screen
 
+if TYPE_CHECKING:
+    from xent.check import Row
+
 
 def check(
     seed: Annotated[int, typer.Option(help="Chooses the random logits.")] = 0,
+    json: screen.Json = False,
 ) -> int:
     """Compare every variant's loss, gradient and Hessian product with independent computations.
 
@@ -23,9 +28,22 @@ def check(
 
     if seed < 0:
         raise ValueError(f"`--seed` must be >= 0; got {seed}")
-    console = screen.console()
     with screen.status("checking") as update:
         rows = checking.run(seed, lambda row: update(row.variant))
+    failures = [(row.variant, column) for row in rows for column in row.failures]
+    if json:
+        variants = [row._asdict() | {"failures": list(row.failures)} for row in rows]
+        missing = list(checking.missing_libraries())
+        found = {"passed": not failures, "tolerance": checking.TOLERANCE, "not_installed": missing}
+        screen.print_json(found | {"variants": variants})
+    else:
+        _print(screen.console(), rows, failures)
+    return 1 if failures else 0
+
+
+def _print(console: Console, rows: list[Row], failures: list[tuple[str, str]]) -> None:
+    from xent import check as checking
+
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_footer=True, padding=0)
     table.add_column("\nvariant", footer="tolerance", no_wrap=True)
     for column in checking.Row._fields[1:]:
@@ -43,12 +61,10 @@ def check(
     console.print("mp: the definition in mpmath, 50 digits; torch: the definition under autograd.")
     for library in checking.missing_libraries():
         console.print(f"-: {library} is not installed (pip install {library})")
-    failures = [(row.variant, column) for row in rows for column in row.failures]
     for variant, column in failures:
         console.print(f"FAILED: {variant}: {column.replace('_', ' against ')}", style="bold red")
     if not failures:
         console.print(f"{len(rows)} variants agree.")
-    return 1 if failures else 0
 
 
 def _error(error: float | None) -> str:

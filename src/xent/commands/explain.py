@@ -51,6 +51,7 @@ def explain(
     html: Annotated[
         Path | None, typer.Option(help="Write a page here that computes while logits and options move.")
     ] = None,
+    json: screen.Json = False,
 ) -> None:
     """Show logits, probabilities, target, loss and gradient, each beside its formula."""
     from xent import explain as explaining
@@ -74,6 +75,12 @@ def explain(
     if html is not None:
         storage.require_writable(html)
         storage.write(html, explorer.html(numbers, label, options).encode())
+    if json:
+        found: dict[str, Any] = {line.name: line.value for line in explanation.lines}
+        found |= {column.name: column.values.tolist() for column in explanation.columns}
+        found |= {"label": label, "formula": explanation.gradient, "html": html and str(html)}
+        screen.print_json({re.sub(r"\W+", "_", name).strip("_"): value for name, value in found.items()})
+        return
     console = screen.console()
     console.print(*explaining.render(explanation), sep="")
     if html is not None:
