@@ -250,11 +250,11 @@ class Objective:
         """dscoresᵀ X of a block, (C, D)."""
         narrow = dscores.astype(self.dtype, copy=False)
         if not self.is_sparse:
-            return narrow.T @ x
+            product: Array = narrow.T @ x
+            return product
         columns = x.T if self.transposed is None or x.shape[0] < self.num_rows else self.transposed
-        product: Array = columns @ narrow
-        transposed: Array = product.T
-        return transposed
+        transposed: Array = columns @ narrow
+        return transposed.T
 
     def _problem(self, scores: Array, target: Target) -> Problem:
         return Problem(_as_logits(scores), target, self.spec, "mean", self.divisor)

@@ -13,9 +13,11 @@ from xent.solvers.newton_cg import newton_cg
 from xent.solvers.progress import OnStep, Progress
 from xent.solvers.sgd import sgd
 from xent.solvers.threads import few_threads
+from xent.solvers.whitening import is_whitened
 
 Array = np.ndarray[Any, Any]
 
+SAMPLED_ROWS = 100  # rows a parameter from which on a sample of them is looked at first
 SOLVERS = ("auto", "lbfgs", "newton-cg", "sgd")
 
 
@@ -47,28 +49,50 @@ def minimise(
         expected = ", ".join(f'"{name}"' for name in SOLVERS)
         raise ValueError(f"`solver` must be one of {expected}; got {solver!r}")
     name = choose(objective) if solver == "auto" else solver
+    random = check_random_state(random_state)
     progress = Progress(objective, max_iter, tol, on_step)
     with few_threads(objective.features.size):
-        parameters = _RUN[name](objective, start, progress, check_random_state(random_state))
-        value, gradient = objective(parameters)
-    if not np.isfinite(value):
+        if name != "sgd" and max_iter and not start.any():
+            start = _optimum_of_a_sample(objective, start, name, random)
+        point = _RUN[name](objective, start, progress, random)
+    if not np.isfinite(point.value):
         raise ValueError("the objective overflowed: bring the features to one scale (StandardScaler)")
-    progress.evaluated(parameters, value, gradient)
+    progress.evaluated(*point)  # it need not be the last that was looked at
     gap = float(progress.gap) if objective.is_convex else None
-    return Result(parameters, progress.steps, gap, name, _message(progress, objective))
+    return Result(point.parameters, progress.steps, gap, name, _message(progress, objective, name))
 
 
 def choose(objective: Objective) -> str:
-    """What "auto" is for this objective."""
-    return "lbfgs"
+    """What "auto" is: L-BFGS where whitening makes its steps good, otherwise Newton-CG, with less memory.
+
+    Reads of X for a gap of 1e-4 at alpha = 1/N, a Hessian product counted as one: (60000, 784) images
+    130 and 286 (at 15000 rows), (1797, 64) digits 34 and 40, (1000000, 30) 11 and 17; but CSR of
+    (20000, 100000) and 20 classes 30 reads in float64 and 365 MiB, against 9 with 20 in float32 and 180 MiB.
+    """
+    return "lbfgs" if is_whitened(objective) else "newton-cg"
 
 
-def _message(progress: Progress, objective: Objective) -> str:
+def _optimum_of_a_sample(
+    objective: Objective, start: Array, solver: str, random: np.random.RandomState
+) -> Array:
+    """Where to start: of rows that outnumber the parameters by far, a tenth say nearly the same, sooner."""
+    if objective.num_rows < SAMPLED_ROWS * max(500, objective.num_parameters):
+        return start
+    rows = np.sort(random.choice(objective.num_rows, objective.num_rows // 10, replace=False))
+    sample = objective.subset(rows, objective.divisor / 10)
+    progress = Progress(sample, max_iter=100, tol=1e-3, on_step=lambda params, value, gap: None)
+    parameters = _RUN[solver](sample, start, progress, random).parameters
+    return parameters if np.isfinite(parameters).all() else start
+
+
+def _message(progress: Progress, objective: Objective, solver: str) -> str:
     if progress.converged:
         return ""
     gap = "optimality gap" if objective.is_convex else "expected decrease"
     finding = f"with an {gap} of {progress.gap:.2g} where tol={progress.tol:g} is asked for: "
     scale = "bring the features to one scale (StandardScaler), or raise "
+    if solver == "sgd":
+        scale = f'choose solver="auto", {scale}'
     if progress.exhausted:
         return f"stopped at max_iter={progress.max_iter} steps {finding}{scale}max_iter, alpha or tol"
     return f"stopped after {progress.steps} steps, at the end of float64, {finding}{scale}alpha or tol"

@@ -40,7 +40,7 @@ class Certificate:
         self.moments = objective.target_moments() if objective.fit_intercept else None
 
     def gap(self, parameters: Array, value: float, gradient: Array) -> float:
-        """A bound on (F − F*)/F at ``parameters``, where objective and gradient are these; 0 for F = 0.
+        """A bound on (F − F*)/F, up to rounding (1e-15), where objective and gradient are these.
 
         F* is the infimum, except for alpha = 0: there the least value with an intercept of any size and
         ``‖W‖`` up to `REACH` times what it is here, or is at scores of one nat.
@@ -49,7 +49,7 @@ class Certificate:
         coef, intercept = self.objective.unpack(parameters)
         dcoef, dintercept = self.objective.unpack(gradient)
         squared = float(np.vdot(coef, coef))
-        reach = REACH * max(squared**0.5, 1.0 / self.objective.row_norm)
+        reach = 0.0 if alpha else REACH * max(squared**0.5, 1.0 / self.objective.row_norm)
         self.within_reach = self._drop(dcoef, reach) / value if value else 0.0
         residual = dcoef - alpha * coef  # G(p)
         entropy = value - 0.5 * alpha * squared - float(np.vdot(coef, residual))
@@ -58,9 +58,9 @@ class Certificate:
             entropy, residual = self._feasible(entropy, residual, dintercept)
         if not alpha:
             bound = max(0.0, entropy - reach * float(np.linalg.norm(residual)))
-            return (value - bound) / value if value else 0.0
+            return max(0.0, value - bound) / value if value else 0.0
         self.lower = max(self.lower, entropy - float(np.vdot(residual, residual)) / (2 * alpha))
-        return (value - self.lower) / value if value else 0.0
+        return max(0.0, value - self.lower) / value if value else 0.0
 
     def _drop(self, dcoef: Array, reach: float) -> float:
         """How much lower the optimum can be where the gradient in W is this and in b it is zero."""

@@ -23,10 +23,10 @@ REFRESHES = (30, 90)  # steps after which the curvature is estimated anew: p has
 ROUNDED_TOL = 1e-6  # relative gap below which products in float32 do not decide anything
 
 
-def lbfgs(objective: Objective, start: Array, progress: Progress, random: np.random.RandomState) -> Array:
-    """The parameters where ``progress`` was content, or exhausted, or no step lowers the objective."""
+def lbfgs(objective: Objective, start: Array, progress: Progress, random: np.random.RandomState) -> Point:
+    """The point where ``progress`` was content, or exhausted, or no step lowers the objective."""
     memory = Memory(objective, start, random)
-    function = objective.rounded  # objective itself, where there is nothing to gain
+    function = objective.rounded if objective.features.dtype == np.float32 else objective
     point = evaluate(function, start, progress)
     polished = False
     while not progress.exhausted:
@@ -38,10 +38,8 @@ def lbfgs(objective: Objective, start: Array, progress: Progress, random: np.ran
         if exact and progress.within_reach <= tol and not polished:
             following, polished = step_of_intercept(point, objective, progress), True
         elif exact or progress.within_reach > tol:
-            following, polished = (
-                step_along(memory.direction(point.gradient), point, function, progress),
-                False,
-            )
+            direction = memory.direction(point.gradient)
+            following, polished = step_along(direction, point, function, progress), False
         if following is not None:
             memory.learn(point, following)
             point = following
@@ -50,9 +48,10 @@ def lbfgs(objective: Objective, start: Array, progress: Progress, random: np.ran
                 memory.refresh(point.parameters)
         elif not exact:  # near enough, or at the last bits of float32
             function, point = objective, evaluate(objective, point.parameters, progress)
+            progress.stepped(point.parameters, point.value)
         elif not polished:  # at the last bits of float64
             break
-    return point.parameters
+    return point if function is objective else evaluate(objective, point.parameters, progress)
 
 
 class Memory:

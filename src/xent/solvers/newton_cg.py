@@ -20,8 +20,8 @@ Array = np.ndarray[Any, Any]
 MAX_PRODUCTS = 200  # a step
 
 
-def newton_cg(objective: Objective, start: Array, progress: Progress, random: np.random.RandomState) -> Array:
-    """The parameters where ``progress`` was content, or exhausted, or no step lowers the objective."""
+def newton_cg(objective: Objective, start: Array, progress: Progress, random: np.random.RandomState) -> Point:
+    """The point where ``progress`` was content, or exhausted, or no step lowers the objective."""
     point = evaluate(objective, start, progress)
     polished = False
     while not (progress.exhausted or progress.converged):
@@ -36,7 +36,7 @@ def newton_cg(objective: Objective, start: Array, progress: Progress, random: np
             progress.stepped(point.parameters, point.value)
         elif not polished:
             break
-    return point.parameters
+    return point
 
 
 def _direction(objective: Objective, point: Point, random: np.random.RandomState) -> Array:

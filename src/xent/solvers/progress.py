@@ -14,6 +14,9 @@ Array = np.ndarray[Any, Any]
 OnStep = Callable[[Array, float, float | None], None]
 
 
+RESOLUTION = 4 * float(np.finfo(np.float64).eps)  # of a gap: no solver gets below it
+
+
 class Progress:
     """The state of one minimisation beside the parameters.
 
@@ -23,7 +26,7 @@ class Progress:
 
     def __init__(self, objective: Objective, max_iter: int, tol: float, on_step: OnStep) -> None:
         self.max_iter = max_iter
-        self.tol = tol
+        self.tol = max(tol, RESOLUTION)
         self.on_step = on_step
         self.certificate = Certificate(objective) if objective.is_convex else None
         self.gap = np.inf

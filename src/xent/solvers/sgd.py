@@ -8,7 +8,7 @@ import numpy as np
 from sklearn.utils import check_random_state
 
 from xent.objective import Objective
-from xent.solvers.line_search import evaluate, step_of_intercept
+from xent.solvers.line_search import Point, evaluate, step_of_intercept
 from xent.solvers.progress import Progress
 
 Array = np.ndarray[Any, Any]
@@ -28,24 +28,23 @@ class State(NamedTuple):
     smoothness: float  # bound on the curvature of a mini-batch's objective
 
 
-def sgd(objective: Objective, start: Array, progress: Progress, random: np.random.RandomState) -> Array:
+def sgd(objective: Objective, start: Array, progress: Progress, random: np.random.RandomState) -> Point:
     """The average of the iterates when ``progress`` was content with it, or exhausted; a step is a pass.
 
-    The step length is halved, and the average begun anew, whenever a pass did not lower the
-    objective: what is left is the noise of the mini-batches.
+    After 4, 8, 16, … passes the step length is halved and the average begun anew: each stage is twice as
+    long as the one before, and starts where its noise has left off.
     """
     point, state = evaluate(objective, start, progress), None
     while not (progress.exhausted or progress.converged):
         parameters, state = one_pass(objective, start, state, random)
         before, point = point, evaluate(objective, parameters, progress)
-        fallen = before.value - point.value
-        if progress.within_reach <= 0.5 * progress.tol:
+        if progress.within_reach <= 0.5 * progress.tol < 0.5 * progress.gap:
             point = step_of_intercept(point, objective, progress) or point
-        progress.promised(abs(fallen), point.value)
+        progress.promised(abs(before.value - point.value), point.value)
         progress.stepped(point.parameters, point.value)
-        if fallen <= 0:
+        if progress.steps >= 4 and progress.steps.bit_count() == 1:
             state = state._replace(smoothness=2 * state.smoothness, steps=0)
-    return point.parameters
+    return point
 
 
 def one_pass(

@@ -14,14 +14,20 @@ Preconditioner = Callable[[Array], Array]
 
 WIDEST = 2048  # features; whitening costs their third power
 FLOOR = 1e-10  # of a feature's own variation: no direction counts as flatter
-ROWS = 8  # rows a feature that the estimate is made of
+ROWS = 8  # rows a feature that the estimate is made of, and more
+PRODUCTS = 1 << 26  # if all that takes is so many multiplications
 
 
 def preconditioner(objective: Objective, parameters: Array, random: np.random.RandomState) -> Preconditioner:
     """Whitening where X is dense and not wide, otherwise the diagonal."""
-    if objective.is_sparse or objective.num_features > WIDEST:
-        return diagonal(objective, parameters)
-    return whitening(objective, parameters, random)
+    if is_whitened(objective):
+        return whitening(objective, parameters, random)
+    return diagonal(objective, parameters)
+
+
+def is_whitened(objective: Objective) -> bool:
+    """Whether X is dense and not wide."""
+    return not objective.is_sparse and objective.num_features <= WIDEST
 
 
 def whitening(objective: Objective, parameters: Array, random: np.random.RandomState) -> Preconditioner:
@@ -30,11 +36,11 @@ def whitening(objective: Objective, parameters: Array, random: np.random.RandomS
     S is the mean over the classes of what (3) has on its diagonal, so that at W = 0 this is the inverse
     Hessian. A sample of the rows serves as well as all.
     """
-    rows = max(4096, ROWS * objective.num_features)
+    width = objective.num_features + objective.fit_intercept
+    rows = max(4096, ROWS * width, PRODUCTS // max(1, width) ** 2)
     if rows < objective.num_rows:
         chosen = np.sort(random.choice(objective.num_rows, rows, replace=False))
         objective = objective.subset(chosen, objective.divisor * rows / objective.num_rows)
-    width = objective.num_features + objective.fit_intercept
     gram = np.zeros((width, width))
     for x, weight in objective.curvature(parameters):
         root = np.sqrt(weight.mean(1, keepdims=True))
