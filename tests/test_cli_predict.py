@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import numpy as np
 import polars as pl
@@ -76,15 +77,14 @@ def test_files_and_standard_output_say_the_same(model, kind, batch, monkeypatch,
         assert capsys.readouterr() == (f"{ROWS} rows predicted, in {output}\n", "")
     assert main(["predict", model, f"new.{kind}"]) == 0
     out, err = capsys.readouterr()
-    assert (out, err) == (open("p.csv").read(), "")
+    assert (out, err) == (Path("p.csv").read_text(), "")
     table = pl.read_parquet("p.parquet")
     assert table.columns == ["label", "p_no", "p_yes"]
     assert table.equals(pl.read_csv("p.csv"))
     expected = np.exp(persistence.load(model).predict_log_proba(frame))
     np.testing.assert_array_equal(table.select("p_no", "p_yes").to_numpy(), expected)
-    assert sorted(p.name for p in __import__("pathlib").Path().iterdir()) == sorted(
-        ["m.st", "p.csv", "p.parquet", "people.csv", f"new.{kind}"]
-    )
+    left = {path.name for path in Path().iterdir()}
+    assert left == {"m.st", "p.csv", "p.parquet", "people.csv", f"new.{kind}"}
 
 
 @pytest.mark.parametrize(
