@@ -119,6 +119,16 @@ def test_the_costliest_come_first():
         assert sample.probs[sample.label] == pytest.approx(np.exp(-sample.loss))
 
 
+def test_the_reasons_are_the_largest_parts_of_the_difference_of_logits():
+    coef = np.array([[1.0, 0, 2, 0, 0], [0.0, 3, 0, 5, 0.5], [0.0, 0, 0, 0, 9]])
+    features = np.array([1.0, 2, -1, 0.1, 1])
+    sample = diagnosis.Sample(0, 0, 1, 0.0, np.array([0.3, 0.4, 0.3]), np.zeros(3))
+    found = diagnosis.reasons(sample, features, coef, list("abcde"))
+    assert found == [("b", 6.0), ("c", 2.0), ("d", 0.5)]
+    right = sample._replace(label=1)
+    assert diagnosis.reasons(right, features, coef, list("abcde")) == [("a", 1.0)]
+
+
 def test_equal_costs_keep_their_order():
     d = diagnosis.diagnose(np.zeros((30, 2)), np.arange(30) % 2)
     assert [sample.place for sample in d.costliest] == list(range(20))

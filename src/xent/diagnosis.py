@@ -16,6 +16,7 @@ Array = np.ndarray[Any, Any]
 BINS = 10  # of the confidence of all rows
 CLASS_BINS = 5  # of one class's probability: a class has fewer rows
 COSTLIEST = 20
+MOST_REASONS = 3
 FOLDS = 5
 
 
@@ -71,6 +72,13 @@ class Sample(NamedTuple):
     loss: float
     probs: Array  # (K,)
     gradient: Array  # (K,) of its loss: p − e_y, summing to 0
+
+
+class Reason(NamedTuple):
+    """A feature of one row, and by how much it raised another class's logit above the label's."""
+
+    feature: str
+    logit: float
 
 
 class Diagnosis(NamedTuple):
@@ -190,6 +198,19 @@ def costliest(probs: Array, labels: Array, losses: Array, gradient: Array) -> li
         Sample(int(n), int(labels[n]), int(probs[n].argmax()), float(losses[n]), probs[n], gradient[n])
         for n in order
     ]
+
+
+def reasons(sample: Sample, features: Array, coef: Array, names: list[str]) -> list[Reason]:
+    """What of ``features (D,)`` spoke most against the label, for the likeliest other class.
+
+    The logits are ``coef (K, D)`` times the features; the parts of the difference of two of them are
+    those of the features. At most `MOST_REASONS`, the largest first.
+    """
+    order = np.argsort(-sample.probs, kind="stable")
+    other = int(order[0] if order[0] != sample.label else order[1])
+    spoke = (coef[other] - coef[sample.label]) * features
+    top = np.argsort(-spoke, kind="stable")[:MOST_REASONS]
+    return [Reason(names[j], float(spoke[j])) for j in top if spoke[j] > 0]
 
 
 def confusion(logits: Array, labels: Array) -> Array:

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from xent import information, plots, thumbnails
-from xent.diagnosis import Parts, Sample
+from xent.diagnosis import Parts, Reason, Sample
 from xent.training import Run, versions
 
 Array = np.ndarray[Any, Any]
@@ -54,6 +54,7 @@ class Card(NamedTuple):
     row: int
     picture: str | None
     bars: str
+    reasons: list[Reason]  # none where the picture says it
 
 
 def verdict(run: Run) -> tuple[str, list[str]]:
@@ -66,7 +67,11 @@ def verdict(run: Run) -> tuple[str, list[str]]:
         finding = f"{right}, but the loss is no better than guessing by class frequencies."
     cautions = []
     if not run.converged:
-        cautions.append(f"Training ended after {run.steps} steps, above its tolerance: raise --max-iter.")
+        mend = "--max-iter" if run.steps >= run.settings.max_iter else "--alpha"
+        cautions.append(
+            f"Training ended after {run.steps} steps, further from the optimum than --tol asks for: "
+            f"raise {mend} or --tol."
+        )
     if not run.gradient.passed:
         cautions.append(
             f"The gradient is {run.gradient.error:.1e} away from finite differences: do not trust this run."
@@ -86,7 +91,7 @@ def verdict(run: Run) -> tuple[str, list[str]]:
 
 def key_numbers(run: Run) -> list[Figure]:
     """The four numbers at the top of the page."""
-    d, g, gap = run.diagnosis, run.gradient, run.optimality_gap
+    g, gap = run.gradient, run.optimality_gap
     part = f"all {g.total:,}" if g.checked == g.total else f"{g.checked} of {g.total:,}"
     if gap is not None:
         optimum = Figure(
@@ -99,7 +104,12 @@ def key_numbers(run: Run) -> list[Figure]:
             "Distance from the optimum", "unknown", f"{plots.SOLVERS[run.solver]} gives no bound"
         )
     return [
-        Figure("Skill", f"{d.skill:.1%}", "of the way from guessing to certainty"),
+        Figure(
+            "Held-out loss",
+            f"{run.test.loss:.4f}",
+            f"nats a row: {information.bits(run.test.loss):.4f} bits, a perplexity of "
+            f"{information.perplexity(run.test.loss):.3g}",
+        ),
         Figure("Accuracy", f"{run.test.accuracy:.2%}", f"{run.train.accuracy:.2%} on the training rows"),
         optimum,
         Figure(
@@ -122,7 +132,12 @@ def loss_scale(run: Run) -> dict[str, Any]:
             ("training", run.train.loss, ""),
         )
     ]
-    return {"marks": marks, "guess": 100 * (1 - run.frequencies / widest), "nats": f"{run.frequencies:.4f}"}
+    return {
+        "marks": marks,
+        "guess": 100 * (1 - run.frequencies / widest),
+        "nats": f"{run.frequencies:.4f}",
+        "skill": f"skill {run.diagnosis.skill:.1%}".replace("-", "−"),
+    }
 
 
 def sum_of_parts(parts: Parts) -> list[Step]:
@@ -191,12 +206,14 @@ def cards(run: Run) -> list[Card]:
     shape = thumbnails.image_shape(run.data.feature_names)
     low, high = (float(f(run.data.features)) for f in (np.min, np.max)) if shape else (0.0, 1.0)
     found = []
-    for sample in run.diagnosis.costliest:
+    for sample, reasons in zip(run.diagnosis.costliest, run.reasons, strict=True):
         row, picture = int(run.held_out[sample.place]), None
         if shape and high > low:
             values = np.asarray(run.data.features[row : row + 1], np.float64).reshape(shape)
             picture = thumbnails.data_uri((values - low) / (high - low))
-        found.append(Card(sample, row, picture, plots.sample_bars(sample, run.classes)))
+        found.append(
+            Card(sample, row, picture, plots.sample_bars(sample, run.classes), [] if picture else reasons)
+        )
     return found
 
 
@@ -237,8 +254,9 @@ def facts(run: Run, command: str) -> dict[str, Any]:
                 "loss": s.loss,
                 "probabilities": s.probs.tolist(),
                 "gradient": s.gradient.tolist(),
+                "reasons": [r._asdict() for r in reasons],
             }
-            for s in d.costliest
+            for s, reasons in zip(d.costliest, run.reasons, strict=True)
         ],
         "checks": [f._asdict() for f in run.findings],
         "surprises": run.surprises,

@@ -7,18 +7,19 @@ import time
 import warnings
 from collections.abc import Callable
 from importlib.metadata import version
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
 from xent.api import cross_entropy
 from xent.check import GradientCheck, gradient_check
-from xent.data import DataError, Dataset
-from xent.diagnosis import Diagnosis, Measures, diagnose, measures
+from xent.data import Dataset
+from xent.diagnosis import Diagnosis, Measures, Reason, diagnose, measures, reasons
 from xent.persistence import Model
 from xent.preprocess import Preprocessor, describe_surprises
 from xent.regression import SoftmaxRegression
 from xent.suspicion import Finding, findings
+from xent.tables import DataError
 
 Array = np.ndarray[Any, Any]
 
@@ -36,7 +37,7 @@ class Settings(NamedTuple):
     label_smoothing: float = 0.0
     focal_gamma: float = 0.0
     balanced: bool = False
-    solver: str = "auto"
+    solver: Literal["auto", "lbfgs", "newton-cg", "sgd"] = "auto"
 
 
 class Run(NamedTuple):
@@ -48,6 +49,7 @@ class Run(NamedTuple):
     train: Measures
     held_out: Array  # rows of the data that had no part in the training
     diagnosis: Diagnosis  # of those
+    reasons: list[list[Reason]]  # of its costliest rows
     findings: list[Finding]
     uniform: float  # ln K
     curve: list[tuple[float, float]]  # (training, held-out) mean cross-entropy at each step
@@ -117,13 +119,15 @@ def run(data: Dataset, settings: Settings, on_step: Callable[[int, float], None]
     most = int(np.clip(CHECK_BUDGET // max(1, x.size), 16, 256))
     scores, scores_test = (_class_scores(each, estimator.coef_, estimator.intercept_) for each in (x, x_test))
     names = [c.item() for c in classes]
+    found = diagnose(scores_test, y_test)
     return Run(
         data=data,
         classes=names,
         settings=settings,
         train=measures(scores, y),
         held_out=test,
-        diagnosis=diagnose(scores_test, y_test),
+        diagnosis=found,
+        reasons=_reasons(found, x_test, estimator.coef_, learnt.feature_names),
         findings=findings(data, train, test),
         uniform=math.log(len(classes)),
         curve=curve,
@@ -180,6 +184,14 @@ def _class_scores(x: Array, coef: Array, intercept: Array) -> Array:
     """Logits (N, K); two classes share one score."""
     scores = x @ coef.T + intercept
     return scores if scores.shape[1] > 1 else np.pad(scores, ((0, 0), (1, 0)))
+
+
+def _reasons(found: Diagnosis, x: Any, coef: Array, names: list[str]) -> list[list[Reason]]:
+    """Of the costliest of the held-out rows ``x``, dense or CSR."""
+    of_class = _class_scores(coef.T, np.eye(len(coef)), np.zeros(len(coef))).T
+    rows = x[[sample.place for sample in found.costliest]]
+    dense = rows.toarray() if hasattr(rows, "toarray") else rows
+    return [reasons(*each, of_class, names) for each in zip(found.costliest, dense, strict=True)]
 
 
 def _notes(data: Dataset, settings: Settings) -> dict[str, Any]:
