@@ -274,47 +274,76 @@ def with_metadata(text: str) -> bytes:
 
 
 FOREIGN = {
-    "nothing": b"",
-    "text": b"not a model at all, but text",
-    "a pickle": b"cos\nsystem\n(S'false'\ntR.",
-    "no metadata": safetensors.numpy.save({"coef": np.zeros(3)}),
-    "another's metadata": safetensors.numpy.save({"coef": np.zeros(3)}, {"format": "pt"}),
-    "a header of exabytes": with_header("{}", length=1 << 62),
-    "a header longer than the file": with_header("{}", length=1000),
-    "a tensor of exabytes": with_header(
-        json.dumps({"coef": {"dtype": "F64", "shape": [1 << 30, 1 << 27], "data_offsets": [0, 1 << 60]}})
+    "nothing": (b"", "is not a model file: "),
+    "text": (b"not a model at all, but text", "is not a model file: "),
+    "a pickle": (b"cos\nsystem\n(S'false'\ntR.", "is not a model file: "),
+    "no metadata": (safetensors.numpy.save({"coef": np.zeros(3)}), "no 'xent-model' in its metadata"),
+    "another's metadata": (
+        safetensors.numpy.save({"coef": np.zeros(3)}, {"format": "pt"}),
+        "no 'xent-model' in its metadata",
     ),
-    "a shape that overflows": with_header(
-        json.dumps({"coef": {"dtype": "F64", "shape": [1 << 40, 1 << 40], "data_offsets": [0, 8]}}), bytes(8)
+    "a header of exabytes": (with_header("{}", length=1 << 62), "is not a model file: "),
+    "a header longer than the file": (with_header("{}", length=1000), "is not a model file: "),
+    "a tensor of exabytes": (
+        with_header(
+            json.dumps({"coef": {"dtype": "F64", "shape": [1 << 30, 1 << 27], "data_offsets": [0, 1 << 60]}})
+        ),
+        "is not a model file: ",
     ),
-    "tensors that overlap": with_header(
-        json.dumps({k: {"dtype": "F64", "shape": [1], "data_offsets": [0, 8]} for k in "ab"}), bytes(8)
+    "a shape that overflows": (
+        with_header(
+            json.dumps({"coef": {"dtype": "F64", "shape": [1 << 40, 1 << 40], "data_offsets": [0, 8]}}),
+            bytes(8),
+        ),
+        "is not a model file: ",
     ),
-    "a deep header": with_header("[" * 100_000 + "]" * 100_000),
-    "metadata that is no text": with_header('{"__metadata__": {"xent-model": {"a": 1}}}'),
-    "no JSON": with_metadata("{"),
-    "deep JSON": with_metadata('{"version": ' + "[" * 100_000 + "]" * 100_000 + "}"),
-    "JSON as deep as Python": with_metadata('{"version": 1, "metadata": ' + "[" * 900 + "]" * 900 + "}"),
-    "a number of 5000 digits": with_metadata('{"version": ' + "9" * 5000 + "}"),
-    "NaN": with_metadata('{"version": NaN}'),
-    "infinity": with_metadata('{"version": 1, "sha256": "", "metadata": {"x": 1e999}}'),
-    "too much JSON": with_metadata("[" + "[]," * (1 << 24) + "[]]"),
-    "a list": with_metadata("[]"),
-    "a later version": with_metadata('{"version": 2}'),
-    "no version": with_metadata("{}"),
-    "a version in words": with_metadata('{"version": "1"}'),
-    "no checksum": with_metadata('{"version": 1, "metadata": {}}'),
-    "no contents": with_metadata('{"version": 1, "sha256": ""}'),
-    "a wrong checksum": with_metadata('{"version": 1, "sha256": "", "metadata": {}}'),
+    "tensors that overlap": (
+        with_header(
+            json.dumps({k: {"dtype": "F64", "shape": [1], "data_offsets": [0, 8]} for k in "ab"}), bytes(8)
+        ),
+        "is not a model file: ",
+    ),
+    "a deep header": (with_header("[" * 100_000 + "]" * 100_000), "is not a model file: "),
+    "metadata that is no text": (
+        with_header('{"__metadata__": {"xent-model": {"a": 1}}}'),
+        "is not a model file: ",
+    ),
+    "no JSON": (with_metadata("{"), "is no JSON: Expecting"),
+    "deep JSON": (
+        with_metadata('{"version": ' + "[" * 100_000 + "]" * 100_000 + "}"),
+        "is no JSON: maximum recursion depth",
+    ),
+    "JSON as deep as Python": (
+        with_metadata('{"version": 1, "metadata": ' + "[" * 900 + "]" * 900 + "}"),
+        r"is no JSON: maximum recursion depth|is no JSON object|'sha256' must be str",
+    ),
+    "a number of 5000 digits": (
+        with_metadata('{"version": ' + "9" * 5000 + "}"),
+        "is no JSON: Exceeds the limit",
+    ),
+    "NaN": (with_metadata('{"version": NaN}'), r"is no JSON: .*not JSON compliant"),
+    "infinity": (
+        with_metadata('{"version": 1, "sha256": "", "metadata": {"x": 1e999}}'),
+        r"is no JSON: .*not JSON compliant",
+    ),
+    "too much JSON": (with_metadata("[" + "[]," * (1 << 24) + "[]]"), r"[0-9,]+ characters of metadata"),
+    "a list": (with_metadata("[]"), r"is no JSON object: \[\]"),
+    "a later version": (
+        with_metadata('{"version": 2}'),
+        "is a model file of version 2; this version of xent reads 1",
+    ),
+    "no version": (with_metadata("{}"), "'version' must be int; got None"),
+    "a version in words": (with_metadata('{"version": "1"}'), "'version' must be int; got '1'"),
+    "no checksum": (with_metadata('{"version": 1, "metadata": {}}'), "'sha256' must be str; got None"),
+    "no contents": (with_metadata('{"version": 1, "sha256": ""}'), "'metadata' must be dict; got None"),
+    "a wrong checksum": (with_metadata('{"version": 1, "sha256": "", "metadata": {}}'), "is damaged"),
 }
 
 
-@pytest.mark.parametrize("content", FOREIGN.values(), ids=FOREIGN)
-def test_a_foreign_file_is_one_clear_error(content, tmp_path):
+@pytest.mark.parametrize(("content", "message"), FOREIGN.values(), ids=FOREIGN)
+def test_a_foreign_file_is_one_clear_error(content, message, tmp_path):
     (tmp_path / "m").write_bytes(content)
-    with pytest.raises(
-        ValueError, match=r"is not a model file|is a model file of version|entry|damaged"
-    ) as error:
+    with pytest.raises(ValueError, match=message) as error:
         xent.SoftmaxRegression.load(tmp_path / "m")
     assert str(error.value).startswith(str(tmp_path / "m"))
     assert len(str(error.value)) < 500
@@ -341,13 +370,19 @@ def test_a_file_cut_short_is_refused(data, saved, anywhere):
         xent.SoftmaxRegression.load(anywhere)
 
 
-@given(data=st.data())
-def test_changed_bytes_are_noticed(data, saved, model, anywhere):
-    """Up to 8 bytes anywhere: an error, or (white space of a header) the very same model."""
-    content = bytearray(saved)
-    for _ in range(data.draw(st.integers(1, 8))):
-        content[data.draw(st.integers(0, len(saved) - 1))] = data.draw(st.integers(0, 255))
-    anywhere.write_bytes(content)
+@pytest.mark.parametrize("others", [0, 7])
+def test_changed_bytes_are_noticed(others, saved, model, anywhere):
+    """Each byte with a bit flipped, alone or with others anywhere: an error, or the very same model."""
+    rng = np.random.default_rng(others)
+    for place in range(0, len(saved), 1 + others):
+        content = np.frombuffer(saved, np.uint8).copy()
+        content[place] ^= 1 << rng.integers(8)
+        content[rng.integers(0, len(saved), others)] = rng.integers(0, 256, others)
+        anywhere.write_bytes(content.tobytes())
+        _assert_refused_or_the_same(anywhere, model)
+
+
+def _assert_refused_or_the_same(anywhere, model):
     try:
         loaded = xent.SoftmaxRegression.load(anywhere)
     except ValueError:

@@ -178,6 +178,14 @@ def test_a_weight_is_a_number_of_repetitions(kind, options):
     assert_same_model(weighted, repeated)
 
 
+@pytest.mark.parametrize("solver", SOLVERS)
+def test_the_intercepts_have_mean_0(solver):
+    X, y = small()
+    weight = np.random.default_rng(0).uniform(0.5, 2.0, len(y))
+    model = xent.SoftmaxRegression(solver=solver, class_weight={0: 9.0}).fit(X, y, weight)
+    assert model.intercept_.mean() == pytest.approx(0, abs=1e-14)
+
+
 def test_weights_and_class_weights_are_relative():
     X, y = small()
     weight = np.random.default_rng(0).uniform(0.5, 2.0, len(y))

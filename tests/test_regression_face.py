@@ -235,6 +235,17 @@ def test_partial_fit_goes_on_from_fit_and_may_lack_classes():
     assert (fresh.predict_proba(X[y == 0]).mean(0).argmax(), fresh.classes_.size) == (0, 3)
 
 
+def test_balanced_in_partial_fit_is_by_all_rows_so_far():
+    X, y = small()
+    model = xent.SoftmaxRegression(class_weight="balanced", alpha=0, random_state=0)
+    model.partial_fit(X[y == 0][:5], y[y == 0][:5], classes=[0, 1, 2])
+    start = xent.log_softmax(X @ model.coef_.T + model.intercept_)[np.arange(60), y]
+    factor = 65 / (3 * np.array([25, 20, 20]))
+    model.partial_fit(X, y)
+    expected = -(factor[y] * start).sum() / factor[y].sum()
+    assert model.loss_curve_[1] == pytest.approx(expected, rel=1e-12)
+
+
 PARTIAL = [
     ({}, {"classes": None}, "`classes` must be given at the first `partial_fit`"),
     ({}, {"classes": [0, 1]}, r"`y` holds 2, which is none of the classes \[0, 1\]"),

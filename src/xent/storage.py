@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 import os
 import stat
 import tempfile
@@ -13,7 +12,7 @@ from contextlib import contextmanager
 from errno import EISDIR, ENOENT
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, NamedTuple, NoReturn, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 
@@ -100,16 +99,18 @@ def _header(text: str | None) -> dict[str, Any]:
     if len(text) > METADATA_LIMIT:
         raise ValueError(f"is not a model file: {len(text):,} characters of metadata")
     try:
-        whole = json.loads(text, parse_constant=_no_number)
-        _json(whole)  # the way back is as deep
+        whole = json.loads(text)
+        _json(whole)  # neither deeper than Python's stack nor with NaN or infinity, which json.loads takes
     except (ValueError, RecursionError) as error:
         raise ValueError(f"is not a model file: its metadata is no JSON: {error}") from None
-    version = entry({"header": whole}, "header", dict).get("version")
+    if not isinstance(whole, dict):
+        raise ValueError(f"is not a model file: its metadata is no JSON object: {shortened(whole)}")
+    version = entry(whole, "version", int)
     if version != VERSION:
         raise ValueError(f"is a model file of version {version!r}; this version of xent reads {VERSION}")
     entry(whole, "sha256", str)
     entry(whole, "metadata", dict)
-    return dict(whole)
+    return whole
 
 
 def _tensor(file: Any, name: str) -> Array:
@@ -139,15 +140,10 @@ def _json(value: Any) -> str:
         raise ValueError(f"cannot be stored: {error}") from None
 
 
-def _no_number(constant: str) -> NoReturn:
-    raise ValueError(f"{constant} is no number")
-
-
 def entry(metadata: Mapping[str, Any], name: str, *types: type[T]) -> T:
-    """``metadata[name]``, which must be there, of one of ``types`` and finite; a bool is no int."""
+    """``metadata[name]``, which must be there and of one of ``types``; a bool is no int."""
     value: Any = metadata.get(name)
-    wrong = isinstance(value, bool) and bool not in types
-    if wrong or not isinstance(value, types) or (isinstance(value, float) and not math.isfinite(value)):
+    if not isinstance(value, types) or (isinstance(value, bool) and bool not in types):
         expected = " or ".join("null" if t is type(None) else t.__name__ for t in types)
         raise ValueError(f"its entry {name!r} must be {expected}; got {shortened(value)}")
     return value
