@@ -4,7 +4,15 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-GRADIENT = ("xent_into_buffer", "xent_fresh", "xent_loss", "torch_eager", "torch_compile", "numpy_textbook")
+GRADIENT = (
+    "xent_into_buffer",
+    "xent_fresh",
+    "xent_loss",
+    "xent_torch",
+    "torch_eager",
+    "torch_compile",
+    "numpy_textbook",
+)
 LARGE = ("copy", *GRADIENT)
 HESSIAN = (*LARGE, "xent_hvp")
 

@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 
 import xent
+import xent.torch
 from bench.cases import Case
 
 Array = np.ndarray[Any, Any]
@@ -115,6 +116,7 @@ PROVIDERS: dict[str, tuple[int, Callable[[Data], Call]]] = {
         3,
         lambda d: lambda: (None, xent.cross_entropy_hvp(d.logits, d.labels, d.vector, out=d.out)),
     ),
+    "xent_torch": (2, lambda d: _autograd(d, xent.torch.cross_entropy)),
     "torch_eager": (2, lambda d: _autograd(d, F.cross_entropy)),
     "torch_compile": (2, lambda d: _autograd(d, torch.compile(F.cross_entropy, dynamic=False))),
     "numpy_textbook": (2, textbook),

@@ -28,6 +28,8 @@ HERE = Path(__file__).parent
 RATIOS = {
     "hvp / into buffer": ("xent_hvp", "xent_into_buffer"),
     "eager / fresh": ("torch_eager", "xent_fresh"),
+    "eager / xent torch": ("torch_eager", "xent_torch"),
+    "compile / xent torch": ("torch_compile", "xent_torch"),
 }
 METHOD = """\
 * A ratio is the median of the ratios within a round; all providers run once a round, in turn.

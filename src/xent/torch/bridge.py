@@ -24,15 +24,18 @@ def loss_dtype(logits: Tensor) -> torch.dtype:
 
 def view(x: Tensor) -> Any:
     """The memory of a CPU tensor as an array; bfloat16, which NumPy does not know, as its bits."""
-    x = x.detach().resolve_neg()
+    if x.requires_grad:
+        x = x.detach()
+    if x.is_neg():
+        x = x.resolve_neg()
     return (x.view(torch.uint16) if x.dtype == torch.bfloat16 else x).numpy()
 
 
-def empty_like(x: Tensor) -> Tensor:
-    """A new tensor of the dtype, shape and dense layout of ``x``, allocated as NumPy does: on huge pages."""
-    if x.dtype == torch.bfloat16:
-        return torch.from_numpy(np.empty_like(view(x))).view(torch.bfloat16)
-    return torch.from_numpy(np.empty_like(view(x)))
+def empty_like(array: Any) -> tuple[Any, Tensor]:
+    """A new array of the layout of ``array``, and its tensor; NumPy asks for huge pages."""
+    new = np.empty_like(array)
+    tensor = torch.from_numpy(new)
+    return new, tensor.view(torch.bfloat16) if new.dtype == np.uint16 else tensor
 
 
 def row_stats(
@@ -52,17 +55,18 @@ def row_grad(
     cotangents: Cotangents,
 ) -> Tensor:
     """As `protocol.Kernels`, of tensors."""
-    out = empty_like(logits)
+    z = view(logits)
+    out, dlogits = empty_like(z)
     _kernels(logits).row_grad(
-        view(logits),
+        z,
         _view(labels),
         _dense(dense, logits),
         link,
         RowStats(*(_view(s) for s in stats)),
         Cotangents(*(_view(c) for c in cotangents)),
-        view(out),
+        out,
     )
-    return out
+    return dlogits
 
 
 def row_hvp(
@@ -74,18 +78,19 @@ def row_hvp(
     vector: Tensor,
 ) -> Tensor:
     """As `protocol.Kernels`, of tensors, for a function that is linear in the statistics."""
-    out = empty_like(logits)
+    z = view(logits)
+    out, product = empty_like(z)
     _kernels(logits).row_hvp(
-        view(logits),
+        z,
         _view(labels),
         _dense(dense, logits),
         link,
         Cotangents(*(_view(c) for c in cotangents)),
         Curvatures(),
         view(vector.to(logits.dtype)),
-        view(out),
+        out,
     )
-    return out
+    return product
 
 
 def _kernels(logits: Tensor) -> Any:

@@ -46,8 +46,8 @@ class _Loss(Function):
         ctx.problem, ctx.differentiable = problem, differentiable
         ctx.gradient = ctx.stats = None
         if problem.spec.is_linear and problem.reduction != "none":
-            ctx.gradient = bridge.empty_like(logits)
-            return _tensor(problem.loss_and_grad(bridge.view(ctx.gradient))[0])
+            out, ctx.gradient = bridge.empty_like(problem.logits)
+            return _tensor(problem.loss_and_grad(out)[0])
         ctx.stats = problem.stats_for_grad()
         return _tensor(problem.loss(ctx.stats))
 
@@ -67,8 +67,11 @@ class _Loss(Function):
             if gradient is not None and upstream == 1.0:
                 return gradient, None, None
         # From the logits again, not by scaling what was rounded: float16 would have lost small entries.
-        gradient = bridge.empty_like(logits) if gradient is None else gradient
-        ctx.problem.grad(ctx.stats, upstream, bridge.view(gradient))
+        if gradient is None:
+            out, gradient = bridge.empty_like(ctx.problem.logits)
+        else:
+            out = bridge.view(gradient)
+        ctx.problem.grad(ctx.stats, upstream, out)
         return gradient, None, None
 
 
