@@ -17,7 +17,7 @@ from sklearn.calibration import calibration_curve
 from sklearn.metrics import accuracy_score, log_loss, precision_recall_fscore_support, top_k_accuracy_score
 
 import xent
-from xent import evaluation
+from xent import evaluation, scoring
 from xent.arrayfiles import open_rows
 from xent.cli import main
 from xent.evaluation import evaluate
@@ -69,13 +69,25 @@ def test_numbers_are_scikit_learns(tmp_path, probabilities, classes):
     assert sum((c.loss or 0) * c.support for c in e.classes) == pytest.approx(e.loss * ROWS)
 
 
+@pytest.mark.parametrize("classes", [CLASSES, 700, 5000])
 @pytest.mark.parametrize("k", [1, 2, 5, 10])
 @pytest.mark.parametrize("probabilities", [False, True])
-def test_top_k_is_scikit_learns_without_ties(tmp_path, k, probabilities):
-    logits = RNG.standard_normal((ROWS, CLASSES))
+def test_top_k_is_scikit_learns_without_ties(tmp_path, k, probabilities, classes):
+    logits = RNG.standard_normal((ROWS, classes))
+    logits[EVERY, LABELS] += 3 * RNG.random(ROWS)
     outputs = xent.softmax(logits) if probabilities else logits
     e = score(outputs, LABELS, tmp_path, top_k=k, probabilities=probabilities)
-    assert e.top_k_accuracy == top_k_accuracy_score(LABELS, logits, k=k, labels=range(CLASSES))
+    assert e.top_k_accuracy == top_k_accuracy_score(LABELS, logits, k=k, labels=range(classes))
+
+
+@pytest.mark.parametrize("brain", [False, True])
+def test_16_bits_have_an_order_in_integers(brain):
+    bits = np.arange(1 << 16, dtype=np.uint16)
+    x = bits.view(pytest.importorskip("ml_dtypes").bfloat16 if brain else np.float16)
+    x = x[~np.isnan(x.astype(np.float32))]
+    order = np.argsort(x.astype(np.float32), kind="stable")
+    steps = [np.sign(np.diff(each[order].astype(np.float32))) for each in (x, scoring._ordered(x))]
+    np.testing.assert_array_equal(*steps)
 
 
 def test_ties_are_in_favour_of_the_label(tmp_path):

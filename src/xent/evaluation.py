@@ -215,7 +215,7 @@ def evaluate(
     total = math.prod(outputs.shape[:-1])
     row_bytes = max(1, num_classes * (outputs.itemsize + (targets.itemsize if soft else 0)))
     step = max(1, chunk // row_bytes)
-    threads = threads or _processors()
+    threads = threads or threads_to_use()
     names = (outputs.name, targets.name)
     tally, waiting = Tally(num_classes), list[Scores]()
     with _Pool(threads) as pool:
@@ -266,7 +266,8 @@ def _pieces(total: int, step: int) -> Iterator[tuple[int, int]]:
     return ((start, min(step, total - start)) for start in range(0, total, step))
 
 
-def _processors() -> int:
+def threads_to_use() -> int:
+    """The processors that this process may use, or fewer if OMP_NUM_THREADS says so."""
     asked = os.environ.get("OMP_NUM_THREADS", "")
     there = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return min(there, int(asked)) if asked.isdecimal() and int(asked) else there

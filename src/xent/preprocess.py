@@ -222,11 +222,11 @@ def describe(learnt: Preprocessor) -> list[tuple[str, str]]:
     """(heading, sentence) of what was done with the columns, for a person to read."""
     numbers, levels = len(learnt.numbers), learnt.levels
     sparse = numbers and not (learnt.mean.any() or learnt.indicators)
-    scaled = "divided by their largest value, zeros kept" if sparse else "scaled to mean 0, deviation 1"
+    scaled = "scaled to mean 0, deviation 1 by" if not sparse else "divided by their largest value in"
     lines = []
     if numbers:
         one = "1 column of numbers" if numbers == 1 else f"{numbers:,} columns of numbers"
-        lines.append(("columns", f"{one}, {scaled} by the training rows"))
+        lines.append(("columns", f"{one}, {scaled} the training rows"))
     for name, each in list(levels.items())[:MOST_NAMED]:
         known = [level for level in each if level is not None]
         count = "1 level" if len(each) == 1 else f"{len(each):,} levels"

@@ -90,7 +90,8 @@ def fit(
     settings = training.Settings(
         test_size, seed, alpha, max_iter, tol, label_smoothing, focal_gamma, balanced, solver.value
     )
-    dataset = datasets.load(data, target, drop or (), categorical or ())
+    with screen.status(f"reading {data}"):
+        dataset = datasets.load(data, target, drop or (), categorical or ())
     with screen.status("training") as update:
         run = training.run(
             dataset, settings, lambda step, objective: update(f"step {step}, objective {objective:.6f}")
@@ -123,7 +124,9 @@ def _print_run(console: Console, run: Run) -> None:
 
     s, g = run.settings, run.gradient
     rows = run.train.rows + run.test.rows
-    say(f"{run.data.name}: {rows:,} rows, {len(run.data.feature_names)} features, {len(run.classes)} classes")
+    say(
+        f"{run.data.name}: {rows:,} rows, {len(run.data.feature_names):,} features, {len(run.classes)} classes"
+    )
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     table.add_column("")
     for name in ("held out", "train"):
@@ -141,7 +144,7 @@ def _print_run(console: Console, run: Run) -> None:
     if run.optimality_gap is not None:
         say(f"          at most {run.optimality_gap:.1e} of the objective above its minimum")
     say(f"gradient  {g.error:.1e} largest relative error against finite differences")
-    say(f"          in {g.checked} of {g.total} parameters, at random parameters")
+    say(f"          in {g.checked} of {g.total:,} parameters, at random parameters")
     finding, cautions = reports.verdict(run)
     say(f"\n{finding}", "bold")
     for caution in [*cautions, *run.surprises]:
