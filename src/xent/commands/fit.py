@@ -123,10 +123,8 @@ def _print_run(console: Console, run: Run) -> None:
         console.print(Text(text, style), soft_wrap=True)
 
     s, g = run.settings, run.gradient
-    rows = run.train.rows + run.test.rows
-    say(
-        f"{run.data.name}: {rows:,} rows, {len(run.data.feature_names):,} features, {len(run.classes)} classes"
-    )
+    rows, features = run.train.rows + run.test.rows, len(run.data.feature_names)
+    say(f"{run.data.name}: {rows:,} rows, {features:,} features, {len(run.classes)} classes")
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     table.add_column("")
     for name in ("held out", "train"):
