@@ -13,7 +13,7 @@ from sklearn.model_selection import train_test_split
 
 import xent
 from xent import data, persistence, plots, report, storage, training
-from xent.diagnosis import Measures, Parts, diagnose
+from xent.diagnosis import Measures, Parts, Sample, diagnose
 from xent.thumbnails import image_shape
 
 BUNDLED = ("iris", "breast_cancer", "digits")
@@ -157,6 +157,16 @@ def test_many_classes_with_long_names_are_shortened_and_thinned():
     assert len(texts) < 60
 
 
+def test_bars_of_many_classes_have_one_for_the_rest_and_sum_to_zero():
+    probs = np.linspace(1, 2, 30) / np.linspace(1, 2, 30).sum()
+    sample = Sample(0, 3, 29, 3.0, probs, probs - np.eye(30)[3])
+    bars = plots._bars(sample, [f"a long name {k}" for k in range(30)], 264)
+    assert [name for name, _, _ in bars] == ["a long name 3", "a long name 28", "a long name 29", "27 more"]
+    assert sum(p for _, p, _ in bars) == pytest.approx(1)
+    assert sum(g for _, _, g in bars) == pytest.approx(0, abs=1e-15)
+    assert len(plots._bars(sample, list(range(30)), 264)) == 10
+
+
 @pytest.mark.parametrize(
     "parts",
     [
@@ -214,7 +224,9 @@ CAUTIONS = [
     ({"converged": False}, "raise --alpha or --tol"),
     ({"converged": False, "settings": training.Settings(max_iter=1)}, "raise --max-iter or --tol"),
     ({"gradient": training.GradientCheck(1e-3, 5, 5)}, "do not trust"),
-    ({"curve": [(2.3, 2.3), (0.5, 0.05), (0.03, 0.12)]}, "0.0500 at step 1"),
+    ({"curve": [(2.3, 2.3), (0.5, 0.05), (0.03, 0.12)]}, "0.0500 at step 1 and is 0.12"),
+    ({"curve": [(2.3, 2.3), (0.5, 0.05), (0.03, 0.12)]}, "a larger --alpha"),
+    ({"curve": [(2.3, 2.3), (0.02, 0.05), (0.03, 0.12)]}, "a smaller --alpha"),
     ({"findings": [training.Finding("No", "'a' and 'A' are alike", True)]}, "'a' and 'A' are alike."),
 ]
 

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from xent.diagnosis import Bin, Diagnosis, Sample, spread_rows
-from xent.svg import Scale, element, number, picture, shortened, text, width_of
+from xent.svg import CHARACTER, Scale, element, number, picture, shortened, text, width_of
 from xent.training import Run
 
 Array = np.ndarray[Any, Any]
@@ -139,40 +139,47 @@ def class_reliability(bins: list[Bin], name: str) -> str:
 
 def sample_bars(sample: Sample, classes: list[Any]) -> str:
     """One row's probabilities, upwards, and the gradient of its loss below them."""
-    shown = _telling_classes(sample)
     left, right = 34, 298
+    shown = _bars(sample, classes, right - left)
     wide = (right - left) / len(shown)
     thick = min(26.0, 0.62 * wide)
     top, base, zero = 14, 60, 118
-    most = max(1, int(wide / 7.4))
     parts = [
         element("path", d=f"M{left} {base}H{right}M{left} {zero}H{right}", class_="rule"),
         text(left - 8, base - 4, "p", "end italic"),
         text(left - 8, zero + 4, "p − t", "end italic"),
     ]
-    for i, k in enumerate(shown):
+    for i, (name, p, g) in enumerate(shown):
         middle = left + (i + 0.5) * wide
-        p, g = float(sample.probs[k]), float(sample.gradient[k])
-        css = "a" if k == sample.label else "b"
+        css = "b" if g > 0 else "a"
         parts.append(_bar(middle, thick, base, (base - top) * p, f"{css} bar"))
         if p >= 0.005:
             parts.append(text(middle, base - (base - top) * p - 3, f"{p:.2f}", "middle small ink"))
-        name = "middle strong a" if k == sample.label else "middle"
-        parts.append(text(middle, base + 15, shortened(str(classes[k]), most), name))
-        parts.append(_bar(middle, thick, zero, 24 * g, f"{'b' if g > 0 else 'a'} bar"))
+        words = shortened(name, max(1, int(wide / CHARACTER)))
+        parts.append(text(middle, base + 15, words, "middle" if g > 0 else "middle strong a"))
+        parts.append(_bar(middle, thick, zero, 24 * g, f"{css} bar"))
         if abs(g) >= 0.005:
             place = zero - 24 * g - 3 if g > 0 else zero - 24 * g + 11
             parts.append(text(middle, place, f"{g:.2f}".replace("-", "−"), "middle small ink"))
-    said = "; ".join(
-        f"{classes[k]}: probability {sample.probs[k]:.3f}, gradient {sample.gradient[k]:+.3f}" for k in shown
-    )
+    said = "; ".join(f"{name}: probability {p:.3f}, gradient {g:+.3f}" for name, p, g in shown)
     return picture(300, 157, parts, f"True class {classes[sample.label]}. {said}")
 
 
-def _telling_classes(sample: Sample) -> list[int]:
-    """The label and the likeliest others, in the order of the classes."""
-    others = [int(k) for k in np.argsort(-sample.probs, kind="stable") if k != sample.label]
-    return sorted([sample.label, *others[: MOST_BARS - 1]])
+def _bars(sample: Sample, classes: list[Any], width: float) -> list[tuple[str, float, float]]:
+    """(class, probability, gradient) of the label and of the likeliest others; the rest as one."""
+    names = [str(name) for name in classes]
+    room = width_of("0" * min(9, max(len(name) for name in names)))
+    most = max(4, min(MOST_BARS, int(width / room)))
+    likely = [int(k) for k in np.argsort(-sample.probs, kind="stable") if k != sample.label]
+    kept = len(names) if len(names) <= most else most - 1
+    own = sorted([sample.label, *likely[: kept - 1]])
+    shown = [(names[k], float(sample.probs[k]), float(sample.gradient[k])) for k in own]
+    rest = likely[kept - 1 :]
+    if rest:
+        shown.append(
+            (f"{len(rest)} more", float(sample.probs[rest].sum()), float(sample.gradient[rest].sum()))
+        )
+    return shown
 
 
 class _Cells:

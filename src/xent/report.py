@@ -10,7 +10,8 @@ import numpy as np
 
 from xent import information, plots, thumbnails
 from xent.diagnosis import Parts, Reason, Sample
-from xent.training import Run, versions
+from xent.regression import versions
+from xent.training import Run
 
 Array = np.ndarray[Any, Any]
 
@@ -76,12 +77,15 @@ def verdict(run: Run) -> tuple[str, list[str]]:
         cautions.append(
             f"The gradient is {run.gradient.error:.1e} away from finite differences: do not trust this run."
         )
-    held_out = [loss for _, loss in run.curve]
-    best = min(held_out)
+    step, (train, best) = min(enumerate(run.curve), key=lambda each: each[1][1])
     if best < 0.95 * run.test.loss and best < run.test.loss - 0.005:
+        why = (
+            "the model has learnt its training rows by heart; a larger --alpha may help."
+            if run.train.loss < train
+            else "the penalty costs more than it saves; a smaller --alpha may help."
+        )
         cautions.append(
-            f"The held-out loss was {best:.4f} at step {held_out.index(best)} and is {run.test.loss:.4f} at "
-            "the end: the model has learnt its training rows by heart; a larger --alpha may help."
+            f"The held-out loss was {best:.4f} at step {step} and is {run.test.loss:.4f} at the end: {why}"
         )
     if run.test.rows < 100:
         cautions.append(f"{run.test.rows} held-out rows are few: the last digits above are noise.")
