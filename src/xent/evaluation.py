@@ -193,7 +193,7 @@ def evaluate(
     """Score ``outputs (..., K)``, logits or probabilities, against labels (...) or distributions (..., K).
 
     Reads ``chunk`` bytes at a time, each worked on by one of ``threads`` threads (default: the
-    processors); ``on_bytes`` is told how many were read. The same bits for any number of threads. With
+    processors); ``on_bytes`` is told how many of ``outputs`` were read. The same bits for any number of threads. With
     distributions the class of a row, for all but loss, entropy and divergence, is its likeliest one.
     Classes as probable as the row's own do not push it out of the top k. Raises ValueError naming what
     does not fit, with its row.
@@ -230,7 +230,7 @@ def evaluate(
                 tally.add(waiting)
                 waiting = []
             if on_bytes is not None:
-                on_bytes(n * row_bytes)
+                on_bytes(n * num_classes * outputs.itemsize)
     if waiting:
         tally.add(waiting)
     return tally.evaluation(min(settings.top_k, num_classes))
