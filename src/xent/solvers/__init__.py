@@ -49,7 +49,8 @@ def minimise(
         expected = ", ".join(f'"{name}"' for name in SOLVERS)
         raise ValueError(f"`solver` must be one of {expected}; got {solver!r}")
     name = choose(objective) if solver == "auto" else solver
-    random = check_random_state(random_state)
+    # Two fits of the same data are the same; only the noise of "sgd" is drawn anew if not asked otherwise.
+    random = check_random_state(0 if random_state is None and name != "sgd" else random_state)
     progress = Progress(objective, max_iter, tol, on_step)
     with few_threads(objective.features.size):
         if name != "sgd" and max_iter and not start.any():

@@ -18,8 +18,9 @@ from xent.solvers.whitening import Preconditioner, preconditioner
 
 Array = np.ndarray[Any, Any]
 
-PAIRS_BYTES = 100 << 20  # of memory for pairs, of which there are 4 to 20
-REFRESHES = (30, 90)  # steps after which the curvature is estimated anew: p has moved far from 1/K
+PAIRS = 20
+PAIRS_BYTES = 100 << 20  # of memory for them at most, beyond the first 4
+REFRESHES = (10, 40)  # steps after which the curvature is estimated anew: p has moved far from 1/K
 ROUNDED_TOL = 1e-6  # relative gap below which products in float32 do not decide anything
 
 
@@ -47,11 +48,17 @@ def lbfgs(objective: Objective, start: Array, progress: Progress, random: np.ran
             if progress.steps in REFRESHES:
                 memory.refresh(point.parameters)
         elif not exact:  # near enough, or at the last bits of float32
-            function, point = objective, evaluate(objective, point.parameters, progress)
+            function, point = objective, _in_float64(objective, point, progress)
             progress.stepped(point.parameters, point.value)
         elif not polished:  # at the last bits of float64
             break
-    return point if function is objective else evaluate(objective, point.parameters, progress)
+    return point if function is objective else _in_float64(objective, point, progress)
+
+
+def _in_float64(objective: Objective, point: Point, progress: Progress) -> Point:
+    """The same place anew. What rounded passes said of the optimum is no bound: it is forgotten."""
+    progress.forget()
+    return evaluate(objective, point.parameters, progress)
 
 
 class Memory:
@@ -62,7 +69,7 @@ class Memory:
         self.random = random
         pair_bytes = 2 * 8 * objective.num_parameters
         self.pairs: deque[tuple[Array, Array, float]] = deque(
-            maxlen=min(20, max(4, PAIRS_BYTES // max(1, pair_bytes)))
+            maxlen=min(PAIRS, max(4, PAIRS_BYTES // max(1, pair_bytes)))
         )
         self.scale = 1.0
         self.estimate: Preconditioner

@@ -61,7 +61,8 @@ def _solve(
     preconditioned = estimate(residual)
     search = preconditioned.copy()
     size = first = float(residual @ preconditioned)
-    tolerance = min(0.1, first / max(value, np.finfo(float).tiny))
+    # Of the squared residual: the convergence is quadratic, down to what float32 products can tell.
+    tolerance = min(0.1, max(1e-6, first / max(value, np.finfo(float).tiny)))
     for _ in range(MAX_PRODUCTS):
         product = hessian(search)
         curvature = float(search @ product)

@@ -52,6 +52,11 @@ class Progress:
         if self.certificate is not None:
             self.gap = self.certificate.gap(parameters, value, gradient)
 
+    def forget(self) -> None:
+        """Forget the bounds of the points before."""
+        if self.certificate is not None:
+            self.certificate.lower = 0.0
+
     def promised(self, decrease: float, value: float) -> None:
         """The next step promises this decrease."""
         if self.certificate is None:

@@ -14,6 +14,7 @@ from xent.solvers.progress import Progress
 Array = np.ndarray[Any, Any]
 
 BATCH = 64  # rows
+STAGES = (4, 16, 64, 256, 1024)  # passes
 MOMENTUM = 0.9
 DECAY = 3.0  # of the average's weights, t^DECAY: the start is soon forgotten (Shamir & Zhang, 2013)
 
@@ -31,8 +32,8 @@ class State(NamedTuple):
 def sgd(objective: Objective, start: Array, progress: Progress, random: np.random.RandomState) -> Point:
     """The average of the iterates when ``progress`` was content with it, or exhausted; a step is a pass.
 
-    After 4, 8, 16, … passes the step length is halved and the average begun anew: each stage is twice as
-    long as the one before, and starts where its noise has left off.
+    After each of `STAGES` the step length is halved and the average begun anew, where the noise of the
+    longer steps has left off.
     """
     point, state = evaluate(objective, start, progress), None
     while not (progress.exhausted or progress.converged):
@@ -42,7 +43,7 @@ def sgd(objective: Objective, start: Array, progress: Progress, random: np.rando
             point = step_of_intercept(point, objective, progress) or point
         progress.promised(abs(before.value - point.value), point.value)
         progress.stepped(point.parameters, point.value)
-        if progress.steps >= 4 and progress.steps.bit_count() == 1:
+        if progress.steps in STAGES:
             state = state._replace(smoothness=2 * state.smoothness, steps=0)
     return point
 

@@ -1,0 +1,314 @@
+"""Solvers: the optimum that scikit-learn finds, the certificate that bounds it, and what is said if not."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import scipy.sparse
+import threadpoolctl
+from sklearn.linear_model import LogisticRegression
+
+from xent import checks, solvers
+from xent.objective import Objective
+from xent.solvers import certificate, minimise, whitening
+from xent.spec import LossSpec
+
+EXACT = ["lbfgs", "newton-cg"]
+
+
+class Problem:
+    """Data with an objective; the optimum is found once, by scikit-learn, from rows of one label each."""
+
+    def __init__(
+        self, X, y, *, num_classes, weight=None, class_weight=None, alpha=1e-3, intercept=True, **options
+    ):
+        spec = LossSpec(**options)
+        self.alpha, self.intercept = alpha, intercept
+        self.target = checks.as_target(y, np.zeros((len(y), num_classes)), spec, class_weight, weight)
+        self.divisor = float(self.target.total)
+        self.objective = Objective(X, self.target, spec, self.divisor, alpha, intercept, num_classes)
+        self.num_classes = num_classes
+        self._optimum = None
+
+    @property
+    def start(self):
+        return np.zeros(self.objective.num_parameters)
+
+    @property
+    def optimum(self):
+        """The least value that either scikit-learn or a tight fit of ours has found."""
+        if self._optimum is None:
+            t = sum(np.asarray(part) for part in self._measure())
+            X = np.asarray(
+                self.objective.features.todense() if self.objective.is_sparse else self.objective.features
+            )
+            rows, labels = np.nonzero(t)
+            theirs = LogisticRegression(
+                C=1 / (self.alpha * self.divisor) if self.alpha else np.inf,
+                fit_intercept=self.intercept, solver="newton-cholesky", tol=1e-12, max_iter=500,
+            ).fit(X[rows].astype(float), labels, t[rows, labels])  # fmt: skip
+            found = self.objective.pack(theirs.coef_.astype(float), theirs.intercept_)
+            ours = minimise(self.objective, found, solver="newton-cg", max_iter=20, tol=0)
+            self._optimum = min(self.objective(found)[0], self.objective(ours.params)[0])
+        return self._optimum
+
+    def _measure(self):
+        target, rows = self.target, len(self.target.weight) if self.target.weight is not None else None
+        rows = rows or self.objective.num_rows
+        weight = np.ones(rows) if target.weight is None else target.weight
+        if target.dense is not None:
+            yield weight[:, None] * target.beta * np.broadcast_to(target.dense, (rows, self.num_classes))
+        if target.labels is not None:
+            yield (weight * target.alpha)[:, None] * np.eye(self.num_classes)[target.labels]
+
+    def excess(self, parameters):
+        """(F − F*)/F."""
+        value = self.objective(parameters)[0]
+        return (value - self.optimum) / value
+
+
+def table(rows=120, features=6, num_classes=3, seed=0, noise=1.0, scale=1.0, offset=0.0):
+    rng = np.random.default_rng(seed)
+    y = np.arange(rows) % num_classes
+    X = rng.standard_normal((num_classes, features))[y] + noise * rng.standard_normal((rows, features))
+    return X * scale + offset, y
+
+
+def problems():
+    rng = np.random.default_rng(7)
+    spread = np.geomspace(1e3, 1e-3, 6)
+    X, y = table()
+    yield "plain", Problem(X, y, num_classes=3)
+    yield "two classes", Problem(*table(num_classes=2), num_classes=2)
+    yield "no intercept", Problem(X, y, num_classes=3, intercept=False)
+    yield "no intercept, two classes", Problem(*table(num_classes=2), num_classes=2, intercept=False)
+    yield "hardly penalised", Problem(X, y, num_classes=3, alpha=1e-6)
+    yield "heavily penalised", Problem(X, y, num_classes=3, alpha=10.0)
+    yield "unscaled", Problem(*table(scale=spread), num_classes=3, alpha=1e-4)
+    yield "far from the origin", Problem(*table(offset=100.0), num_classes=3)
+    yield "separable", Problem(*table(noise=0.05), num_classes=3, alpha=1e-4)
+    yield "separable, two classes", Problem(*table(noise=0.05, num_classes=2), num_classes=2, alpha=1e-4)
+    yield "collinear", Problem(np.hstack([X, X[:, :2], np.ones((120, 1))]), y, num_classes=3, alpha=1e-5)
+    yield "wide", Problem(*table(rows=30, features=80), num_classes=3, alpha=1e-2)
+    yield "weighted", Problem(X, y, num_classes=3, weight=rng.uniform(0, 3, 120) * (rng.random(120) < 0.8))
+    yield "class weights", Problem(X, y, num_classes=3, class_weight=np.array([1.0, 5.0, 0.1]))
+    yield "rare class", Problem(X, np.where(np.arange(120) < 3, 2, y % 2), num_classes=3, alpha=1e-4)
+    yield "smoothed", Problem(X, y, num_classes=3, label_smoothing=0.1)
+    yield (
+        "smoothed over others",
+        Problem(
+            X,
+            y,
+            num_classes=3,
+            label_smoothing=0.2,
+            smoothing_over="others",
+            class_weight=np.array([1, 2, 3.0]),
+        ),
+    )
+    yield "probabilities", Problem(X, rng.dirichlet([0.3] * 3, 120), num_classes=3, alpha=1e-5)
+    yield "probabilities, two classes", Problem(X, rng.dirichlet([0.3] * 2, 120), num_classes=2)
+    yield "csr", Problem(scipy.sparse.csr_array(X * (rng.random(X.shape) < 0.5)), y, num_classes=3)
+    yield "many classes", Problem(*table(rows=400, num_classes=60), num_classes=60)
+
+
+PROBLEMS = dict(problems())
+
+
+@pytest.fixture(params=PROBLEMS.values(), ids=PROBLEMS)
+def problem(request):
+    return request.param
+
+
+def test_the_certificate_bounds_the_distance_from_the_optimum(problem):
+    """At every step of every solver, at random places, and at places a little off the optimum."""
+    objective = problem.objective
+    for solver in solvers.SOLVERS:
+        steps = []
+        minimise(
+            objective, problem.start, solver=solver, max_iter=30, tol=1e-10, random_state=0,
+            on_step=lambda params, value, gap, steps=steps: steps.append((params, gap)),
+        )  # fmt: skip
+        for params, gap in steps:
+            assert gap >= problem.excess(params) - 1e-13
+    best = steps and minimise(objective, problem.start, solver="newton-cg", max_iter=100, tol=1e-12).params
+    rng = np.random.default_rng(3)
+    for size in (1e-6, 1e-4, 1e-2, 1.0, 10.0):
+        params = best + size * rng.standard_normal(best.size)
+        assert certificate.Certificate(objective).gap(params, *objective(params)) >= problem.excess(params)
+
+
+@pytest.mark.parametrize("solver", [*EXACT, "auto"])
+def test_the_optimum_is_reached_and_certified(problem, solver):
+    result = minimise(problem.objective, problem.start, solver=solver, max_iter=500, tol=1e-8)
+    assert result.message == ""
+    assert -1e-13 <= problem.excess(result.params) <= result.optimality_gap <= 1e-8
+
+
+@pytest.mark.parametrize("solver", EXACT)
+def test_the_certificate_is_tight(problem, solver):
+    """A gap of 1e-4 is certified before the real distance is much below it: no more than 10⁵ times."""
+    result = minimise(problem.objective, problem.start, solver=solver, max_iter=500, tol=1e-4)
+    assert result.message == ""
+    tight = minimise(problem.objective, problem.start, solver=solver, max_iter=500, tol=1e-9)
+    assert result.n_iter <= tight.n_iter <= 200
+
+
+@pytest.mark.parametrize("solver", EXACT)
+@pytest.mark.parametrize("num_classes", [2, 3])
+def test_float32_features_end_in_float64(solver, num_classes):
+    X, y = table(num_classes=num_classes)
+    problem = Problem(X.astype(np.float32), y, num_classes=num_classes, alpha=1e-4)
+    result = minimise(problem.objective, problem.start, solver=solver, max_iter=500, tol=1e-10)
+    assert result.message == ""
+    assert problem.excess(result.params) <= result.optimality_gap <= 1e-10
+
+
+def test_sgd_comes_near():
+    X, y = table()
+    problem = Problem(X, y, num_classes=3, alpha=1e-2)
+    result = minimise(problem.objective, problem.start, solver="sgd", max_iter=300, tol=1e-3, random_state=0)
+    assert (result.solver, result.message) == ("sgd", "")
+    assert problem.excess(result.params) <= result.optimality_gap <= 1e-3
+
+
+@pytest.mark.parametrize("solver", EXACT)
+def test_without_penalty_the_bound_is_over_a_ball(solver):
+    problem = Problem(*table(noise=2.0), num_classes=3, alpha=0.0)
+    result = minimise(problem.objective, problem.start, solver=solver, max_iter=200, tol=1e-8)
+    assert result.message == ""
+    assert -1e-13 <= problem.excess(result.params) <= result.optimality_gap <= 1e-8
+
+
+@pytest.mark.parametrize("solver", EXACT)
+@pytest.mark.parametrize("num_classes", [2, 3])
+def test_separable_classes_without_penalty_have_no_optimum(solver, num_classes):
+    problem = Problem(*table(noise=0.05, num_classes=num_classes), num_classes=num_classes, alpha=0.0)
+    result = minimise(problem.objective, problem.start, solver=solver, max_iter=15, tol=1e-4)
+    assert result.optimality_gap > 0.5
+    assert "alpha" in result.message
+
+
+@pytest.mark.parametrize("solver", solvers.SOLVERS)
+def test_max_iter_is_kept_and_what_to_do_is_said(solver):
+    problem = Problem(*table(), num_classes=3, alpha=1e-5)
+    steps = []
+    result = minimise(
+        problem.objective, problem.start, solver=solver, max_iter=2, tol=1e-12,
+        on_step=lambda *step: steps.append(step),
+    )  # fmt: skip
+    assert result.n_iter == len(steps) == 2
+    for words in ("max_iter=2", "tol=1e-12", "raise max_iter", "StandardScaler"):
+        assert words in result.message
+    assert ('solver="auto"' in result.message) == (solver == "sgd")
+    assert result.optimality_gap == steps[-1][2]
+
+
+@pytest.mark.parametrize("solver", solvers.SOLVERS)
+def test_no_steps_leave_the_start(solver):
+    problem = Problem(*table(), num_classes=3)
+    start = np.random.default_rng(0).standard_normal(problem.start.size)
+    result = minimise(problem.objective, start, solver=solver, max_iter=0, tol=1e-4)
+    np.testing.assert_array_equal(result.params, start)
+    assert result.n_iter == 0
+    assert result.optimality_gap >= problem.excess(start)
+
+
+@pytest.mark.parametrize("solver", EXACT)
+def test_a_start_at_the_optimum_is_known_to_be_there(solver):
+    problem = Problem(*table(), num_classes=3)
+    best = minimise(problem.objective, problem.start, solver=solver, max_iter=100, tol=1e-10).params
+    assert minimise(problem.objective, best, solver=solver, max_iter=100, tol=1e-6).n_iter <= 1
+
+
+def test_runs_repeat_themselves_and_only_sgd_is_random():
+    problem = Problem(*table(), num_classes=3)
+
+    def run(solver, seed):
+        return minimise(
+            problem.objective, problem.start, solver=solver, max_iter=5, tol=0, random_state=seed
+        ).params
+
+    for solver in solvers.SOLVERS:
+        np.testing.assert_array_equal(run(solver, 3), run(solver, 3))
+    for solver in EXACT:
+        np.testing.assert_array_equal(run(solver, None), run(solver, None))
+    assert (run("sgd", 3) != run("sgd", 4)).any()
+
+
+@pytest.mark.parametrize("solver", EXACT)
+def test_focal_loss_has_a_stationary_point_and_no_certificate(solver):
+    problem = Problem(*table(noise=2.0), num_classes=3, alpha=1e-2, focal_gamma=2.0)
+    gaps = []
+    result = minimise(
+        problem.objective, problem.start, solver=solver, max_iter=200, tol=1e-12,
+        on_step=lambda params, value, gap: gaps.append(gap),
+    )  # fmt: skip
+    assert result.optimality_gap is None
+    assert set(gaps) == {None}
+    assert result.message == ""
+    assert np.abs(problem.objective(result.params)[1]).max() < 1e-5
+    short = minimise(problem.objective, problem.start, solver=solver, max_iter=1, tol=1e-12)
+    assert "expected decrease" in short.message
+
+
+@pytest.mark.parametrize(
+    ("features", "solver"),
+    [
+        (np.zeros((4, 3)), "lbfgs"),
+        (np.zeros((4, whitening.WIDEST + 1)), "newton-cg"),
+        (scipy.sparse.csr_array((4, 3)), "newton-cg"),
+    ],
+)
+def test_auto_looks_at_shape_and_density(features, solver):
+    y = np.array([0, 1, 2, 0])
+    problem = Problem(features, y, num_classes=3)
+    result = minimise(problem.objective, problem.start, max_iter=10, tol=1e-4)
+    assert (result.solver, result.message) == (solver, "")
+
+
+@pytest.mark.parametrize("solver", EXACT)
+def test_many_rows_begin_with_a_sample(solver, monkeypatch):
+    problem = Problem(*table(rows=60_000, features=4), num_classes=3, alpha=1e-4)
+    result = minimise(problem.objective, problem.start, solver=solver, max_iter=100, tol=1e-8)
+    assert problem.excess(result.params) <= result.optimality_gap <= 1e-8
+    monkeypatch.setattr(solvers, "SAMPLED_ROWS", np.inf)
+    without = minimise(problem.objective, problem.start, solver=solver, max_iter=100, tol=1e-8)
+    assert result.n_iter < without.n_iter
+
+
+def test_whitening_is_the_inverse_hessian_at_zero():
+    for num_classes in (2, 4):
+        problem = Problem(*table(num_classes=num_classes), num_classes=num_classes)
+        objective, start = problem.objective, problem.start
+        coef, intercept = objective.unpack(np.random.default_rng(0).standard_normal(start.size))
+        if num_classes > 2:  # the only directions that matter
+            coef, intercept = coef - coef.mean(0), intercept - intercept.mean()
+        vector = objective.pack(coef, intercept)
+        estimate = whitening.whitening(objective, start, np.random.RandomState(0))
+        np.testing.assert_allclose(estimate(objective.hvp(start, vector)), vector, rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("kind", [np.asarray, scipy.sparse.csr_array])
+def test_the_diagonal_is_the_hessians(kind):
+    X, y = table(num_classes=2)
+    problem = Problem(kind(X), y, num_classes=2)
+    at = np.random.default_rng(0).standard_normal(problem.start.size)
+    hessian = np.array([problem.objective.hvp(at, e) for e in np.eye(at.size)])
+    estimate = whitening.diagonal(problem.objective, at)
+    np.testing.assert_allclose(estimate(np.ones(at.size)), 1 / np.diag(hessian), rtol=1e-10)
+
+
+def test_thread_pools_are_left_as_they_were():
+    before = threadpoolctl.threadpool_info()
+    problem = Problem(*table(), num_classes=3)
+    minimise(problem.objective, problem.start, max_iter=2, tol=1e-4)
+    assert threadpoolctl.threadpool_info() == before
+
+
+def test_overflow_and_unknown_solvers_are_errors():
+    X, y = table()
+    problem = Problem(X * 1e200, y, num_classes=3)
+    with pytest.raises(ValueError, match="StandardScaler"), np.errstate(all="ignore"):
+        minimise(problem.objective, problem.start + 1e150, max_iter=3, tol=1e-4)
+    with pytest.raises(ValueError, match=r'"auto", "lbfgs", "newton-cg", "sgd"; got \'adam\''):
+        minimise(problem.objective, problem.start, solver="adam", max_iter=3, tol=1e-4)
