@@ -193,10 +193,10 @@ def evaluate(
     """Score ``outputs (..., K)``, logits or probabilities, against labels (...) or distributions (..., K).
 
     Reads ``chunk`` bytes at a time, each worked on by one of ``threads`` threads (default: the
-    processors); ``on_bytes`` is told how many of ``outputs`` were read. The same bits for any number of threads. With
-    distributions the class of a row, for all but loss, entropy and divergence, is its likeliest one.
-    Classes as probable as the row's own do not push it out of the top k. Raises ValueError naming what
-    does not fit, with its row.
+    processors); ``on_bytes`` is told how many of ``outputs`` were read. The same bits for any number of
+    threads. With distributions the class of a row, for all but loss, entropy and divergence, is its
+    likeliest one. Classes as probable as the row's own do not push it out of the top k. Raises
+    ValueError naming what does not fit, with its row.
 
     Examples
     --------

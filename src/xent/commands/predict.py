@@ -129,10 +129,8 @@ def _write(path: Path, suffix: str, frames: Iterator[polars.DataFrame], schema: 
 
     try:
         register_io_source(source, schema=schema).sink_parquet(path)
-    except polars.exceptions.PolarsError:
-        if broken:
-            raise broken[0] from None
-        raise
+    except polars.exceptions.PolarsError as error:
+        raise (broken[0] if broken else ValueError(f"the predictions cannot be written: {error}")) from None
 
 
 def _rows(tables: list[polars.DataFrame]) -> dict[str, Any]:
