@@ -46,8 +46,9 @@ class SoftmaxRegression(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
 
     scikit-learn's ``C`` is ``1/(alpha·D)``, D being the sum of ``sample_weight`` times class weight, which
     without either is N; the intercept is not penalised. With two classes there is one score, the logit of
-    ``classes_[1]`` against 0, as in scikit-learn; with more the intercepts have mean 0. Bring the features
-    to one scale first, as the penalty is one for all. Float32 features stay float32, CSR matrices sparse.
+    ``classes_[1]`` against 0, as in scikit-learn; with more the rows of W have mean 0, and so have the
+    intercepts. Bring the features to one scale first, as the penalty is one for all. Float32 features stay
+    float32, CSR matrices sparse.
 
     Parameters
     ----------
@@ -355,8 +356,8 @@ class SoftmaxRegression(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
     def _keep(self, objective: Objective, parameters: Array) -> None:
         dtype = objective.features.dtype
         coef, intercept = objective.unpack(parameters)
-        if len(intercept) > 1:  # a constant added to all changes no probability: one model, one intercept
-            intercept = intercept - intercept.mean()
+        if len(intercept) > 1:  # what is added to all rows changes no probability: one model, one W and b
+            coef, intercept = coef - coef.mean(0), intercept - intercept.mean()
         self.coef_, self.intercept_ = coef.astype(dtype), intercept.astype(dtype)
         self.temperature_ = 1.0
 
