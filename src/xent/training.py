@@ -6,7 +6,6 @@ import math
 import time
 import warnings
 from collections.abc import Callable
-from importlib.metadata import version
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -142,14 +141,6 @@ def run(data: Dataset, settings: Settings, on_step: Callable[[int, float], None]
     )
 
 
-def versions() -> dict[str, str]:
-    """Of xent and of what its numbers come from."""
-    import xent
-
-    others = ("numpy", "scipy", "scikit-learn")
-    return {"xent": xent.__version__} | {name: version(name) for name in others}
-
-
 def _split(data: Dataset, classes: Array, labels: Array, settings: Settings) -> tuple[Array, Array]:
     """(training rows, held-out rows), each class in both in its proportion."""
     from sklearn.model_selection import train_test_split
@@ -200,5 +191,4 @@ def _notes(data: Dataset, settings: Settings) -> dict[str, Any]:
         "dataset": data.name,
         "target": data.target,
         "settings": settings._asdict(),
-        "versions": versions(),
     }
