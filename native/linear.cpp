@@ -69,7 +69,8 @@ class Pass {
 
   const LinearJob& job;
   const int64_t D, padded, block;
-  const bool in_place;  // features that need neither widening nor padding
+  const int64_t last;   // where a row's last vector begins; it may overlap the one before
+  const bool in_place;  // features that need no widening
   T *x, *z, *r;         // a block: features (block, padded), logits and those of the vector (K, block)
   const T** row;        // (block,)
   int32_t* flag;        // (block,)
@@ -82,6 +83,7 @@ class Pass {
         D(job.num_features),
         padded(job.padded),
         block(job.block),
+        last(D > N ? D - N : 0),
         in_place(usable(job)),
         x(static_cast<T*>(scratch)),
         z(x + (in_place ? 0 : block * padded)),
@@ -113,7 +115,7 @@ class Pass {
 
  private:
   static bool usable(const LinearJob& job) {
-    return std::is_same_v<S, T> && job.features.cls == 1 && job.num_features == job.padded;
+    return std::is_same_v<S, T> && job.features.cls == 1 && job.num_features >= N;
   }
   const S* source(int64_t i) const { return static_cast<const S*>(job.features.data) + i * job.features.outer; }
 
@@ -130,10 +132,10 @@ class Pass {
   }
 
   XENT_INLINE void ask(const char*& at, const char* end, int count) const {
-    for (int i = 0; i < count && at < end; ++i, at += 64) __builtin_prefetch(at);
+    for (int i = 0; i < count && at < end; ++i, at += 64) __builtin_prefetch(at, 0, 2);
   }
 
-  // The block's rows, widened and padded where they are not used in place.
+  // The block's rows, widened where they are not used in place.
   void bring(int64_t first, int64_t n) {
     for (int64_t i = 0; i < n; ++i) row[i] = in_place ? reinterpret_cast<const T*>(source(first + i)) : x + i * padded;
     if (in_place) return;
@@ -146,11 +148,12 @@ class Pass {
         for (int64_t d = 0; d < D; ++d) to[d] = T(from[d * step]);
         continue;
       }
-      for (int64_t d = 0; d < D; d = d + 2 * N <= D || d + N == D ? d + N : D - N) {  // the last overlaps
+      for (int64_t d = 0;; d = d + N < last ? d + N : last) {
         From some;
         fetch(some, from + d);
         const V wide = __builtin_convertvector(some, V);
         std::memcpy(to + d, &wide, sizeof wide);
+        if (d == last) break;
       }
     }
   }
@@ -212,7 +215,7 @@ class Pass {
     V sum[C][ROWS] = {};
     for (int64_t d = 0; d < padded; d += N) {
       V xs[R];
-      for (int i = 0; i < R; ++i) fetch(xs[i], from[i] + d);
+      for (int i = 0; i < R; ++i) fetch(xs[i], from[i] + (d < last ? d : last));
       for (int c = 0; c < C; ++c) {
         V ws;
         fetch(ws, w + c * padded + d);
@@ -239,6 +242,10 @@ class Pass {
       for (int64_t i = 0; i < n; ++i) flag[i] |= int32_t(g[i] != T(0));
     }
     int64_t count = 0;
+#pragma omp simd reduction(+ : count)
+    for (int64_t i = 0; i < n; ++i) count += flag[i];
+    if (count == n) return n;
+    count = 0;
     for (int64_t i = 0; i < n; ++i) {
       if (!flag[i]) continue;
       if (count < i) {
@@ -254,6 +261,7 @@ class Pass {
     const T* g = z + job.zero_classes() * block;
     int64_t d = 0;
     for (; d + DEPTH * N <= padded; d += DEPTH * N) accumulate_at<DEPTH>(n, g, d, sums);
+    for (; d + 2 * N <= padded; d += 2 * N) accumulate_at<2>(n, g, d, sums);
     for (; d < padded; d += N) accumulate_at<1>(n, g, d, sums);
     double* dbias = sums + job.num_scores * padded;
     for (int64_t c = 0; c < job.num_scores; ++c) {
@@ -279,10 +287,12 @@ class Pass {
     const char *ahead = next, *const end = stop;
     const int count = lines;
     V sum[C][Q] = {};
+    int64_t at[Q];
+    for (int q = 0; q < Q; ++q) at[q] = d + q * N < last ? d + q * N : last;
     for (int64_t i = 0; i < n; ++i) {
-      const T* from = row[i] + d;
+      const T* from = row[i];
       V xs[Q];
-      for (int q = 0; q < Q; ++q) fetch(xs[q], from + q * N);
+      for (int q = 0; q < Q; ++q) fetch(xs[q], from + at[q]);
       for (int c = 0; c < C; ++c)
         for (int q = 0; q < Q; ++q) sum[c][q] += g[c * block + i] * xs[q];
       ask(ahead, end, count);

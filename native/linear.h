@@ -13,10 +13,16 @@ struct LinearJob {
   Strided features;                    // (N, D): strides `outer` and `cls`
   int64_t num_features = 0, padded = 0;  // D, and D up to a whole number of vectors
   int64_t num_scores = 0;              // rows of W: K, or K − 1 where the first class's logit is always 0
-  const void *weight = nullptr, *vector = nullptr;      // (num_scores, padded), zeros beyond D; compute type
+  const void *weight = nullptr, *vector = nullptr;      // (num_scores, padded) as `place` says; compute type
   const void *bias = nullptr, *vector_bias = nullptr;   // (num_scores,), or null
   int64_t block = 0;                   // rows at a time
   int64_t zero_classes() const { return rows.classes - num_scores; }
+
+  // Where feature d is in a row of `padded` sums or weights. A row of D features is read in whole vectors,
+  // the last of which ends with it; the weights of what this reads twice are 0 there.
+  int64_t place(int64_t d, int64_t lanes) const {
+    return d < num_features / lanes * lanes || num_features < lanes ? d : padded - num_features + d;
+  }
 };
 
 enum Widths { F32_F32, F32_F64, F64_F64, WIDTHS };  // of the features and of the arithmetic

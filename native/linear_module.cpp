@@ -99,10 +99,9 @@ struct LinearCall {
 
   // Rows that fit in the level-2 cache, in whole tiles of the row kernels where they are 64 rows or more.
   void set_block(int64_t size) {
-    constexpr int64_t bytes = 240 << 10;
-    int64_t fit = bytes / ((job.padded + 2 * job.rows.classes + 1) * size);
-    fit = fit >= 64 ? fit / 64 * 64 : 16;
-    job.block = std::min<int64_t>(fit, 1024);
+    constexpr int64_t bytes = 480 << 10;
+    const int64_t fit = bytes / ((job.padded + 2 * job.rows.classes + 1) * size);
+    job.block = fit >= 64 ? std::min<int64_t>(fit / 64 * 64, 1024) : 32;
   }
 
   const void* one_a_class(const Maybe<In>& b, Storage wide) const {
@@ -113,7 +112,7 @@ struct LinearCall {
     return b->data();
   }
 
-  // A copy whose rows are whole vectors, filled with zeros.
+  // A copy whose rows are whole vectors.
   Memory padded(const In& w, int64_t size) const {
     const int64_t line = job.padded * size, cls = w.stride(0), step = w.stride(1);
     Memory memory = allocate(size_t(job.num_scores * line));
@@ -123,7 +122,7 @@ struct LinearCall {
     std::memset(to, 0, size_t(job.num_scores * line));
     for (int64_t c = 0; c < job.num_scores; ++c)
       for (int64_t d = 0; d < job.num_features; ++d)
-        std::memcpy(to + c * line + d * size, from + (c * cls + d * step) * size, size_t(size));
+        std::memcpy(to + c * line + job.place(d, kernel().lanes) * size, from + (c * cls + d * step) * size, size_t(size));
     return memory;
   }
 
@@ -165,12 +164,12 @@ struct LinearCall {
 
   // In the order of the pieces.
   void add(const double* part, int64_t pieces, int64_t sums, double* dweight, double* dbias) const {
-    const int64_t C = job.num_scores, D = job.num_features;
+    const int64_t C = job.num_scores, D = job.num_features, lanes = kernel().lanes;
     std::memset(dweight, 0, size_t(C * D) * sizeof(double));
     std::memset(dbias, 0, size_t(C) * sizeof(double));
     for (int64_t piece = 0; piece < pieces; ++piece, part += sums)
       for (int64_t c = 0; c < C; ++c) {
-        for (int64_t d = 0; d < D; ++d) dweight[c * D + d] += part[c * job.padded + d];
+        for (int64_t d = 0; d < D; ++d) dweight[c * D + d] += part[c * job.padded + job.place(d, lanes)];
         dbias[c] += part[C * job.padded + c];
       }
   }
