@@ -34,6 +34,8 @@ SOFT = xent.softmax(RNG.standard_normal((ROWS, CLASSES)) * 4)
 SOFT[:, 0] = 0
 SOFT /= SOFT.sum(1, keepdims=True)
 
+SUMMING = np.tile([0.9, 0.9, -0.8, *[0] * (CLASSES - 3)], (ROWS, 1))  # to 1, but no probabilities
+
 
 def score(outputs, targets, folder: Path, *, threads=None, chunk=None, **settings):
     """Of two arrays, by way of two npy files in ``folder``."""
@@ -187,7 +189,9 @@ def test_probabilities_that_do_not_sum_to_1_are_divided_and_counted(tmp_path):
     assert e.loss == pytest.approx(score(PROBS, LABELS, tmp_path, probabilities=True).loss, rel=1e-12)
 
 
-@pytest.mark.parametrize(("outputs", "suspect"), [(PROBS, True), (LOGITS, False), (PROBS * 2, False)])
+@pytest.mark.parametrize(
+    ("outputs", "suspect"), [(PROBS, True), (LOGITS, False), (PROBS * 2, False), (SUMMING, False)]
+)
 def test_probabilities_read_as_logits_are_suspected(tmp_path, outputs, suspect, capsys):
     assert score(outputs, LABELS, tmp_path).like_probabilities is suspect
     assert main(["eval", str(tmp_path / "z.npy"), str(tmp_path / "y.npy")]) == 0

@@ -39,8 +39,8 @@ class Rows(ABC):
     itemsize: int
 
     @abstractmethod
-    def take(self, count: int, depth: int) -> Array:
-        """The next ``count`` rows, (count, *row), which stay as they are for ``depth`` more calls.
+    def take(self, count: int, reuse: Array | None = None) -> Array:
+        """The next ``count`` rows, (count, *row), perhaps in the memory of ``reuse``, earlier rows.
 
         Raises ValueError if the file is damaged or ends before.
         """
@@ -104,12 +104,10 @@ class _Stream(Rows):
         self.dtype = "bfloat16" if self.brain else self.stored.newbyteorder("=").name
         self.row = shape[-1:] if len(shape) > 1 else ()
         self.itemsize = self.stored.itemsize
-        self.buffers: list[Array] = []
-        self.turn = 0
 
-    def take(self, count: int, depth: int) -> Array:
+    def take(self, count: int, reuse: Array | None = None) -> Array:
         """See `Rows`."""
-        rows = self._buffer(count, depth)
+        rows = self._memory(count, reuse)
         view = memoryview(rows.data).cast("B") if rows.size else memoryview(b"")
         filled = 0
         try:
@@ -128,14 +126,11 @@ class _Stream(Rows):
         """See `Rows`."""
         self.file.close()
 
-    def _buffer(self, count: int, depth: int) -> Array:
-        """New memory costs more than the reading: ``depth + 1`` buffers take turns."""
-        self.turn = (self.turn + 1) % (depth + 1)
-        while len(self.buffers) <= self.turn:
-            self.buffers.append(np.empty((0, *self.row), self.stored))
-        if len(self.buffers[self.turn]) < count:
-            self.buffers[self.turn] = np.empty((count, *self.row), self.stored)
-        return self.buffers[self.turn][:count]
+    def _memory(self, count: int, reuse: Array | None) -> Array:
+        """New memory costs more than the reading."""
+        if reuse is None or len(reuse) < count or reuse.itemsize != self.itemsize:
+            return np.empty((count, *self.row), self.stored)
+        return reuse[:count].view(self.stored)
 
 
 def _brain(words: Array) -> Array:
@@ -277,7 +272,7 @@ class _Parquet(Rows):
         self.batches: Iterator[Any] = frame.collect_batches(chunk_size=rows, maintain_order=True)
         self.rest: Array = sample[:0].reshape(0, *self.row)
 
-    def take(self, count: int, depth: int) -> Array:
+    def take(self, count: int, reuse: Array | None = None) -> Array:
         """See `Rows`."""
         import polars
 

@@ -188,7 +188,7 @@ def _npz_pieces(data: str, names: Sequence[str]) -> Iterator[Any]:
             raise DataError(f"{data}: expected X of shape (rows, columns); got {stored.shape}")
         step = max(1, PIECE // max(1, stored.shape[1]))
         for start in range(0, stored.shape[0], step):
-            yield _checked(data, stored.take(min(step, stored.shape[0] - start), 0), start)
+            yield _checked(data, stored.take(min(step, stored.shape[0] - start)), start)
 
 
 def _members(data: str) -> list[str]:

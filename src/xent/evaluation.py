@@ -7,7 +7,8 @@ import os
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Any, NamedTuple, Self
+from threading import Lock, local
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 
@@ -22,6 +23,7 @@ CHUNK = 1 << 22  # bytes that one thread works on at a time, and still has in it
 FOLD = 1 << 16  # rows that are folded into the classes at a time, if there are as many classes
 
 LOGITS = Settings()
+T = TypeVar("T")
 
 
 class Bin(NamedTuple):
@@ -218,19 +220,24 @@ def evaluate(
     threads = threads or threads_to_use()
     names = (outputs.name, targets.name)
     tally, waiting = Tally(num_classes), list[Scores]()
-    with _Pool(threads) as pool:
-        work = (
-            (scoring.score, outputs.take(n, pool.depth), targets.take(n, pool.depth), start, settings, names)
-            for start, n in _pieces(total, step)
-        )
-        for scores, (_, n) in zip(pool.map(work), _pieces(total, step), strict=True):
-            waiting.append(scores)
-            # Folding costs as much as the classes: not at every chunk, where a chunk has fewer rows.
-            if sum(len(each.label) for each in waiting) >= max(1, min(num_classes, FOLD)):
-                tally.add(waiting)
-                waiting = []
-            if on_bytes is not None:
-                on_bytes(n * num_classes * outputs.itemsize)
+    reading, pieces = Lock(), enumerate(_pieces(total, step))
+    own = local()  # memory of the thread
+
+    def work() -> tuple[int, int, Scores]:
+        with reading:  # whoever works on the rows reads them, and has them in its cache
+            place, (start, n) = next(pieces)
+            own.outputs = z = outputs.take(n, getattr(own, "outputs", None))
+            own.targets = y = targets.take(n, getattr(own, "targets", None))
+        return place, n, scoring.score(z, y, start, settings, names)
+
+    for n, scores in _in_order(_together(work, -(-total // step), threads)):
+        waiting.append(scores)
+        # Folding costs as much as the classes: not at every chunk, where a chunk has fewer rows.
+        if sum(len(each.label) for each in waiting) >= max(1, min(num_classes, FOLD)):
+            tally.add(waiting)
+            waiting = []
+        if on_bytes is not None:
+            on_bytes(n * num_classes * outputs.itemsize)
     if waiting:
         tally.add(waiting)
     return tally.evaluation(min(settings.top_k, num_classes))
@@ -273,28 +280,30 @@ def threads_to_use() -> int:
     return min(there, int(asked)) if asked.isdecimal() and int(asked) else there
 
 
-class _Pool:
-    """Threads with one piece of work each, the results in order, ``depth`` pieces at most on their way."""
-
-    def __init__(self, threads: int) -> None:
-        self.depth = 2 * threads
-        self.executor = ThreadPoolExecutor(threads, initializer=_one_thread_each)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.executor.shutdown(cancel_futures=True)
-
-    def map(self, work: Iterator[tuple[Any, ...]]) -> Iterator[Any]:
-        """``f(*arguments)`` for each ``(f, *arguments)``."""
-        running: deque[Future[Any]] = deque()
-        for function, *arguments in work:
-            running.append(self.executor.submit(function, *arguments))
-            if len(running) == self.depth:
+def _together(work: Callable[[], T], times: int, threads: int) -> Iterator[T]:
+    """What ``work()`` returns, ``times`` of it, by so many threads, and never many ahead."""
+    with ThreadPoolExecutor(threads, initializer=_one_thread_each) as executor:
+        running: deque[Future[T]] = deque()
+        try:
+            for _ in range(times):
+                running.append(executor.submit(work))
+                if len(running) == 2 * threads:
+                    yield running.popleft().result()
+            while running:
                 yield running.popleft().result()
-        while running:
-            yield running.popleft().result()
+        finally:
+            executor.shutdown(cancel_futures=True)
+
+
+def _in_order(found: Iterator[tuple[int, int, Scores]]) -> Iterator[tuple[int, Scores]]:
+    """Of (place, rows, scores) by place: the sums are the same bits whoever was first."""
+    early: dict[int, tuple[int, Scores]] = {}
+    following = 0
+    for place, rows, scores in found:
+        early[place] = rows, scores
+        while following in early:
+            yield early.pop(following)
+            following += 1
 
 
 def _one_thread_each() -> None:

@@ -112,9 +112,8 @@ def _of_logits(logits: Array, labels: Array, q: Array | None) -> Reading:
     with np.errstate(invalid="ignore"):
         confidence = np.exp(top - stats.lse)
     sample = z[::SAMPLED].astype(np.float64)
-    # min, max and sum of a row are NaN or infinite where one of its values is.
-    with np.errstate(invalid="ignore"):
-        within = (sample.min(1) >= 0) & (sample.max(1) <= 1) & (np.abs(sample.sum(1) - 1) < _slack(z))
+    with np.errstate(invalid="ignore"):  # the sum of a row with infinities is NaN
+        within = (sample.min(1) >= 0) & (np.abs(sample.sum(1) - 1) < _slack(z))
     return Reading(loss, predicted, confidence, sampled=len(sample), like_probabilities=int(within.sum()))
 
 
