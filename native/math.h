@@ -55,11 +55,12 @@ struct Real<double> {
   static constexpr Int sqrt_half = 0x3fe6a09e667f3bcd;
 };
 
-// 2ˣᶜ = scale·(1 + q): n = round(xc) by the magic constant, f = xc − n by one fused multiply-add, so that
-// only the rounding of c is felt, and q = 2ᶠ − 1 by its series.
+// 2ˣᶜ = 2ⁿ·(1 + f·series): n = round(xc) by the magic constant, f = xc − n by one fused multiply-add, so that
+// only the rounding of c is felt. `exponent` is n where a floating-point number has its exponent.
 template <class T>
 struct Exp2Parts {
-  T scale, q;
+  T f, series;
+  std::make_unsigned_t<typename Real<T>::Int> exponent;
 };
 
 template <class T>
@@ -72,8 +73,7 @@ XENT_INLINE Exp2Parts<T> exp2_parts(T x, T c) {
   T poly = T(R::series[R::exp_terms - 1]);
 #pragma GCC unroll 16
   for (int k = R::exp_terms - 2; k >= 0; --k) poly = poly * f + T(R::series[k]);
-  U bits = (bit_cast<U>(shifted) << R::mantissa) + (U(R::bias) << R::mantissa);
-  return {bit_cast<T>(bits), poly * f};
+  return {f, poly, U(bit_cast<U>(shifted) << R::mantissa)};
 }
 
 // c ? a : b, by bits: from a ternary with costly arms compilers make a branch and then do not vectorise.
@@ -94,8 +94,9 @@ XENT_INLINE T only(bool keep, T x) {
 // 2ˣᶜ, and 0 for x < least, where xc < R::least_exponent: a subnormal result.
 template <class T>
 XENT_INLINE T exp2_(T x, T c, T least) {
+  using U = std::make_unsigned_t<typename Real<T>::Int>;
   Exp2Parts<T> e = exp2_parts(x, c);
-  return only(!(x < least), e.scale * e.q + e.scale);
+  return only(!(x < least), bit_cast<T>(U(bit_cast<U>(e.series * e.f + T(1)) + e.exponent)));
 }
 
 template <class T>
@@ -105,8 +106,10 @@ XENT_INLINE T exp_(T x) {
 
 template <class T>
 XENT_INLINE T expm1_(T x) {
+  using U = std::make_unsigned_t<typename Real<T>::Int>;
   Exp2Parts<T> e = exp2_parts(x, T(log2_e));
-  return choose(x < T(-40), T(-1), e.scale * e.q + (e.scale - T(1)));
+  const T scale = bit_cast<T>(U(bit_cast<U>(T(1)) + e.exponent));
+  return choose(x < T(-40), T(-1), scale * (e.series * e.f) + (scale - T(1)));
 }
 
 template <class T>
@@ -118,7 +121,7 @@ XENT_INLINE T tanh_(T x) {
 }
 
 template <class T>
-XENT_INLINE T log1p_(T x) {  // x ≥ 0
+XENT_INLINE T log1p_(T x, T inverse) {  // x ≥ 0, inverse = 1/(1 + x)
   using R = Real<T>;
   using I = typename R::Int;
   T t = T(1) + x;
@@ -129,10 +132,8 @@ XENT_INLINE T log1p_(T x) {  // x ≥ 0
   T poly = T(0);  // atanh(s)/s = 1 + s²/3 + s⁴/5 + …
 #pragma GCC unroll 16
   for (int k = R::log_terms; k >= 0; --k) poly = poly * s2 + T(1.0 / (2 * k + 1));
-  T log_t = T(n) * T(0.69314718055994530942) + T(2) * s * poly;
-  T rest = t - T(1);  // log(t)·x/rest makes up for the rounding of 1 + x
-  T none = only(rest == T(0), T(1));
-  return log_t * (x / (rest + none)) + none * x;
+  T lost = x - (t - T(1));  // the rounding of 1 + x, to first order
+  return T(n) * T(0.69314718055994530942) + (T(2) * s * poly + lost * inverse);
 }
 
 struct Half {

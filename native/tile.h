@@ -7,22 +7,24 @@ namespace xent {
 namespace XENT_ISA {
 
 template <class S, bool CAP, bool DENSE, int LANES>
-class Tile : TileMemory<S, CAP, LANES> {
+class alignas(64) Tile : TileMemory<S, CAP, LANES> {
   using Memory = TileMemory<S, CAP, LANES>;
   using T = typename Memory::T;
+  using Int = typename Real<T>::Int;
+  using Lanes = T[LANES];
   using Memory::job, Memory::K, Memory::first, Memory::lanes, Memory::affine, Memory::start;
-  using Memory::step, Memory::planar, Memory::prefetch;
-  static constexpr int CHUNK = 16;       // rows summed together
+  using Memory::planar, Memory::prefetch;
+  static constexpr int CHUNK = LANES < 32 ? LANES : 32;  // rows summed together
   static constexpr int64_t FLUSH = 256;  // classes summed in T before the sum goes into a double
 
   const LinkOf<T, CAP> phi;  // each method copies it: a load inside a loop that stores is not invariant
   T *e, *w, *v, *r;  // (K, LANES) each: exponentials, linked logits, dense targets, vector
-  int64_t label[LANES];
   int opened = 0;
   bool special = false;  // some row is silent or broken
-  T max[LANES], rest[LANES], log_norm[LANES], norm[LANES], mass[LANES] = {}, dense[LANES] = {}, entropy[LANES] = {};
-  T x[LANES], dl[LANES], dx[LANES], ds[LANES], of_p[LANES], v_y[LANES] = {}, ddl[LANES], ddx[LANES];
-  int32_t silent[LANES], broken[LANES];
+  alignas(64) Int label[LANES], likeliest[LANES];  // −1: none, or not wanted
+  alignas(64) Int silent[LANES], broken[LANES];
+  alignas(64) Lanes max, rest, log_norm, norm, mass = {}, dense = {}, entropy = {};
+  alignas(64) Lanes x, dl, dx, ds, of_p, w_y = {}, v_y = {}, ddl = {}, ddx = {}, at_label, at_top;
 
  public:
   static size_t scratch_bytes(const Job& job) { return size_t(4 * job.classes * LANES) * sizeof(T); }
@@ -33,7 +35,11 @@ class Tile : TileMemory<S, CAP, LANES> {
         e(static_cast<T*>(scratch)),
         w(e + K * LANES),
         v(w + K * LANES),
-        r(v + K * LANES) {}
+        r(v + K * LANES) {
+    for (Int& none : label) none = -1;
+  }
+
+  using Memory::last;
 
   void stats(int64_t begin, int64_t end, bool with_grad) {
     open(begin, end);
@@ -50,11 +56,11 @@ class Tile : TileMemory<S, CAP, LANES> {
   void grad(int64_t begin, int64_t end) {
     const LinkOf<T, CAP> link = phi;
     open(begin, end);
-    T hi[LANES] = {}, lo[LANES] = {};
-    const double* lse = job.in_lse + first;
-    const double scale = double(link.scale);
+    alignas(64) Lanes hi, lo;
+    alignas(64) double padded[LANES];
+    const double *lse = full(job.in_lse, padded), scale = double(link.scale);
 #pragma omp simd
-    for (int j = 0; j < lanes; ++j) {  // lse as an unevaluated sum, so that w − hi is exact where p matters
+    for (int j = 0; j < LANES; ++j) {  // lse as an unevaluated sum, so that w − hi is exact where p matters
       hi[j] = T(lse[j] / scale);
       lo[j] = T(lse[j] / scale - double(hi[j]));
     }
@@ -65,10 +71,16 @@ class Tile : TileMemory<S, CAP, LANES> {
 #pragma omp simd
       for (int j = 0; j < LANES; ++j) p[j] = link.exp_scaled((u[j] - hi[j]) - lo[j]);
     }
-    for (int j = 0; j < LANES && DENSE; ++j) {  // what `write_gradient` asks of the likeliest class
-      max[j] = w[top(j) * LANES + j];
-      log_norm[j] = ((hi[j] - max[j]) + lo[j]) * link.scale;
-      rest[j] = log_norm[j] < T(0.69) ? T(0) : T(1);
+    if constexpr (DENSE) {  // what `write_gradient` asks of the likeliest class
+      for (int j = 0; j < LANES; ++j) max[j] = lowest_<T>();
+      for (int64_t k = 0; k < K; ++k)
+#pragma omp simd
+        for (int j = 0; j < LANES; ++j) max[j] = w[k * LANES + j] > max[j] ? w[k * LANES + j] : max[j];
+#pragma omp simd
+      for (int j = 0; j < LANES; ++j) {
+        log_norm[j] = ((hi[j] - max[j]) + lo[j]) * link.scale;
+        rest[j] = log_norm[j] < T(0.69) ? T(0) : T(1);
+      }
     }
     coefficients();
     write_gradient();
@@ -77,19 +89,21 @@ class Tile : TileMemory<S, CAP, LANES> {
   // Equation (3), with r̃ relative to the likeliest class's as in wide.h.
   void hvp(int64_t begin, int64_t end) {
     const LinkOf<T, CAP> link = phi;
+    const T labelled = job.labels ? T(1) : T(0);
     open(begin, end);
     this->template gather<S>(job.vector, r, [](T value) { return value; });
     sweep();
     finish();
-    coefficients();
-    T centre[LANES], delta[LANES] = {}, constant[LANES], at_label[LANES];
-    double sum[LANES] = {};
     column(job.ddl, ddl);
     column(job.ddx, ddx);
-    for (int j = 0; j < LANES; ++j) {
-      const int64_t k = top(j) * LANES + j;
-      centre[j] = link.slope(w[k]) * r[k];
-    }
+    coefficients();
+    alignas(64) Lanes centre = {}, delta = {}, constant, r_y;
+    double sum[LANES] = {};
+    find_likeliest(r, centre);
+    pick(w, w_y);
+    pick(r, r_y);
+#pragma omp simd
+    for (int j = 0; j < LANES; ++j) centre[j] *= link.slope(max[j]);
     for (int64_t k = 0; k < K; ++k) {
       T *p = e + k * LANES, *u = w + k * LANES, *rk = r + k * LANES;
 #pragma omp simd
@@ -99,18 +113,16 @@ class Tile : TileMemory<S, CAP, LANES> {
       }
       if ((k + 1) % FLUSH == 0 || k + 1 == K) flush(delta, sum);
     }
-    special = false;
-    for (int j = 0; j < LANES; ++j) {  // the label's element, before e is overwritten
-      const int64_t k = label[j] * LANES + j;
+#pragma omp simd
+    for (int j = 0; j < LANES; ++j) {
       delta[j] = T(sum[j]);
-      const T shifted = link.slope(w[k]) * r[k] - centre[j] - delta[j], ddl_rho = ddl[j] * (centre[j] + delta[j]);
-      const T kappa = job.labels ? ddx[j] * shifted : T(0), p = exp_(x[j]);
+      const T slope = link.slope(w_y[j]), p = exp_(x[j]);
+      const T shifted = slope * r_y[j] - centre[j] - delta[j], ddl_rho = ddl[j] * (centre[j] + delta[j]);
+      const T kappa = labelled * ddx[j] * shifted;
       const T product = of_p[j] * p * shifted + ddl_rho * p - kappa * expm1_(x[j]);
       constant[j] = ddl_rho - kappa;
-      at_label[j] = link.slope(w[k]) * product + (CAP ? link.curvature(w[k]) * r[k] * bracket(j, x[j], true, v_y[j]) : T(0));
-      const bool absent = job.labels && j < lanes && job.labels[first + j] < 0;
-      silent[j] = absent || (silent[j] && ddl[j] == 0 && ddx[j] == 0);
-      special |= silent[j] || broken[j];
+      at_label[j] = slope * product;
+      if constexpr (CAP) at_label[j] += link.curvature(w_y[j]) * r_y[j] * bracket(j, x[j], T(1), v_y[j]);
     }
     for (int64_t k = 0; k < K; ++k) {
       T *p = e + k * LANES, *u = w + k * LANES, *rk = r + k * LANES, *vk = v + k * LANES;
@@ -123,11 +135,10 @@ class Tile : TileMemory<S, CAP, LANES> {
           if constexpr (DENSE) g += ds[j] * vk[j];
           value += link.curvature(u[j]) * rk[j] * g;
         }
-        p[j] = value;
+        p[j] = label[j] == Int(k) ? at_label[j] : value;
       }
     }
     scatter_rows();
-    put_labels(at_label);
   }
 
  private:
@@ -135,42 +146,69 @@ class Tile : TileMemory<S, CAP, LANES> {
     this->select(begin, end);
     ++opened;
     special = false;
-    for (int j = 0; j < LANES; ++j) label[j] = silent[j] = broken[j] = 0;
     if (job.labels) {
-      const int64_t* y = job.labels + begin;
-      int32_t found = 0;
-#pragma omp simd reduction(| : found)
-      for (int j = 0; j < lanes; ++j) {
-        silent[j] = y[j] < 0;
-        broken[j] = y[j] >= K;
-        found |= silent[j] | broken[j];
-        label[j] = silent[j] | broken[j] ? 0 : y[j];
+      const uint64_t classes = uint64_t(K);
+      alignas(64) int64_t padded[LANES];
+      const int64_t* y = full(job.labels, padded);
+      int64_t outside = 0;
+#pragma omp simd reduction(| : outside)
+      for (int j = 0; j < LANES; ++j) {
+        const int64_t none = -int64_t(uint64_t(y[j]) >= classes);
+        label[j] = Int(y[j] | none);
+        outside |= none;
       }
-      special = found;
+      special = outside;
+      for (int j = 0; j < LANES && special; ++j) silent[j] = y[j] < 0, broken[j] = y[j] >= K;
     }
     this->template gather<S>(job.z, w, [link = phi](T z) { return link.value(z); });
     if constexpr (DENSE) {
       this->template gather<T>(job.dense, v, [](T value) { return value; });
-      for (int j = 0; j < LANES; ++j) v_y[j] = v[label[j] * LANES + j];
+      pick(v, v_y);
     }
+  }
+
+  // The rows of this tile in an array of one value a row; idle lanes get the first row's.
+  template <class A>
+  const A* full(const A* all, A* padded) const {
+    if (lanes == LANES) return all + first;
+    for (int j = 0; j < LANES; ++j) padded[j] = all[first + (j < lanes ? j : 0)];
+    return padded;
   }
 
   // A coefficient of each lane, in T. One for all rows is set in the first tile and stays.
   void column(const Column& c, T* to) {
     if (!c.data && opened > 1) return;
-    const T other = T(c[first]);  // idle lanes get the first row's
-    for (int j = 0; j < LANES; ++j) to[j] = other;
-    if (!c.data) return;
-    const double* from = c.data + first;
+    alignas(64) double padded[LANES];
+    for (int j = 0; j < LANES && !c.data; ++j) padded[j] = c.scalar;
+    const double* from = c.data ? full(c.data, padded) : padded;
 #pragma omp simd
-    for (int j = 0; j < lanes; ++j) to[j] = T(from[j]);
+    for (int j = 0; j < LANES; ++j) to[j] = T(from[j]);
+  }
+
+  // What `from` (K, LANES) holds at the label; class 0's where there is none.
+  void pick(const T* from, T* to) const {
+    for (int j = 0; j < LANES; ++j) to[j] = from[(label[j] < 0 ? 0 : label[j]) * LANES + j];
+  }
+
+  // A class of the largest w, and what `from` (K, LANES) holds there; none in a row of NaN.
+  void find_likeliest(const T* from, T* to) {
+    for (int j = 0; j < LANES; ++j) likeliest[j] = -1;
+    for (int64_t k = 0; k < K; ++k) {
+      const T *u = w + k * LANES, *value = from + k * LANES;
+#pragma omp simd
+      for (int j = 0; j < LANES; ++j) {
+        const bool here = u[j] == max[j];
+        likeliest[j] = here ? Int(k) : likeliest[j];
+        to[j] = choose(here, value[j], to[j]);
+      }
+    }
   }
 
   void scatter_rows() {
     for (int j = 0; j < lanes && special; ++j)
       if (silent[j] || broken[j])
         for (int64_t k = 0; k < K; ++k) e[k * LANES + j] = silent[j] ? T(0) : nan_<T>();
-    this->scatter(e);
+    this->scatter(e, w);
   }
 
   template <int N>
@@ -206,8 +244,8 @@ class Tile : TileMemory<S, CAP, LANES> {
 #pragma omp simd
         for (int j = 0; j < CHUNK; ++j) {
           const T d = u[k * LANES + j] - top[j], value = link.exp_scaled(d);
-          const T tie = only(d == T(0), T(1));  // then value = 1
           p[k * LANES + j] = value;
+          const T tie = only(d == T(0), T(1));  // then value = 1
           ties[j] += tie;
           below[j] += value - tie;
           if constexpr (DENSE) {
@@ -237,14 +275,13 @@ class Tile : TileMemory<S, CAP, LANES> {
 
   XENT_ONCE void finish() {
     const LinkOf<T, CAP> link = phi;
+    pick(w, x);
 #pragma omp simd
     for (int j = 0; j < LANES; ++j) {
-      log_norm[j] = log1p_(rest[j]);
       norm[j] = T(1) / (T(1) + rest[j]);
+      log_norm[j] = log1p_(rest[j], norm[j]);
+      x[j] = (x[j] - max[j]) * link.scale - log_norm[j];
     }
-    for (int j = 0; j < LANES; ++j) x[j] = job.labels ? w[label[j] * LANES + j] : T(0);
-#pragma omp simd
-    for (int j = 0; j < LANES; ++j) x[j] = (x[j] - max[j]) * link.scale - log_norm[j];
   }
 
   XENT_ONCE void report() const {
@@ -255,104 +292,83 @@ class Tile : TileMemory<S, CAP, LANES> {
     put(job.mass, [&](int j) { return double(mass[j]); });
     put(job.entropy, [&](int j) { return double(log_norm[j] - entropy[j] * norm[j]); });
     if (job.argmax)
-      for (int j = 0; j < lanes; ++j) job.argmax[first + j] = silent[j] ? 0 : top(j);
+      for (int j = 0; j < lanes; ++j) job.argmax[first + j] = special && silent[j] ? 0 : top(j);
   }
 
   template <class F>
   void put(double* to, F value) const {
     if (!to) return;
-    to += first;
+    alignas(64) double padded[LANES];
+    double* target = lanes == LANES ? to + first : padded;
 #pragma omp simd
-    for (int j = 0; j < lanes; ++j) to[j] = value(j);
-    for (int j = 0; j < lanes && special; ++j)
-      if (silent[j] || broken[j]) to[j] = silent[j] ? 0.0 : nan_<double>();
+    for (int j = 0; j < LANES; ++j) target[j] = value(j);
+    for (int j = 0; j < LANES && special; ++j)
+      if (silent[j] || broken[j]) target[j] = silent[j] ? 0.0 : nan_<double>();
+    if (target == padded) std::memcpy(to + first, padded, size_t(lanes) * sizeof(double));
   }
 
-  void coefficients() {
+  // A row whose coefficients are all 0 is silent: its gradient is 0 whatever its logits.
+  XENT_ONCE void coefficients() {
     column(job.dl, dl);
     column(job.dx, dx);
     column(job.ds, ds);
-    int32_t found = special;
+    Int found = 0;
 #pragma omp simd reduction(| : found)
     for (int j = 0; j < LANES; ++j) {
-      silent[j] |= (dl[j] == T(0)) & (dx[j] == T(0)) & (ds[j] == T(0));
-      found |= silent[j];
+      found |= Int(zero(j));
       of_p[j] = dl[j] - dx[j] - (DENSE ? ds[j] * mass[j] : T(0));
     }
-    special = found;
+    if (!found) return;
+    for (int j = 0; j < LANES; ++j) {
+      if (!special) silent[j] = broken[j] = 0;
+      silent[j] |= Int(zero(j));
+    }
+    special = true;
   }
 
-  // Coefficients::bracket of row.h, in T and without branches.
-  XENT_INLINE T bracket(int j, T log_p, bool is_label, T v_k) const {
+  XENT_INLINE bool zero(int j) const {
+    return (dl[j] == T(0)) & (dx[j] == T(0)) & (ds[j] == T(0)) & (ddl[j] == T(0)) & (ddx[j] == T(0));
+  }
+
+  // Coefficients::bracket of row.h, in T and without branches; `is_label` is 1 or 0.
+  XENT_INLINE T bracket(int j, T log_p, T is_label, T v_k) const {
     const T left = -expm1_(log_p), p = DENSE ? exp_(log_p) : T(1) - left;
-    T value = dl[j] * p + dx[j] * (is_label ? left : -p);
+    T value = dl[j] * p + dx[j] * (is_label * left - (T(1) - is_label) * p);
     if constexpr (DENSE) value += ds[j] * choose(p > T(0.5), (v_k - mass[j]) + mass[j] * left, v_k - mass[j] * p);
     return value;
   }
 
   // The gradient replaces e: φ'·(of_p·e + ds·v), exact at the label and at a class of p > 1/2.
-  void write_gradient() {
+  XENT_ONCE void write_gradient() {
     const LinkOf<T, CAP> link = phi;
-    T factor[LANES], add[LANES], at_label[LANES];
+    alignas(64) Lanes factor, add, v_top = {};
+    if constexpr (CAP) pick(w, w_y);
+    if constexpr (DENSE) find_likeliest(v, v_top);
 #pragma omp simd
     for (int j = 0; j < LANES; ++j) {
-      at_label[j] = bracket(j, x[j], true, v_y[j]);
+      at_label[j] = link.slope(w_y[j]) * bracket(j, x[j], T(1), v_y[j]);
       factor[j] = CAP ? of_p[j] : of_p[j] * link.slope_at_0;
       add[j] = CAP ? ds[j] : ds[j] * link.slope_at_0;
+      if constexpr (DENSE) {
+        at_top[j] = link.slope(max[j]) * bracket(j, -log_norm[j], T(label[j] == likeliest[j]), v_top[j]);
+        likeliest[j] = rest[j] < T(1) ? likeliest[j] : Int(-1);
+      }
     }
-    auto gradient = [&](int64_t k, auto put) {
-      const T *p = e + k * LANES, *u = w + k * LANES, *vk = v + k * LANES;
+    const bool direct = planar(job.out) && !special;
+    for (int64_t k = 0; k < K; ++k) {
+      const T *u = w + k * LANES, *vk = v + k * LANES;
+      T* p = e + k * LANES;
 #pragma omp simd
       for (int j = 0; j < LANES; ++j) {
         T value = factor[j] * p[j];
         if constexpr (DENSE) value += add[j] * vk[j];
         if constexpr (CAP) value *= link.slope(u[j]);
-        put(j, value);
+        if constexpr (DENSE) value = likeliest[j] == Int(k) ? at_top[j] : value;
+        p[j] = label[j] == Int(k) ? at_label[j] : value;
       }
-    };
-    T at_top[LANES];
-    int64_t likeliest[LANES];
-    for (int j = 0; j < lanes && DENSE; ++j) {
-      likeliest[j] = rest[j] < T(1) ? top(j) : -1;
-      if (likeliest[j] < 0) continue;
-      const int64_t t = likeliest[j], k = t * LANES + j;
-      at_top[j] = link.slope(w[k]) * bracket(j, -log_norm[j], job.labels && t == label[j], v[k]);
+      if (direct) this->put_plane(k, p);
     }
-    for (int j = 0; j < lanes && job.labels; ++j) at_label[j] *= link.slope(w[label[j] * LANES + j]);
-    if (planar(job.out) && !special) {
-      S* to = at<S>(job.out, start);
-      for (int64_t k = 0; k < K; ++k) {
-        S* target = to + k * job.out.cls;
-        gradient(k, [target](int j, T value) { target[j] = store<S>(value); });
-      }
-    } else {
-      for (int64_t k = 0; k < K; ++k) {
-        T* target = e + k * LANES;
-        gradient(k, [target](int j, T value) { target[j] = value; });
-      }
-      scatter_rows();
-    }
-    for (int j = 0; j < lanes && DENSE; ++j)
-      if (likeliest[j] >= 0) put_one(j, likeliest[j], at_top[j]);
-    put_labels(at_label);
-  }
-
-  // The label's elements, after `scatter`: scalar stores before it would stall its vector loads.
-  void put_labels(const T* value) {
-    if (!job.labels) return;
-    if (!affine || special) {
-      for (int j = 0; j < lanes; ++j) put_one(j, label[j], value[j]);
-      return;
-    }
-    S* out = at<S>(job.out, start);
-    const int64_t row = step(job.out), cls = job.out.cls;
-    const int n = lanes;
-    for (int j = 0; j < n; ++j) out[j * row + label[j] * cls] = store<S>(value[j]);
-  }
-
-  XENT_INLINE void put_one(int j, int64_t k, T value) {
-    if (special && (silent[j] || broken[j])) return;
-    this->template lane<S>(job.out, j)[k * job.out.cls] = store<S>(value);
+    if (!direct) scatter_rows();
   }
 
   int64_t top(int j) const {
@@ -370,13 +386,14 @@ bool tile_rows(const Job& job, int64_t begin, int64_t end) {
   Scratch scratch(Tiles::scratch_bytes(job));
   if (!scratch.data) return false;
   Tiles tile(job, scratch.data);
-  for (int64_t row = begin; row < end; row += LANES) {
-    const int64_t last = row + LANES < end ? row + LANES : end;
+  for (int64_t row = begin, last; row < end; row = last) {
+    last = tile.last(row, end);
     if constexpr (OP == STATS) tile.stats(row, last, false);
     if constexpr (OP == STATS_AND_GRAD) tile.stats(row, last, true);
     if constexpr (OP == GRAD) tile.grad(row, last);
     if constexpr (OP == HVP) tile.hvp(row, last);
   }
+  if (job.stream) fence();
   return true;
 }
 

@@ -17,13 +17,32 @@ class TileMemory {
   int lanes = 0;       // rows of this tile; the rest of the LANES idle
   bool affine = true;  // the rows are evenly spaced
 
-  explicit TileMemory(const Job& job) : job(job), K(job.classes) {}
+  // The output passes by the cache: as planes of whole lines, or as rows without gaps.
+  const bool stream_planes, stream_rows;
+
+  explicit TileMemory(const Job& job)
+      : job(job),
+        K(job.classes),
+        stream_planes(job.stream && step(job.out) == 1 && whole_lines(job.out.cls) && whole_lines(job.out.outer)),
+        stream_rows(job.stream && job.out.cls == 1 && step(job.out) == K) {}
+
+  static bool whole_lines(int64_t stride) { return stride * int64_t(sizeof(S)) % 64 == 0; }
 
   void select(int64_t begin, int64_t end) {
     first = begin;
     lanes = int(end - begin);
     start = position(job, begin);
     affine = job.inner == 1 || start.inner + lanes <= job.inner;
+  }
+
+  // Where the tile that begins at `row` ends: a short one brings those after it to whole lines of the output.
+  int64_t last(int64_t row, int64_t end) const {
+    int64_t rows = LANES;
+    if (stream_planes) {
+      const size_t past = reinterpret_cast<uintptr_t>(at<S>(job.out, position(job, row))) % 64;
+      if (past) rows = int64_t((64 - past) / sizeof(S));
+    }
+    return row + rows < end ? row + rows : end;
   }
 
   // A full tile whose rows are neighbours in memory.
@@ -50,7 +69,7 @@ class TileMemory {
       return;
     }
     if (std::is_same_v<From, T> && affine && lanes == LANES && x.cls == 1 && K >= 4)
-      transpose(reinterpret_cast<const T*>(from), step(x), 1, to, 1, LANES);
+      transpose<true>(reinterpret_cast<const T*>(from), step(x), to);
     else
       for (int j = 0; j < LANES; ++j) {
         const From* source = lane<From>(x, j);
@@ -64,50 +83,75 @@ class TileMemory {
       }
   }
 
-  // The output from scratch, class by class.
-  void scatter(const T* e) const {
-    const Strided& x = job.out;
-    S* to = at<S>(x, start);
-    if (planar(x)) {
-      for (int64_t k = 0; k < K; ++k) {
-        S* target = to + k * x.cls;
-        const T* from = e + k * LANES;
+  // One class of the output, of a planar tile.
+  XENT_INLINE void put_plane(int64_t k, const T* from) const {
+    S* to = at<S>(job.out, start) + k * job.out.cls;
+    alignas(64) S stage[LANES];
+    S* target = stream_planes ? stage : to;
 #pragma omp simd
-        for (int j = 0; j < LANES; ++j) target[j] = store<S>(from[j]);
-      }
+    for (int j = 0; j < LANES; ++j) target[j] = store<S>(from[j]);
+    if (stream_planes) stream(to, stage, LANES);
+  }
+
+  // The output from scratch, class by class; `spare` (K, LANES) may be overwritten.
+  void scatter(const T* e, T* spare) const {
+    const Strided& x = job.out;
+    if (planar(x)) {
+      for (int64_t k = 0; k < K; ++k) put_plane(k, e + k * LANES);
       return;
     }
-    if (std::is_same_v<S, T> && affine && lanes == LANES && x.cls == 1 && K >= 4)
-      return transpose(e, 1, LANES, reinterpret_cast<T*>(to), step(x), 1);
+    if (std::is_same_v<S, T> && affine && lanes == LANES && x.cls == 1 && K >= 4) {
+      T* to = reinterpret_cast<T*>(at<S>(x, start));
+      transpose<false>(stream_rows ? spare : to, step(x), e);
+      if (stream_rows) stream(to, spare, K * LANES);
+      return;
+    }
     for (int j = 0; j < lanes; ++j) {
       S* target = lane<S>(x, j);
       for (int64_t k = 0; k < K; ++k) target[k * x.cls] = store<S>(e[k * LANES + j]);
     }
   }
 
-  // to(j, k) = from(j, k) for LANES rows j and K ≥ 4 classes k in 4 × 4 blocks, where one side has
-  // consecutive rows and the other consecutive classes; the last block of classes overlaps its neighbour.
-  void transpose(const T* from, int64_t from_row, int64_t from_class, T* to, int64_t to_row, int64_t to_class) const {
-    typedef T V __attribute__((vector_size(4 * sizeof(T))));
-    const int64_t from_line = from_row == 1 ? from_class : from_row, to_line = to_row == 1 ? to_class : to_row;
-    for (int64_t j = 0; j < LANES; j += 4)
-      for (int64_t k = 0;; k = k + 8 <= K ? k + 4 : K - 4) {
-        const T* source = from + j * from_row + k * from_class;
-        T* target = to + j * to_row + k * to_class;
-        V a, b, c, d;
-        std::memcpy(&a, source, sizeof a);
-        std::memcpy(&b, source + from_line, sizeof b);
-        std::memcpy(&c, source + 2 * from_line, sizeof c);
-        std::memcpy(&d, source + 3 * from_line, sizeof d);
-        const V ab = __builtin_shufflevector(a, b, 0, 4, 1, 5), cd = __builtin_shufflevector(c, d, 0, 4, 1, 5);
-        const V ba = __builtin_shufflevector(a, b, 2, 6, 3, 7), dc = __builtin_shufflevector(c, d, 2, 6, 3, 7);
-        a = __builtin_shufflevector(ab, cd, 0, 1, 4, 5), b = __builtin_shufflevector(ab, cd, 2, 3, 6, 7);
-        c = __builtin_shufflevector(ba, dc, 0, 1, 4, 5), d = __builtin_shufflevector(ba, dc, 2, 3, 6, 7);
-        std::memcpy(target, &a, sizeof a);
-        std::memcpy(target + to_line, &b, sizeof b);
-        std::memcpy(target + 2 * to_line, &c, sizeof c);
-        std::memcpy(target + 3 * to_line, &d, sizeof d);
-        if (k + 4 >= K) break;
+  // LANES rows of K ≥ 4 consecutive classes to or from lines (K, LANES), in blocks of 8 rows × 4 classes: two
+  // 4 × 4 transpositions side by side. The last block of classes overlaps its neighbour.
+  template <bool TO_LINES>
+  void transpose(std::conditional_t<TO_LINES, const T*, T*> rows, int64_t step,
+                 std::conditional_t<TO_LINES, T*, const T*> lines) const {
+    typedef T Half __attribute__((vector_size(4 * sizeof(T))));
+    typedef T Block __attribute__((vector_size(8 * sizeof(T))));
+    const int64_t classes = K;
+    for (int64_t j = 0; j < LANES; j += 8)
+      for (int64_t k = 0;; k = k + 8 <= classes ? k + 4 : classes - 4) {
+        const auto row = rows + j * step + k, other = row + 4 * step;
+        const auto line = lines + k * LANES + j;
+        Block m[4];
+        for (int i = 0; i < 4; ++i)
+          if constexpr (TO_LINES) {
+            Half one, two;
+            std::memcpy(&one, row + i * step, sizeof one);
+            std::memcpy(&two, other + i * step, sizeof two);
+            m[i] = __builtin_shufflevector(one, two, 0, 1, 2, 3, 4, 5, 6, 7);
+          } else {
+            std::memcpy(&m[i], line + i * LANES, sizeof m[i]);
+          }
+        const Block ab = __builtin_shufflevector(m[0], m[1], 0, 8, 1, 9, 4, 12, 5, 13);
+        const Block cd = __builtin_shufflevector(m[2], m[3], 0, 8, 1, 9, 4, 12, 5, 13);
+        const Block ba = __builtin_shufflevector(m[0], m[1], 2, 10, 3, 11, 6, 14, 7, 15);
+        const Block dc = __builtin_shufflevector(m[2], m[3], 2, 10, 3, 11, 6, 14, 7, 15);
+        m[0] = __builtin_shufflevector(ab, cd, 0, 1, 8, 9, 4, 5, 12, 13);
+        m[1] = __builtin_shufflevector(ab, cd, 2, 3, 10, 11, 6, 7, 14, 15);
+        m[2] = __builtin_shufflevector(ba, dc, 0, 1, 8, 9, 4, 5, 12, 13);
+        m[3] = __builtin_shufflevector(ba, dc, 2, 3, 10, 11, 6, 7, 14, 15);
+        for (int i = 0; i < 4; ++i)
+          if constexpr (TO_LINES) {
+            std::memcpy(line + i * LANES, &m[i], sizeof m[i]);
+          } else {
+            const Half one = __builtin_shufflevector(m[i], m[i], 0, 1, 2, 3);
+            const Half two = __builtin_shufflevector(m[i], m[i], 4, 5, 6, 7);
+            std::memcpy(row + i * step, &one, sizeof one);
+            std::memcpy(other + i * step, &two, sizeof two);
+          }
+        if (k + 4 >= classes) break;
       }
   }
 
@@ -117,7 +161,7 @@ class TileMemory {
     if (!affine) return;
     const S* next = at<S>(job.z, start) + LANES * step(job.z) + k * (job.z.cls == 1 ? LANES : job.z.cls);
     for (size_t i = 0; i < LANES; i += 64 / sizeof(S)) __builtin_prefetch(next + i);
-    if (!job.out.data) return;
+    if (!job.out.data || job.stream) return;
     const S* out = at<S>(job.out, start) + k * (job.out.cls == 1 ? LANES : job.out.cls);
     for (size_t i = 0; i < LANES; i += 64 / sizeof(S)) __builtin_prefetch(out + i, 1);
   }
