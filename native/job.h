@@ -28,7 +28,7 @@ struct Job {
   const double *in_lse = nullptr, *in_log_prob = nullptr, *in_mass = nullptr;
   double *lse = nullptr, *log_prob = nullptr, *dense_log_prob = nullptr, *mass = nullptr, *entropy = nullptr;
   int64_t* argmax = nullptr;
-  bool stream = false;  // the output is large and long in its rows: write it past the cache
+  bool stream = false;  // the output is large: write it past the cache where whole lines are
   int64_t rows() const { return outer * inner; }
 };
 

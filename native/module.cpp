@@ -92,10 +92,9 @@ struct Call {
   void set_out(const Out& out) {
     if (storage(out.dtype()) != type) throw nb::type_error("out has another dtype than the logits");
     job.out = like_logits(out);
-    // Past the cache when it could not stay there anyway, rows are long enough to fill whole lines, and
-    // the lines are not in the cache already for having been read.
-    const int64_t row_bytes = job.classes * int64_t(out.itemsize());
-    job.stream = row_bytes >= 16 << 10 && row_bytes * job.rows() >= 32 << 20 && job.out.data != job.z.data;
+    // Past the cache when it could not stay there anyway, and its lines are not there for having been read.
+    const int64_t bytes = job.rows() * job.classes * int64_t(out.itemsize());
+    job.stream = bytes >= 32 << 20 && job.out.data != job.z.data;
   }
   void set_cotangents(nb::handle dl, nb::handle dx, nb::handle ds) {
     job.dl = column(dl, job.rows());

@@ -24,7 +24,7 @@ class TileMemory {
       : job(job),
         K(job.classes),
         stream_planes(job.stream && step(job.out) == 1 && whole_lines(job.out.cls) && whole_lines(job.out.outer)),
-        stream_rows(job.stream && job.out.cls == 1 && step(job.out) == K) {}
+        stream_rows(std::is_same_v<S, T> && job.stream && job.out.cls == 1 && step(job.out) == K) {}
 
   static bool whole_lines(int64_t stride) { return stride * int64_t(sizeof(S)) % 64 == 0; }
 
@@ -161,7 +161,7 @@ class TileMemory {
     if (!affine) return;
     const S* next = at<S>(job.z, start) + LANES * step(job.z) + k * (job.z.cls == 1 ? LANES : job.z.cls);
     for (size_t i = 0; i < LANES; i += 64 / sizeof(S)) __builtin_prefetch(next + i);
-    if (!job.out.data || job.stream) return;
+    if (!job.out.data || stream_planes || stream_rows) return;
     const S* out = at<S>(job.out, start) + k * (job.out.cls == 1 ? LANES : job.out.cls);
     for (size_t i = 0; i < LANES; i += 64 / sizeof(S)) __builtin_prefetch(out + i, 1);
   }

@@ -41,6 +41,7 @@ class Wide {
   const Job& job;
   const LinkOf<T, CAP> phi;  // each method copies it: a load inside a loop that stores is not invariant
   const int64_t K, blocks;
+  const bool streams;  // shorter rows leave too many lines to be written in two parts
   Buffers buffers[2];
   T* e;
   T* w;
@@ -57,7 +58,8 @@ class Wide {
       : job(job),
         phi(job.inv_temperature, job.softcap),
         K(job.classes),
-        blocks((job.classes + BLOCK - 1) / BLOCK) {
+        blocks((job.classes + BLOCK - 1) / BLOCK),
+        streams(job.stream && K * int64_t(sizeof(S)) >= 16 << 10) {
     T* memory = static_cast<T*>(scratch);
     Block* more = reinterpret_cast<Block*>(memory + 4 * blocks * BLOCK);
     for (int i = 0; i < 2; ++i)
@@ -314,10 +316,10 @@ class Wide {
   XENT_INLINE void emit(S* out, int64_t k, F f) const {
     const int64_t n = size(k);
     alignas(64) S stage[BLOCK + 64 / sizeof(S)];
-    S* to = job.stream ? stage + reinterpret_cast<uintptr_t>(out + k) % 64 / sizeof(S) : out + k;
+    S* to = streams ? stage + reinterpret_cast<uintptr_t>(out + k) % 64 / sizeof(S) : out + k;
 #pragma omp simd
     for (int64_t i = 0; i < n; ++i) to[i] = store<S>(f(i));
-    if (job.stream) stream(out + k, to, n);
+    if (streams) stream(out + k, to, n);
   }
 
   // `argmax` after a sweep, which knows in which block to look; under a cap, where large logits may have
