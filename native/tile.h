@@ -13,7 +13,7 @@ class alignas(64) Tile : TileMemory<S, CAP, LANES> {
   using Int = typename Real<T>::Int;
   using Lanes = T[LANES];
   using Memory::job, Memory::K, Memory::first, Memory::lanes, Memory::affine, Memory::start;
-  using Memory::planar, Memory::prefetch;
+  using Memory::planar;
   static constexpr int CHUNK = LANES < 32 ? LANES : 32;  // rows summed together
   static constexpr int64_t FLUSH = 256;  // classes summed in T before the sum goes into a double
 
@@ -91,7 +91,7 @@ class alignas(64) Tile : TileMemory<S, CAP, LANES> {
     const LinkOf<T, CAP> link = phi;
     const T labelled = job.labels ? T(1) : T(0);
     open(begin, end);
-    this->template gather<S>(job.vector, r, [](T value) { return value; });
+    this->template gather<S>(job.vector, r, e, [](T value) { return value; });
     sweep();
     finish();
     column(job.ddl, ddl);
@@ -160,9 +160,9 @@ class alignas(64) Tile : TileMemory<S, CAP, LANES> {
       special = outside;
       for (int j = 0; j < LANES && special; ++j) silent[j] = y[j] < 0, broken[j] = y[j] >= K;
     }
-    this->template gather<S>(job.z, w, [link = phi](T z) { return link.value(z); });
+    this->template gather<S>(job.z, w, e, [link = phi](T z) { return link.value(z); });
     if constexpr (DENSE) {
-      this->template gather<T>(job.dense, v, [](T value) { return value; });
+      this->template gather<T>(job.dense, v, e, [](T value) { return value; });
       pick(v, v_y);
     }
   }
@@ -219,10 +219,7 @@ class alignas(64) Tile : TileMemory<S, CAP, LANES> {
   // Maxima, exponentials, and their sums without the largest term: a vector of rows at a time,
   // so that what is summed over the classes stays in registers.
   void sweep() {
-    for (int j = 0; j < LANES; j += CHUNK) {
-      for (int64_t k = K * j / LANES; k < K * (j + CHUNK) / LANES; ++k) prefetch(k);
-      job.entropy ? sweep_chunk<true>(j) : sweep_chunk<false>(j);
-    }
+    for (int j = 0; j < LANES; j += CHUNK) job.entropy ? sweep_chunk<true>(j) : sweep_chunk<false>(j);
   }
 
   template <bool ENTROPY>
@@ -240,7 +237,8 @@ class alignas(64) Tile : TileMemory<S, CAP, LANES> {
     double sum[4][CHUNK] = {};
     for (int64_t begin = 0; begin < classes; begin += FLUSH) {
       const int64_t end = begin + FLUSH < classes ? begin + FLUSH : classes;
-      for (int64_t k = begin; k < end; ++k)
+      for (int64_t k = begin; k < end; ++k) {
+        this->template prefetch<CHUNK>(k, j0);
 #pragma omp simd
         for (int j = 0; j < CHUNK; ++j) {
           const T d = u[k * LANES + j] - top[j], value = link.exp_scaled(d);
@@ -254,6 +252,7 @@ class alignas(64) Tile : TileMemory<S, CAP, LANES> {
           }
           if constexpr (ENTROPY) part_entropy[j] += only(value != T(0), value * d);
         }
+      }
       if (classes <= FLUSH) break;
       flush(below, sum[0]);
       if constexpr (DENSE) flush(part_dense, sum[1]), flush(part_mass, sum[2]);
@@ -288,7 +287,8 @@ class alignas(64) Tile : TileMemory<S, CAP, LANES> {
     const LinkOf<T, CAP> link = phi;
     put(job.lse, [&](int j) { return double(max[j]) * link.scale + double(log_norm[j]); });
     put(job.log_prob, [&](int j) { return double(x[j]); });
-    put(job.dense_log_prob, [&](int j) { return double(dense[j]) - double(only(mass[j] != T(0), mass[j] * log_norm[j])); });
+    put(job.dense_log_prob,
+        [&](int j) { return double(dense[j]) - double(only(mass[j] != T(0), mass[j] * log_norm[j])); });
     put(job.mass, [&](int j) { return double(mass[j]); });
     put(job.entropy, [&](int j) { return double(log_norm[j] - entropy[j] * norm[j]); });
     if (job.argmax)
@@ -312,22 +312,18 @@ class alignas(64) Tile : TileMemory<S, CAP, LANES> {
     column(job.dl, dl);
     column(job.dx, dx);
     column(job.ds, ds);
-    Int found = 0;
+    alignas(64) Int none[LANES], found = 0;
 #pragma omp simd reduction(| : found)
     for (int j = 0; j < LANES; ++j) {
-      found |= Int(zero(j));
+      found |= none[j] = (dl[j] == T(0)) & (dx[j] == T(0)) & (ds[j] == T(0)) & (ddl[j] == T(0)) & (ddx[j] == T(0));
       of_p[j] = dl[j] - dx[j] - (DENSE ? ds[j] * mass[j] : T(0));
     }
     if (!found) return;
     for (int j = 0; j < LANES; ++j) {
       if (!special) silent[j] = broken[j] = 0;
-      silent[j] |= Int(zero(j));
+      silent[j] |= none[j];
     }
     special = true;
-  }
-
-  XENT_INLINE bool zero(int j) const {
-    return (dl[j] == T(0)) & (dx[j] == T(0)) & (ds[j] == T(0)) & (ddl[j] == T(0)) & (ddx[j] == T(0));
   }
 
   // Coefficients::bracket of row.h, in T and without branches; `is_label` is 1 or 0.

@@ -23,7 +23,8 @@ class TileMemory {
   explicit TileMemory(const Job& job)
       : job(job),
         K(job.classes),
-        stream_planes(job.stream && step(job.out) == 1 && whole_lines(job.out.cls) && whole_lines(job.out.outer)),
+        stream_planes(job.stream && step(job.out) == 1 && whole_lines(job.out.cls) && whole_lines(job.out.outer) &&
+                      reinterpret_cast<uintptr_t>(job.out.data) % sizeof(S) == 0),
         stream_rows(std::is_same_v<S, T> && job.stream && job.out.cls == 1 && step(job.out) == K) {}
 
   static bool whole_lines(int64_t stride) { return stride * int64_t(sizeof(S)) % 64 == 0; }
@@ -47,6 +48,9 @@ class TileMemory {
 
   // A full tile whose rows are neighbours in memory.
   bool planar(const Strided& x) const { return affine && lanes == LANES && step(x) == 1; }
+  // A full tile of evenly spaced rows of consecutive classes.
+  bool full_rows(const Strided& x) const { return affine && lanes == LANES && x.cls == 1 && K >= 4; }
+  int64_t together(const Strided& x) const { return step(x) == K ? LANES : 1; }  // rows without gaps
   int64_t step(const Strided& x) const { return job.inner == 1 ? x.outer : x.inner; }
 
   template <class To>
@@ -55,9 +59,9 @@ class TileMemory {
     return affine ? at<To>(x, start) + j * step(x) : at<To>(x, position(job, first + j));
   }
 
-  // to = f(x), class by class; idle lanes repeat the first row.
+  // to = f(x), class by class; idle lanes repeat the first row. `spare` (K, LANES) may be overwritten.
   template <class From, class F>
-  void gather(const Strided& x, T* to, F f) const {
+  void gather(const Strided& x, T* to, T* spare, F f) const {
     const From* from = at<From>(x, start);
     if (planar(x)) {
       for (int64_t k = 0; k < K; ++k) {
@@ -68,13 +72,22 @@ class TileMemory {
       }
       return;
     }
-    if (std::is_same_v<From, T> && affine && lanes == LANES && x.cls == 1 && K >= 4)
+    if (std::is_same_v<From, T> && full_rows(x)) {
       transpose<true>(reinterpret_cast<const T*>(from), step(x), to);
-    else
+    } else if (full_rows(x)) {
+      for (int64_t j = 0; j < LANES; j += together(x)) {
+        const From* source = from + j * step(x);
+        T* target = spare + j * K;
+#pragma omp simd
+        for (int64_t i = 0; i < together(x) * K; ++i) target[i] = load(source[i]);
+      }
+      transpose<true>(spare, K, to);
+    } else {
       for (int j = 0; j < LANES; ++j) {
         const From* source = lane<From>(x, j);
         for (int64_t k = 0; k < K; ++k) to[k * LANES + j] = load(source[k * x.cls]);
       }
+    }
     if constexpr (CAP)
       for (int64_t k = 0; k < K; ++k) {
         T* u = to + k * LANES;
@@ -100,10 +113,17 @@ class TileMemory {
       for (int64_t k = 0; k < K; ++k) put_plane(k, e + k * LANES);
       return;
     }
-    if (std::is_same_v<S, T> && affine && lanes == LANES && x.cls == 1 && K >= 4) {
-      T* to = reinterpret_cast<T*>(at<S>(x, start));
-      transpose<false>(stream_rows ? spare : to, step(x), e);
-      if (stream_rows) stream(to, spare, K * LANES);
+    if (full_rows(x)) {
+      S* to = at<S>(x, start);
+      const bool direct = std::is_same_v<S, T> && !stream_rows;
+      direct ? transpose<false>(reinterpret_cast<T*>(to), step(x), e) : transpose<false>(spare, K, e);
+      if (stream_rows) return stream(to, reinterpret_cast<const S*>(spare), K * LANES);
+      for (int64_t j = 0; j < LANES && !direct; j += together(x)) {
+        S* target = to + j * step(x);
+        const T* source = spare + j * K;
+#pragma omp simd
+        for (int64_t i = 0; i < together(x) * K; ++i) target[i] = store<S>(source[i]);
+      }
       return;
     }
     for (int j = 0; j < lanes; ++j) {
@@ -155,15 +175,16 @@ class TileMemory {
       }
   }
 
-  // While this tile computes, memory brings a K-th of the next one and of where this one will be written:
-  // prefetchers do not follow K planes at once (a 21-class image, one thread: 1.23 → 1.15 ns an element).
-  XENT_INLINE void prefetch(int64_t k) const {
+  // While this tile computes, memory brings the next one, and where this one will be written unless that is
+  // past the cache: prefetchers do not follow K planes at once. A few lines with each class: bursts wait.
+  template <int ROWS>
+  XENT_INLINE void prefetch(int64_t k, int j) const {
     if (!affine) return;
-    const S* next = at<S>(job.z, start) + LANES * step(job.z) + k * (job.z.cls == 1 ? LANES : job.z.cls);
-    for (size_t i = 0; i < LANES; i += 64 / sizeof(S)) __builtin_prefetch(next + i);
+    const S* next = at<S>(job.z, start) + LANES * step(job.z) + k * (job.z.cls == 1 ? LANES : job.z.cls) + j;
+    for (size_t i = 0; i < ROWS; i += 64 / sizeof(S)) __builtin_prefetch(next + i);
     if (!job.out.data || stream_planes || stream_rows) return;
-    const S* out = at<S>(job.out, start) + k * (job.out.cls == 1 ? LANES : job.out.cls);
-    for (size_t i = 0; i < LANES; i += 64 / sizeof(S)) __builtin_prefetch(out + i, 1);
+    const S* out = at<S>(job.out, start) + k * (job.out.cls == 1 ? LANES : job.out.cls) + j;
+    for (size_t i = 0; i < ROWS; i += 64 / sizeof(S)) __builtin_prefetch(out + i, 1);
   }
 };
 

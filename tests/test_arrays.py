@@ -173,6 +173,25 @@ def test_out_is_written_and_returned(dtype: str, options: dict[str, Any]) -> Non
     np.testing.assert_array_equal(out, function.backward())
 
 
+@pytest.mark.parametrize("offset", [0, 3])
+@pytest.mark.parametrize("shape", [(1_700_001, 5), (8, 5, 480, 480)], ids=["rows", "planes"])
+def test_large_gradient_has_the_bits_of_small_ones(shape: tuple[int, ...], offset: int) -> None:
+    """Large ones are written past the cache, in whole lines, wherever those begin."""
+    logits = np.random.default_rng(0).normal(size=shape).astype(np.float32)
+    out = np.empty(logits.size + offset, np.float32)[offset:].reshape(shape)
+    if len(shape) > 2:
+        logits, out = np.moveaxis(logits, 1, -1), np.moveaxis(out, 1, -1)
+    labels = np.arange(logits.size // 5).reshape(logits.shape[:-1]) % 5
+    labels.flat[::1000] = -100
+    assert logits.nbytes > 32 << 20
+    xent.cross_entropy_with_grad(logits, labels, reduction="sum", out=out)
+    step = len(logits) // 4
+    for begin in range(0, len(logits), step):
+        part = slice(begin, begin + step)
+        _, small = xent.cross_entropy_with_grad(logits[part], labels[part], reduction="sum")
+        np.testing.assert_array_equal(out[part], small)
+
+
 def test_softmax_and_binary_in_place() -> None:
     buffer = LOGITS.copy()
     assert xent.softmax(buffer, out=buffer) is buffer
