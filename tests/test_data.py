@@ -115,6 +115,31 @@ def test_options_leave_columns_out_and_make_numbers_categories(tmp_path):
     assert not learnt.surprises(batch.features)
 
 
+@pytest.mark.parametrize(
+    ("values", "kind"),
+    [
+        (["true", "false"], pl.String),
+        (["True", "False"], pl.String),
+        (["01", "2"], pl.Float64),
+        ([" 1", "2.5e3"], pl.Float64),
+        (["-inf?", "x"], pl.String),
+        (["None", "nan"], pl.Float64),
+        (["2020-01-01", "2020-01-02"], pl.String),
+        (["9" * 25, "1"], pl.Float64),
+        (["+1", "-0"], pl.Float64),
+    ],
+)
+def test_a_column_is_read_alike_whole_and_in_batches(values, kind, tmp_path):
+    rows = "".join(f"{value},{k % 3},{'xy'[k % 2]}\n" for k, value in enumerate(values * 4))
+    (tmp_path / "t.csv").write_text(f"a,b,kind\n{rows}")
+    whole = data.load("t.csv", "kind")
+    learnt = Preprocessor.fit(whole.features, whole.feature_names)
+    assert ("a" in learnt.levels) is (kind == pl.String)
+    (batch,) = data.batches("t.csv", learnt)
+    np.testing.assert_array_equal(learnt.transform(batch.features), learnt.transform(whole.features))
+    assert not learnt.surprises(batch.features)
+
+
 def test_numbers_without_gaps_are_an_array_of_their_own_dtype():
     for dtype in (pl.Float32, pl.Float64, pl.Int16):
         FRAME.cast(dict.fromkeys(NAMES, dtype)).write_parquet("t.parquet")

@@ -431,10 +431,10 @@ def test_memory_is_bounded(tmp_path):
     """A file four times as large as what the process may still allocate."""
     resource = pytest.importorskip("resource")
     assert resource
-    limit, rows, classes = 64 << 20, 16 * 4096, 1024
+    limit, rows, classes = 128 << 20, 32 * 4096, 1024
     logits = np.lib.format.open_memmap(tmp_path / "z.npy", "w+", np.float32, (rows, classes))
     logits[::4096] = 1
-    del logits  # 256 MiB, nearly all of it a hole
+    del logits  # 512 MiB, nearly all of it a hole
     np.save(tmp_path / "y.npy", np.zeros(rows, np.int64))
     code = f"""
 import resource, sys

@@ -52,6 +52,9 @@ def read(path: Path, text: Sequence[str | None] = ()) -> polars.DataFrame:
             table = polars.read_csv(path, infer_schema=False, separator=separator, glob=False)
         except polars.exceptions.PolarsError as error:
             raise _not_csv(path, separator, error) from None
+    true_or_false = [name for name in table.columns if table[name].dtype == polars.Boolean]
+    if true_or_false:  # categories as they are written, which `batches` must find again
+        return read(path, (*text, *true_or_false))
     return _with_plain_names(path, table)
 
 
