@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import typer.main
+from test_cli_predict import people
 
 from xent import cli, commands, data, tables
 from xent.cli import main
@@ -44,6 +45,23 @@ def test_bundled_sets_and_spellings_of_missing_are_the_programs():
     sentence = PAGE.split("**A missing number**")[1].partition(")")[0]
     spelt = {word.lower() for word in re.findall(r"`([^`]+)`", sentence)}
     assert spelt | {""} == set(tables.MISSING)
+
+
+def test_the_excerpt_is_what_is_printed(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    people().write_csv("people.csv")
+    (excerpt,) = re.findall(r"```text\n(\$ xent fit people.*?)```", PAGE, re.DOTALL)
+    for call in excerpt.split("$ xent ")[1:]:
+        command, *shown = call.splitlines()
+        assert main(command.split()) == 0
+        printed = capsys.readouterr().out.splitlines()
+        for line in shown:
+            label, *numbers = re.split(r",(?=0\.)", line)  # their last digits are the processor's
+            found = [re.split(r",(?=0\.)", each) for each in printed if each.startswith(label)]
+            near = [
+                [float(x) for x in rest] == pytest.approx([float(x) for x in numbers]) for _, *rest in found
+            ]
+            assert line == "..." or any(near), line
 
 
 @pytest.fixture
