@@ -56,10 +56,11 @@ def test_the_excerpt_is_what_is_printed(tmp_path, monkeypatch, capsys):
         assert main(command.split()) == 0
         printed = capsys.readouterr().out.splitlines()
         for line in shown:
-            label, *numbers = re.split(r",(?=0\.)", line)  # their last digits are the processor's
+            label, *numbers = re.split(r",(?=0\.)", line)
             found = [re.split(r",(?=0\.)", each) for each in printed if each.startswith(label)]
+            # What --tol leaves open are the third digits.
             near = [
-                [float(x) for x in rest] == pytest.approx([float(x) for x in numbers]) for _, *rest in found
+                np.allclose(np.array(rest, float), np.array(numbers, float), atol=5e-3) for _, *rest in found
             ]
             assert line == "..." or any(near), line
 
