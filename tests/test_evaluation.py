@@ -140,12 +140,14 @@ def test_threads_give_the_same_bits(tmp_path):
     assert all(other == one for other in others)
 
 
-@pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64, ">f8", np.int32])
+@pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64, ">f2", ">f8", np.int32])
 def test_dtypes(tmp_path, dtype):
     outputs = LOGITS.astype(dtype)
     e = score(outputs, LABELS.astype(np.uint8), tmp_path)
     p = xent.softmax(outputs.astype(np.float64))
     assert e.loss == pytest.approx(log_loss(LABELS, p, labels=range(CLASSES)), rel=1e-6)
+    wide = score(outputs.astype(np.float64), LABELS, tmp_path)
+    assert (e.accuracy, e.top_k_accuracy) == (wide.accuracy, wide.top_k_accuracy)
 
 
 def test_leading_axes_are_rows(tmp_path):
