@@ -174,6 +174,7 @@ def test_bars_of_many_classes_have_one_for_the_rest_and_sum_to_zero():
         Parts(1.0, 0.33335, 0.11115, 1.4),
         Parts(0.7, -0.2, 0.3, None),
         Parts(1.0, 0.99999996, 0.0, 0.5),
+        Parts(1.00004, 0.50006, 0.00004, 1.1),  # rounded one by one they would not
     ],
 )
 def test_the_printed_parts_add_up(parts):
@@ -236,6 +237,19 @@ def test_the_verdict_warns_of_what_the_numbers_show(runs, change, caution):
     finding, cautions = report.verdict(runs["digits"]._replace(**change))
     assert "below guessing by class frequencies" in finding
     assert [caution in text for text in cautions] == ([] if caution is None else [True])
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({}, "mean cross-entropy + α/2·‖W‖², α = 0.001"),
+        ({"focal_gamma": 2.0, "alpha": 0.1}, "mean focal loss, γ = 2, + α/2·‖W‖², α = 0.1"),
+        ({"label_smoothing": 0.1}, "labels smoothed by ε = 0.1"),
+        ({"balanced": True}, "with all classes weighed alike + α"),
+    ],
+)
+def test_the_objective_is_told_with_its_options(settings, words):
+    assert words in report.objective(training.Settings(**settings))
 
 
 def test_few_rows_are_called_few(runs):

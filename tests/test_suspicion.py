@@ -110,6 +110,11 @@ def test_a_sparse_matrix_is_checked_by_its_labels():
     assert len(texts(csr_matrix(FEATURES), changed([5, 6, 7, 8, 9, 10], "unseen"))) == 1
 
 
+def test_shares_that_do_not_sum_to_one_are_no_softmax():
+    assert texts(RNG.random((ROWS, 4))) == []
+    assert texts(softmax(FEATURES, axis=1)[:, :3]) == []
+
+
 def test_long_lists_are_cut():
     (text,) = texts(np.column_stack([FEATURES, np.ones((ROWS, 9))]))
     assert text == "'x4', 'x5', 'x6', 'x7' and 5 more: the same in every row, of no use"

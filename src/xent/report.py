@@ -82,7 +82,7 @@ def verdict(run: Run) -> tuple[str, list[str]]:
         why = (
             "the model has learnt its training rows by heart; a larger --alpha may help."
             if run.train.loss < train
-            else "the penalty costs more than it saves; a smaller --alpha may help."
+            else "the training loss rose too, for the sake of the penalty; a smaller --alpha may help."
         )
         cautions.append(
             f"The held-out loss was {best:.4f} at step {step} and is {run.test.loss:.4f} at the end: {why}"
@@ -205,6 +205,18 @@ def about_temperature(parts: Parts) -> str:
     return f"Fitted temperature {t:.3g}: {words}. {effect}"
 
 
+def objective(settings: Settings) -> str:
+    """What the training minimised, in words."""
+    words = "mean cross-entropy"
+    if settings.focal_gamma:
+        words = f"mean focal loss, γ = {settings.focal_gamma:g},"
+    if settings.label_smoothing:
+        words += f", its labels smoothed by ε = {settings.label_smoothing:g},"
+    if settings.balanced:
+        words += " with all classes weighed alike"
+    return f"{words} + α/2·‖W‖², α = {settings.alpha:g}"
+
+
 def cards(run: Run) -> list[Card]:
     """The costliest rows, with a picture where the columns are pixels."""
     shape = thumbnails.image_shape(run.data.feature_names)
@@ -306,6 +318,7 @@ def html(run: Run, command: str) -> str:
             "gradient": plots.gradient_map(d, names),
             "reliability": plots.reliability(d),
         },
+        objective=objective(run.settings),
         row_sum=_scientific(float(np.abs(d.gradient.sum(1)).max())),
         solver=plots.SOLVERS[run.solver],
         bits=information.bits,
