@@ -118,19 +118,13 @@ def _write(path: Path, suffix: str, frames: Iterator[polars.DataFrame], schema: 
     import polars
     from polars.io.plugins import register_io_source
 
-    broken: list[Exception] = []
-
     def source(*_: Any) -> Iterator[polars.DataFrame]:
-        try:
-            yield from frames
-        except Exception as error:  # polars would wrap it in one of its own
-            broken.append(error)
-            raise
+        yield from frames
 
     try:
         register_io_source(source, schema=schema).sink_parquet(path)
     except polars.exceptions.PolarsError as error:
-        raise (broken[0] if broken else ValueError(f"the predictions cannot be written: {error}")) from None
+        raise ValueError(f"the predictions cannot be written: {error}") from None
 
 
 def _rows(tables: list[polars.DataFrame]) -> dict[str, Any]:
