@@ -11,7 +11,7 @@ import numpy as np
 from xent import information, plots, thumbnails
 from xent.diagnosis import Parts, Reason, Sample
 from xent.regression import versions
-from xent.training import Run
+from xent.training import Run, Settings
 
 Array = np.ndarray[Any, Any]
 
