@@ -70,7 +70,7 @@ def confusion_matrix(d: Diagnosis, classes: list[Any]) -> str:
     parts = [frame.box(), *cells.drawn(), *numbers]
     middles = [frame.TOP + (k + 0.5) * frame.cell for k in range(len(classes))]
     parts += frame.names_down(middles)
-    parts += frame.names_across()
+    parts += frame.names_across("predicted class")
     wrong = int(d.confusion.sum() - np.trace(d.confusion))
     label = f"Confusion matrix: {np.trace(d.confusion)} rows on the diagonal, {wrong} off it"
     return picture(WIDTH, frame.height, parts, label)
@@ -103,7 +103,7 @@ def gradient_map(d: Diagnosis, classes: list[Any]) -> str:
         zip(present.tolist(), (frame.TOP + (a + b) / 2 * tall for a, b in pairwise(edges)), strict=True)
     )
     parts += frame.names_down([middles.get(k) for k in range(len(classes))])
-    parts += frame.names_across()
+    parts += frame.names_across("logit of the class")
     label = (
         f"Gradient of {len(rows)} held-out rows, sorted by true class, in the logits of {len(classes)} "
         "classes: negative at the true class where the model is not yet sure, positive at the classes it "
@@ -230,7 +230,7 @@ class _Frame:
         parts.append(text(x, y, "true class", "middle", transform=f"rotate(-90 {x} {number(y)})"))
         return parts
 
-    def names_across(self) -> list[str]:
+    def names_across(self, what: str) -> list[str]:
         """The same along the foot."""
         parts, y = [], self.TOP + self.side + 18
         room = 16 if self.tilted else max(width_of(name) for name in self.names) + 4
@@ -242,7 +242,7 @@ class _Frame:
                 parts.append(text(x + 4, y - 2, self.names[k], "end", transform=turn))
             else:
                 parts.append(text(x, y, self.names[k], "middle"))
-        parts.append(text(self.left + self.side / 2, self.height - 6, "predicted class", "middle"))
+        parts.append(text(self.left + self.side / 2, self.height - 6, what, "middle"))
         return parts
 
 
