@@ -181,6 +181,7 @@ WRONG_METADATA = [
     (STATE + "parameters.max_iter", True, "`max_iter` must be an integer"),
     (STATE + "parameters.fit_intercept", "no", "`fit_intercept` must be True or False"),
     (STATE + "parameters.random_state", "os.system", "'random_state' must be int or null"),
+    (STATE + "parameters.random_state", -1, "Seed must be between 0"),
     (STATE + "parameters.callback", "print", "unknown parameter 'callback'"),
     (STATE + "parameters.__class__", "print", "unknown parameter '__class__'"),
     (STATE + "parameters.class_weight", [[0]], "class weights must be pairs"),
