@@ -44,6 +44,7 @@ def on(path, X, *rest, monkeypatch, **options):
     """The objective on one of PATHS; blocks of few rows, so that there are several."""
     if path == "blocks":
         monkeypatch.setattr(objective, "FUSED_SCORES", 0)
+    monkeypatch.setattr(objective, "SMALL", 0)
     monkeypatch.setattr(objective, "BLOCK", 8 * FEATURES)
     monkeypatch.setattr(objective, "SPARSE_BLOCK", 24)
     return make(scipy.sparse.csr_array(X) if path == "csr" else X, *rest, **options)
@@ -102,6 +103,7 @@ def test_value_gradient_and_hessian_are_torchs(path, smoothing, num_classes, sof
 @pytest.mark.parametrize("path", PATHS)
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 def test_rounded_products_are_near_and_others_exact(dtype, path, num_classes, monkeypatch):
+    monkeypatch.setattr(objective, "SMALL", 0)
     X, *rest = data(num_classes, weighted=True)
     X = X.astype(np.float32).astype(np.float64)  # the same numbers in both
     exact = make(X, *rest, num_classes)

@@ -252,17 +252,18 @@ def test_focal_loss_has_a_stationary_point_and_no_certificate(solver):
 
 
 @pytest.mark.parametrize(
-    ("features", "solver"),
+    ("shape", "kind", "solver"),
     [
-        (np.zeros((4, 3)), "lbfgs"),
-        (np.zeros((4, whitening.WIDEST + 1)), "newton-cg"),
-        (scipy.sparse.csr_array((4, 3)), "newton-cg"),
+        ((40, 3), np.asarray, "newton-cg"),  # small
+        ((400, 200), np.asarray, "lbfgs"),
+        ((40, whitening.WIDEST + 1), np.asarray, "newton-cg"),
+        ((400, 200), scipy.sparse.csr_array, "newton-cg"),
     ],
 )
-def test_auto_looks_at_shape_and_density(features, solver):
-    y = np.array([0, 1, 2, 0])
-    problem = Problem(features, y, num_classes=3)
-    result = minimise(problem.objective, problem.start, max_iter=10, tol=1e-4)
+def test_auto_looks_at_shape_and_density(shape, kind, solver):
+    X, y = table(*shape)
+    problem = Problem(kind(X), y, num_classes=3)
+    result = minimise(problem.objective, problem.start, max_iter=100, tol=1e-4)
     assert (result.solver, result.message) == (solver, "")
 
 

@@ -9,6 +9,7 @@ from typing import Any, Self
 
 import numpy as np
 
+from xent import sparse
 from xent.api import softmax
 from xent.fused import FusedModel
 from xent.problem import Problem
@@ -22,6 +23,7 @@ BLOCK = 1 << 19  # elements of X a block: 2 MiB of float32, a level-2 cache
 # (784, 10), 1.4 at (512, 40); at (512, 100) in float64 they lose, 0.85.
 FUSED_SCORES = 48
 COPY_BYTES = 64 << 20  # for float32 copies of X
+SMALL = 1 << 16  # elements of X
 SPARSE_BLOCK = 1 << 22  # logits a block of a CSR matrix: each block costs a gradient of X's width
 
 
@@ -88,20 +90,25 @@ class Objective:
 
     @cached_property
     def rounded(self) -> Self:
-        """This objective with products in float32, if X is or a copy of X that is takes little room.
+        """This objective with products in float32, if X is; or if it is not small and a copy has room.
 
         They are 2 to 3 times as fast, and too coarse to tell the optimum from what is near it.
         """
         narrow = np.dtype(np.float32)
         if self.features.dtype == narrow:
             return self._in(narrow)
-        if self._copy_bytes() > COPY_BYTES:
+        if self.is_small or self._copy_bytes() > COPY_BYTES:
             return self
         other = self._in(narrow)
         other.features = self.features.astype(narrow)
         if self.is_sparse:
             other.transposed = other.features.T.tocsr()
         return other
+
+    @property
+    def is_small(self) -> bool:
+        """Whether a product with X takes microseconds. Of a CSR matrix, the entries that it holds count."""
+        return int(self.features.size) < SMALL
 
     def _copy_bytes(self) -> int:
         """What `rounded` would take: of a CSR matrix also the transpose, whose product with G is faster."""
@@ -122,8 +129,7 @@ class Objective:
         coef, intercept = self.unpack(parameters)
         loss, dcoef, dintercept = (self._fused_pass if self.is_fused else self._blocked_pass)(coef, intercept)
         loss += 0.5 * self.alpha * float(np.vdot(coef, coef))
-        dcoef += self.alpha * coef
-        return loss, self.pack(dcoef, dintercept)
+        return loss, self._penalised(dcoef, dintercept, coef)
 
     @property
     def is_fused(self) -> bool:
@@ -139,7 +145,7 @@ class Objective:
         dcoef, dintercept = np.zeros_like(coef), np.zeros_like(intercept)
         loss = 0.0
         for x, target in self._blocks():
-            problem = self._problem(_project(x, weight) + intercept, target)
+            problem = self._problem(self._project(x, weight) + intercept, target)
             value, dlogits = problem.loss_and_grad(problem.logits)
             loss += float(value)
             dscores = dlogits[:, -self.num_scores :]
@@ -161,11 +167,11 @@ class Objective:
             def product(vector: Array) -> Array:
                 direction, bias = self.unpack(vector)
                 dcoef, dintercept = model.hvp(narrow, intercept, direction, bias)
-                return self.pack(dcoef + self.alpha * direction, dintercept)
+                return self._penalised(dcoef, dintercept, direction)
 
             return product
         weight = np.ascontiguousarray(coef.T, self.dtype)
-        logits = np.concatenate([_project(x, weight) for x, _ in self._blocks()])
+        logits = np.concatenate([self._project(x, weight) for x, _ in self._blocks()])
         logits += intercept.astype(self.dtype)
         return lambda vector: self._hessian_product(logits, vector)
 
@@ -177,27 +183,48 @@ class Objective:
         for x, target in self._blocks():
             stop = start + x.shape[0]
             problem = self._problem(logits[start:stop], target)
-            r = _as_logits(_project(x, direction) + intercept.astype(self.dtype))
+            r = _as_logits(self._project(x, direction) + intercept.astype(self.dtype))
             dscores = problem.hvp(r, r)[:, -self.num_scores :]
             dcoef += self._pull_back(x, dscores)
             dintercept += dscores.sum(0, dtype=np.float64)
             start = stop
+        return self._penalised(dcoef, dintercept, coef)
+
+    def _penalised(self, dcoef: Array, dintercept: Array, coef: Array) -> Array:
+        """Derivatives of the loss, and of the penalty at ``coef``, as one vector.
+
+        What is added to all classes changes no loss: the mean of its derivatives over the classes is 0, but
+        for rounding, which without a penalty would lead a solver away for ever.
+        """
+        if self.num_scores > 1 and not self.spec.z_loss and self.spec.softcap is None:
+            dcoef, dintercept = dcoef - dcoef.mean(0), dintercept - dintercept.mean()
         return self.pack(dcoef + self.alpha * coef, dintercept)
 
     def curvature(self, parameters: Array) -> Iterator[tuple[Any, Array]]:
-        """Blocks of X in float64, and what (3) has on its diagonal for their rows and scores: a m p(1−p).
+        """Blocks of X, and what (3) has on its diagonal for their rows and scores: a m p(1−p).
 
-        (rows, C), scaled so that at equal probabilities ``Σ X² ·`` it is exactly the Hessian's spectrum.
+        (rows, C) float64, scaled: at equal probabilities ``Σ X² ·`` it is exactly the Hessian's spectrum.
         """
         coef, intercept = self.unpack(parameters)
-        weight = np.ascontiguousarray(coef.T)
+        weight = np.ascontiguousarray(coef.T, self.dtype)
         # At p = 1/K the Hessian of K scores is I/K on all that sums to zero, not its diagonal (1−1/K)/K.
         factor = self.num_classes / (self.num_classes - 1) if self.num_scores > 1 else 1.0
-        for x, target in self._in(np.float64)._blocks():
-            logits = _as_logits(x @ weight + intercept)
+        for x, target in self._blocks():
+            logits = _as_logits(self._project(x, weight) + intercept)
             p = softmax(logits)
             spread = (p * (1.0 - p))[:, -self.num_scores :]
             yield x, spread * (factor / self.divisor * _mass(target, len(p)))[:, None]
+
+    def curvature_of_parameters(self, parameters: Array) -> Array:
+        """`curvature` times X², summed: the Hessian's diagonal, but for the scale, as one vector."""
+        dcoef = np.full((self.num_scores, self.num_features), self.alpha)
+        dintercept = np.zeros(self.num_scores)
+        squared = self._in(self.dtype)
+        squared.transposed = None if self.transposed is None else _squared(self.transposed)
+        for x, weight in self.curvature(parameters):
+            dcoef += squared._pull_back(_squared(x), weight)
+            dintercept += weight.sum(0)
+        return self.pack(dcoef, dintercept)
 
     def intercept_hessian(self, parameters: Array) -> Array:
         """The Hessian in the intercept, (C, C), in float64: Σ a m (diag p − ppᵀ)."""
@@ -205,7 +232,7 @@ class Objective:
         weight = np.ascontiguousarray(coef.T)
         hessian = np.zeros((self.num_scores, self.num_scores))
         for x, target in self._in(np.float64)._blocks():
-            p = softmax(_as_logits(_project(x, weight) + intercept))[:, -self.num_scores :]
+            p = softmax(_as_logits(self._project(x, weight) + intercept))[:, -self.num_scores :]
             weighted = p * (_mass(target, len(p)) / self.divisor)[:, None]
             hessian += np.diag(weighted.sum(0)) - weighted.T @ p
         return hessian
@@ -246,15 +273,21 @@ class Objective:
         other.dtype = np.dtype(dtype)
         return other
 
+    def _project(self, x: Any, weight: Array) -> Array:
+        """x @ weight."""
+        scores: Array = sparse.product(x, weight) if self.is_sparse else x @ weight
+        return scores
+
     def _pull_back(self, x: Any, dscores: Array) -> Array:
         """dscoresᵀ X of a block, (C, D)."""
         narrow = dscores.astype(self.dtype, copy=False)
         if not self.is_sparse:
             product: Array = narrow.T @ x
             return product
-        columns = x.T if self.transposed is None or x.shape[0] < self.num_rows else self.transposed
-        transposed: Array = columns @ narrow
-        return transposed.T
+        if self.transposed is None or x.shape[0] < self.num_rows:
+            transposed: Array = x.T @ narrow
+            return transposed.T
+        return sparse.product(self.transposed, narrow).T
 
     def _problem(self, scores: Array, target: Target) -> Problem:
         return Problem(_as_logits(scores), target, self.spec, "mean", self.divisor)
@@ -270,9 +303,9 @@ class Objective:
             yield x.astype(self.dtype, copy=False), self.target if whole else _target_rows(self.target, rows)
 
 
-def _project(x: Any, weight: Array) -> Array:
-    scores: Array = x @ weight
-    return scores
+def _squared(x: Any) -> Any:
+    """x∘x, sharing the pattern of a CSR matrix."""
+    return x * x if isinstance(x, np.ndarray) else type(x)((x.data**2, x.indices, x.indptr), shape=x.shape)
 
 
 def _as_logits(scores: Array) -> Array:

@@ -51,6 +51,8 @@ class Certificate:
         squared = float(np.vdot(coef, coef))
         reach = 0.0 if alpha else REACH * max(squared**0.5, 1.0 / self.objective.row_norm)
         self.within_reach = self._drop(dcoef, reach) / value if value else 0.0
+        if self.within_reach * value >= value - self.lower > 0:  # it is too early for news
+            return (value - self.lower) / value
         residual = dcoef - alpha * coef  # G(p)
         entropy = value - 0.5 * alpha * squared - float(np.vdot(coef, residual))
         if self.moments is not None:

@@ -14,8 +14,9 @@ Preconditioner = Callable[[Array], Array]
 
 WIDEST = 2048  # features; whitening costs their third power
 FLOOR = 1e-10  # of a feature's own variation: no direction counts as flatter
-ROWS = 8  # rows a feature that the estimate is made of, and more
-PRODUCTS = 1 << 26  # if all that takes is so many multiplications
+ROWS = 8  # rows a feature that the estimate is made of at least,
+LEAST = 1000  # or so many of all,
+SHARE = 16  # or one in so many
 
 
 def preconditioner(objective: Objective, parameters: Array, random: np.random.RandomState) -> Preconditioner:
@@ -37,7 +38,7 @@ def whitening(objective: Objective, parameters: Array, random: np.random.RandomS
     Hessian. A sample of the rows serves as well as all.
     """
     width = objective.num_features + objective.fit_intercept
-    rows = max(4096, ROWS * width, PRODUCTS // max(1, width) ** 2)
+    rows = max(LEAST, ROWS * width, objective.num_rows // SHARE)
     if rows < objective.num_rows:
         chosen = np.sort(random.choice(objective.num_rows, rows, replace=False))
         objective = objective.subset(chosen, objective.divisor * rows / objective.num_rows)
@@ -67,16 +68,7 @@ def whitening(objective: Objective, parameters: Array, random: np.random.RandomS
 
 def diagonal(objective: Objective, parameters: Array) -> Preconditioner:
     """The inverse of the Hessian's diagonal (Jacobi)."""
-    dcoef = np.full((objective.num_scores, objective.num_features), objective.alpha)
-    dintercept = np.zeros(objective.num_scores)
-    for x, weight in objective.curvature(parameters):
-        if objective.is_sparse:
-            squares = type(x)((x.data**2, x.indices, x.indptr), shape=x.shape).T
-        else:
-            squares = (x * x).T
-        dcoef += (squares @ weight).T
-        dintercept += weight.sum(0)
-    inverse = objective.pack(dcoef, dintercept)
+    inverse = objective.rounded.curvature_of_parameters(parameters)
     inverse[inverse <= 0] = 1.0
     np.reciprocal(inverse, out=inverse)
     return lambda vector: vector * inverse.astype(vector.dtype, copy=False)
