@@ -89,6 +89,26 @@ def test_many_classes_and_rows_make_no_large_file(runs):
     assert Page(html).open == []
 
 
+def test_names_are_words_and_never_markup(runs):
+    names = ['<img src="x" onerror="alert(1)">', '"><script>alert(2)</script>', "</text></svg>&amp;"]
+    run = runs["iris"]._replace(classes=names, reasons=[[training.Reason("<b>bold</b>", 1.0)]] * 20)
+    page = Page(report.html(run, "<script>alert(3)</script>"))
+    assert page.open == []
+    assert page.tags.count("script") == 2
+    assert not {"img"} & set(page.tags)
+    for svg in all_pictures(run):
+        ElementTree.fromstring(svg)
+
+
+@pytest.mark.parametrize("features", [np.arange(20.0), np.repeat([-50.0, 50.0], 10), np.zeros(20)])
+def test_the_smallest_data_make_a_page(features):
+    labels = np.repeat(["no", "yes"], 10)
+    run = training.run(data.Dataset("tiny", features[:, None], labels, ["x"]), training.Settings(alpha=1e-9))
+    page = Page(report.html(run, "x"))
+    assert page.open == []
+    assert "nan" not in page.text.lower().split()
+
+
 def test_the_numbers_are_in_the_page_as_json(runs):
     run = runs["digits"]
     html = report.html(run, "xent fit '</script>'")

@@ -26,11 +26,15 @@ def made(rows=400):
 
 @pytest.fixture(scope="module")
 def pages() -> dict[str, str]:
-    sets = [data.load("digits"), data.load("breast_cancer"), made()]
+    rng = np.random.default_rng(1)
+    noise = data.Dataset(
+        "noise", rng.standard_normal((150, 40)), rng.integers(0, 3, 150), list(map(str, range(40)))
+    )
+    sets = [data.load("digits"), data.load("breast_cancer"), made(), noise]
     return {each.name: report.html(training.run(each, training.Settings()), COMMAND) for each in sets}
 
 
-EACH = pytest.mark.parametrize("name", ["digits", "breast_cancer", "made.csv"])
+EACH = pytest.mark.parametrize("name", ["digits", "breast_cancer", "made.csv", "noise"])
 BOXES = """nodes => nodes.map(node => {
     const box = node.getBoundingClientRect();
     return [box.left, box.top, box.right, box.bottom, node.textContent];
@@ -47,6 +51,8 @@ def test_everything_is_drawn_and_fits(pages, visit, name, width):
     boxes = page.locator("svg, img").evaluate_all(BOXES)
     assert all(right - left > 40 and bottom - top > 40 for left, top, right, bottom, _ in boxes)
     assert page.locator("img").evaluate_all("all => all.every(img => img.naturalWidth > 1)")
+    marks = page.locator(".scale span").evaluate_all(BOXES)
+    assert [text for left, _, right, _, text in marks if left < -1 or right > width + 1] == []
     words = page.locator(UNSCROLLED if width == 390 else WORDS).evaluate_all(BOXES)
     assert [text for left, _, right, _, text in words if left < -1 or right > width + 1] == []
 

@@ -110,8 +110,8 @@ def key_numbers(run: Run) -> list[Figure]:
     return [
         Figure(
             "Held-out loss",
-            f"{run.test.loss:.4f}",
-            f"nats a row: {information.bits(run.test.loss):.4f} bits, a perplexity of "
+            _nats(run.test.loss),
+            f"nats a row: {_nats(information.bits(run.test.loss))} bits, a perplexity of "
             f"{information.perplexity(run.test.loss):.3g}",
         ),
         Figure("Accuracy", f"{run.test.accuracy:.2%}", f"{run.train.accuracy:.2%} on the training rows"),
@@ -130,9 +130,9 @@ def loss_scale(run: Run) -> dict[str, Any]:
     widest = max(run.frequencies, run.test.loss, run.train.loss)
     more = 1.96 * run.diagnosis.error
     marks = [
-        Mark(name, f"{loss:.4f}{error}", 100 * (1 - loss / widest))
+        Mark(name, f"{_nats(loss)}{error}", 100 * (1 - loss / widest))
         for name, loss, error in (
-            ("held out", run.test.loss, f" ± {more:.4f}"),
+            ("held out", run.test.loss, f" ± {_nats(more)}"),
             ("training", run.train.loss, ""),
         )
     ]
@@ -327,6 +327,11 @@ def html(run: Run, command: str) -> str:
         versions=versions() | {"python": platform.python_version()},
         numbers=numbers.replace("<", "\\u003c"),
     )
+
+
+def _nats(loss: float) -> str:
+    """Four decimals, or a power of ten where they would hide the number."""
+    return f"{loss:.4f}" if loss == 0 or loss >= 1e-3 else _scientific(loss)
 
 
 def _percent(share: float) -> str:
