@@ -4,6 +4,11 @@ The logits of a row are ``features @ weight.T + bias``, after a 0 if ``zero_clas
 one row of weights. Like the kernels of `protocol` this knows no options, and what a row that is not read
 holds does not matter. Cotangents must be known beforehand: where they depend on the statistics, call
 `linear_stats` first.
+
+Against the same kernels between two BLAS products, in blocks that stay in the cache (float32, one thread,
+OpenBLAS on AVX-512): 784 features, 10 classes: 2.5 times as fast; 32: 1.3; 64: 1.2; 128: 1.1; 256: 0.95;
+512: 0.85. With 30 features and 3 classes 3.8; with 5,000 and 10, 1.9, and with 5,000 and 128, 0.9. So up to
+about 128 classes the choice is this, beyond 200 the two products.
 """
 
 from __future__ import annotations
