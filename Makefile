@@ -23,9 +23,12 @@ test-slow: $(VENV)/.test ## the full conformance product and 2^31 elements; most
 sanitize: $(VENV)/.test ## the kernel tests under address and undefined-behaviour sanitisers
 	PYTHON=$(BIN)/python sh tests/sanitize.sh
 
-bench: $(VENV)/.test ## writes bench/results; wants a quiet machine
+bench: $(VENV)/.test ## writes bench/results; wants a quiet machine for an hour
 	$(BIN)/python -m bench.run
 	$(BIN)/python -m bench.bounds
+	$(BIN)/python -m bench.linear_pass
+	$(BIN)/python -m bench.evaluation
+	$(BIN)/python -m bench.fits
 
 format: $(VENV)/.test
 	$(BIN)/ruff check --fix .
