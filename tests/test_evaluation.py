@@ -88,7 +88,7 @@ def test_16_bits_have_an_order_in_integers(brain):
     x = bits.view(pytest.importorskip("ml_dtypes").bfloat16 if brain else np.float16)
     x = x[~np.isnan(x.astype(np.float32))]
     order = np.argsort(x.astype(np.float32), kind="stable")
-    steps = [np.sign(np.diff(each[order].astype(np.float32))) for each in (x, scoring._ordered(x))]
+    steps = [np.sign(np.diff(each[order].astype(np.float32))) for each in (x, scoring.ordered(x))]
     np.testing.assert_array_equal(*steps)
 
 
@@ -141,11 +141,12 @@ def test_threads_give_the_same_bits(tmp_path):
 
 
 @pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64, ">f2", ">f8", np.int32])
-def test_dtypes(tmp_path, dtype):
-    outputs = LOGITS.astype(dtype)
+@pytest.mark.parametrize("classes", [CLASSES, 80])
+def test_dtypes(tmp_path, dtype, classes):
+    outputs = np.pad(LOGITS, ((0, 0), (0, classes - CLASSES)), constant_values=-5).astype(dtype)
     e = score(outputs, LABELS.astype(np.uint8), tmp_path)
     p = xent.softmax(outputs.astype(np.float64))
-    assert e.loss == pytest.approx(log_loss(LABELS, p, labels=range(CLASSES)), rel=1e-6)
+    assert e.loss == pytest.approx(log_loss(LABELS, p, labels=range(classes)), rel=1e-6)
     wide = score(outputs.astype(np.float64), LABELS, tmp_path)
     assert (e.accuracy, e.top_k_accuracy) == (wide.accuracy, wide.top_k_accuracy)
 
