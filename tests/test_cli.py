@@ -202,7 +202,7 @@ def test_a_training_that_is_cut_short_says_so(capsys):
 def test_explain_shows_the_formulas_beside_the_numbers(capsys):
     assert main(["explain", "2 3 4", "--label", "1"]) == 0
     out = capsys.readouterr().out
-    for expected in ("0.665241", "-0.755272", "1.407606", "exp(u − l)", "(1)", "(2)", "predicted minus true"):
+    for expected in ("0.665241", "−0.755272", "1.407606", "exp(z − l)", "(1)", "(2)", "predicted minus true"):
         assert expected in out
 
 
@@ -211,7 +211,7 @@ def test_explain_shows_the_formulas_beside_the_numbers(capsys):
 )
 def test_explain_takes_a_negative_first_logit(words, capsys):
     assert main(["explain", *words]) == 0
-    assert "-1.000000" in capsys.readouterr().out
+    assert "−1.000000" in capsys.readouterr().out
 
 
 def test_check_prints_every_variant_within_80_columns_and_ends_with_0(capsys):

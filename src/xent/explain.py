@@ -79,19 +79,21 @@ def explain(logits: Any, label: int, options: Options) -> Explanation:
     measure = alpha * one_hot + (0.0 if dense is None else target.beta * dense)
 
     columns = [Column("logit", "z", z[0])]
+    name = "z"  # of what the softmax is of
     if spec.softcap is not None or spec.temperature != 1:
         columns.append(Column("after the link", f"u = {_link(spec)}", u))
+        name = "u"
     target_formula = "t = α e_y" if dense is None else "t = α e_y + β v"
     columns += [
-        Column("probability", "p = exp(u − l)", np.exp(u - lse)),
+        Column("probability", f"p = exp({name} − l)", np.exp(u - lse)),
         Column("target", target_formula, measure),
         Column("gradient", "∂ℓ/∂z (2)", grad[0]),
     ]
 
     terms = " + ".join(f"e^{_short(x)}" for x in u[:6]) + (" + …" if len(u) > 6 else "")
     lines = [
-        Line("log-sum-exp", "l = log Σ exp u", f"log({terms})", lse),
-        Line("log p of the label", "x = u_y − l", f"{_short(u[label])} − {_short(lse)}", log_prob),
+        Line("log-sum-exp", f"l = log Σ exp {name}", f"log({terms})", lse),
+        Line("log p of the label", f"x = {name}_y − l", f"{_short(u[label])} − {_short(lse)}", log_prob),
     ]
     if dense is not None:
         sigma = float(stats.dense_log_prob[0])
@@ -105,9 +107,15 @@ def explain(logits: Any, label: int, options: Options) -> Explanation:
     gradient = "∂ℓ/∂z = p − t: predicted minus true (2)"
     if (s, b, len(columns)) != (0.0, -1.0, 4):
         gradient = f"∂ℓ/∂z = {link}[s p + b (e_y − p) − β v] (2)"
-        lines.append(Line("weight of p (2)", "s = βV + 2λl", "", s))
+        mass = 0.0 if dense is None else float(dense.sum())
+        weights = [f"{_short(target.beta)}·{_short(mass)}"] if dense is not None else []
+        weights += [f"2·{_short(spec.z_loss)}·{_short(lse)}"] if spec.z_loss else []
+        lines.append(Line("weight of p (2)", "s = βV + 2λl", " + ".join(weights), s))
         lines.append(Line("weight of e_y − p (2)", "b = α f'(x)", "", b))
-    lines.append(Line("sum of the gradient", "Σ ∂ℓ/∂z", "", float(grad.sum())))
+    total = float(grad.sum())
+    if abs(total) <= z.size * np.finfo(float).eps * float(np.abs(grad).max()):
+        total = 0.0  # but for rounding
+    lines.append(Line("sum of the gradient", "Σ ∂ℓ/∂z", "", total))
     return Explanation(columns, lines, label, gradient)
 
 
@@ -168,9 +176,10 @@ def _link(spec: Any) -> str:
 
 
 def _short(x: float) -> str:
-    return f"{x:.4g}"
+    return f"{x:.4g}".replace("-", "−")
 
 
 def _number(x: float) -> str:
     """Six decimals, or an exponent where they would hide the number."""
-    return f"{x:.6f}" if x == 0 or 1e-4 <= abs(x) < 1e6 or not math.isfinite(x) else f"{x:.4e}"
+    plain = x == 0 or 1e-4 <= abs(x) < 1e6 or not math.isfinite(x)
+    return (f"{x:.6f}" if plain else f"{x:.4e}").replace("-", "−")
