@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+
 import numpy as np
 import pytest
 import scipy.sparse
@@ -9,9 +11,12 @@ import threadpoolctl
 from sklearn.linear_model import LogisticRegression
 
 from xent import checks, solvers
+from xent import objective as objective_file
 from xent.objective import Objective
-from xent.solvers import certificate, minimise, whitening
+from xent.solvers import certificate, line_search, minimise, whitening
 from xent.spec import LossSpec
+
+lbfgs_file = sys.modules["xent.solvers.lbfgs"]  # the package's attribute of that name is the function
 
 EXACT = ["lbfgs", "newton-cg"]
 
@@ -328,6 +333,36 @@ def test_the_diagonal_is_the_hessians(kind):
     hessian = np.array([problem.objective.hvp(at, e) for e in np.eye(at.size)])
     estimate = whitening.diagonal(problem.objective, at)
     np.testing.assert_allclose(estimate(np.ones(at.size)), 1 / np.diag(hessian), rtol=1e-10)
+
+
+def test_the_memory_of_lbfgs_knows_its_last_pair():
+    """H (change of gradient) = step: the secant equation, exactly; and H is positive before any pair."""
+    objective = PROBLEMS["plain"].objective
+    start, *points = np.random.default_rng(0).standard_normal((5, objective.num_parameters))
+    memory = lbfgs_file.Memory(objective, start, np.random.RandomState(0))
+    before = line_search.Point(start, *objective(start))
+    assert memory.direction(before.gradient) @ before.gradient < 0
+    for parameters in points:
+        after = line_search.Point(parameters, *objective(parameters))
+        memory.learn(before, after)
+        step, change = after.parameters - before.parameters, after.gradient - before.gradient
+        np.testing.assert_allclose(memory.direction(-change), step, rtol=1e-9, atol=1e-12)
+        before = after
+
+
+def test_bounds_of_rounded_passes_do_not_count(monkeypatch):
+    X, y = table()
+    problem = Problem(X.astype(np.float32), y, num_classes=3)
+    known = []
+
+    def evaluate(function, parameters, progress):
+        known.append((function.dtype == np.float64, progress.certificate.lower))
+        return line_search.evaluate(function, parameters, progress)
+
+    monkeypatch.setattr(lbfgs_file, "evaluate", evaluate)
+    monkeypatch.setattr(objective_file, "SMALL", 0)
+    minimise(problem.objective, problem.start, solver="lbfgs", max_iter=100, tol=1e-8)
+    assert known == [(False, 0.0), (True, 0.0)]
 
 
 def test_thread_pools_are_left_as_they_were():

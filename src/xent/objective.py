@@ -100,9 +100,11 @@ class Objective:
         if self.is_small or self._copy_bytes() > COPY_BYTES:
             return self
         other = self._in(narrow)
-        other.features = self.features.astype(narrow)
         if self.is_sparse:
+            other.features = _with_entries(self.features, self.features.data.astype(narrow))
             other.transposed = other.features.T.tocsr()
+        else:
+            other.features = self.features.astype(narrow)
         return other
 
     @property
@@ -305,7 +307,12 @@ class Objective:
 
 def _squared(x: Any) -> Any:
     """x∘x, sharing the pattern of a CSR matrix."""
-    return x * x if isinstance(x, np.ndarray) else type(x)((x.data**2, x.indices, x.indptr), shape=x.shape)
+    return x * x if isinstance(x, np.ndarray) else _with_entries(x, x.data**2)
+
+
+def _with_entries(x: Any, entries: Array) -> Any:
+    """A CSR matrix that shares the pattern of x."""
+    return type(x)((entries, x.indices, x.indptr), shape=x.shape)
 
 
 def _as_logits(scores: Array) -> Array:

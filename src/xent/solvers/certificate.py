@@ -53,7 +53,8 @@ class Certificate:
         self.within_reach = self._drop(dcoef, reach) / value if value else 0.0
         if self.within_reach * value >= value - self.lower > 0:  # it is too early for news
             return (value - self.lower) / value
-        residual = dcoef - alpha * coef  # G(p)
+        residual = alpha * coef
+        np.subtract(dcoef, residual, out=residual)  # G(p); in place, for it is long where X is wide
         entropy = value - 0.5 * alpha * squared - float(np.vdot(coef, residual))
         if self.moments is not None:
             entropy -= float(np.vdot(intercept, dintercept))
@@ -70,7 +71,7 @@ class Certificate:
         return squared / (2 * self.objective.alpha) if self.objective.alpha else reach * squared**0.5
 
     def _feasible(self, entropy: float, residual: Array, dintercept: Array) -> tuple[float, Array]:
-        """(Σ a m H(q), G(q)) of the feasible mixture, from those of p."""
+        """(Σ a m H(q), G(q)) of the feasible mixture, from those of p, which are used up."""
         assert self.moments is not None
         mass, total_features, target_features = self.moments
         excess = dintercept if len(dintercept) > 1 else np.array([-dintercept[0], dintercept[0]])
@@ -83,5 +84,8 @@ class Certificate:
         r /= r.sum()
         entropy_of_r = -float(r @ np.log(np.where(r > 0, r, 1.0)))
         scores = self.objective.num_scores
-        constant = np.outer(r[-scores:], total_features) - target_features[-scores:]
-        return (1 - tau) * entropy + tau * mass.sum() * entropy_of_r, (1 - tau) * residual + tau * constant
+        constant = np.outer(tau * r[-scores:], total_features)
+        residual *= 1 - tau
+        residual += constant
+        residual -= np.multiply(target_features[-scores:], tau, out=constant)
+        return (1 - tau) * entropy + tau * mass.sum() * entropy_of_r, residual

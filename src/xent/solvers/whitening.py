@@ -70,5 +70,5 @@ def diagonal(objective: Objective, parameters: Array) -> Preconditioner:
     """The inverse of the Hessian's diagonal (Jacobi)."""
     inverse = objective.rounded.curvature_of_parameters(parameters)
     inverse[inverse <= 0] = 1.0
-    np.reciprocal(inverse, out=inverse)
-    return lambda vector: vector * inverse.astype(vector.dtype, copy=False)
+    inverse = np.reciprocal(inverse, out=inverse).astype(objective.rounded.dtype, copy=False)
+    return lambda vector: vector * inverse
