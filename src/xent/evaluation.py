@@ -19,7 +19,7 @@ from xent.scoring import Scores, Settings
 Array = np.ndarray[Any, Any]
 
 BINS = 15
-CHUNK = 1 << 22  # bytes that one thread works on at a time, and still has in its cache after the kernel
+CHUNK = 1 << 20  # numbers that one thread works on at a time: few megabytes, mostly in its cache
 FOLD = 1 << 16  # rows that are folded into the classes at a time, if there are as many classes
 
 LOGITS = Settings()
@@ -194,7 +194,7 @@ def evaluate(
 ) -> Evaluation:
     """Score ``outputs (..., K)``, logits or probabilities, against labels (...) or distributions (..., K).
 
-    Reads ``chunk`` bytes at a time, each worked on by one of ``threads`` threads (default: the
+    Reads ``chunk`` numbers at a time, worked on by one of ``threads`` threads (default: the
     processors); ``on_bytes`` is told how many of ``outputs`` were read. The same bits for any number of
     threads. With distributions the class of a row, for all but loss, entropy and divergence, is its
     likeliest one. Classes as probable as the row's own do not push it out of the top k. Raises
@@ -215,8 +215,7 @@ def evaluate(
     soft = _fit_shapes(outputs, targets, settings)
     num_classes = outputs.shape[-1]
     total = math.prod(outputs.shape[:-1])
-    row_bytes = max(1, num_classes * (outputs.itemsize + (targets.itemsize if soft else 0)))
-    step = max(1, chunk // row_bytes)
+    step = max(1, chunk // (2 * num_classes if soft else num_classes))
     threads = threads or threads_to_use()
     names = (outputs.name, targets.name)
     tally, waiting = Tally(num_classes), list[Scores]()
