@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import scipy.sparse
 import threadpoolctl
+from sklearn.datasets import load_digits
 from sklearn.linear_model import LogisticRegression
 
 from xent import checks, solvers
@@ -180,13 +181,18 @@ def test_the_optimum_is_reached_and_certified(problem, solver):
     assert -1e-13 <= problem.excess(result.params) <= result.optimality_gap <= 1e-8
 
 
-@pytest.mark.parametrize("solver", EXACT)
-def test_the_certificate_is_tight(problem, solver):
-    """A gap of 1e-9 is certified within 200 steps, and one of 1e-4 no later."""
-    result = minimise(problem.objective, problem.start, solver=solver, max_iter=500, tol=1e-4)
-    assert result.message == ""
-    tight = minimise(problem.objective, problem.start, solver=solver, max_iter=500, tol=1e-9)
-    assert result.n_iter <= tight.n_iter <= 200
+@pytest.mark.parametrize(("solver", "most"), [("lbfgs", 130), ("newton-cg", 18)])
+def test_a_tight_gap_takes_few_steps(problem, solver, most):
+    result = minimise(problem.objective, problem.start, solver=solver, max_iter=500, tol=1e-8)
+    assert 1 <= result.n_iter <= most
+
+
+@pytest.mark.parametrize(("solver", "most"), [("lbfgs", 50), ("newton-cg", 10)])
+def test_digits_take_few_steps(solver, most):
+    """A slip in the recursion, the preconditioner or the step of the intercept takes more and ends right."""
+    X, y = load_digits(return_X_y=True)
+    problem = Problem(X / 16, y, num_classes=10, alpha=1 / len(y))
+    assert minimise(problem.objective, problem.start, solver=solver, max_iter=500, tol=1e-8).n_iter <= most
 
 
 @pytest.mark.parametrize("solver", EXACT)
@@ -200,8 +206,7 @@ def test_float32_features_end_in_float64(solver, num_classes):
 
 
 def test_sgd_comes_near():
-    X, y = table()
-    problem = Problem(X, y, num_classes=3, alpha=1e-2)
+    problem = Problem(*table(noise=2.0), num_classes=3, alpha=1e-2)
     result = minimise(problem.objective, problem.start, solver="sgd", max_iter=300, tol=1e-3, random_state=0)
     assert (result.solver, result.message) == ("sgd", "")
     assert problem.excess(result.params) <= result.optimality_gap <= 1e-3
@@ -256,7 +261,9 @@ def test_a_start_at_the_optimum_is_known_to_be_there(solver):
     assert minimise(problem.objective, best, solver=solver, max_iter=100, tol=1e-6).n_iter <= 1
 
 
-def test_runs_repeat_themselves_and_only_sgd_is_random():
+def test_runs_repeat_themselves_and_only_sgd_is_random(monkeypatch):
+    for name in ("LEAST", "ROWS"):  # whitening by a sample of the rows
+        monkeypatch.setattr(whitening, name, 1)
     problem = Problem(*table(), num_classes=3)
 
     def run(solver, seed):
