@@ -27,10 +27,12 @@ SIZE = 1 << 30  # bytes of a file; one exists at a time
 ROUNDS = 7
 METHOD = """\
 * Plain read: one thread, `readinto` of a buffer of 1 MiB until the file ends. The file was read before.
-* `xent eval`: the command within the running process, with `--json`; starting Python is not timed.
-* Both run once a round; a share is the median over the rounds of read time / eval time.
-* Logits: standard normal × 2, float32 before they are narrowed. Labels at random, or the label's logit
-  raised by up to 12 and so mostly the highest, which spares the count of the classes above it.
+* `xent eval`: the command within the running process; starting Python is not timed.
+* Both run once a round. A share is the median over the rounds of read time / eval time: by the clock, and
+  by processor time, the eval's divided by its threads, which is what the clock would show on a machine
+  without other work. 0.5 is half the rate of the read.
+* Logits: standard normal × 2, float32 before they are narrowed. Labels at random; or the label's logit
+  raised by up to 12 and so often the highest, as a trained model would.
 """
 
 
@@ -95,19 +97,24 @@ def measure(files: tuple[Path, Path], rounds: int) -> dict[str, Any]:
         "read": lambda: read(logits),
         "eval": lambda: evaluated(logits, labels),
     }
-    found = [call() for call in calls.values()][1]
+    found = json.loads([call() for call in (*calls.values(), lambda: evaluated(logits, labels, "--json"))][2])
     times = {name: list[float]() for name in calls}
+    processor = {name: list[float]() for name in calls}
     for turn in range(rounds):
         for name in sorted(calls, reverse=turn % 2 == 0):
-            start = time.perf_counter()
+            start = time.perf_counter(), time.process_time()
             calls[name]()
-            times[name].append(time.perf_counter() - start)
+            times[name].append(time.perf_counter() - start[0])
+            processor[name].append(time.process_time() - start[1])
         print(f"  round {turn + 1} of {rounds}", file=sys.stderr)
-    size = logits.stat().st_size
-    shares = [a / b for a, b in zip(times["read"], times["eval"], strict=True)]
+    size, threads = logits.stat().st_size, threads_to_use()
     rates = {f"{name}_gb_per_s": size / median(samples) / 1e9 for name, samples in times.items()}
+    shares = {
+        "share": median(a / b for a, b in zip(*times.values(), strict=True)),
+        "share_processor": median(threads * a / b for a, b in zip(*processor.values(), strict=True)),
+    }
     measures = {key: found[key] for key in ("rows", "loss", "accuracy", "top_k_accuracy")}
-    return {"bytes": size, "share": median(shares)} | rates | measures | {"samples_s": times}
+    return {"bytes": size} | shares | rates | measures | {"samples_s": times, "processor_s": processor}
 
 
 def read(path: Path) -> None:
@@ -117,22 +124,23 @@ def read(path: Path) -> None:
             pass
 
 
-def evaluated(logits: Path, labels: Path) -> dict[str, Any]:
+def evaluated(logits: Path, labels: Path, *options: str) -> str:
+    """What the command prints."""
     with contextlib.redirect_stdout(io.StringIO()) as printed:
-        code = command(["eval", os.fspath(logits), os.fspath(labels), "--json"])
+        code = command(["eval", os.fspath(logits), os.fspath(labels), *options])
     assert code == 0, code
-    result: dict[str, Any] = json.loads(printed.getvalue())
-    return result
+    return printed.getvalue()
 
 
 def table(report: dict[str, Any]) -> str:
     """One row a case; then what the report's head says."""
-    head = ["classes", "dtype", "rows", "accuracy", "plain read", "xent eval", "share"]
+    head = ["classes", "dtype", "rows", "accuracy", "plain read", "xent eval", "share", "by processor time"]
     rows = [head]
     for case in report["cases"].values():
         rates = [f"{case[f'{name}_gb_per_s']:.2f} GB/s" for name in ("read", "eval")]
-        share, right = f"{case['share']:.2f}", f"{case['accuracy']:.1%}"
-        rows.append([f"{case['classes']:,}", case["dtype"], f"{case['rows']:,}", right, *rates, share])
+        shares = [f"{case[key]:.2f}" for key in ("share", "share_processor")]
+        size = [f"{case['classes']:,}", case["dtype"], f"{case['rows']:,}", f"{case['accuracy']:.1%}"]
+        rows.append([*size, *rates, *shares])
     lines = ["# xent eval, beside a plain read of the same file", "", *machine.rows(rows)]
     return "\n".join([*lines, "", machine.facts(report), "", report["method"]])
 
