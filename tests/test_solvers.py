@@ -33,8 +33,7 @@ class Problem:
         self.target = checks.as_target(y, np.zeros((len(y), num_classes)), spec, class_weight, weight)
         self.divisor = float(self.target.total)
         self.objective = Objective(X, self.target, spec, self.divisor, alpha, intercept, num_classes)
-        self.num_classes = num_classes
-        self._optimum = None
+        self.num_classes, self._optimum = num_classes, None
 
     @property
     def start(self):
@@ -59,8 +58,7 @@ class Problem:
         return self._optimum
 
     def _measure(self):
-        target, rows = self.target, len(self.target.weight) if self.target.weight is not None else None
-        rows = rows or self.objective.num_rows
+        target, rows = self.target, self.objective.num_rows
         weight = np.ones(rows) if target.weight is None else target.weight
         if target.dense is not None:
             yield weight[:, None] * target.beta * np.broadcast_to(target.dense, (rows, self.num_classes))
@@ -318,6 +316,18 @@ def test_many_rows_begin_with_a_sample(solver, monkeypatch):
     monkeypatch.setattr(solvers, "SAMPLED_ROWS", np.inf)
     without = minimise(problem.objective, problem.start, solver=solver, max_iter=100, tol=1e-8)
     assert result.n_iter < without.n_iter
+
+
+@pytest.mark.parametrize("solver", EXACT)
+@pytest.mark.parametrize("start", [0.0, -25.0])
+def test_a_class_of_one_row_among_many(solver, start):
+    """A sample is without it; and an intercept that starts far below is brought back."""
+    X, y = table(rows=60_000, features=4, num_classes=2)
+    problem = Problem(X, np.r_[2, y[1:]], num_classes=3, alpha=1e-4)
+    at = problem.start
+    at[-1] = start
+    result = minimise(problem.objective, at, solver=solver, max_iter=200, tol=1e-6)
+    assert result.message == ""
 
 
 def test_whitening_is_the_inverse_hessian_at_zero():
