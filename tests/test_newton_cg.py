@@ -1,0 +1,35 @@
+"""The inner solver of Newton-CG on matrices: it solves, and says when a matrix curves downwards."""
+
+from __future__ import annotations
+
+import sys
+
+import numpy as np
+import pytest
+
+import xent.solvers
+
+newton_cg = sys.modules["xent.solvers.newton_cg"]  # the package's attribute of that name is the function
+assert newton_cg.__name__ == f"{xent.solvers.__name__}.newton_cg"
+
+
+@pytest.mark.parametrize("preconditioned", [False, True])
+def test_a_linear_system_is_solved(preconditioned):
+    rng = np.random.default_rng(0)
+    root = rng.standard_normal((30, 30))
+    hessian, gradient = root @ root.T + np.eye(30), rng.standard_normal(30)
+    inverse = np.diag(1 / np.diag(hessian)) if preconditioned else np.eye(30)
+    # The larger the value, the nearer the optimum, the more exactly.
+    direction = newton_cg._solve(hessian.dot, gradient, 1e12, inverse.dot)
+    residual = hessian @ direction + gradient
+    assert residual @ inverse @ residual <= 1e-6 * (gradient @ inverse @ gradient)
+    loose = newton_cg._solve(hessian.dot, gradient, 1e-12, inverse.dot)
+    residual = hessian @ loose + gradient
+    assert 1e-6 < (residual @ inverse @ residual) / (gradient @ inverse @ gradient) <= 0.1
+    assert loose @ gradient < 0
+
+
+def test_downward_curvature_leaves_the_way_down_so_far():
+    hessian, gradient = np.diag([1.0, -1.0]), np.array([1.0, 0.5])
+    assert newton_cg._solve(hessian.dot, gradient, 1.0, np.array) @ gradient < 0
+    np.testing.assert_array_equal(newton_cg._solve(np.negative, gradient, 1.0, np.array), -gradient)
