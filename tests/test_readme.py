@@ -67,9 +67,10 @@ def test_links_lead_somewhere(page: str) -> None:
             assert (path.parent / target).exists(), target
 
 
-def test_speed_table() -> None:
+@pytest.mark.parametrize("name", ["core", "fits"])
+def test_speed_table(name: str) -> None:
     """The numbers are the committed benchmark's, to the letter."""
     text = (ROOT / "README.md").read_text("utf-8")
-    (table,) = re.findall(r"<!-- bench:core -->\n(.*?)\n<!-- /bench:core -->", text, re.DOTALL)
+    (table,) = re.findall(rf"<!-- bench:{name} -->\n(.*?)\n<!-- /bench:{name} -->", text, re.DOTALL)
     assert table.startswith("| case |")
-    assert table in (ROOT / "bench/results/core.md").read_text("utf-8")
+    assert table in (ROOT / f"bench/results/{name}.md").read_text("utf-8")
