@@ -54,7 +54,7 @@ def row_grad(
     if logits.size:
         z, v, dz = _rows(logits, dense, out)
         known = (stats.lse, stats.log_prob, stats.mass)
-        coefficients = _coefficients(cotangents)
+        coefficients = coefficients_of(cotangents)
         _native.row_grad(z, labels, v, 1.0 / link.temperature, link.softcap or 0.0, *known, *coefficients, dz)
         _write_back(dz, out)
     return out
@@ -74,7 +74,7 @@ def row_stats_and_grad(
     stats = _empty(logits, want)
     if logits.size:
         z, v, dz = _rows(logits, dense, out)
-        coefficients = _coefficients(cotangents)
+        coefficients = coefficients_of(cotangents)
         _native.row_stats_and_grad(
             z, labels, v, 1.0 / link.temperature, link.softcap or 0.0, *coefficients, dz, *stats[:4]
         )
@@ -96,7 +96,7 @@ def row_hvp(
     out = np.empty_like(logits, subok=False) if out is None else out
     if logits.size:
         z, v, product, r = _rows(logits, dense, out, vector)
-        coefficients = _coefficients((*cotangents, *curvatures))
+        coefficients = coefficients_of((*cotangents, *curvatures))
         _native.row_hvp(z, labels, v, 1.0 / link.temperature, link.softcap or 0.0, *coefficients, r, product)
         _write_back(product, out)
     return out
@@ -113,7 +113,8 @@ def _empty(logits: Array, want: tuple[str, ...]) -> RowStats:
     return RowStats(*stats)
 
 
-def _coefficients(columns: tuple[Array | float, ...]) -> list[Array | float]:
+def coefficients_of(columns: tuple[Array | float, ...]) -> list[Array | float]:
+    """One coefficient a row, or one for all, as the native functions take them."""
     return [c if type(c) is float else _column(c) for c in columns]
 
 

@@ -69,7 +69,7 @@ def linear_stats_and_grad(
     stats, dweight, dbias = _empty(features, want), *_gradient(weight)
     if len(features):
         model = _model(features, weight, bias, labels, dense, link, zero_class)
-        coefficients = cpu._coefficients(cotangents)
+        coefficients = cpu.coefficients_of(cotangents)
         _native.linear_stats_and_grad(*model, *coefficients, *stats[:4], dweight, dbias)
     return stats, dweight, dbias
 
@@ -92,7 +92,7 @@ def linear_hvp(
     dweight, dbias = _gradient(weight)
     if len(features):
         model = _model(features, weight, bias, labels, dense, link, zero_class)
-        coefficients = cpu._coefficients((*cotangents, *curvatures))
+        coefficients = cpu.coefficients_of((*cotangents, *curvatures))
         direction = _parameters(vector, vector_bias, model[1].dtype)
         _native.linear_hvp(*model, *coefficients, *direction, dweight, dbias)
     return dweight, dbias

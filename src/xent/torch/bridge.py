@@ -14,7 +14,6 @@ from xent.protocol import Cotangents, Curvatures, RowStats
 Tensor = torch.Tensor
 
 FLOATING = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
-NUMPY = {torch.float64: np.float64, torch.float32: np.float32, torch.float16: np.float16}
 
 
 def loss_dtype(logits: Tensor) -> torch.dtype:
