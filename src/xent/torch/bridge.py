@@ -52,20 +52,34 @@ def row_grad(
     link: Link,
     stats: RowStats,
     cotangents: Cotangents,
+    out: Tensor | None = None,
 ) -> Tensor:
     """As `protocol.Kernels`, of tensors."""
     z = view(logits)
-    out, dlogits = empty_like(z)
-    _kernels(logits).row_grad(
-        z,
-        _view(labels),
-        _dense(dense, logits),
-        link,
-        RowStats(*(_view(s) for s in stats)),
-        Cotangents(*(_view(c) for c in cotangents)),
-        out,
-    )
+    dz, dlogits = empty_like(z) if out is None else (view(out), out)
+    known = RowStats(*(_view(s) for s in stats))
+    columns = Cotangents(*(_view(c) for c in cotangents))
+    _kernels(logits).row_grad(z, _view(labels), _dense(dense, logits), link, known, columns, dz)
     return dlogits
+
+
+def row_stats_and_grad(
+    logits: Tensor,
+    labels: Tensor | None,
+    dense: Tensor | None,
+    link: Link,
+    cotangents: Cotangents,
+    want: tuple[str, ...],
+    out: Tensor | None = None,
+) -> tuple[RowStats, Tensor]:
+    """As `protocol.Kernels`, of tensors."""
+    z = view(logits)
+    dz, dlogits = empty_like(z) if out is None else (view(out), out)
+    columns = Cotangents(*(_view(c) for c in cotangents))
+    stats, _ = _kernels(logits).row_stats_and_grad(
+        z, _view(labels), _dense(dense, logits), link, columns, want, dz
+    )
+    return RowStats(*(None if s is None else torch.from_numpy(s) for s in stats)), dlogits
 
 
 def row_hvp(

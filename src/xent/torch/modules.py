@@ -8,6 +8,7 @@ import torch
 
 from xent.torch import arguments, functional
 from xent.torch.binary import binary_cross_entropy_with_logits
+from xent.torch.linear import linear_cross_entropy
 
 Tensor = torch.Tensor
 
@@ -133,7 +134,7 @@ class LinearCrossEntropyLoss(_Loss):
     def forward(self, input: Tensor, target: Tensor) -> Tensor:
         """See `xent.torch.linear_cross_entropy`."""
         bias = self.linear.bias
-        return functional.linear_cross_entropy(
+        return linear_cross_entropy(
             input,
             self.linear.weight.unflatten(0, self.shape),
             target,
