@@ -19,7 +19,7 @@ Array = np.ndarray[Any, Any]
 class Problem:
     """Checked arrays and options of one call; its methods evaluate equations (1)–(4)."""
 
-    __slots__ = ("divisor", "kernels", "link", "logits", "reduction", "spec", "target")
+    __slots__ = ("divisor", "kernels", "link", "logits", "reduction", "spec", "target", "xp")
 
     def __init__(
         self,
@@ -29,6 +29,7 @@ class Problem:
         reduction: str,
         divisor: float,
         kernels: Kernels | None = None,
+        xp: Any = np,
     ) -> None:
         self.logits = logits
         self.target = target
@@ -37,6 +38,7 @@ class Problem:
         self.reduction = reduction
         self.divisor = divisor
         self.kernels = kernels or registry.get("cpu")
+        self.xp = xp
 
     @classmethod
     def from_arguments(
@@ -75,32 +77,40 @@ class Problem:
         """Equations (1) and (4): a NumPy scalar, or one loss a row for reduction "none"."""
         dtype = checks.loss_dtype(self.logits)
         if self.reduction == "none":
-            return head.row_losses(stats, self.target, self.spec, np).astype(dtype, copy=False)
+            return self.row_losses(stats).astype(dtype, copy=False)
         if head.negates_log_prob(self.spec, self.target):
             total = 0.0 - float(np.add.reduce(stats.log_prob, axis=None))
         else:
-            total = float(np.add.reduce(head.row_losses(stats, self.target, self.spec, np), axis=None))
+            total = float(np.add.reduce(self.row_losses(stats), axis=None))
         return dtype.type(total * self.scale if self.divisor != 1.0 else total)
 
+    def row_losses(self, stats: RowStats) -> Array:
+        """Equation (1): one loss a row, float64."""
+        losses: Array = head.row_losses(stats, self.target, self.spec, self.xp)
+        return losses
+
     def loss_and_grad(self, out: Array) -> tuple[Any, Array]:
-        """Loss, and the gradient of its (sum of) values: one read of the logits where (1) is linear."""
+        """Loss, and the gradient of its (sum of) values."""
+        stats, dlogits = self.stats_and_grad(1.0, out)
+        return self.loss(stats), dlogits
+
+    def stats_and_grad(self, dloss: float | Array, out: Array) -> tuple[RowStats, Array]:
+        """Statistics and `grad`: one read of the logits where (1) is linear."""
         if not self.spec.is_linear:
             stats = self.stats_for_grad()
-            loss = self.loss(stats)  # before `out`, which may be the logits, is written
-            return loss, self.grad(stats, 1.0, out)
-        cotangents = head.cotangents(None, self.target, self.spec, self.scale, np)
+            return stats, self.grad(stats, dloss, out)
+        cotangents = head.cotangents(None, self.target, self.spec, dloss * self.scale, self.xp)
         want = head.wanted(self.spec, self.target)
-        stats, dlogits = self.kernels.row_stats_and_grad(
+        return self.kernels.row_stats_and_grad(
             self.logits, self.target.labels, self.target.dense, self.link, cotangents, want, out
         )
-        return self.loss(stats), dlogits
 
     def grad(self, stats: RowStats | None, dloss: float | Array, out: Array) -> Array:
         """Equation (2), times the upstream gradient ``dloss``: a scalar, or (...) for "none".
 
         Without ``stats``, where (1) is linear, by the kernel of `loss_and_grad`: the same bits.
         """
-        cotangents = head.cotangents(stats, self.target, self.spec, dloss * self.scale, np)
+        cotangents = head.cotangents(stats, self.target, self.spec, dloss * self.scale, self.xp)
         dlogits: Array
         if stats is None:
             measure = (self.target.labels, self.target.dense)
