@@ -160,11 +160,11 @@ class SoftmaxRegression(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         """
         known, objective = self._prepare(X, y, sample_weight)
         start = self._start(objective, known.classes, warm=self.warm_start)
-        curve = [objective(start)[0]]
+        curve: list[float] = []
 
         def on_step(parameters: Array, value: float, gap: float | None) -> None:
             curve.append(value)
-            step = Step(len(curve) - 1, value, *objective.unpack(parameters), gap)
+            step = Step(len(curve), value, *objective.unpack(parameters), gap)
             if self.verbose:
                 print(_progress(step))
             if self.callback is not None:
@@ -180,7 +180,7 @@ class SoftmaxRegression(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
             on_step=on_step,
         )
         self.classes_ = known.classes
-        self.loss_curve_ = curve
+        self.loss_curve_ = [result.start_value, *curve]
         self.n_iter_ = result.n_iter
         self.optimality_gap_ = result.optimality_gap
         self.solver_ = result.solver

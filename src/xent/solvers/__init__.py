@@ -9,6 +9,7 @@ from sklearn.utils import check_random_state
 
 from xent.objective import Objective
 from xent.solvers.lbfgs import lbfgs
+from xent.solvers.line_search import Point, evaluate
 from xent.solvers.newton_cg import newton_cg
 from xent.solvers.progress import OnStep, Progress
 from xent.solvers.sgd import sgd
@@ -32,6 +33,7 @@ class Result(NamedTuple):
     optimality_gap: float | None  # bound on (F − F*)/F; None if the objective is not convex
     solver: str  # the one that ran
     message: str  # "" if converged, otherwise a sentence that says what to do
+    start_value: float  # of the objective, nats
 
 
 def minimise(
@@ -52,15 +54,19 @@ def minimise(
     # Two fits of the same data are the same; only the noise of "sgd" is drawn anew if not asked otherwise.
     random = check_random_state(0 if random_state is None and name != "sgd" else random_state)
     progress = Progress(objective, max_iter, tol, on_step)
-    with few_threads(objective.features.size):
+    with few_threads(objective.features.size, objective.num_scores):
+        point = evaluate(objective, start, progress)
+        start_value = point.value
         if name != "sgd" and max_iter and not start.any():
-            start = _optimum_of_a_sample(objective, start, name, random)
-        point = _RUN[name](objective, start, progress, random)
+            point = _optimum_of_a_sample(objective, point, name, progress, random)
+        point = _RUN[name](objective, point, progress, random)
     if not np.isfinite(point.value):
         raise ValueError("the objective overflowed: bring the features to one scale (StandardScaler)")
     progress.evaluated(*point)  # it need not be the last that was looked at
     gap = float(progress.gap) if objective.is_convex else None
-    return Result(point.parameters, progress.steps, gap, name, _message(progress, objective, name))
+    return Result(
+        point.parameters, progress.steps, gap, name, _message(progress, objective, name), start_value
+    )
 
 
 def choose(objective: Objective) -> str:
@@ -78,8 +84,8 @@ def choose(objective: Objective) -> str:
 
 
 def _optimum_of_a_sample(
-    objective: Objective, start: Array, solver: str, random: np.random.RandomState
-) -> Array:
+    objective: Objective, start: Point, solver: str, progress: Progress, random: np.random.RandomState
+) -> Point:
     """Where to start: of rows that outnumber the parameters by far, a tenth say nearly the same, sooner.
 
     Not where the tenth lacks a class: its intercept would run off to −∞, where nothing curves.
@@ -91,9 +97,9 @@ def _optimum_of_a_sample(
     sample = objective.subset(rows, objective.divisor / 10)
     if not sample.target_moments()[0].min() > 0:
         return start
-    progress = Progress(sample, max_iter=100, tol=1e-3, on_step=lambda params, value, gap: None)
-    parameters = _RUN[solver](sample, start, progress, random).parameters
-    return parameters if np.isfinite(parameters).all() else start
+    rough = Progress(sample, max_iter=100, tol=1e-3, on_step=lambda params, value, gap: None)
+    parameters = _RUN[solver](sample, evaluate(sample, start.parameters, rough), rough, random).parameters
+    return evaluate(objective, parameters, progress) if np.isfinite(parameters).all() else start
 
 
 def _message(progress: Progress, objective: Objective, solver: str) -> str:

@@ -14,21 +14,22 @@ import numpy as np
 from xent.objective import Objective
 from xent.solvers.line_search import Point, evaluate, step_along, step_of_intercept
 from xent.solvers.progress import Progress
-from xent.solvers.whitening import Preconditioner, preconditioner
+from xent.solvers.whitening import is_cheap_by_class, preconditioner
 
 Array = np.ndarray[Any, Any]
 
 PAIRS = 20
 PAIRS_BYTES = 100 << 20  # of memory for them at most, beyond the first 4
 REFRESHES = (10, 40)  # steps after which the curvature is estimated anew: p has moved far from 1/K
+REFRESHES_BY_CLASS = (5, 40)  # the sooner the better, as it leaves little to learn from the pairs
+NEAR = 0.1  # relative gap from which few steps are left
 ROUNDED_TOL = 1e-6  # relative gap below which products in float32 do not decide anything
 
 
-def lbfgs(objective: Objective, start: Array, progress: Progress, random: np.random.RandomState) -> Point:
-    """The point where ``progress`` was content, or exhausted, or no step lowers the objective."""
-    memory = Memory(objective, start, random)
+def lbfgs(objective: Objective, point: Point, progress: Progress, random: np.random.RandomState) -> Point:
+    """From ``point`` to where ``progress`` was content, or exhausted, or no step lowers the objective."""
+    memory = Memory(objective, point.parameters, random)
     function = objective.rounded if objective.features.dtype == np.float32 else objective
-    point = evaluate(function, start, progress)
     polished = False
     while not progress.exhausted:
         exact = function is objective
@@ -45,7 +46,7 @@ def lbfgs(objective: Objective, start: Array, progress: Progress, random: np.ran
             memory.learn(point, following)
             point = following
             progress.stepped(point.parameters, point.value)
-            if progress.steps in REFRESHES:
+            if memory.is_stale(progress):
                 memory.refresh(point.parameters)
         elif not exact:  # near enough, or at the last bits of float32
             function, point = objective, _in_float64(objective, point, progress)
@@ -72,12 +73,19 @@ class Memory:
             maxlen=min(PAIRS, max(4, PAIRS_BYTES // max(1, pair_bytes)))
         )
         self.scale = 1.0
-        self.estimate: Preconditioner
-        self.refresh(parameters)
+        self.by_class = is_cheap_by_class(objective)
+        differ = self.by_class and bool(parameters.any())  # at 0 all classes curve alike
+        self.estimate = preconditioner(objective, parameters, random, differ)
+
+    def is_stale(self, progress: Progress) -> bool:
+        """Whether it is time to estimate the Hessian anew. By class, unless the end is in sight."""
+        if not self.by_class:
+            return progress.steps in REFRESHES
+        return progress.steps in REFRESHES_BY_CLASS and progress.within_reach > NEAR
 
     def refresh(self, parameters: Array) -> None:
         """Estimate the Hessian anew."""
-        self.estimate = preconditioner(self.objective, parameters, self.random)
+        self.estimate = preconditioner(self.objective, parameters, self.random, self.by_class)
 
     def learn(self, before: Point, after: Point) -> None:
         """Add the pair of a step, if the objective curved upwards along it."""

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from xent.objective import Objective
-from xent.solvers.line_search import Point, evaluate, step_along, step_of_intercept
+from xent.solvers.line_search import Point, step_along, step_of_intercept
 from xent.solvers.progress import Progress
 from xent.solvers.whitening import Preconditioner, preconditioner
 
@@ -20,9 +20,8 @@ Array = np.ndarray[Any, Any]
 MAX_PRODUCTS = 200  # a step
 
 
-def newton_cg(objective: Objective, start: Array, progress: Progress, random: np.random.RandomState) -> Point:
-    """The point where ``progress`` was content, or exhausted, or no step lowers the objective."""
-    point = evaluate(objective, start, progress)
+def newton_cg(objective: Objective, point: Point, progress: Progress, random: np.random.RandomState) -> Point:
+    """From ``point`` to where ``progress`` was content, or exhausted, or no step lowers the objective."""
     polished = False
     while not (progress.exhausted or progress.converged):
         following = None

@@ -29,13 +29,13 @@ class State(NamedTuple):
     smoothness: float  # bound on the curvature of a mini-batch's objective
 
 
-def sgd(objective: Objective, start: Array, progress: Progress, random: np.random.RandomState) -> Point:
+def sgd(objective: Objective, point: Point, progress: Progress, random: np.random.RandomState) -> Point:
     """The average of the iterates when ``progress`` was content with it, or exhausted; a step is a pass.
 
     After each of `STAGES` the step length is halved and the average begun anew, where the noise of the
     longer steps has left off.
     """
-    point, state = evaluate(objective, start, progress), None
+    start, state = point.parameters, None
     while not (progress.exhausted or progress.converged):
         parameters, state = one_pass(objective, start, state, random)
         before, point = point, evaluate(objective, parameters, progress)

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
+from scipy.linalg.lapack import dtrtri
 
 from xent.objective import Objective
 
@@ -13,16 +14,19 @@ Array = np.ndarray[Any, Any]
 Preconditioner = Callable[[Array], Array]
 
 WIDEST = 2048  # features; whitening costs their third power
+WIDEST_BY_CLASS = 80  # features; at 64 of load_digits 12 steps instead of 20, at 200 no less time
 FLOOR = 1e-10  # of a feature's own variation: no direction counts as flatter
 ROWS = 8  # rows a feature that the estimate is made of at least,
-LEAST = 1000  # or so many of all,
+LEAST = 500  # or so many of all,
 SHARE = 16  # or one in so many
 
 
-def preconditioner(objective: Objective, parameters: Array, random: np.random.RandomState) -> Preconditioner:
+def preconditioner(
+    objective: Objective, parameters: Array, random: np.random.RandomState, by_class: bool = False
+) -> Preconditioner:
     """Whitening where X is dense and not wide, otherwise the diagonal."""
     if is_whitened(objective):
-        return whitening(objective, parameters, random)
+        return whitening(objective, parameters, random, by_class)
     return diagonal(objective, parameters)
 
 
@@ -31,39 +35,66 @@ def is_whitened(objective: Objective) -> bool:
     return not objective.is_sparse and objective.num_features <= WIDEST
 
 
-def whitening(objective: Objective, parameters: Array, random: np.random.RandomState) -> Preconditioner:
+def is_cheap_by_class(objective: Objective) -> bool:
+    """Whether whitening each class by itself costs less than the steps that it saves."""
+    return objective.is_fused and objective.ignores_shifts and objective.num_features <= WIDEST_BY_CLASS
+
+
+def whitening(
+    objective: Objective, parameters: Array, random: np.random.RandomState, by_class: bool = False
+) -> Preconditioner:
     """``(XᵀSX + αI)⁻¹`` on the weights of each class, intercept included; S is the curvature of a row.
 
     S is the mean over the classes of what (3) has on its diagonal, so that at W = 0 this is the inverse
-    Hessian. A sample of the rows serves as well as all.
+    Hessian; or it is each class's own. A sample of the rows serves as well as all.
     """
     width = objective.num_features + objective.fit_intercept
     rows = max(LEAST, ROWS * width, objective.num_rows // SHARE)
+    sample = objective
     if rows < objective.num_rows:
         chosen = np.sort(random.choice(objective.num_rows, rows, replace=False))
-        objective = objective.subset(chosen, objective.divisor * rows / objective.num_rows)
-    gram = np.zeros((width, width))
-    for x, weight in objective.curvature(parameters):
-        root = np.sqrt(weight.mean(1, keepdims=True))
-        scaled = np.concatenate([x * root, root], 1) if objective.fit_intercept else x * root
-        gram += scaled.T @ scaled
-    size = gram.reshape(-1)[:: width + 1]
-    size[: objective.num_features] += objective.alpha
+        sample = objective.subset(chosen, objective.divisor * rows / objective.num_rows)
+    gram = np.zeros((objective.num_scores if by_class else 1, width, width))
+    for x, weight in sample.curvature(parameters):
+        roots = np.sqrt(weight if by_class else weight.mean(1, keepdims=True))
+        for of_class, root in zip(gram, roots.T[:, :, None], strict=True):
+            scaled = np.concatenate([x * root, root], 1) if objective.fit_intercept else x * root
+            of_class += scaled.T @ scaled
+    size = np.einsum("kii->ki", gram)  # a view
+    size[:, : objective.num_features] += objective.alpha
     # In units of each feature's own size, or the floor under the directions in which nothing varies would
     # hide features on a small scale. Without it they would not be positive.
     unit = 1.0 / np.sqrt(np.where(size > 0, size, 1.0))
-    gram *= np.outer(unit, unit)
+    gram *= unit[:, :, None] * unit[:, None, :]
     size += FLOOR
-    root = np.linalg.inv(np.linalg.cholesky(gram)) * unit
+    root = np.stack([_inverse_of_lower(factor) for factor in np.linalg.cholesky(gram)]) * unit[:, None, :]
 
     def apply(vector: Array) -> Array:
         coef, intercept = objective.unpack(vector)
+        if objective.fit_intercept:
+            coef = np.concatenate([coef, intercept[:, None]], 1)
+        product = _by_class(coef, root, objective) if by_class else coef @ root[0].T @ root[0]
         if not objective.fit_intercept:
-            return objective.pack(coef @ root.T @ root, intercept)
-        product = np.concatenate([coef, intercept[:, None]], 1) @ root.T @ root
+            return objective.pack(product, intercept)
         return objective.pack(product[:, :-1], product[:, -1])
 
     return apply
+
+
+def _by_class(vectors: Array, root: Array, objective: Objective) -> Array:
+    """``rootᵀ root`` of each class on its vector, where they sum to zero; on their mean the penalty's αI."""
+    mean = vectors.sum(0) / len(vectors)
+    product: Array = ((vectors - mean)[:, None, :] @ root.transpose(0, 2, 1) @ root)[:, 0, :]
+    product -= product.sum(0) / len(product)
+    if objective.alpha:
+        product[:, : objective.num_features] += mean[: objective.num_features] / objective.alpha
+    return product
+
+
+def _inverse_of_lower(factor: Array) -> Array:
+    """Of a triangular matrix, in a third of the time of any other; its transpose is LAPACK's upper one."""
+    inverse: Array = dtrtri(factor.T)[0].T
+    return inverse
 
 
 def diagonal(objective: Objective, parameters: Array) -> Preconditioner:
