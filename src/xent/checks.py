@@ -88,38 +88,55 @@ def as_target(
     validate: bool = True,
 ) -> Target:
     """Labels (...) of an integer dtype, or probabilities (..., K) of a floating one, as a measure."""
-    rows, num_classes = logits.shape[:-1], logits.shape[-1]
     array = as_array(targets, "targets")
+    num_classes = logits.shape[-1]
     if class_weight is not None:
-        class_weight = as_weights(class_weight, "class_weight", (num_classes,), validate)
-        if validate and class_weight.size and class_weight.min() < 0:
-            k = int(class_weight.argmin())
-            raise ValueError(f"`class_weight` must be >= 0; got {class_weight[k]} at class {k}")
+        class_weight = as_class_weight(class_weight, num_classes, validate)
     if sample_weight is not None:
-        sample_weight = as_weights(sample_weight, "sample_weight", rows, validate)
-    if array.dtype.kind in "iu":
-        if array.shape != rows:
-            raise ValueError(
-                f"`targets` of an integer dtype are labels and must have the shape of the rows, {rows}; "
-                f"got {array.shape} (one-hot rows must have a floating dtype)"
-            )
+        sample_weight = as_weights(sample_weight, "sample_weight", logits.shape[:-1], validate)
+    if is_labels(array, logits.shape):
         labels, ignored = as_labels(array, num_classes, spec.ignore_index, validate)
         return target.from_labels(labels, ignored, num_classes, class_weight, sample_weight, spec, np)
-    if is_floating(array.dtype):
-        if array.shape != logits.shape:
+    q = as_probabilities(array, loss_dtype(logits))
+    if validate:
+        check_probabilities(q)
+    return target.from_probabilities(q, class_weight, sample_weight, spec, np)
+
+
+def is_labels(targets: Array, shape: tuple[int, ...]) -> bool:
+    """Whether ``targets`` are labels, not probabilities, by dtype; raises if the shape is that of neither."""
+    if targets.dtype.kind in "iu":
+        if targets.shape != shape[:-1]:
             raise ValueError(
-                "`targets` of a floating dtype are probabilities and must have the shape of the "
-                f"logits, {logits.shape}; got {array.shape} (labels must have an integer dtype)"
+                "`targets` of an integer dtype are labels and must have the shape of the rows, "
+                f"{shape[:-1]}; got {targets.shape} (one-hot rows must have a floating dtype)"
             )
-        if is_half(array.dtype) or not (array.dtype.isnative and array.flags.aligned):
-            array = array.astype(loss_dtype(logits))
-        if validate:
-            check_probabilities(array)
-        return target.from_probabilities(array, class_weight, sample_weight, spec, np)
-    raise TypeError(
-        "`targets` must have an integer dtype (labels) or a floating dtype (probabilities); "
-        f"got {array.dtype}"
-    )
+        return True
+    if not is_floating(targets.dtype):
+        raise TypeError(
+            "`targets` must have an integer dtype (labels) or a floating dtype (probabilities); "
+            f"got {targets.dtype}"
+        )
+    if targets.shape != shape:
+        raise ValueError(
+            "`targets` of a floating dtype are probabilities and must have the shape of the "
+            f"logits, {shape}; got {targets.shape} (labels must have an integer dtype)"
+        )
+    return False
+
+
+def as_probabilities(q: Array, dtype: np.dtype[Any]) -> Array:
+    """``q`` as the kernels read it: half precision, foreign bytes and unaligned memory become ``dtype``."""
+    return q.astype(dtype) if is_half(q.dtype) or not (q.dtype.isnative and q.flags.aligned) else q
+
+
+def as_class_weight(weights: Any, num_classes: int, validate: bool) -> Array:
+    """Finite weights (K,), none negative, as float64."""
+    array = as_weights(weights, "class_weight", (num_classes,), validate)
+    if validate and array.size and array.min() < 0:
+        k = int(array.argmin())
+        raise ValueError(f"`class_weight` must be >= 0; got {array[k]} at class {k}")
+    return array
 
 
 def as_weights(weights: Any, name: str, shape: tuple[int, ...], validate: bool) -> Array:

@@ -54,7 +54,7 @@ def from_labels(
     counted = weight
     if ignored is not None:
         counted = ~ignored if weight is None else xp.where(ignored, 0.0, weight)
-    total, rows = _totals(labels, counted, point, xp)
+    total, rows = totals(math.prod(labels.shape), counted, point, xp)
     return Target(labels, alpha, dense, smoothing / max(num_classes, 1), weight, total, rows)
 
 
@@ -74,8 +74,16 @@ def from_probabilities(
         dense = (1.0 - smoothing) * dense + smoothing / max(num_classes, 1)
     if class_weight is not None:
         dense = dense * class_weight
-    total, rows = _totals(probabilities[..., 0] if num_classes else probabilities.sum(-1), weight, None, xp)
+    total, rows = totals(math.prod(probabilities.shape[:-1]), weight, None, xp)
     return Target(None, 0.0, dense, 1.0, weight, total, rows)
+
+
+def part(target: Target, rows: slice) -> Target:
+    """The measure of some of the rows (N,) of one of labels; the totals stay those of all."""
+    weight = None if target.weight is None else target.weight[rows]
+    alpha: Any = target.alpha
+    alpha = alpha[rows] if getattr(alpha, "ndim", 0) else alpha
+    return target._replace(labels=target.labels[rows], alpha=alpha, weight=weight)
 
 
 def denominator(target: Target, reduction: str, denominator: Any) -> Array | float:
@@ -103,12 +111,11 @@ def _smoothing(spec: LossSpec, num_classes: int) -> float:
     return spec.label_smoothing
 
 
-def _totals(
-    like: Array, counted: Array | None, point: Array | None, xp: Any
+def totals(
+    num_rows: int, counted: Array | None, point: Array | None, xp: Any
 ) -> tuple[Array | float, Array | int]:
-    """(Σ ω c_y, number of rows with ω ≠ 0); ``like`` has one element a row."""
+    """(Σ ω c_y, number of rows with ω ≠ 0) of ``num_rows`` rows with ω in ``counted``, c_y in ``point``."""
     if counted is None:
-        rows = math.prod(like.shape)
-        return rows if point is None else xp.sum(point), rows
+        return num_rows if point is None else xp.sum(point), num_rows
     weighted = counted if point is None else counted * point
     return xp.sum(weighted), xp.sum(counted != 0)

@@ -37,6 +37,15 @@ def empty_like(array: Any) -> tuple[Any, Tensor]:
     return new, tensor.view(torch.bfloat16) if new.dtype == np.uint16 else tensor
 
 
+def empty(shape: Any, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """New memory of a device; of the CPU by NumPy, which asks for huge pages."""
+    if device.type != "cpu":
+        return torch.empty(shape, dtype=dtype, device=device)
+    bits = {2: np.uint16, 4: np.float32, 8: np.float64}[dtype.itemsize]
+    tensor = torch.from_numpy(np.empty(shape, bits))
+    return tensor if tensor.dtype == dtype else tensor.view(dtype)
+
+
 def row_stats(
     logits: Tensor, labels: Tensor | None, dense: Tensor | None, link: Link, want: tuple[str, ...]
 ) -> RowStats:

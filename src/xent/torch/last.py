@@ -10,7 +10,7 @@ from xent import checks
 from xent.spec import Options
 from xent.target import Target
 from xent.target import denominator as denominator_of
-from xent.torch import arguments, bridge, composite, functional
+from xent.torch import arguments, bridge, composite, functional, linear
 from xent.torch.binary import binary_cross_entropy_with_logits
 
 Tensor = torch.Tensor
@@ -58,7 +58,8 @@ def binary_cross_entropy(
     if "class_weight" in scalars:
         raise TypeError("`class_weight` has no place in a binary loss; use `pos_weight`")
     weight, ignore_index = scalars.pop("sample_weight", None), scalars.pop("ignore_index", -100)
-    arguments.require_rows(weight, logits.shape)
+    if weight is not None:
+        arguments.require_rows(weight, logits.shape)
     weight = torch.ones_like(logits, dtype=torch.float64) if weight is None else weight.double()
     if not targets.is_floating_point():
         ignored = targets == ignore_index
@@ -83,9 +84,22 @@ def linear_cross_entropy(
     reduction: str,
     denominator: Any,
     validate: bool,
+    shift: int,
+    chunk_bytes: int | None,
     options: Options,
 ) -> Tensor:
     """`xent.linear_cross_entropy` of tensors."""
-    arguments.require_tensor(weight, "weight")
-    logits = torch.nn.functional.linear(inputs, weight, bias)
-    return cross_entropy(logits, targets, reduction, denominator, validate, options)
+    scalars: dict[str, Any] = dict(options)
+    class_weight, sample_weight = (scalars.pop(name, None) for name in ("class_weight", "sample_weight"))
+    return linear.of_rows(
+        linear.checked(inputs, weight, bias, ("inputs", "weight", "bias")),
+        targets,
+        class_weight,
+        sample_weight,
+        arguments.spec_of(**scalars),
+        reduction,
+        denominator,
+        validate,
+        shift,
+        chunk_bytes,
+    )

@@ -1,13 +1,20 @@
-"""The loss of a linear layer's output, from the layer's input and its weight."""
+"""The loss of a linear layer's output, from the layer's input and its weight, the output never whole."""
 
 from __future__ import annotations
 
-from typing import Any
+from dataclasses import asdict
+from typing import Any, Literal
 
 import torch
 
-from xent.torch import arguments
+from xent import checks, head, rows
+from xent import target as targeting
+from xent.link import Link
+from xent.projection import CHUNK_BYTES, rows_per_chunk
+from xent.spec import LossSpec, require_reduction
+from xent.torch import arguments, bridge, composite, projected, statistics
 from xent.torch.functional import cross_entropy
+from xent.torch.projected import Operands, Swept
 
 Tensor = torch.Tensor
 
@@ -22,19 +29,57 @@ def linear_cross_entropy(
     reduction: str = "mean",
     ignore_index: int | None = None,
     label_smoothing: float = 0.0,
-    **options: Any,
+    options: Any = None,
+    sample_weight: Tensor | None = None,
+    smoothing_over: Literal["all", "others"] = "all",
+    focal_gamma: float = 0.0,
+    z_loss: float = 0.0,
+    softcap: float | None = None,
+    temperature: float = 1.0,
+    denominator: Any = None,
+    validate: bool | None = None,
+    shift: int = 0,
+    chunk_bytes: int | None = None,
 ) -> Tensor:
-    """`cross_entropy` of ``input @ linear_weight.T + linear_bias``, as `torch.nn.functional` has it.
+    """`cross_entropy` of ``input @ linear_weight.T + linear_bias``, which never exists whole.
+
+    Loss and gradients take three matrix products in all (``reduction="none"``: four); what is frozen costs
+    no product, and rows that are ignored or of weight 0 are left out before the first.
 
     Parameters
     ----------
-    input : (D,) or (N, D) tensor
-    linear_weight : (C, D) or (C, d1, ..., D) tensor
+    input : (..., D) tensor
+    linear_weight : (C, D) tensor; as in PyTorch also (C, d1, ..., D), whose logits are held whole
+    target : (...) tensor of integers, or (..., C) floats
     linear_bias : (C,) or (C, d1, ...) tensor, default None
     ignore_index : int, default None
         None is -100.
-    target, weight, reduction, label_smoothing, **options
+    options
+        Taken for PyTorch's sake and not needed: see ``chunk_bytes``.
+    shift : int, default 0
+        Position t of the last row axis predicts the target (and ``sample_weight``) at t + ``shift``: the loss
+        of ``input[..., :-shift, :]`` and ``target[..., shift:]``, without slicing either.
+    chunk_bytes : int, default 40 MiB on the CPU, 512 MiB on a GPU
+        Budget for the logits that exist at a time; one row at least.
+    weight, reduction, label_smoothing, and all others
         As for `cross_entropy`.
+
+    Returns
+    -------
+    Tensor
+        float64 for float64 ``input``, float32 for all others; (...) for reduction "none", shorter by
+        ``shift`` on its last axis.
+
+    Raises
+    ------
+    ValueError
+        As for `cross_entropy`, and for shapes and dtypes that do not go together.
+
+    Notes
+    -----
+    Second derivatives recompute the logits chunk by chunk; under the transforms of `torch.func` and in
+    forward mode PyTorch keeps what it needs of all rows. Products are computed in the dtype of the operands,
+    float16 on the CPU in float32; gradients are summed over chunks in float32.
 
     Examples
     --------
@@ -43,17 +88,177 @@ def linear_cross_entropy(
     >>> round(xent.torch.linear_cross_entropy(x, w, torch.tensor([0, 2])).item(), 4)
     1.0986
     """
-    arguments.require_tensor(linear_weight, "linear_weight")
-    shape = linear_weight.shape[:-1]
-    logits = torch.nn.functional.linear(
-        input, linear_weight.flatten(0, -2), None if linear_bias is None else linear_bias.flatten()
-    )
-    return cross_entropy(
-        logits.unflatten(-1, shape) if len(shape) > 1 else logits,
-        target,
-        weight,
-        reduction=reduction,
+    del options
+    spec = arguments.spec_of(
         ignore_index=-100 if ignore_index is None else ignore_index,
         label_smoothing=label_smoothing,
-        **options,
+        smoothing_over=smoothing_over,
+        focal_gamma=focal_gamma,
+        z_loss=z_loss,
+        softcap=softcap,
+        temperature=temperature,
     )
+    arguments.require_tensor(linear_weight, "linear_weight")
+    if linear_weight.ndim > 2:  # every position has a projection of its own
+        bias = None if linear_bias is None else linear_bias.flatten()
+        logits = torch.nn.functional.linear(input, linear_weight.flatten(0, -2), bias)
+        logits = logits.unflatten(-1, linear_weight.shape[:-1])
+        return cross_entropy(
+            logits,
+            target,
+            weight,
+            reduction=reduction,
+            sample_weight=sample_weight,
+            denominator=denominator,
+            validate=validate,
+            **asdict(spec),
+        )
+    operands = checked(input, linear_weight, linear_bias, ("input", "linear_weight", "linear_bias"))
+    return of_rows(
+        operands, target, weight, sample_weight, spec, reduction, denominator, validate, shift, chunk_bytes
+    )
+
+
+def checked(input: Tensor, weight: Tensor, bias: Tensor | None, names: tuple[str, str, str]) -> Operands:
+    """Operands whose shapes and dtypes go together, as autocast would have them."""
+    for name, x in zip(names, (input, weight, bias), strict=True):
+        if x is not None:
+            arguments.require_tensor(x, name)
+    device = input.device.type
+    if torch.is_autocast_enabled(device):
+        to = torch.get_autocast_dtype(device)
+        input, weight = _autocast(input, to), _autocast(weight, to)
+        bias = None if bias is None else _autocast(bias, to)
+    if input.dtype not in bridge.FLOATING:
+        raise arguments.ArgumentError(
+            f"`{names[0]}` must be float64, float32, float16 or bfloat16; got {input.dtype}"
+        )
+    if weight.ndim != 2 or input.ndim == 0 or weight.shape[1] != input.shape[-1]:
+        raise arguments.ArgumentError(
+            f"`{names[1]}` must have shape (K, D) to go with `{names[0]}` (..., D) of shape "
+            f"{tuple(input.shape)}; got {tuple(weight.shape)}"
+        )
+    for name, x in ((names[1], weight), (names[2], bias)):
+        if x is not None and x.dtype != input.dtype:
+            raise arguments.ArgumentError(
+                f"`{name}` must have the dtype of `{names[0]}`, {input.dtype}; got {x.dtype}"
+            )
+    if bias is not None and bias.shape != weight.shape[:1]:
+        raise arguments.ArgumentError(
+            f"`{names[2]}` must have shape {tuple(weight.shape[:1])}; got {tuple(bias.shape)}"
+        )
+    return Operands(input, weight, bias)
+
+
+def _autocast(x: Tensor, dtype: torch.dtype) -> Tensor:
+    return x if x.dtype == torch.float64 else x.to(dtype)
+
+
+def of_rows(
+    operands: Operands,
+    targets: Tensor,
+    class_weight: Tensor | None,
+    sample_weight: Tensor | None,
+    spec: LossSpec,
+    reduction: str,
+    denominator: Any,
+    validate: bool | None,
+    shift: int,
+    chunk_bytes: int | None,
+) -> Tensor:
+    """The loss of the operands' rows; see `linear_cross_entropy`."""
+    require_reduction(reduction)
+    input, weight, bias = operands
+    shape, num_classes = input.shape[:-1], weight.shape[0]
+    _require_targets(targets, (*shape, num_classes), spec)
+    arguments.require_weight(class_weight, num_classes)
+    arguments.require_rows(sample_weight, shape)
+    if not isinstance(denominator, Tensor):
+        denominator = checks.as_denominator(denominator)
+    flat = Operands(input.reshape(-1, input.shape[-1]), weight, bias)
+    others = (targets, class_weight, sample_weight, denominator if isinstance(denominator, Tensor) else None)
+    is_plain = projected.is_plain(flat, *others)
+    if validate is not False and is_plain and input.device.type == "cpu":
+        _check_targets(targets, num_classes, spec.ignore_index)
+    left, batch = _rows(targets, class_weight, sample_weight, spec, shape, shift, num_classes, is_plain)
+    scale = composite.inverse(targeting.denominator(batch.whole, reduction, denominator))
+    link = Link(spec.temperature, spec.softcap)
+    size = rows_per_chunk(flat.inputs.shape[0], num_classes * 4, chunk_bytes or CHUNK_BYTES)
+
+    def losses_of(part: slice, x: Tensor, w: Tensor, b: Tensor | None) -> Tensor:
+        measure = batch.measure(part)
+        logits = torch.nn.functional.linear(x, w, b)
+        stats = statistics.row_stats(logits, measure.labels, measure.dense, link)
+        return torch.as_tensor(head.row_losses(stats, measure, spec, torch))
+
+    def differentiable(of: Operands) -> tuple[Tensor, ...]:
+        return (projected.by_chunks(losses_of, of, batch.index, size),)
+
+    swept = Swept(batch.index, batch.step(spec, bridge, torch), differentiable, chunk_bytes)
+    dtype = bridge.loss_dtype(input)
+    if reduction == "none":
+        (losses,) = projected.columns(flat, swept) if is_plain else differentiable(flat)
+        losses = losses.reshape(shape)
+        return (losses[..., : left[-1]] if shift else losses).to(dtype)
+    if not is_plain:
+        return (differentiable(flat)[0].sum() * scale).to(dtype)
+    if isinstance(scale, Tensor) and scale.device.type == "cpu":
+        scale = scale.item()
+    return projected.total(flat, swept, scale).to(dtype)
+
+
+def _rows(
+    targets: Tensor,
+    class_weight: Tensor | None,
+    sample_weight: Tensor | None,
+    spec: LossSpec,
+    shape: tuple[int, ...],
+    shift: int,
+    num_classes: int,
+    leave_out: bool,
+) -> tuple[tuple[int, ...], rows.Rows]:
+    """(the shape of the losses, the rows that count)."""
+    left, place = rows.shifted(shape, shift, torch, targets.device)
+    factors = None if class_weight is None else class_weight.double()
+    omega = rows.flat(None if sample_weight is None else sample_weight.double(), shift)
+    if targets.is_floating_point():
+        dtype = torch.float64 if targets.dtype == torch.float64 else torch.float32
+        q = targets.reshape(-1, num_classes)
+        return left, rows.of_probabilities(
+            q, shift, factors, omega, spec, place, lambda x: x.to(dtype), torch, leave_out
+        )
+    y = composite.readable(rows.flat(targets, shift), num_classes, spec.ignore_index)
+    return left, rows.of_labels(y, y < 0, num_classes, factors, omega, spec, place, torch, leave_out)
+
+
+def _require_targets(targets: Tensor, shape: tuple[int, ...], spec: LossSpec) -> None:
+    arguments.require_tensor(targets, "target")
+    is_soft = targets.is_floating_point()
+    if not is_soft and targets.dtype not in arguments.INTEGERS:
+        raise arguments.ArgumentError(
+            f"expected target dtype to be Long or Byte (any integer) or floating; got {targets.dtype}"
+        )
+    expected = shape if is_soft else shape[:-1]
+    if targets.shape != expected:
+        raise arguments.ArgumentError(
+            f"`target` of {targets.dtype} must have shape {tuple(expected)}; got {tuple(targets.shape)}"
+        )
+    if is_soft and spec.focal_gamma:
+        raise arguments.ArgumentError(
+            "`focal_gamma` and probability `target` cannot be combined: the focal loss is defined for "
+            f"labels; got focal_gamma={spec.focal_gamma}"
+        )
+    if is_soft and spec.ignore_index >= 0:
+        raise arguments.ArgumentError(
+            "ignore_index is not supported for floating point target: `target` are probabilities; "
+            "mark rows to leave out by `sample_weight`"
+        )
+
+
+def _check_targets(targets: Tensor, num_classes: int, ignore_index: int) -> None:
+    if targets.is_floating_point():
+        checks.check_probabilities(
+            targets.float().numpy() if targets.dtype.itemsize == 2 else targets.numpy(), "target"
+        )
+    else:
+        arguments.labels_of(targets, num_classes, ignore_index, True)

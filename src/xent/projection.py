@@ -1,0 +1,162 @@
+"""Logits that never exist whole: ``inputs @ weight.T + bias``, one chunk of rows at a time.
+
+Per chunk: the product, a function of its logits, and two products for the gradients. NumPy arrays here;
+`xent.torch.products` does the same with tensors.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+import numpy as np
+
+Array = Any
+
+CHUNK_BYTES = 40 << 20  # of logits
+BLOCK_BYTES = 4 << 20  # of weights converted at a time
+
+
+class Gradients(NamedTuple):
+    """∂/∂inputs (M, D), ∂/∂weight (K, D), ∂/∂bias (K,); None where it was not asked for."""
+
+    inputs: Array = None
+    weight: Array = None
+    bias: Array = None
+
+
+Wanted = tuple[bool, bool, bool]  # which of the three
+
+# (logits of the chunk, its place among the rows, ∂loss/∂column or None) → (columns, dlogits or None);
+# the logits are its own to write over.
+Step = Callable[[Array, slice, Any], tuple[tuple[Array, ...], Array]]
+
+
+class Projection:
+    """The rows ``index`` (all if None) of ``inputs (M, D)``, times ``weight (K, D)``, plus ``bias (K,)``."""
+
+    xp: Any = np
+
+    def __init__(
+        self, inputs: Array, weight: Array, bias: Array, index: Array, chunk_bytes: int | None
+    ) -> None:
+        self.inputs, self.weight, self.bias, self.index = inputs, weight, bias, index
+        self.num_rows = inputs.shape[0] if index is None else index.shape[0]
+        self.dtype = self.product_dtype()
+        row_bytes = weight.shape[0] * self.dtype.itemsize
+        self.chunk_rows = rows_per_chunk(self.num_rows, row_bytes, chunk_bytes or self.chunk_bytes())
+        # One block, of all classes, unless the weights must be converted.
+        converts = weight.dtype != self.dtype
+        size = max(1, BLOCK_BYTES // max(1, weight.shape[1] * self.dtype.itemsize)) if converts else None
+        self.blocks = list(_slices(weight.shape[0], size))
+        self._buffer: Array = None
+
+    def sweep(self, step: Step, dloss: Any = None, wanted: Wanted | None = None) -> tuple[Any, Gradients]:
+        """``step`` on every chunk: its columns, (M,) each with 0 in rows left out, and the gradients.
+
+        ``dloss`` is a scalar or (rows,); without ``wanted`` there is one product and no gradient.
+        """
+        columns: tuple[Array, ...] | None = None
+        gradients = self._zeros(wanted or (False, False, False))
+        for rows in self.chunks():
+            place = rows if self.index is None else self.index[rows]
+            x = self.cast(self.inputs[place], self.dtype)
+            part = dloss if dloss is None or not getattr(dloss, "ndim", 0) else dloss[place]
+            values, dlogits = step(self._logits(x), rows, part)
+            first = columns is None
+            if columns is None:
+                columns = tuple(self.zeros(self.inputs.shape[:1], v.dtype) for v in values)
+            for column, value in zip(columns, values, strict=True):
+                column[place] = value
+            if wanted is not None:
+                self._add(gradients, place, x, dlogits, first)
+        self._buffer = None
+        return columns, gradients
+
+    def chunks(self) -> Iterator[slice]:
+        """The places of the chunks among the rows that count; one empty chunk if there are none."""
+        return _slices(self.num_rows, self.chunk_rows or None)
+
+    def _logits(self, x: Array) -> Array:
+        if self._buffer is None:
+            self._buffer = self.empty((self.chunk_rows, self.weight.shape[0]), self.dtype)
+        logits = self._buffer[: x.shape[0]]
+        for k in self.blocks:
+            self.xp.matmul(x, self.cast(self.weight[k], self.dtype).T, out=logits[:, k])
+        if self.bias is not None:
+            logits += self.cast(self.bias, self.dtype)
+        return logits
+
+    def _zeros(self, wanted: Wanted) -> Gradients:
+        wide = self.sum_dtype()
+        everywhere = self.zeros if self.index is not None or len(self.blocks) != 1 else self.empty
+        return Gradients(
+            everywhere(self.inputs.shape, self.dtype) if wanted[0] else None,
+            self.empty(self.weight.shape, wide) if wanted[1] else None,
+            self.zeros(self.weight.shape[:1], wide) if wanted[2] else None,
+        )
+
+    def _add(self, gradients: Gradients, place: Array, x: Array, dlogits: Array, first: bool) -> None:
+        if gradients.inputs is not None and len(self.blocks) == 1:
+            gradients.inputs[place] = self.xp.matmul(dlogits, self.cast(self.weight, self.dtype))
+        elif gradients.inputs is not None:
+            for k in self.blocks:
+                product = self.xp.matmul(dlogits[:, k], self.cast(self.weight[k], self.dtype))
+                gradients.inputs[place] += product
+        if gradients.weight is not None:
+            self.add_product(gradients.weight, dlogits.T, x, first)
+        if gradients.bias is not None:
+            gradients.bias.__iadd__(self.xp.sum(dlogits, 0, dtype=gradients.bias.dtype))
+
+    def sum_blocks(self, total: Array) -> Iterator[slice]:
+        """Blocks of rows of ``total`` in which a product is added to it without leaving the cache."""
+        return _slices(total.shape[0], max(1, BLOCK_BYTES // max(1, total[:1].nbytes)))
+
+    # What differs between array libraries.
+
+    def product_dtype(self) -> Any:
+        """What products are computed in: NumPy multiplies half precision without BLAS."""
+        return np.dtype(np.float64 if self.inputs.dtype.char == "d" else np.float32)
+
+    def sum_dtype(self) -> Any:
+        """What gradients are accumulated in: float32, or float64 for float64."""
+        return self.dtype
+
+    def chunk_bytes(self) -> int:
+        """The default budget of a chunk of logits."""
+        return CHUNK_BYTES
+
+    def cast(self, x: Array, dtype: Any) -> Array:
+        """``x`` itself if it has the dtype."""
+        return x.astype(dtype, copy=False)
+
+    def empty(self, shape: tuple[int, ...], dtype: Any) -> Array:
+        """New memory."""
+        return np.empty(shape, dtype)
+
+    def zeros(self, shape: tuple[int, ...], dtype: Any) -> Array:
+        """New memory, zero."""
+        return np.zeros(shape, dtype)
+
+    def add_product(self, total: Array, a: Array, b: Array, first: bool) -> None:
+        """``total += a @ b``, or ``= a @ b``, in blocks of rows so that the product stays in cache."""
+        for k in self.sum_blocks(total):
+            if first:
+                np.matmul(a[k], b, out=total[k])
+            else:
+                total[k] += a[k] @ b
+
+
+def rows_per_chunk(num_rows: int, row_bytes: int, chunk_bytes: int) -> int:
+    """As many rows as the budget allows, one at least, in chunks of almost equal size."""
+    most = max(1, chunk_bytes // max(1, row_bytes))
+    chunks = -(-num_rows // most)
+    return -(-num_rows // max(1, chunks))
+
+
+def _slices(length: int, size: int | None) -> Iterator[slice]:
+    if not size:
+        yield slice(0, length)
+        return
+    for start in range(0, length, size):
+        yield slice(start, min(start + size, length))

@@ -1,0 +1,119 @@
+"""Which rows of a batch count, and the loss of a part of them: for losses that go chunk by chunk."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+from xent import target as targeting
+from xent.problem import Problem
+from xent.spec import LossSpec
+from xent.target import Target
+
+Array = Any
+
+
+class Rows(NamedTuple):
+    """The rows that count; ``whole`` has the totals of equation (4)."""
+
+    index: Array  # (n,) places among the rows of the inputs, or None for all
+    measure: Callable[[slice], Target]  # of a part of the n rows
+    whole: Target
+
+    def step(self, spec: LossSpec, kernels: Any, xp: Any) -> Callable[..., Any]:
+        """Equations (1) and (2) of a chunk of logits, as `projection.Step`; the gradient written over it."""
+
+        def step(logits: Array, part: slice, dloss: Any) -> tuple[tuple[Array], Array]:
+            problem = Problem(logits, self.measure(part), spec, "none", 1.0, kernels, xp)
+            if dloss is None:
+                return (problem.row_losses(problem.stats()),), None
+            stats, dlogits = problem.stats_and_grad(dloss, logits)
+            return (problem.row_losses(stats),), dlogits
+
+        return step
+
+
+def shifted(shape: tuple[int, ...], shift: int, xp: Any, device: Any) -> tuple[tuple[int, ...], Array]:
+    """(the shape of the rows that have a target ``shift`` further on, their places; None for all)."""
+    if not shift:
+        return shape, None
+    if not isinstance(shift, int) or shift < 0 or not shape:
+        raise ValueError(f"`shift` must be an integer >= 0, and 0 for a single row; got {shift!r}")
+    length = max(0, shape[-1] - shift)
+    places = xp.arange(math.prod(shape), device=device).reshape(shape)[..., :length]
+    return (*shape[:-1], length), places.reshape(-1)
+
+
+def flat(column: Array, shift: int) -> Array:
+    """``column (..., T)`` from ``shift`` on, as (R,); None of None."""
+    return None if column is None else (column[..., shift:] if shift else column).reshape(-1)
+
+
+def of_labels(
+    labels: Array,
+    ignored: Array,
+    num_classes: int,
+    class_weight: Array,
+    weight: Array,
+    spec: LossSpec,
+    place: Array,
+    xp: Any,
+    leave_out: bool = True,
+) -> Rows:
+    """Rows with ``labels (R,)``; ``ignored (R,)`` or None, ``weight (R,)`` or None.
+
+    ``place (R,)``, None for 0, 1, ..., says which rows of the inputs these are. To ``leave_out`` what is
+    ignored or of weight 0 is to compute nothing of it.
+    """
+    index = place
+    if leave_out:
+        index, (labels, weight) = _counted(ignored, weight, place, (labels, weight), xp)
+        ignored = None
+    whole = targeting.from_labels(labels, ignored, num_classes, class_weight, weight, spec, xp)
+    return Rows(index, lambda rows: targeting.part(whole, rows), whole)
+
+
+def of_probabilities(
+    probabilities: Array,
+    offset: int,
+    class_weight: Array,
+    weight: Array,
+    spec: LossSpec,
+    place: Array,
+    widen: Callable[[Array], Array],
+    xp: Any,
+    leave_out: bool = True,
+) -> Rows:
+    """Rows with the targets ``probabilities (M, K)``, ``offset`` rows further on than the inputs.
+
+    No second matrix of them is made: ``widen`` brings the rows of one chunk to the loss's dtype.
+    """
+    index = place
+    if leave_out:
+        index, (weight,) = _counted(None, weight, place, (weight,), xp)
+    num_rows = probabilities.shape[0] if index is None else index.shape[0]
+    total, counted = targeting.totals(num_rows, weight, None, xp)
+
+    def measure(rows: slice) -> Target:
+        q = probabilities[rows if index is None else index[rows] + offset]
+        part = None if weight is None else weight[rows]
+        return targeting.from_probabilities(widen(q), class_weight, part, spec, xp)
+
+    return Rows(index, measure, Target(None, 0.0, None, 1.0, weight, total, counted))
+
+
+def _counted(
+    ignored: Array, weight: Array, place: Array, columns: tuple[Array, ...], xp: Any
+) -> tuple[Array, tuple[Array, ...]]:
+    """(index of the rows that count, the columns of only those)."""
+    left_out = ignored
+    if weight is not None:
+        left_out = weight == 0 if ignored is None else ignored | (weight == 0)
+    if left_out is None:
+        return place, columns
+    kept = xp.argwhere(~left_out)[:, 0]
+    if kept.shape == left_out.shape:
+        return place, columns
+    index = kept if place is None else place[kept]
+    return index, tuple(None if c is None else c[kept] for c in columns)

@@ -1,0 +1,54 @@
+"""The products of a projection with tensors, on the device they are on."""
+
+from __future__ import annotations
+
+import torch
+
+from xent.projection import Projection
+from xent.torch import bridge
+
+Tensor = torch.Tensor
+
+CUDA_CHUNK_BYTES = 512 << 20  # thousands of rows of a large vocabulary: products at their full rate
+
+
+class TensorProjection(Projection):
+    """See `Projection`; float16 on the CPU, which has no fast products, is multiplied in float32."""
+
+    xp = torch
+
+    def product_dtype(self) -> torch.dtype:
+        """The dtype of the operands where the device multiplies it well."""
+        x = self.inputs
+        return torch.float32 if x.dtype == torch.float16 and x.device.type == "cpu" else x.dtype
+
+    def sum_dtype(self) -> torch.dtype:
+        """float64 for float64, float32 for all others."""
+        return bridge.loss_dtype(self.inputs)
+
+    def chunk_bytes(self) -> int:
+        """The default budget of a chunk of logits."""
+        return super().chunk_bytes() if self.inputs.device.type == "cpu" else CUDA_CHUNK_BYTES
+
+    def cast(self, x: Tensor, dtype: torch.dtype) -> Tensor:
+        """``x`` itself if it has the dtype."""
+        return x.to(dtype)
+
+    def empty(self, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+        """New memory, on huge pages where it is the machine's."""
+        return bridge.empty(shape, dtype, self.inputs.device)
+
+    def zeros(self, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+        """New memory, zero."""
+        return self.empty(shape, dtype).zero_()
+
+    def add_product(self, total: Tensor, a: Tensor, b: Tensor, first: bool) -> None:
+        """``total += a @ b``, or ``= a @ b``; where the sum is wider, in blocks that stay in cache."""
+        if total.dtype == b.dtype:
+            torch.addmm(total, a, b, beta=0.0 if first else 1.0, out=total)
+            return
+        for k in self.sum_blocks(total):
+            if first:
+                total[k] = a[k] @ b
+            else:
+                total[k] += a[k] @ b
