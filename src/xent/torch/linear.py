@@ -7,14 +7,13 @@ from typing import Any, Literal
 
 import torch
 
-from xent import checks, head, rows
+from xent import checks
 from xent import target as targeting
-from xent.link import Link
-from xent.projection import CHUNK_BYTES, rows_per_chunk
 from xent.spec import LossSpec, require_reduction
-from xent.torch import arguments, bridge, composite, projected, statistics
+from xent.torch import arguments, bridge, composite, linear_ops, projected
 from xent.torch.functional import cross_entropy
-from xent.torch.projected import Operands, Swept
+from xent.torch.measured import Measured
+from xent.torch.projected import Operands
 
 Tensor = torch.Tensor
 
@@ -171,8 +170,10 @@ def of_rows(
     input, weight, bias = operands
     shape, num_classes = input.shape[:-1], weight.shape[0]
     _require_targets(targets, (*shape, num_classes), spec)
-    arguments.require_weight(class_weight, num_classes)
-    arguments.require_rows(sample_weight, shape)
+    if class_weight is not None:
+        arguments.require_weight(class_weight, num_classes)
+    if sample_weight is not None:
+        arguments.require_rows(sample_weight, shape)
     if not isinstance(denominator, Tensor):
         denominator = checks.as_denominator(denominator)
     flat = Operands(input.reshape(-1, input.shape[-1]), weight, bias)
@@ -180,55 +181,24 @@ def of_rows(
     is_plain = projected.is_plain(flat, *others)
     if validate is not False and is_plain and input.device.type == "cpu":
         _check_targets(targets, num_classes, spec.ignore_index)
-    left, batch = _rows(targets, class_weight, sample_weight, spec, shape, shift, num_classes, is_plain)
+    measured = Measured(targets, class_weight, sample_weight, spec, shift, chunk_bytes)
+    left, batch = measured.rows(num_classes, is_plain)
     scale = composite.inverse(targeting.denominator(batch.whole, reduction, denominator))
-    link = Link(spec.temperature, spec.softcap)
-    size = rows_per_chunk(flat.inputs.shape[0], num_classes * 4, chunk_bytes or CHUNK_BYTES)
-
-    def losses_of(part: slice, x: Tensor, w: Tensor, b: Tensor | None) -> Tensor:
-        measure = batch.measure(part)
-        logits = torch.nn.functional.linear(x, w, b)
-        stats = statistics.row_stats(logits, measure.labels, measure.dense, link)
-        return torch.as_tensor(head.row_losses(stats, measure, spec, torch))
-
-    def differentiable(of: Operands) -> tuple[Tensor, ...]:
-        return (projected.by_chunks(losses_of, of, batch.index, size),)
-
-    swept = Swept(batch.index, batch.step(spec, bridge, torch), differentiable, chunk_bytes)
     dtype = bridge.loss_dtype(input)
-    if reduction == "none":
-        (losses,) = projected.columns(flat, swept) if is_plain else differentiable(flat)
-        losses = losses.reshape(shape)
-        return (losses[..., : left[-1]] if shift else losses).to(dtype)
-    if not is_plain:
-        return (differentiable(flat)[0].sum() * scale).to(dtype)
-    if isinstance(scale, Tensor) and scale.device.type == "cpu":
-        scale = scale.item()
-    return projected.total(flat, swept, scale).to(dtype)
-
-
-def _rows(
-    targets: Tensor,
-    class_weight: Tensor | None,
-    sample_weight: Tensor | None,
-    spec: LossSpec,
-    shape: tuple[int, ...],
-    shift: int,
-    num_classes: int,
-    leave_out: bool,
-) -> tuple[tuple[int, ...], rows.Rows]:
-    """(the shape of the losses, the rows that count)."""
-    left, place = rows.shifted(shape, shift, torch, targets.device)
-    factors = None if class_weight is None else class_weight.double()
-    omega = rows.flat(None if sample_weight is None else sample_weight.double(), shift)
-    if targets.is_floating_point():
-        dtype = torch.float64 if targets.dtype == torch.float64 else torch.float32
-        q = targets.reshape(-1, num_classes)
-        return left, rows.of_probabilities(
-            q, shift, factors, omega, spec, place, lambda x: x.to(dtype), torch, leave_out
-        )
-    y = composite.readable(rows.flat(targets, shift), num_classes, spec.ignore_index)
-    return left, rows.of_labels(y, y < 0, num_classes, factors, omega, spec, place, torch, leave_out)
+    if torch.compiler.is_compiling() and not any(x is not None and x.requires_grad for x in others):
+        if reduction != "none":
+            return (linear_ops.total(flat, measured) * scale).to(dtype)
+        losses = linear_ops.losses(flat, measured)
+    else:
+        swept = measured.swept(flat, batch)
+        if reduction != "none" and is_plain:
+            on_cpu = isinstance(scale, Tensor) and scale.device.type == "cpu"
+            return projected.total(flat, swept, scale.item() if on_cpu else scale).to(dtype)
+        (losses,) = projected.columns(flat, swept) if is_plain else swept.differentiable(flat)
+    if reduction != "none":
+        return (losses.sum() * scale).to(dtype)
+    losses = losses.reshape(shape)
+    return (losses[..., : left[-1]] if shift else losses).to(dtype)
 
 
 def _require_targets(targets: Tensor, shape: tuple[int, ...], spec: LossSpec) -> None:

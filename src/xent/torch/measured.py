@@ -1,0 +1,61 @@
+"""Targets and options of a projected loss: which rows count, and what is computed of their logits."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+
+from xent import head, rows
+from xent.link import Link
+from xent.projection import CHUNK_BYTES, rows_per_chunk
+from xent.spec import LossSpec
+from xent.torch import bridge, composite, projected, statistics
+from xent.torch.projected import Operands, Swept
+
+Tensor = torch.Tensor
+
+
+class Measured(NamedTuple):
+    """Labels (...) or probabilities (..., K), factors of classes (K,) and rows (...), and the options."""
+
+    targets: Tensor
+    class_weight: Tensor | None
+    sample_weight: Tensor | None
+    spec: LossSpec
+    shift: int
+    chunk_bytes: int | None
+
+    def rows(self, num_classes: int, leave_out: bool) -> tuple[tuple[int, ...], rows.Rows]:
+        """(the shape of the losses, the rows that count)."""
+        targets, spec, shift = self.targets, self.spec, self.shift
+        is_soft = targets.is_floating_point()
+        shape = targets.shape[:-1] if is_soft else targets.shape
+        left, place = rows.shifted(shape, shift, torch, targets.device)
+        factors = None if self.class_weight is None else self.class_weight.double()
+        omega = rows.flat(None if self.sample_weight is None else self.sample_weight.double(), shift)
+        if not is_soft:
+            y = composite.readable(rows.flat(targets, shift), num_classes, spec.ignore_index)
+            return left, rows.of_labels(y, y < 0, num_classes, factors, omega, spec, place, torch, leave_out)
+        dtype = torch.float64 if targets.dtype == torch.float64 else torch.float32
+        q = targets.reshape(-1, num_classes)
+        return left, rows.of_probabilities(
+            q, shift, factors, omega, spec, place, lambda x: x.to(dtype), torch, leave_out
+        )
+
+    def swept(self, operands: Operands, batch: rows.Rows) -> Swept:
+        """The losses of the rows of ``batch``, by the kernels and in ordinary operations."""
+        link = Link(self.spec.temperature, self.spec.softcap)
+        num_rows, num_classes = operands.inputs.shape[0], operands.weight.shape[0]
+        size = rows_per_chunk(num_rows, num_classes * 4, self.chunk_bytes or CHUNK_BYTES)
+
+        def losses_of(part: slice, x: Tensor, w: Tensor, b: Tensor | None) -> Tensor:
+            measure = batch.measure(part)
+            logits = torch.nn.functional.linear(x, w, b)
+            stats = statistics.row_stats(logits, measure.labels, measure.dense, link)
+            return torch.as_tensor(head.row_losses(stats, measure, self.spec, torch))
+
+        def differentiable(of: Operands) -> tuple[Tensor, ...]:
+            return (projected.by_chunks(losses_of, of, batch.index, size),)
+
+        return Swept(batch.index, batch.step(self.spec, bridge, torch), differentiable, self.chunk_bytes)
