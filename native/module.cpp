@@ -192,6 +192,34 @@ bool all_in_range(const Labels& labels, int64_t classes) {
   return !(signs >> 63);
 }
 
+// Σ over halves, and halves of them: NumPy's order and bits, without its 1 µs (8 in a loop that trains) a call.
+double pairwise(const double* x, int64_t size) {
+  if (size > 128) {
+    const int64_t half = size / 2 - size / 2 % 8;
+    return pairwise(x, half) + pairwise(x + half, size - half);
+  }
+  if (size < 8) {
+    double sum = 0.0;
+    for (int64_t i = 0; i < size; ++i) sum += x[i];
+    return sum;
+  }
+  double lanes[8];
+#pragma GCC unroll 8
+  for (int j = 0; j < 8; ++j) lanes[j] = x[j];
+  int64_t i = 8;
+  for (; i + 8 <= size; i += 8)
+#pragma GCC unroll 8
+    for (int j = 0; j < 8; ++j) lanes[j] += x[i + j];
+  double sum = ((lanes[0] + lanes[1]) + (lanes[2] + lanes[3])) + ((lanes[4] + lanes[5]) + (lanes[6] + lanes[7]));
+  for (; i < size; ++i) sum += x[i];
+  return sum;
+}
+
+double total(const InDoubles& column) {
+  nb::gil_scoped_release release;
+  return pairwise(column.data(), column.size());
+}
+
 std::vector<std::string> isas() {
   std::vector<std::string> names;
   for (const Kernels* k : available()) names.push_back(k->isa);
@@ -225,6 +253,7 @@ NB_MODULE(_native, m) {
   m.def("row_hvp", &row_hvp, nb::arg().noconvert(), nb::arg().none(), nb::arg().none(), nb::arg(), nb::arg(),
         nb::arg(), nb::arg(), nb::arg(), nb::arg(), nb::arg(), nb::arg().noconvert(), nb::arg().noconvert());
   m.def("all_in_range", &all_in_range, nb::arg().noconvert(), nb::arg());
+  m.def("total", &total, nb::arg().noconvert());
   bind_linear(m);
   m.def("isas", &isas);
   m.def("set_isa", &set_isa);

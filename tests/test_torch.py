@@ -7,6 +7,8 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
+from torch.multiprocessing.reductions import StorageWeakRef  # noqa: E402
+
 import xent  # noqa: E402
 import xent.torch as xt  # noqa: E402
 from tests.variants import CASE_IDS, CASES  # noqa: E402
@@ -201,6 +203,44 @@ def test_a_leaf_owns_its_gradient(way):
         torch.testing.assert_close(z.grad, count * (z.softmax(-1) - F.one_hot(y, 5)).detach() / 6)
 
 
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
+def test_the_short_way_has_the_same_bits(dtype, monkeypatch):
+    """Not near them: `eager._mean_of_labels` calls the same kernel as `Problem`."""
+    results = []
+    for _ in range(2):
+        z, y = plain(rows=(301,), num_classes=11, dtype=dtype)
+        z.requires_grad_()
+        loss = xt.cross_entropy(z, y)
+        results.append((loss, *torch.autograd.grad(loss, z)))
+        monkeypatch.setattr(eager, "_mean_of_labels", lambda *tensors: None)
+    for a, b in zip(*results, strict=True):
+        assert torch.equal(a, b)
+
+
+def test_a_loss_that_is_kept_keeps_no_logits(way):
+    leaf, y = plain()
+    logits = leaf.requires_grad_() * 1
+    memory = StorageWeakRef(logits.untyped_storage())
+    loss = xt.cross_entropy(logits, y)
+    loss.backward()
+    del logits
+    assert memory.expired()
+    assert loss.requires_grad
+
+
+def test_hooks_on_saved_tensors_see_all_that_is_kept():
+    """A checkpoint saves memory only so: nothing of the logits' size stays that was not packed."""
+    packed, leaf = [], plain()[0].requires_grad_()
+    with torch.autograd.graph.saved_tensors_hooks(lambda x: packed.append(x.shape), lambda x: x):
+        logits = leaf * 1
+        memory = StorageWeakRef(logits.untyped_storage())
+        loss = xt.cross_entropy(logits, plain()[1])
+        del logits
+    assert memory.expired()
+    assert leaf.shape in packed
+    assert loss.requires_grad
+
+
 def test_checkpoint_and_modes():
     z, y = plain()
     z.requires_grad_()
@@ -250,6 +290,19 @@ def test_input_changed_before_backward_is_noticed(way):
     copy.mul_(2)
     with pytest.raises(RuntimeError, match="modified by an inplace operation"):
         loss.backward()
+
+
+def test_labels_changed_before_backward_are_noticed_or_had_been_copied(way):
+    z, y = plain()
+    z.requires_grad_()
+    expected = (z.softmax(-1) - F.one_hot(y, 5)) / 6
+    loss = xt.cross_entropy(z, y)
+    y.zero_()
+    if way == "one node":
+        with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+            loss.backward()
+    else:
+        torch.testing.assert_close(torch.autograd.grad(loss, z)[0], expected)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)

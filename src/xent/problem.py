@@ -6,7 +6,7 @@ from typing import Any, Self
 
 import numpy as np
 
-from xent import checks, head, target
+from xent import _native, checks, head, target
 from xent.kernels import registry
 from xent.link import Link
 from xent.protocol import Kernels, RowStats
@@ -79,9 +79,9 @@ class Problem:
         if self.reduction == "none":
             return self.row_losses(stats).astype(dtype, copy=False)
         if head.negates_log_prob(self.spec, self.target):
-            total = 0.0 - float(np.add.reduce(stats.log_prob, axis=None))
+            total = 0.0 - _native.total(np.ascontiguousarray(stats.log_prob))
         else:
-            total = float(np.add.reduce(self.row_losses(stats), axis=None))
+            total = _native.total(np.ascontiguousarray(self.row_losses(stats)))
         return dtype.type(total * self.scale if self.divisor != 1.0 else total)
 
     def row_losses(self, stats: RowStats) -> Array:

@@ -16,18 +16,23 @@ REDUCTIONS = ("mean", "sum", "none")
 SMOOTHING_OVER = ("all", "others")
 
 
-class Options(TypedDict, total=False):
+class Further(TypedDict, total=False):
+    """The keyword options that PyTorch's own losses do not have."""
+
+    smoothing_over: Literal["all", "others"]
+    focal_gamma: float
+    z_loss: float
+    softcap: float | None
+    temperature: float
+
+
+class Options(Further, total=False):
     """The keyword options that every form of the loss takes."""
 
     class_weight: Any
     sample_weight: Any
     ignore_index: int
     label_smoothing: float
-    smoothing_over: Literal["all", "others"]
-    focal_gamma: float
-    z_loss: float
-    softcap: float | None
-    temperature: float
 
 
 OPTIONS_DOC = {

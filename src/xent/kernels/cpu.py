@@ -82,6 +82,15 @@ def row_stats_and_grad(
     return stats, out
 
 
+def label_losses_and_grad(logits: Array, labels: Array, scale: float, out: Array) -> float:
+    """Σ −x, and ``scale (p − e_y)`` into ``out``, of (N, K) and labels: `row_stats_and_grad` in short."""
+    log_prob = np.empty(len(labels))
+    _native.row_stats_and_grad(
+        logits, labels, None, 1.0, 0.0, 0.0, -scale, 0.0, out, None, log_prob, None, None
+    )
+    return 0.0 - _native.total(log_prob)
+
+
 def row_hvp(
     logits: Array,
     labels: Array | None,

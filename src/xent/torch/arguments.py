@@ -16,6 +16,7 @@ INTEGERS = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
 
 
 PLAIN = (Tensor, torch.nn.Parameter)
+NO_OPTIONS = LossSpec()
 
 
 class ArgumentError(ValueError, RuntimeError):
@@ -35,9 +36,9 @@ def is_readable(x: Tensor) -> bool:
     """Whether the values of ``x`` are in this machine's memory, and not traced, mapped or imagined."""
     return (
         not torch.compiler.is_compiling()
-        and x.device.type == "cpu"
+        and x.is_cpu
         and type(x) in PLAIN
-        and not is_transformed()
+        and torch._C._functorch.peek_interpreter_stack() is None
         and torch._C._len_torch_dispatch_stack() == 0
     )
 
@@ -50,6 +51,8 @@ def require_tensor(x: Any, name: str) -> None:
 
 def spec_of(**options: Any) -> LossSpec:
     """The scalar options, checked; what is out of range is also a RuntimeError, as in PyTorch."""
+    if not options:
+        return NO_OPTIONS
     try:
         if torch.compiler.is_compiling():  # the cache is not for tracing
             return LossSpec(**options)
@@ -71,6 +74,9 @@ def classes_last(input: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
     """``input`` (C), (N, C) or (N, C, d1, ...) and its target as views with the classes on the last axis."""
     require_tensor(input, "input")
     require_tensor(target, "target")
+    are_rows = input.ndim == 2 and target.ndim == 1 and input.size(0) == target.size(0)
+    if are_rows and input.dtype in bridge.FLOATING and target.dtype == torch.int64:
+        return input, target  # in short, what the lines below say of most calls
     if input.dtype not in bridge.FLOATING:
         raise ArgumentError(f"`input` must be float64, float32, float16 or bfloat16; got {input.dtype}")
     if input.ndim == 0:
@@ -100,6 +106,20 @@ def classes_last(input: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
             f"Expected target size {list(rows)}, got {list(target.shape)}: one label for each row of `input`"
         )
     return (input.movedim(1, -1) if input.ndim > 2 else input), target
+
+
+def require_no_labels(spec: LossSpec) -> None:
+    """Raise if ``spec`` says something of labels, for targets that are probabilities."""
+    if spec.focal_gamma:
+        raise ArgumentError(
+            "`focal_gamma` and probability `target` cannot be combined: the focal loss is defined for "
+            f"labels; got focal_gamma={spec.focal_gamma}"
+        )
+    if spec.ignore_index >= 0:
+        raise ArgumentError(
+            "ignore_index is not supported for floating point target: `target` are probabilities; "
+            "mark rows to leave out by `sample_weight`"
+        )
 
 
 def require_weight(weight: Tensor | None, num_classes: int) -> None:

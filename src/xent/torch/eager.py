@@ -2,35 +2,95 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import torch
 from torch.autograd import Function, forward_ad
 
+from xent import _native, checks
+from xent import target as targeting
+from xent.kernels import cpu
 from xent.problem import Problem
-from xent.torch import arguments, bridge
+from xent.spec import LossSpec
+from xent.torch import arguments, bridge, composite
 
 Tensor = torch.Tensor
 
 
+class Loss(Protocol):
+    """A loss of ``tensors``, the logits first, with its options."""
+
+    @property
+    def reduction(self) -> str:
+        """As for `xent.cross_entropy`."""
+        ...
+
+    def problem(self, *tensors: Any) -> Any:
+        """A `Problem`, or what has its methods, on views of the tensors."""
+        ...
+
+    def differentiable(self, *tensors: Any) -> Tensor:
+        """The same in ordinary operations, for derivatives of any order."""
+        ...
+
+
+class CrossEntropy(NamedTuple):
+    """The options of `cross_entropy`, for (logits, targets, class weight, sample weight)."""
+
+    spec: LossSpec
+    reduction: str
+    denominator: Any
+    validate: bool
+
+    def differentiable(self, *tensors: Any) -> Tensor:
+        """See `Loss`."""
+        logits, targets, weight, sample_weight = tensors
+        return composite.cross_entropy(
+            logits, targets, weight, sample_weight, self.spec, self.reduction, self.denominator
+        )
+
+    def problem(self, *tensors: Any) -> Problem:
+        """See `Loss`."""
+        logits, targets, weight, sample_weight = tensors
+        z = bridge.view(logits)
+        factors = None if weight is None else bridge.view(weight.double())
+        rows = None if sample_weight is None else bridge.view(sample_weight.double())
+        if targets.is_floating_point():
+            q = bridge.view(targets.to(bridge.loss_dtype(logits)))
+            if self.validate:
+                checks.check_probabilities(q, "target")
+            measure = targeting.from_probabilities(q, factors, rows, self.spec, np)
+        else:
+            y, ignored = arguments.labels_of(targets, z.shape[-1], self.spec.ignore_index, self.validate)
+            measure = targeting.from_labels(y, ignored, z.shape[-1], factors, rows, self.spec, np)
+        divisor = targeting.denominator(measure, self.reduction, self.denominator)
+        return Problem(z, measure, self.spec, self.reduction, float(divisor))
+
+
+MEAN = CrossEntropy(arguments.NO_OPTIONS, "mean", None, True)
+
+
 def is_plain(logits: Tensor, *others: Tensor | None) -> bool:
-    """Whether nothing watches this call but reverse-mode autograd, and that only for the logits."""
-    return (
-        arguments.is_readable(logits)
-        and forward_ad._current_level < 0
-        and all(x is None or (type(x) in arguments.PLAIN and not x.requires_grad) for x in others)
-    )
+    """Whether nothing watches this call but reverse-mode autograd, and that only for the logits.
 
-
-def loss(logits: Tensor, problem: Problem, differentiable: Callable[[Tensor], Tensor]) -> Tensor:
-    """The loss of ``problem``, whose arrays are views of ``logits``.
-
-    ``differentiable`` computes the same from the logits in ordinary operations, for second derivatives.
+    Hooks on saved tensors (a checkpoint) are to see all that is kept: no gradient is made beforehand then.
     """
+    if not arguments.is_readable(logits) or forward_ad._current_level >= 0:
+        return False
+    if torch._C._autograd._top_saved_tensors_default_hooks(False) is not None:
+        return False
+    for x in others:  # noqa: SIM110 (a generator takes 0.5 µs of a 50 µs training step)
+        if x is not None and (type(x) not in arguments.PLAIN or x.requires_grad):
+            return False
+    return True
+
+
+def loss(function: Loss, logits: Tensor, *others: Tensor | None) -> Tensor:
+    """The loss of tensors that are all plain."""
     if logits.requires_grad and torch.is_grad_enabled():
-        return _Loss.apply(logits, problem, differentiable)
+        return _Loss.apply(logits, function, others)
+    problem = function.problem(logits, *others)
     return _tensor(problem.loss(problem.stats()))
 
 
@@ -41,10 +101,15 @@ def _is_batched(dloss: Tensor) -> bool:
 
 class _Loss(Function):
     @staticmethod
-    def forward(ctx: Any, logits: Tensor, problem: Problem, differentiable: Any) -> Tensor:
-        ctx.save_for_backward(logits)
-        ctx.problem, ctx.differentiable = problem, differentiable
-        ctx.gradient = ctx.stats = None
+    def forward(ctx: Any, logits: Tensor, function: Loss, others: tuple[Tensor | None, ...]) -> Tensor:
+        ctx.save_for_backward(logits, *others)
+        ctx.function = function
+        ctx.stats = None
+        if function is MEAN and (found := _mean_of_labels(logits, others)) is not None:
+            loss, ctx.gradient = found
+            return loss
+        ctx.gradient = None
+        problem = function.problem(logits, *others)
         if problem.spec.is_linear and problem.reduction != "none":
             out, ctx.gradient = bridge.empty_like(problem.logits)
             return _tensor(problem.loss_and_grad(out)[0])
@@ -53,26 +118,43 @@ class _Loss(Function):
 
     @staticmethod
     def backward(ctx: Any, dloss: Tensor) -> Any:
-        (logits,) = ctx.saved_tensors  # raises if they were written since
+        tensors = ctx.saved_tensors  # raises if they were written since
         if torch.is_grad_enabled() or _is_batched(dloss):
             further = torch.is_grad_enabled()
             with torch.enable_grad():
-                again = ctx.differentiable(logits)
-            return *torch.autograd.grad(again, logits, dloss, create_graph=further), None, None
+                again = ctx.function.differentiable(*tensors)
+            return *torch.autograd.grad(again, tensors[0], dloss, create_graph=further), None, None
         gradient, ctx.gradient = ctx.gradient, None  # given away once; the caller may add to it
-        if ctx.problem.reduction == "none":
-            upstream: Any = dloss.to(torch.float64).numpy()
-        else:
-            upstream = dloss.item()
-            if gradient is not None and upstream == 1.0:
-                return gradient, None, None
+        upstream = dloss.double().numpy() if ctx.function.reduction == "none" else dloss.item()
+        if gradient is not None and upstream == 1.0:
+            return gradient, None, None
         # From the logits again, not by scaling what was rounded: float16 would have lost small entries.
+        problem = ctx.function.problem(*tensors)
         if gradient is None:
-            out, gradient = bridge.empty_like(ctx.problem.logits)
+            out, gradient = bridge.empty_like(problem.logits)
         else:
             out = bridge.view(gradient)
-        ctx.problem.grad(ctx.stats, upstream, out)
+        problem.grad(ctx.stats, upstream, out)
         return gradient, None, None
+
+
+def _mean_of_labels(logits: Tensor, others: tuple[Any, ...]) -> tuple[Tensor, Tensor] | None:
+    """Loss and gradient of the most frequent call in few steps; None if there is more to it.
+
+    The same bits as by `Problem`, at 32×10 in 10 µs less of a training step's 70.
+    """
+    labels, weight, sample_weight = others
+    if weight is not None or sample_weight is not None or labels.dtype != torch.int64 or labels.ndim != 1:
+        return None
+    if (logits.dtype != torch.float32 and logits.dtype != torch.float64) or logits.is_neg():
+        return None
+    z, y = logits.detach().numpy(), labels.numpy()
+    if not y.flags.c_contiguous or not y.size or not _native.all_in_range(y, z.shape[1]):
+        return None
+    out = np.empty_like(z)
+    scale = 1.0 / y.size
+    total = cpu.label_losses_and_grad(z, y, scale, out)
+    return _tensor(z.dtype.type(total * scale)), torch.from_numpy(out)
 
 
 def _tensor(value: Any) -> Tensor:

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple, Unpack
 
-import numpy as np
 import torch
 
 from xent import checks
-from xent import target as targeting
 from xent.link import Link
-from xent.problem import Problem
-from xent.spec import LossSpec, require_reduction
+from xent.spec import Further, LossSpec, require_reduction, with_options
 from xent.torch import arguments, bridge, composite, eager, statistics
 
 Tensor = torch.Tensor
@@ -26,6 +23,7 @@ class RowStatistics(NamedTuple):
     argmax: Tensor
 
 
+@with_options(omit=("class_weight", "sample_weight", "ignore_index", "label_smoothing"))
 def cross_entropy(
     input: Tensor,
     target: Tensor,
@@ -37,13 +35,9 @@ def cross_entropy(
     label_smoothing: float = 0.0,
     *,
     sample_weight: Tensor | None = None,
-    smoothing_over: Literal["all", "others"] = "all",
-    focal_gamma: float = 0.0,
-    z_loss: float = 0.0,
-    softcap: float | None = None,
-    temperature: float = 1.0,
     denominator: Any = None,
     validate: bool | None = None,
+    **options: Unpack[Further],
 ) -> Tensor:
     """`torch.nn.functional.cross_entropy` in nats, faster and more exact, with more options.
 
@@ -61,10 +55,12 @@ def cross_entropy(
         As in PyTorch.
     sample_weight : tensor of the shape of the rows, default None
         Factor of each row.
-    smoothing_over, focal_gamma, z_loss, softcap, temperature, denominator
+    denominator
         As for `xent.cross_entropy`.
     validate : bool, default None
         Check the range of labels and the sign of probabilities. None: on the CPU, outside of transforms.
+
+    OPTIONS
 
     Returns
     -------
@@ -85,18 +81,14 @@ def cross_entropy(
     >>> round(loss.item(), 4), z.grad.numpy().round(4)
     (1.4076, array([[ 0.09  , -0.7553,  0.6652]], dtype=float32))
     """
-    logits, measure = arguments.classes_last(input, target)
-    spec = arguments.spec_of(
-        ignore_index=ignore_index,
-        label_smoothing=label_smoothing,
-        smoothing_over=smoothing_over,
-        focal_gamma=focal_gamma,
-        z_loss=z_loss,
-        softcap=softcap,
-        temperature=temperature,
-    )
-    reduction = arguments.legacy_reduction(size_average, reduce, reduction)
-    return of_rows(logits, measure, weight, sample_weight, spec, reduction, denominator, validate)
+    if size_average is not None or reduce is not None:
+        reduction = arguments.legacy_reduction(size_average, reduce, reduction)
+    logits, targets = arguments.classes_last(input, target)
+    if options or label_smoothing != 0.0 or ignore_index != -100:
+        spec = arguments.spec_of(ignore_index=ignore_index, label_smoothing=label_smoothing, **options)
+    else:
+        spec = arguments.NO_OPTIONS
+    return of_rows(logits, targets, weight, sample_weight, spec, reduction, denominator, validate)
 
 
 def row_statistics(
@@ -157,52 +149,18 @@ def of_rows(
 ) -> Tensor:
     """The loss of ``logits (..., K)``, by one node where nothing but reverse mode asks for more."""
     require_reduction(reduction)
-    if spec.focal_gamma and targets.is_floating_point():
-        raise arguments.ArgumentError(
-            "`focal_gamma` and probability `target` cannot be combined: the focal loss is defined for "
-            f"labels; got focal_gamma={spec.focal_gamma}"
-        )
-    if targets.is_floating_point() and spec.ignore_index >= 0:
-        raise arguments.ArgumentError(
-            "ignore_index is not supported for floating point target: `target` are probabilities; "
-            "mark rows to leave out by `sample_weight`"
-        )
-    arguments.require_weight(weight, logits.shape[-1])
-    arguments.require_rows(sample_weight, logits.shape[:-1])
-    if not isinstance(denominator, Tensor):
-        denominator = checks.as_denominator(denominator)
-
-    def differentiable(z: Tensor) -> Tensor:
-        return composite.cross_entropy(z, targets, weight, sample_weight, spec, reduction, denominator)
-
-    if not eager.is_plain(logits, targets, weight, sample_weight) or isinstance(denominator, Tensor):
-        return differentiable(logits)
-    problem = _problem(
-        logits, targets, weight, sample_weight, spec, reduction, denominator, validate is not False
-    )
-    return eager.loss(logits, problem, differentiable)
-
-
-def _problem(
-    logits: Tensor,
-    targets: Tensor,
-    weight: Tensor | None,
-    sample_weight: Tensor | None,
-    spec: LossSpec,
-    reduction: str,
-    denominator: Any,
-    validate: bool,
-) -> Problem:
-    z = bridge.view(logits)
-    factors = None if weight is None else bridge.view(weight.double())
-    rows = None if sample_weight is None else bridge.view(sample_weight.double())
     if targets.is_floating_point():
-        q = bridge.view(targets.to(bridge.loss_dtype(logits)))
-        if validate:
-            checks.check_probabilities(q, "target")
-        measure = targeting.from_probabilities(q, factors, rows, spec, np)
+        arguments.require_no_labels(spec)
+    if weight is not None:
+        arguments.require_weight(weight, logits.shape[-1])
+    if sample_weight is not None:
+        arguments.require_rows(sample_weight, logits.shape[:-1])
+    if denominator is not None and not isinstance(denominator, Tensor):
+        denominator = checks.as_denominator(denominator)
+    if spec is arguments.NO_OPTIONS and reduction == "mean" and denominator is None and validate is not False:
+        loss = eager.MEAN
     else:
-        y, ignored = arguments.labels_of(targets, z.shape[-1], spec.ignore_index, validate)
-        measure = targeting.from_labels(y, ignored, z.shape[-1], factors, rows, spec, np)
-    divisor = targeting.denominator(measure, reduction, denominator)
-    return Problem(z, measure, spec, reduction, float(divisor))
+        loss = eager.CrossEntropy(spec, reduction, denominator, validate is not False)
+    if isinstance(denominator, Tensor) or not eager.is_plain(logits, targets, weight, sample_weight):
+        return loss.differentiable(logits, targets, weight, sample_weight)
+    return eager.loss(loss, logits, targets, weight, sample_weight)

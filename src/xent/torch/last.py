@@ -58,8 +58,7 @@ def binary_cross_entropy(
     if "class_weight" in scalars:
         raise TypeError("`class_weight` has no place in a binary loss; use `pos_weight`")
     weight, ignore_index = scalars.pop("sample_weight", None), scalars.pop("ignore_index", -100)
-    if weight is not None:
-        arguments.require_rows(weight, logits.shape)
+    arguments.require_rows(weight, logits.shape)
     weight = torch.ones_like(logits, dtype=torch.float64) if weight is None else weight.double()
     if not targets.is_floating_point():
         ignored = targets == ignore_index
