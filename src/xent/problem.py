@@ -79,9 +79,9 @@ class Problem:
         if self.reduction == "none":
             return self.row_losses(stats).astype(dtype, copy=False)
         if head.negates_log_prob(self.spec, self.target):
-            total = 0.0 - _native.total(np.ascontiguousarray(stats.log_prob))
+            total = 0.0 - _native.total(np.ascontiguousarray(stats.log_prob, np.float64))
         else:
-            total = _native.total(np.ascontiguousarray(self.row_losses(stats)))
+            total = _native.total(np.ascontiguousarray(self.row_losses(stats), np.float64))
         return dtype.type(total * self.scale if self.divisor != 1.0 else total)
 
     def row_losses(self, stats: RowStats) -> Array:
