@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Any
 from xent import information
 from xent.api import (
     CrossEntropyLoss,
-    RowStatistics,
     cross_entropy,
     cross_entropy_hvp,
     cross_entropy_with_grad,
@@ -17,7 +16,8 @@ from xent.api import (
     softmax,
 )
 from xent.binary import binary_cross_entropy, binary_cross_entropy_with_grad
-from xent.linear import linear_cross_entropy, linear_cross_entropy_with_grad
+from xent.linear import linear_cross_entropy, linear_cross_entropy_with_grad, linear_row_statistics
+from xent.protocol import RowStatistics
 
 if TYPE_CHECKING:
     from xent.regression import SoftmaxRegression
@@ -37,6 +37,7 @@ __all__ = [
     "information",
     "linear_cross_entropy",
     "linear_cross_entropy_with_grad",
+    "linear_row_statistics",
     "log_softmax",
     "logsumexp",
     "row_statistics",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple, Unpack
+from typing import Any, Unpack
 
 import numpy as np
 
@@ -10,7 +10,7 @@ from xent import checks
 from xent.kernels import registry
 from xent.link import Link
 from xent.problem import Problem
-from xent.protocol import Cotangents, RowStats
+from xent.protocol import Cotangents, RowStatistics, RowStats
 from xent.spec import LossSpec, Options, require_reduction, with_options
 
 Array = np.ndarray[Any, Any]
@@ -244,15 +244,6 @@ class CrossEntropyLoss:
     def __repr__(self) -> str:
         options = {"reduction": self.reduction, "denominator": self.denominator} | self.options
         return f"CrossEntropyLoss({', '.join(f'{k}={v!r}' for k, v in options.items())})"
-
-
-class RowStatistics(NamedTuple):
-    """Per row: logsumexp, log-probability of the label (None without labels), entropy, argmax."""
-
-    lse: Array
-    log_prob: Array | None
-    entropy: Array
-    argmax: Array
 
 
 def row_statistics(

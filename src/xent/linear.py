@@ -11,7 +11,10 @@ import numpy as np
 
 from xent import checks, rows
 from xent import target as targeting
+from xent.kernels import registry
+from xent.link import Link
 from xent.projection import Projection
+from xent.protocol import RowStatistics
 from xent.spec import LossSpec, Options, require_reduction, with_options
 
 Array = np.ndarray[Any, Any]
@@ -144,6 +147,85 @@ def linear_cross_entropy_with_grad(
     return batch.reduced(*losses), LinearGradients(dinputs, dweight, dbias)
 
 
+def linear_row_statistics(
+    inputs: Any,
+    weight: Any,
+    labels: Any = None,
+    *,
+    bias: Any = None,
+    ignore_index: int = -100,
+    softcap: float | None = None,
+    temperature: float = 1.0,
+    validate: bool = True,
+    shift: int = 0,
+    chunk_bytes: int | None = None,
+) -> Any:
+    """`row_statistics` of the logits ``inputs @ weight.T + bias``, which never exist whole.
+
+    Parameters
+    ----------
+    inputs, weight, bias, shift, chunk_bytes
+        As for `linear_cross_entropy`.
+    labels, ignore_index, softcap, temperature, validate
+        As for `row_statistics`. Rows that are ignored cost nothing.
+
+    Returns
+    -------
+    RowStatistics
+        Arrays shaped like the rows (shorter by ``shift`` on the last axis), as `row_statistics` gives them.
+
+    Raises
+    ------
+    TypeError, ValueError
+        As for `linear_cross_entropy`.
+
+    Examples
+    --------
+    >>> import numpy as np, xent
+    >>> stats = xent.linear_row_statistics(np.eye(2), np.zeros((4, 2)), np.array([0, 3]))
+    >>> stats.log_prob.round(4), stats.entropy.round(4)
+    (array([-1.3863, -1.3863]), array([1.3863, 1.3863]))
+    """
+    if checks.is_tensor(inputs):
+        from xent.torch import linear_statistics
+
+        return linear_statistics.linear_row_statistics(
+            inputs,
+            weight,
+            labels,
+            bias=bias,
+            ignore_index=ignore_index,
+            softcap=softcap,
+            temperature=temperature,
+            shift=shift,
+            chunk_bytes=chunk_bytes,
+        )
+    x, w, b = _as_operands(inputs, weight, bias)
+    options = Options(ignore_index=ignore_index, softcap=softcap, temperature=temperature)
+    spec, _, _ = LossSpec.from_options(options)
+    shape, index = rows.shifted(x.shape[:-1], shift, np, x.device)
+    y = None
+    if labels is not None:
+        array = checks.as_array(labels, "labels")
+        if array.dtype.kind not in "iu":
+            raise TypeError(f"`labels` must have an integer dtype; got {array.dtype}")
+        checks.is_labels(array, (*x.shape[:-1], w.shape[0]))
+        y, ignored = checks.as_labels(array, w.shape[0], ignore_index, validate, "labels")
+        index, (y,) = rows.counted(rows.flat(ignored, shift), None, index, (rows.flat(y, shift),), np)
+    link = Link(spec.temperature, spec.softcap)
+
+    def step(logits: Array, part: slice, dcolumns: Any) -> tuple[tuple[Array, ...], Any]:
+        want = ("lse", "log_prob", "entropy", "argmax") if y is not None else ("lse", "entropy", "argmax")
+        stats = registry.get("cpu").row_stats(logits, None if y is None else y[part], None, link, want)
+        return tuple(getattr(stats, name) for name in want), None
+
+    columns, _ = Projection(x.reshape(-1, x.shape[-1]), w, b, index, chunk_bytes).sweep(step)
+    lse, *log_prob, entropy, argmax = (rows.unflat(c, x.shape[:-1], shape) for c in columns)
+    dtype = checks.loss_dtype(x)
+    by_label = log_prob[0].astype(dtype) if log_prob else None
+    return RowStatistics(lse.astype(dtype), by_label, entropy.astype(dtype), argmax)
+
+
 class _Batch:
     """The rows of one call and their targets, checked; how their losses are reduced."""
 
@@ -194,14 +276,12 @@ class _Batch:
     def project(self, w: Array, b: Array | None, chunk_bytes: int | None) -> Projection:
         """The logits of these rows."""
         x = self.inputs.reshape(-1, self.inputs.shape[-1])
-        return Projection(x, w, b, self.rows.index, chunk_bytes)
+        return Projection(x, w, b, self.rows.places, chunk_bytes)
 
     def reduced(self, losses: Array) -> Any:
         """Equation (4), from one loss for each row of the inputs."""
         if self.reduction == "none":
-            length = self.shape[-1] if self.shape else 1
-            by_row = losses.reshape(self.inputs.shape[:-1])
-            return (by_row[..., :length] if self.shape else by_row).astype(self.dtype)
+            return rows.unflat(losses, self.inputs.shape[:-1], self.shape).astype(self.dtype)
         return self.dtype.type(np.add.reduce(losses) * self.scale)
 
 

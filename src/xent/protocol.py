@@ -26,6 +26,15 @@ class RowStats(NamedTuple):
     argmax: Array = None
 
 
+class RowStatistics(NamedTuple):
+    """Per row: logsumexp, log-probability of the label (None without labels), entropy, argmax."""
+
+    lse: Array
+    log_prob: Array | None
+    entropy: Array
+    argmax: Array
+
+
 class Cotangents(NamedTuple):
     """∂loss/∂(l, x, σ), per row."""
 

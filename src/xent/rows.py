@@ -17,7 +17,7 @@ Array = Any
 class Rows(NamedTuple):
     """The rows that count; ``whole`` has the totals of equation (4)."""
 
-    index: Array  # (n,) places among the rows of the inputs, or None for all
+    places: Array  # (n,) of those that count among the rows of the inputs, or None for all
     measure: Callable[[slice], Target]  # of a part of the n rows
     whole: Target
 
@@ -50,6 +50,12 @@ def flat(column: Array, shift: int) -> Array:
     return None if column is None else (column[..., shift:] if shift else column).reshape(-1)
 
 
+def unflat(column: Array, shape: tuple[int, ...], left: tuple[int, ...]) -> Array:
+    """``column (M,)`` of rows of ``shape``, less those at the end that are not ``left``."""
+    by_row = column.reshape(shape)
+    return by_row if shape == left else by_row[..., : left[-1]]
+
+
 def of_labels(
     labels: Array,
     ignored: Array,
@@ -68,7 +74,7 @@ def of_labels(
     """
     index = place
     if leave_out:
-        index, (labels, weight) = _counted(ignored, weight, place, (labels, weight), xp)
+        index, (labels, weight) = counted(ignored, weight, place, (labels, weight), xp)
         ignored = None
     whole = targeting.from_labels(labels, ignored, num_classes, class_weight, weight, spec, xp)
     return Rows(index, lambda rows: targeting.part(whole, rows), whole)
@@ -91,22 +97,22 @@ def of_probabilities(
     """
     index = place
     if leave_out:
-        index, (weight,) = _counted(None, weight, place, (weight,), xp)
+        index, (weight,) = counted(None, weight, place, (weight,), xp)
     num_rows = probabilities.shape[0] if index is None else index.shape[0]
-    total, counted = targeting.totals(num_rows, weight, None, xp)
+    total, num_counted = targeting.totals(num_rows, weight, None, xp)
 
     def measure(rows: slice) -> Target:
         q = probabilities[rows if index is None else index[rows] + offset]
         part = None if weight is None else weight[rows]
         return targeting.from_probabilities(widen(q), class_weight, part, spec, xp)
 
-    return Rows(index, measure, Target(None, 0.0, None, 1.0, weight, total, counted))
+    return Rows(index, measure, Target(None, 0.0, None, 1.0, weight, total, num_counted))
 
 
-def _counted(
+def counted(
     ignored: Array, weight: Array, place: Array, columns: tuple[Array, ...], xp: Any
 ) -> tuple[Array, tuple[Array, ...]]:
-    """(index of the rows that count, the columns of only those)."""
+    """(places of the rows that are not ``ignored`` nor of ``weight`` 0, the columns of only those)."""
     left_out = ignored
     if weight is not None:
         left_out = weight == 0 if ignored is None else ignored | (weight == 0)

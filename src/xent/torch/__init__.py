@@ -3,6 +3,7 @@
 from xent.torch.binary import binary_cross_entropy_with_logits
 from xent.torch.functional import RowStatistics, cross_entropy, row_statistics
 from xent.torch.linear import linear_cross_entropy
+from xent.torch.linear_statistics import linear_kl_divergence, linear_row_statistics
 from xent.torch.modules import BCEWithLogitsLoss, CrossEntropyLoss, LinearCrossEntropyLoss
 
 __all__ = [
@@ -13,5 +14,7 @@ __all__ = [
     "binary_cross_entropy_with_logits",
     "cross_entropy",
     "linear_cross_entropy",
+    "linear_kl_divergence",
+    "linear_row_statistics",
     "row_statistics",
 ]

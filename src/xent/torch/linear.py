@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 import torch
 
-from xent import checks
+from xent import checks, rows
 from xent import target as targeting
 from xent.spec import LossSpec, require_reduction
 from xent.torch import arguments, bridge, composite, linear_ops, projected
@@ -190,15 +190,13 @@ def of_rows(
             return (linear_ops.total(flat, measured) * scale).to(dtype)
         losses = linear_ops.losses(flat, measured)
     else:
-        swept = measured.swept(flat, batch)
+        swept = measured.swept(batch)
         if reduction != "none" and is_plain:
-            on_cpu = isinstance(scale, Tensor) and scale.device.type == "cpu"
-            return projected.total(flat, swept, scale.item() if on_cpu else scale).to(dtype)
+            return projected.total(flat, swept, scale).to(dtype)
         (losses,) = projected.columns(flat, swept) if is_plain else swept.differentiable(flat)
     if reduction != "none":
         return (losses.sum() * scale).to(dtype)
-    losses = losses.reshape(shape)
-    return (losses[..., : left[-1]] if shift else losses).to(dtype)
+    return rows.unflat(losses, shape, left).to(dtype)
 
 
 def _require_targets(targets: Tensor, shape: tuple[int, ...], spec: LossSpec) -> None:

@@ -57,7 +57,7 @@ def _sweep(arguments: Any, dloss: Any, wanted: Wanted | None) -> tuple[Tensor, G
     measured = Measured(targets, class_weight, sample_weight, spec, shift, chunk_bytes or None)
     operands = Operands(x, w, b)
     _, batch = measured.rows(w.shape[0], True)
-    (column,), gradients = measured.swept(operands, batch).sweep(operands, dloss, wanted)
+    (column,), gradients = measured.swept(batch).sweep(operands, dloss, wanted)
     return column, gradients
 
 
@@ -76,7 +76,9 @@ def _(x: Tensor, w: Tensor, b: Tensor | None, *arguments: Any) -> Any:
     inner = torch.float32 if x.dtype == torch.float16 and x.device.type == "cpu" else x.dtype
     dtypes = (inner, wide, wide)
     like = zip((x, w, b), dtypes, wanted, strict=True)
-    gradients = (x.new_empty(a.shape, dtype=d) if want else x.new_empty(0) for a, d, want in like)
+    gradients = (
+        x.new_empty(0) if a is None or not want else x.new_empty(a.shape, dtype=d) for a, d, want in like
+    )
     return (x.new_empty((), dtype=torch.float64), *gradients)
 
 
@@ -112,7 +114,7 @@ def _gradients(dloss: Tensor, *inputs: Any) -> tuple[Tensor, Tensor, Tensor]:
     *arguments, wanted = inputs
     x, w, b = inputs[:3]
     _, gradients = _sweep(arguments, dloss, tuple(wanted))
-    return tuple(  # type: ignore[return-value]
+    return tuple(
         x.new_empty(0) if g is None or a is None else g.to(a.dtype)
         for g, a in zip(gradients, (x, w, b), strict=True)
     )
@@ -122,7 +124,8 @@ def _gradients(dloss: Tensor, *inputs: Any) -> tuple[Tensor, Tensor, Tensor]:
 def _(dloss: Tensor, x: Tensor, w: Tensor, b: Tensor | None, *arguments: Any) -> Any:
     *_, wanted = arguments
     return tuple(
-        torch.empty_like(a) if want else x.new_empty(0) for a, want in zip((x, w, b), wanted, strict=True)
+        x.new_empty(0) if a is None or not want else torch.empty_like(a)
+        for a, want in zip((x, w, b), wanted, strict=True)
     )
 
 

@@ -8,7 +8,7 @@ import torch
 
 from xent import head, rows
 from xent.link import Link
-from xent.projection import CHUNK_BYTES, rows_per_chunk
+from xent.rows import Rows
 from xent.spec import LossSpec
 from xent.torch import bridge, composite, projected, statistics
 from xent.torch.projected import Operands, Swept
@@ -26,7 +26,7 @@ class Measured(NamedTuple):
     shift: int
     chunk_bytes: int | None
 
-    def rows(self, num_classes: int, leave_out: bool) -> tuple[tuple[int, ...], rows.Rows]:
+    def rows(self, num_classes: int, leave_out: bool) -> tuple[tuple[int, ...], Rows]:
         """(the shape of the losses, the rows that count)."""
         targets, spec, shift = self.targets, self.spec, self.shift
         is_soft = targets.is_floating_point()
@@ -43,19 +43,17 @@ class Measured(NamedTuple):
             q, shift, factors, omega, spec, place, lambda x: x.to(dtype), torch, leave_out
         )
 
-    def swept(self, operands: Operands, batch: rows.Rows) -> Swept:
+    def swept(self, batch: Rows) -> Swept:
         """The losses of the rows of ``batch``, by the kernels and in ordinary operations."""
         link = Link(self.spec.temperature, self.spec.softcap)
-        num_rows, num_classes = operands.inputs.shape[0], operands.weight.shape[0]
-        size = rows_per_chunk(num_rows, num_classes * 4, self.chunk_bytes or CHUNK_BYTES)
 
-        def losses_of(part: slice, x: Tensor, w: Tensor, b: Tensor | None) -> Tensor:
+        def losses_of(part: slice, x: Tensor, w: Tensor, b: Tensor | None) -> tuple[Tensor, ...]:
             measure = batch.measure(part)
             logits = torch.nn.functional.linear(x, w, b)
             stats = statistics.row_stats(logits, measure.labels, measure.dense, link)
-            return torch.as_tensor(head.row_losses(stats, measure, self.spec, torch))
+            return (head.row_losses(stats, measure, self.spec, torch),)
 
         def differentiable(of: Operands) -> tuple[Tensor, ...]:
-            return (projected.by_chunks(losses_of, of, batch.index, size),)
+            return projected.by_chunks(losses_of, of, batch.places, self.chunk_bytes)
 
-        return Swept(batch.index, batch.step(self.spec, bridge, torch), differentiable, self.chunk_bytes)
+        return Swept(batch.places, batch.step(self.spec, bridge, torch), differentiable, self.chunk_bytes)

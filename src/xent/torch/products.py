@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import torch
 
-from xent.projection import Projection
+from xent.projection import CHUNK_BYTES, Projection
 from xent.torch import bridge
 
 Tensor = torch.Tensor
 
 CUDA_CHUNK_BYTES = 512 << 20  # thousands of rows of a large vocabulary: products at their full rate
+
+
+def default_chunk_bytes(device: torch.device) -> int:
+    """The budget of a chunk of logits where none is given."""
+    return CHUNK_BYTES if device.type == "cpu" else CUDA_CHUNK_BYTES
 
 
 class TensorProjection(Projection):
@@ -28,7 +33,7 @@ class TensorProjection(Projection):
 
     def chunk_bytes(self) -> int:
         """The default budget of a chunk of logits."""
-        return super().chunk_bytes() if self.inputs.device.type == "cpu" else CUDA_CHUNK_BYTES
+        return default_chunk_bytes(self.inputs.device)
 
     def cast(self, x: Tensor, dtype: torch.dtype) -> Tensor:
         """``x`` itself if it has the dtype."""

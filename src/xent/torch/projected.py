@@ -7,15 +7,16 @@ keep; all else (second order, transforms, forward mode) is ordinary PyTorch code
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple, cast
 
 import torch
 from torch.autograd import Function, forward_ad
 from torch.utils.checkpoint import checkpoint
 
-from xent.projection import Gradients, Step, Wanted
+from xent.projection import Gradients, Step, Wanted, rows_per_chunk
 from xent.torch import arguments, eager
-from xent.torch.products import TensorProjection
+from xent.torch.products import TensorProjection, default_chunk_bytes
 
 Tensor = torch.Tensor
 
@@ -31,7 +32,7 @@ class Operands(NamedTuple):
 class Swept(NamedTuple):
     """What is computed of the logits, and of which rows."""
 
-    index: Tensor | None  # the rows that count
+    places: Tensor | None  # of the rows that count
     step: Step  # by the kernels: columns, and the gradient of Σ dloss·(the first column)
     differentiable: Callable[[Operands], tuple[Tensor, ...]]  # the same columns in ordinary operations
     chunk_bytes: int | None
@@ -39,7 +40,7 @@ class Swept(NamedTuple):
     def sweep(self, operands: Operands, dloss: Any = None, wanted: Wanted | None = None) -> Any:
         """See `Projection.sweep`; gradients are as wide as they were summed."""
         with torch.no_grad(), torch.autocast(operands.inputs.device.type, enabled=False):
-            projection = TensorProjection(*operands, self.index, self.chunk_bytes)
+            projection = TensorProjection(*operands, self.places, self.chunk_bytes)
             return projection.sweep(self.step, dloss, wanted)
 
 
@@ -58,6 +59,8 @@ def is_plain(operands: Operands, *others: Tensor | None) -> bool:
 
 def total(operands: Operands, swept: Swept, scale: Any) -> Tensor:
     """``scale`` times the sum of the first column, float64: three products with its gradient, one without."""
+    if isinstance(scale, Tensor) and scale.device.type == "cpu":
+        scale = scale.item()
     if _is_derived(operands):
         return cast(Tensor, _Total.apply(*operands, swept, scale))
     (losses, *_), _ = swept.sweep(operands)
@@ -72,30 +75,32 @@ def columns(operands: Operands, swept: Swept) -> tuple[Tensor, ...]:
 
 
 def by_chunks(
-    function: Callable[..., Tensor], operands: Operands, index: Tensor | None, chunk_rows: int
-) -> Tensor:
+    function: Callable[..., tuple[Tensor, ...]],
+    operands: Operands,
+    index: Tensor | None,
+    chunk_bytes: int | None,
+) -> tuple[Tensor, ...]:
     """``function(part, inputs of the part, weight, bias)`` of every part of the rows, in ordinary operations.
 
     In plain reverse mode the logits of a part are computed again when they are needed, not kept.
     """
     inputs, weight, bias = operands
     x = inputs if index is None else inputs[index]
-    again = not torch.compiler.is_compiling() and not arguments.is_transformed()
-    values = []
-    for start in range(0, max(x.shape[0], 1), max(chunk_rows, 1)):
-        part = slice(start, start + chunk_rows)
-        if again and forward_ad._current_level < 0:
-            values.append(
-                checkpoint(
-                    function, part, x[part], weight, bias, use_reentrant=False, preserve_rng_state=False
-                )
-            )
+    wide = weight.shape[0] * 4
+    size = rows_per_chunk(x.shape[0], wide, chunk_bytes or default_chunk_bytes(inputs.device))
+    keeps = torch.compiler.is_compiling() or arguments.is_transformed() or forward_ad._current_level >= 0
+    parts = []
+    for start in range(0, max(x.shape[0], 1), max(size, 1)):
+        part = slice(start, start + size)
+        if keeps:
+            parts.append(function(part, x[part], weight, bias))
         else:
-            values.append(function(part, x[part], weight, bias))
-    column = torch.cat(values)
+            again = partial(checkpoint, function, use_reentrant=False, preserve_rng_state=False)
+            parts.append(again(part, x[part], weight, bias))
+    columns = tuple(torch.cat(pieces) for pieces in zip(*parts, strict=True))
     if index is None:
-        return column
-    return column.new_zeros(inputs.shape[0]).index_put((index,), column)
+        return columns
+    return tuple(c.new_zeros(inputs.shape[0]).index_put((index,), c) for c in columns)
 
 
 def _is_derived(operands: Operands) -> bool:
@@ -138,6 +143,7 @@ class _Columns(Function):
         ctx.save_for_backward(*operands)
         ctx.swept = swept
         values, _ = swept.sweep(operands)
+        ctx.derived = [k for k, v in enumerate(values) if v.is_floating_point()]
         ctx.mark_non_differentiable(*(v for v in values if not v.is_floating_point()))
         return tuple(values)
 
@@ -148,7 +154,7 @@ class _Columns(Function):
         if torch.is_grad_enabled() or any(eager._is_batched(d) for d in dvalues):
             again = lambda *x: ctx.swept.differentiable(Operands(*x))  # noqa: E731
             return *_derived(again, operands, wanted, *dvalues), None
-        dloss = dvalues[0] if len(dvalues) == 1 else torch.stack(dvalues, -1)
+        dloss = dvalues[0] if len(dvalues) == 1 else torch.stack([dvalues[k] for k in ctx.derived], -1)
         _, gradients = ctx.swept.sweep(operands, dloss, wanted)
         return *_finished(gradients, operands, None), None
 
@@ -160,7 +166,7 @@ def _derived(function: Any, operands: Operands, wanted: Any, *upstream: Tensor) 
         values = function(*operands)
     values = values if isinstance(values, tuple) else (values,)
     pairs = [(v, d) for v, d in zip(values, upstream, strict=True) if v.requires_grad]
-    asked = [x for x, w in zip(operands, wanted, strict=True) if w]
+    asked = [x for x, w in zip(operands, wanted, strict=True) if w and x is not None]
     found = iter(
         torch.autograd.grad(
             [v for v, _ in pairs], asked, [d for _, d in pairs], create_graph=further, allow_unused=True
