@@ -6,6 +6,7 @@ import sys
 
 import numpy as np
 import pytest
+import scipy.linalg
 import scipy.sparse
 import threadpoolctl
 from sklearn.datasets import load_digits
@@ -363,14 +364,30 @@ def test_whitening_by_class_is_the_inverse_of_the_hessians_blocks():
     np.testing.assert_allclose(found, objective.pack(expected[:, :-1], expected[:, -1]), rtol=1e-6, atol=1e-6)
 
 
+@pytest.mark.parametrize("intercept", [True, False])
 @pytest.mark.parametrize("kind", [np.asarray, scipy.sparse.csr_array])
-def test_the_diagonal_is_the_hessians(kind):
-    X, y = table(num_classes=2)
-    problem = Problem(kind(X), y, num_classes=2)
-    at = np.random.default_rng(0).standard_normal(problem.start.size)
-    hessian = np.array([problem.objective.hvp(at, e) for e in np.eye(at.size)])
-    estimate = whitening.diagonal(problem.objective, at)
-    np.testing.assert_allclose(estimate(np.ones(at.size)), 1 / np.diag(hessian), rtol=1e-10)
+def test_the_diagonal_is_the_inverse_hessian_of_uncorrelated_features(kind, intercept):
+    """Columns of a Hadamard matrix, each with a scale and a mean; rows alike in p; each class on its own."""
+    signs = scipy.linalg.hadamard(16)[:, 1:6] * np.geomspace(0.1, 10, 5) + np.linspace(-2, 3, 5)
+    for num_classes in (2, 3):
+        y = np.arange(16) % num_classes
+        problem = Problem(kind(signs), y, num_classes=num_classes, alpha=1e-2, intercept=intercept)
+        objective, start = problem.objective, problem.start
+        if intercept and num_classes == 3:
+            start[-num_classes:] = [1.0, 0.0, -2.0]
+        hessian = np.array([objective.hvp(start, e) for e in np.eye(start.size)])
+        estimate = whitening.diagonal(objective, start)
+        for k in range(objective.num_scores):
+            coef, bias = np.zeros((objective.num_scores, 5)), np.zeros(objective.num_scores)
+            coef[k], bias[k] = 1.0, 1.0
+            place = np.flatnonzero(objective.pack(coef, bias))
+            vector = np.zeros(start.size)
+            vector[place] = np.random.default_rng(k).standard_normal(place.size)
+            ridge = np.diag(np.where(place < coef.size, 1e-2, 0.0))
+            factor = 1.5 if num_classes == 3 else 1.0  # see Objective.curvature
+            block = (hessian[np.ix_(place, place)] - ridge) * factor + ridge
+            expected = np.linalg.solve(block, vector[place])
+            np.testing.assert_allclose(estimate(vector)[place], expected, rtol=1e-9)
 
 
 def test_the_memory_of_lbfgs_knows_its_last_pair():

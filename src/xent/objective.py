@@ -30,8 +30,9 @@ SPARSE_BLOCK = 1 << 22  # logits a block of a CSR matrix: each block costs a gra
 class Objective:
     """``loss (4) of X Wᵀ + b, plus alpha/2·‖W‖²``: value, gradient, Hessian product of one flat vector.
 
-    The vector is W (C, D) by rows and then, if fitted, the intercept (C,), in float64. With two classes
-    C is 1: the logit of the second against 0. Otherwise C is K. The intercept is not penalised.
+    The vector is W (C, D) and then, if fitted, the intercept (C,), in float64. With two classes C is 1: the
+    logit of the second against 0. Otherwise C is K. The intercept is not penalised. W goes by rows; for a CSR
+    matrix, whose products are (D, C), by columns. `pack` and `unpack` know it.
 
     Parameters
     ----------
@@ -106,8 +107,9 @@ class Objective:
             return self
         other = self._in(narrow)
         if self.is_sparse:
+            self.transposed = self.features.T.tocsr()
             other.features = _with_entries(self.features, self.features.data.astype(narrow))
-            other.transposed = other.features.T.tocsr()
+            other.transposed = _with_entries(self.transposed, self.transposed.data.astype(narrow))
         else:
             other.features = self.features.astype(narrow)
         return other
@@ -118,8 +120,8 @@ class Objective:
         return int(self.features.size) < SMALL
 
     def _copy_bytes(self) -> int:
-        """What `rounded` would take: of a CSR matrix also the transpose, whose product with G is faster."""
-        return 16 * int(self.features.nnz) if self.is_sparse else 4 * int(self.features.size)
+        """What `rounded` would take: of a CSR matrix also both transposes: products with G are faster."""
+        return 24 * int(self.features.nnz) if self.is_sparse else 4 * int(self.features.size)
 
     def subset(self, rows: Array, divisor: float) -> Self:
         """The objective of these rows (integers, or a slice), whose losses are divided by ``divisor``."""
@@ -135,7 +137,8 @@ class Objective:
         """Objective (nats) and its gradient."""
         coef, intercept = self.unpack(parameters)
         loss, dcoef, dintercept = (self._fused_pass if self.is_fused else self._blocked_pass)(coef, intercept)
-        loss += 0.5 * self.alpha * float(np.vdot(coef, coef))
+        flat = parameters[: coef.size]
+        loss += 0.5 * self.alpha * float(flat @ flat)
         return loss, self._penalised(dcoef, dintercept, coef)
 
     @property
@@ -149,16 +152,16 @@ class Objective:
 
     def _blocked_pass(self, coef: Array, intercept: Array) -> tuple[float, Array, Array]:
         weight = np.ascontiguousarray(coef.T, self.dtype)
-        dcoef, dintercept = np.zeros_like(coef), np.zeros_like(intercept)
+        dcoef, dintercept = None, np.zeros_like(intercept)
         loss = 0.0
         for x, target in self._blocks():
             problem = self._problem(self._project(x, weight) + intercept, target)
             value, dlogits = problem.loss_and_grad(problem.logits)
             loss += float(value)
             dscores = dlogits[:, -self.num_scores :]
-            dcoef += self._pull_back(x, dscores)
+            dcoef = _plus(dcoef, self._pull_back(x, dscores), coef)
             dintercept += dscores.sum(0)
-        return loss, dcoef, dintercept
+        return loss, np.zeros_like(coef) if dcoef is None else dcoef, dintercept
 
     def hvp(self, parameters: Array, vector: Array) -> Array:
         """The Hessian at ``parameters`` times ``vector``: Xᵀ of equation (3), plus alpha·V."""
@@ -185,28 +188,30 @@ class Objective:
     def _hessian_product(self, logits: Array, vector: Array) -> Array:
         coef, intercept = self.unpack(vector)
         direction = np.ascontiguousarray(coef.T, self.dtype)
-        dcoef, dintercept = np.zeros_like(coef), np.zeros_like(intercept)
+        dcoef, dintercept = None, np.zeros_like(intercept)
         start = 0
         for x, target in self._blocks():
             stop = start + x.shape[0]
             problem = self._problem(logits[start:stop], target)
             r = _as_logits(self._project(x, direction) + intercept.astype(self.dtype))
             dscores = problem.hvp(r, r)[:, -self.num_scores :]
-            dcoef += self._pull_back(x, dscores)
+            dcoef = _plus(dcoef, self._pull_back(x, dscores), coef)
             dintercept += dscores.sum(0, dtype=np.float64)
             start = stop
-        return self._penalised(dcoef, dintercept, coef)
+        return self._penalised(np.zeros_like(coef) if dcoef is None else dcoef, dintercept, coef)
 
     def _penalised(self, dcoef: Array, dintercept: Array, coef: Array) -> Array:
-        """Derivatives of the loss, and of the penalty at ``coef``, as one vector.
+        """Derivatives of the loss, which are used up, and of the penalty at ``coef``, as one vector.
 
         What is added to all classes changes no loss: the mean of its derivatives over the classes is 0, but
         for rounding, which without a penalty would lead a solver away for ever.
         """
         if self.ignores_shifts:
-            dcoef = dcoef - dcoef.sum(0) / self.num_scores  # half the time of .mean(), where W is small
+            dcoef -= dcoef.sum(0) / self.num_scores  # half the time of .mean(), where W is small
             dintercept = dintercept - dintercept.sum() / self.num_scores
-        return self.pack(dcoef + self.alpha * coef, dintercept)
+        if self.alpha:
+            dcoef += self.alpha * coef
+        return self.pack(dcoef, dintercept)
 
     def curvature(self, parameters: Array) -> Iterator[tuple[Any, Array]]:
         """Blocks of X, and what (3) has on its diagonal for their rows and scores: a m p(1−p).
@@ -223,23 +228,24 @@ class Objective:
             spread = (p * (1.0 - p))[:, -self.num_scores :]
             yield x, spread * (factor / self.divisor * _mass(target, len(p)))[:, None]
 
-    def curvature_of_parameters(self, parameters: Array) -> Array:
-        """`curvature` times X², summed: the Hessian's diagonal, but for the scale, as one vector."""
-        dcoef = np.full((self.num_scores, self.num_features), self.alpha)
-        dintercept = np.zeros(self.num_scores)
-        squared = self._in(self.dtype)
-        squared.transposed = None if self.transposed is None else _squared(self.transposed)
-        for x, weight in self.curvature(parameters):
-            dcoef += squared._pull_back(_squared(x), weight)
-            dintercept += weight.sum(0)
-        return self.pack(dcoef, dintercept)
+    @cached_property
+    def feature_moments(self) -> tuple[Array, Array]:
+        """Mean and variance of the features, (D,) each, in float64; a row counts with a m."""
+        total, first, second = 0.0, np.zeros(self.num_features), np.zeros(self.num_features)
+        for x, target in self._in(np.float64)._blocks():
+            weight = _mass(target, x.shape[0])
+            total += float(weight.sum())
+            first += x.T @ weight
+            second += _squared(x).T @ weight
+        mean = first / total
+        return mean, np.maximum(second / total - mean**2, 0.0)
 
     def intercept_hessian(self, parameters: Array) -> Array:
         """The Hessian in the intercept, (C, C), in float64: Σ a m (diag p − ppᵀ)."""
         coef, intercept = self.unpack(parameters)
-        weight = np.ascontiguousarray(coef.T)
+        weight = np.ascontiguousarray(coef.T, self.dtype)
         hessian = np.zeros((self.num_scores, self.num_scores))
-        for x, target in self._in(np.float64)._blocks():
+        for x, target in self._blocks():
             p = softmax(_as_logits(self._project(x, weight) + intercept))[:, -self.num_scores :]
             weighted = p * (_mass(target, len(p)) / self.divisor)[:, None]
             hessian += np.diag(weighted.sum(0)) - weighted.T @ p
@@ -248,11 +254,12 @@ class Objective:
     def target_moments(self) -> tuple[Array, Array, Array]:
         """Sums over the rows, with a = ω/D: Σ a t (K,), Σ a m xᵀ (D,) and Σ a t xᵀ (K, D)."""
         held = np.zeros(self.num_classes)
-        by_class = np.zeros((self.num_classes, self.num_features))
+        by_class = None
         for x, target in self._in(np.float64)._blocks():
             t = _dense_target(target, x.shape[0], self.num_classes) / self.divisor
             held += t.sum(0)
-            by_class += self._pull_back(x, t)
+            by_class = _plus(by_class, self._pull_back(x, t), t)
+        assert by_class is not None
         return held, by_class.sum(0), by_class
 
     @cached_property
@@ -264,25 +271,30 @@ class Objective:
 
     def pack(self, coef: Array, intercept: Array) -> Array:
         """W (C, D) and, if fitted, the intercept (C,) as one vector in the dtype of W."""
-        parts = [coef.ravel(), intercept] if self.fit_intercept else [coef.ravel()]
-        whole: Array = np.concatenate(parts, dtype=coef.dtype)
+        flat = (coef.T if self.is_sparse else coef).ravel()
+        whole: Array = np.concatenate([flat, intercept] if self.fit_intercept else [flat], dtype=coef.dtype)
         return whole
 
     def unpack(self, parameters: Array) -> tuple[Array, Array]:
         """(W, intercept) of the vector; zeros where no intercept is fitted."""
         split = self.num_scores * self.num_features
-        coef = parameters[:split].reshape(self.num_scores, self.num_features)
+        if self.is_sparse:
+            coef = parameters[:split].reshape(self.num_features, self.num_scores).T
+        else:
+            coef = parameters[:split].reshape(self.num_scores, self.num_features)
         return coef, parameters[split:] if self.fit_intercept else np.zeros(self.num_scores, parameters.dtype)
 
     def _in(self, dtype: Any) -> Self:
         other = copy(self)
-        for cached in ("rounded", "row_norm"):
+        for cached in ("rounded", "row_norm", "feature_moments"):
             other.__dict__.pop(cached, None)
         other.dtype = np.dtype(dtype)
         return other
 
     def _project(self, x: Any, weight: Array) -> Array:
-        """x @ weight."""
+        """x @ weight; at 0, where fits begin, without a product."""
+        if self.is_sparse and not weight.any():
+            return np.zeros((x.shape[0], weight.shape[1]), self.dtype)
         scores: Array = sparse.product(x, weight) if self.is_sparse else x @ weight
         return scores
 
@@ -309,6 +321,14 @@ class Objective:
             whole = size >= self.num_rows
             x = self.features if whole else self.features[rows]
             yield x.astype(self.dtype, copy=False), self.target if whole else _target_rows(self.target, rows)
+
+
+def _plus(total: Array | None, part: Array, like: Array) -> Array:
+    """The sum, in the dtype of ``like``; a single part is not copied."""
+    if total is None:
+        return part.astype(like.dtype, copy=False)
+    total += part
+    return total
 
 
 def _squared(x: Any) -> Any:

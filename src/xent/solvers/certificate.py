@@ -28,6 +28,7 @@ from xent.objective import Objective
 Array = np.ndarray[Any, Any]
 
 REACH = 10.0
+BLOCK = 1 << 12  # features
 
 
 class Certificate:
@@ -46,32 +47,32 @@ class Certificate:
         ``‖W‖`` up to `REACH` times what it is here, or is at scores of one nat.
         """
         alpha = self.objective.alpha
-        coef, intercept = self.objective.unpack(parameters)
-        dcoef, dintercept = self.objective.unpack(gradient)
-        squared = float(np.vdot(coef, coef))
+        intercept, dintercept = self.objective.unpack(parameters)[1], self.objective.unpack(gradient)[1]
+        size = self.objective.num_scores * self.objective.num_features
+        coef, dcoef = parameters[:size], gradient[:size]
+        squared = float(coef @ coef)
         reach = 0.0 if alpha else REACH * max(squared**0.5, 1.0 / self.objective.row_norm)
-        self.within_reach = self._drop(dcoef, reach) / value if value else 0.0
+        self.within_reach = self._drop(float(dcoef @ dcoef), reach) / value if value else 0.0
         if self.within_reach * value >= value - self.lower > 0:  # it is too early for news
             return (value - self.lower) / value
         residual = alpha * coef
         np.subtract(dcoef, residual, out=residual)  # G(p); in place, for it is long where X is wide
-        entropy = value - 0.5 * alpha * squared - float(np.vdot(coef, residual))
+        entropy = value - 0.5 * alpha * squared - float(coef @ residual)
         if self.moments is not None:
             entropy -= float(np.vdot(intercept, dintercept))
-            entropy, residual = self._feasible(entropy, residual, dintercept)
+            entropy = self._feasible(entropy, residual, dintercept)
         if not alpha:
             bound = max(0.0, entropy - reach * float(np.linalg.norm(residual)))
             return max(0.0, value - bound) / value if value else 0.0
-        self.lower = max(self.lower, entropy - float(np.vdot(residual, residual)) / (2 * alpha))
+        self.lower = max(self.lower, entropy - float(residual @ residual) / (2 * alpha))
         return max(0.0, value - self.lower) / value if value else 0.0
 
-    def _drop(self, dcoef: Array, reach: float) -> float:
-        """How much lower the optimum can be where the gradient in W is this and in b it is zero."""
-        squared = float(np.vdot(dcoef, dcoef))
+    def _drop(self, squared: float, reach: float) -> float:
+        """How much lower the optimum can be where the squared gradient in W is this and in b it is zero."""
         return squared / (2 * self.objective.alpha) if self.objective.alpha else reach * squared**0.5
 
-    def _feasible(self, entropy: float, residual: Array, dintercept: Array) -> tuple[float, Array]:
-        """(Σ a m H(q), G(q)) of the feasible mixture, from those of p, which are used up."""
+    def _feasible(self, entropy: float, residual: Array, dintercept: Array) -> float:
+        """Σ a m H(q) of the feasible mixture, from that of p; ``residual`` becomes G(q) from G(p)."""
         assert self.moments is not None
         mass, total_features, target_features = self.moments
         excess = dintercept if len(dintercept) > 1 else np.array([-dintercept[0], dintercept[0]])
@@ -79,13 +80,16 @@ class Certificate:
         ratio = np.divide(excess, held, out=np.zeros_like(held), where=held > 0)
         tau = float(ratio.max())
         if tau <= np.finfo(float).eps:
-            return entropy, residual
+            return entropy
         r = np.maximum(mass - (1.0 - tau) * held, 0.0)
         r /= r.sum()
         entropy_of_r = -float(r @ np.log(np.where(r > 0, r, 1.0)))
-        scores = self.objective.num_scores
-        constant = np.outer(tau * r[-scores:], total_features)
         residual *= 1 - tau
-        residual += constant
-        residual -= np.multiply(target_features[-scores:], tau, out=constant)
-        return (1 - tau) * entropy + tau * mass.sum() * entropy_of_r, residual
+        scores = self.objective.num_scores
+        by_class = self.objective.unpack(residual)[0]
+        for start in range(0, len(total_features), BLOCK):  # where X is wide there is no room for another W
+            part = slice(start, start + BLOCK)
+            by_class[:, part] += tau * (
+                r[-scores:, None] * total_features[part] - target_features[-scores:, part]
+            )
+        return (1 - tau) * entropy + tau * float(mass.sum()) * entropy_of_r

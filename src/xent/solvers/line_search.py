@@ -59,6 +59,6 @@ def step_of_intercept(point: Point, function: Objective, progress: Progress) -> 
     """A Newton step of the intercept alone, which the certificate depends on to first order."""
     coef, intercept = function.unpack(point.parameters)
     _, dintercept = function.unpack(point.gradient)
-    change = np.linalg.lstsq(function.intercept_hessian(point.parameters), -dintercept)[0]
+    change = np.linalg.lstsq(function.rounded.intercept_hessian(point.parameters), -dintercept)[0]
     trial = evaluate(function, function.pack(coef, intercept + change), progress)
     return trial if trial.value <= point.value else None

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
+from scipy.linalg import get_blas_funcs
 
 from xent.objective import Objective
 from xent.solvers.line_search import Point, step_along, step_of_intercept
@@ -55,6 +56,7 @@ def _solve(
 
     Where the objective curves downwards (focal loss), what was found before.
     """
+    add = get_blas_funcs("axpy", (gradient,))  # in place, where NumPy has a product and a sum
     direction = np.zeros_like(gradient)
     residual = -gradient
     preconditioned = estimate(residual)
@@ -68,8 +70,8 @@ def _solve(
         if curvature <= 0:
             return direction if direction.any() else search
         length = size / curvature
-        direction += length * search
-        residual -= length * product
+        add(search, direction, a=length)
+        add(product, residual, a=-length)
         preconditioned = estimate(residual)
         before, size = size, float(residual @ preconditioned)
         if size <= tolerance * first:

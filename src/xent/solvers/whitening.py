@@ -98,8 +98,37 @@ def _inverse_of_lower(factor: Array) -> Array:
 
 
 def diagonal(objective: Objective, parameters: Array) -> Preconditioner:
-    """The inverse of the Hessian's diagonal (Jacobi)."""
-    inverse = objective.rounded.curvature_of_parameters(parameters)
+    """The inverse Hessian of features that vary each for itself: Jacobi, of features less their mean.
+
+    With means μ and variances v of the features, and Σ a m p(1−p) = c of a class, the Hessian is about
+    ``c [diag v + μμᵀ, μ; μᵀ, 1]`` and αI. What is counted has a mean: of words 6 and 13 products lead to the
+    gaps that take plain Jacobi 20 and 42.
+    """
+    mean, variance = objective.feature_moments
+    curvature = sum(weight.sum(0) for _, weight in objective.rounded.curvature(parameters))
+    curvature[curvature <= 0] = 1.0
+    dtype = objective.rounded.dtype
+    inverse, _ = objective.unpack(np.empty(objective.num_parameters, dtype))
+    np.multiply(curvature[:, None], variance, out=inverse, casting="same_kind")
+    inverse += objective.alpha
     inverse[inverse <= 0] = 1.0
-    inverse = np.reciprocal(inverse, out=inverse).astype(objective.rounded.dtype, copy=False)
-    return lambda vector: vector * inverse
+    np.reciprocal(inverse, out=inverse)
+    mean, curvature = mean.astype(dtype), curvature.astype(dtype)
+    # Without an intercept the means remain, a matrix of rank one: Sherman and Morrison.
+    share = curvature / (1.0 + curvature * (inverse @ mean**2))
+
+    def apply(vector: Array) -> Array:
+        coef, intercept = objective.unpack(vector)
+        result = np.empty(vector.shape, dtype)
+        product, bias = objective.unpack(result)
+        if objective.fit_intercept:
+            np.multiply(intercept[:, None], mean, out=product, casting="same_kind")
+            np.subtract(coef, product, out=product, casting="same_kind")
+            product *= inverse
+            bias[...] = intercept / curvature - product @ mean
+            return result
+        np.multiply(coef, inverse, out=product, casting="same_kind")
+        product -= inverse * mean * (share * (product @ mean))[:, None]
+        return result
+
+    return apply
