@@ -78,6 +78,7 @@ inline int threads_for(int64_t elements, int64_t pieces) {
   return 1;
 }
 
-void bind_linear(nb::module_& m);  // linear_module.cpp
+void bind_linear(nb::module_& m);    // linear_module.cpp
+void bind_evaluate(nb::module_& m);  // evaluate_module.cpp
 
 }  // namespace xent

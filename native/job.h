@@ -38,7 +38,8 @@ enum Storage { F64, F32, F16, BF16, STORAGES };
 // Rows [begin, end) of a job; false if scratch memory could not be had.
 using Rows = bool (*)(const Job&, int64_t begin, int64_t end);
 
-struct Linear;  // linear.h
+struct Linear;     // linear.h
+struct Evaluates;  // evaluate.h
 
 // One instruction set's kernels. Rows are handed out in multiples of `granule`, so that a row is always
 // computed in the same place of the same loop, whatever the number of threads.
@@ -47,6 +48,7 @@ struct Kernels {
   int64_t (*granule)(const Job&);
   Rows rows[OPS][STORAGES];
   const Linear* linear;  // by Widths
+  const Evaluates* evaluates;
 };
 
 }  // namespace xent

@@ -1,4 +1,5 @@
 // The kernels of one instruction set: CMake compiles this file once for each, with XENT_ISA set.
+#include "evaluate.h"
 #include "linear.h"
 #include "tile.h"
 #include "wide.h"
@@ -56,6 +57,7 @@ constexpr void fill(Rows (&row)[STORAGES]) {
 #define XENT_STRING(x) XENT_STRING_(x)
 
 extern const Linear linear[];
+extern const Evaluates evaluates;
 extern const Kernels kernels;
 const Kernels kernels = [] {
   Kernels k{};
@@ -66,6 +68,7 @@ const Kernels kernels = [] {
   fill<STATS_AND_GRAD>(k.rows[STATS_AND_GRAD]);
   fill<HVP>(k.rows[HVP]);
   k.linear = linear;
+  k.evaluates = &evaluates;
   return k;
 }();
 

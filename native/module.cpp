@@ -255,6 +255,7 @@ NB_MODULE(_native, m) {
   m.def("all_in_range", &all_in_range, nb::arg().noconvert(), nb::arg());
   m.def("total", &total, nb::arg().noconvert());
   bind_linear(m);
+  bind_evaluate(m);
   m.def("isas", &isas);
   m.def("set_isa", &set_isa);
 }

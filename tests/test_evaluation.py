@@ -17,7 +17,7 @@ from sklearn.calibration import calibration_curve
 from sklearn.metrics import accuracy_score, log_loss, precision_recall_fscore_support, top_k_accuracy_score
 
 import xent
-from xent import evaluation, scoring
+from xent import scoring
 from xent.arrayfiles import open_rows
 from xent.cli import main
 from xent.evaluation import evaluate
@@ -82,16 +82,6 @@ def test_top_k_is_scikit_learns_without_ties(tmp_path, k, probabilities, classes
     assert e.top_k_accuracy == top_k_accuracy_score(LABELS, logits, k=k, labels=range(classes))
 
 
-@pytest.mark.parametrize("brain", [False, True])
-def test_16_bits_have_an_order_in_integers(brain):
-    bits = np.arange(1 << 16, dtype=np.uint16)
-    x = bits.view(pytest.importorskip("ml_dtypes").bfloat16 if brain else np.float16)
-    x = x[~np.isnan(x.astype(np.float32))]
-    order = np.argsort(x.astype(np.float32), kind="stable")
-    steps = [np.sign(np.diff(each[order].astype(np.float32))) for each in (x, scoring.ordered(x))]
-    np.testing.assert_array_equal(*steps)
-
-
 def test_ties_are_in_favour_of_the_label(tmp_path):
     e = score(np.zeros((3, 4)), np.array([0, 1, 3]), tmp_path, top_k=1)
     assert (e.accuracy, e.top_k_accuracy) == (1 / 3, 1)
@@ -101,7 +91,7 @@ def test_ties_are_in_favour_of_the_label(tmp_path):
 def test_calibration_is_scikit_learns(tmp_path):
     e = score(LOGITS, LABELS, tmp_path)
     confidence, right = PROBS.max(1), PROBS.argmax(1) == LABELS
-    share, mean = calibration_curve(right, confidence, n_bins=evaluation.BINS)
+    share, mean = calibration_curve(right, confidence, n_bins=scoring.BINS)
     np.testing.assert_allclose([(b.accuracy, b.confidence) for b in e.bins], np.stack([share, mean], 1))
     counts = np.array([b.rows for b in e.bins])
     assert e.calibration_error == pytest.approx(np.abs(share - mean) @ counts / ROWS)

@@ -276,7 +276,7 @@ class _Parquet(Rows):
         """See `Rows`."""
         import polars
 
-        parts, have = [self.rest], len(self.rest)
+        parts, have = [self.rest] if len(self.rest) else [], len(self.rest)
         while have < count:
             try:
                 batch = next(self.batches, None)
@@ -286,7 +286,7 @@ class _Parquet(Rows):
                 raise ValueError(f"{self.name}: ends before its array does")
             parts.append(_matrix(self.name, batch, math.prod(self.row)).reshape(-1, *self.row))
             have += len(parts[-1])
-        rows = parts[0] if len(parts) == 1 else np.concatenate(parts)
+        rows = parts[0] if len(parts) == 1 else np.concatenate(parts or [self.rest])
         self.rest = rows[count:]
         return rows[:count]
 

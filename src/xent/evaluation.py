@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import math
 import os
-from collections import deque
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
-from threading import Lock, local
-from typing import Any, NamedTuple, TypeVar
+from concurrent.futures import ThreadPoolExecutor
+from threading import Condition, Lock
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -18,15 +17,12 @@ from xent.scoring import Scores, Settings
 
 Array = np.ndarray[Any, Any]
 
-BINS = 15
-# What a thread works on at a time. Measured: a fourth of it costs a third more, in calls; twice the rows cost
-# memory that the allocator returns each time.
-CHUNK = 1 << 21  # numbers
-MOST_ROWS = 1 << 16
-FOLD = 1 << 16  # rows that are folded into the classes at a time, if there are as many classes
+CHUNK = 1 << 19  # numbers that a thread works on at a time: half of it costs a tenth more, in calls
+TELL = 1 << 24  # bytes after which it is said how far the reading is
+AHEAD = 16  # pieces that may wait for an earlier one
+NONE = (-1, (0, 0))  # no piece: 0 rows
 
 LOGITS = Settings()
-T = TypeVar("T")
 
 
 class Bin(NamedTuple):
@@ -86,105 +82,117 @@ class Evaluation(NamedTuple):
 class Tally:
     """Sums over rows."""
 
-    def __init__(self, num_classes: int) -> None:
-        self.support, self.predicted, self.right = np.zeros((3, num_classes), np.int64)
-        self.loss = np.zeros(num_classes)
-        self.target: Array | None = None
-        self.bin_rows, self.bin_right = np.zeros((2, BINS), np.int64)
-        self.bin_confidence = np.zeros(BINS)
+    def __init__(self, num_classes: int, top_k: int) -> None:
+        self.sums = scoring.Sums(num_classes)
+        self.top_k = top_k
         self.entropy = 0.0
-        self.among_top = self.ignored = self.undefined = self.infinite = 0
+        self.target: Array | None = None
         self.unnormalised = self.unnormalised_targets = 0
-        self.first_undefined: int | None = None
         self.sampled = self.like_probabilities = 0
 
-    def add(self, parts: list[Scores]) -> None:
-        """Fold ``parts`` in."""
-        columns = [
-            column[0] if len(column) == 1 else np.concatenate(column)
-            for column in zip(*(part[:5] for part in parts), strict=True)
-        ]
-        label, predicted, loss, confidence, among_top = columns
-        size = len(self.support)
-        support = np.bincount(label, minlength=size)
-        wrong = np.flatnonzero(label != predicted)
-        missed = np.bincount(label[wrong], minlength=size)
-        self.support += support
-        self.right += support - missed
-        self.predicted += support - missed + np.bincount(predicted[wrong], minlength=size)
-        self.loss += np.bincount(label, loss, size)
-        bins = np.minimum((confidence * BINS).astype(np.intp), BINS - 1)
-        rows = np.bincount(bins, minlength=BINS)
-        self.bin_rows += rows
-        self.bin_right += rows - np.bincount(bins[wrong], minlength=BINS)
-        self.bin_confidence += np.bincount(bins, confidence, BINS)
-        self.among_top += int(np.count_nonzero(among_top))
-        self.infinite += int(np.count_nonzero(np.isinf(loss)))
-        for part in parts:
-            self._add_counts(part)
+    @property
+    def may_be_probabilities(self) -> bool:
+        """Whether all rows looked at were like probabilities, so that it is worth to look at more."""
+        return self.sampled == self.like_probabilities
 
-    def _add_counts(self, part: Scores) -> None:
-        self.ignored += part.ignored
-        self.undefined += part.undefined
-        if self.first_undefined is None:
-            self.first_undefined = part.first_undefined
+    def add(self, part: Scores) -> None:
+        """Fold ``part`` in."""
+        self.sums.add(part.columns, self.top_k, part.start)
         self.unnormalised += part.unnormalised
         self.unnormalised_targets += part.unnormalised_targets
         self.sampled += part.sampled
         self.like_probabilities += part.like_probabilities
         if part.entropy is not None:
-            self.entropy += float(part.entropy.sum())
+            self.entropy += part.entropy
             self.target = part.target if self.target is None else self.target + part.target
 
-    def evaluation(self, top_k: int) -> Evaluation:
+    def evaluation(self) -> Evaluation:
         """The means."""
-        rows, right = int(self.support.sum()), int(self.right.sum())
+        sums = self.sums
+        support, right, among_top, losses = sums.by_class.T
+        _, bin_right, confidence, infinite = sums.by_bin.T
+        rows, total = int(support.sum()), float(losses.sum())
 
-        def mean(sum_: float) -> float:
-            return sum_ / rows if rows else math.nan
+        def mean(sum_: Any) -> float:
+            return float(sum_) / rows if rows else math.nan
 
-        total = float(self.loss.sum())
-        shares = self.support if self.target is None else self.target
-        guess = float(information.entropy(shares / shares.sum())) if rows else math.nan
-        gaps = self.bin_confidence - self.bin_right
+        shares = support if self.target is None else self.target
+        gaps = confidence - bin_right
         return Evaluation(
-            num_classes=len(self.support),
+            num_classes=len(support),
             rows=rows,
-            ignored=self.ignored,
-            undefined=self.undefined,
-            first_undefined=self.first_undefined,
-            infinite=self.infinite,
+            ignored=sums.ignored,
+            undefined=sums.undefined,
+            first_undefined=sums.first_undefined,
+            infinite=int(infinite.sum()),
             unnormalised=self.unnormalised,
             unnormalised_targets=self.unnormalised_targets,
-            like_probabilities=0 < self.sampled == self.like_probabilities,
+            like_probabilities=self.sampled > 0 and self.may_be_probabilities,
             loss=mean(total),
             entropy=mean(self.entropy),
             divergence=mean(total - self.entropy),
-            frequencies=guess,
-            accuracy=mean(right),
-            top_k=top_k,
-            top_k_accuracy=mean(self.among_top),
-            calibration_error=mean(float(np.abs(gaps).sum())),
-            calibration_gap=mean(float(gaps.sum())),
-            bins=[
-                Bin(int(n), float(c / n), float(r / n))
-                for n, c, r in zip(self.bin_rows, self.bin_confidence, self.bin_right, strict=True)
-                if n
-            ],
-            classes=[self._class(k, total) for k in range(len(self.support))],
+            frequencies=float(information.entropy(shares / shares.sum())) if rows else math.nan,
+            accuracy=mean(right.sum()),
+            top_k=self.top_k,
+            top_k_accuracy=mean(among_top.sum()),
+            calibration_error=mean(np.abs(gaps).sum()),
+            calibration_gap=mean(gaps.sum()),
+            bins=[Bin(int(n), c / n, r / n) for n, r, c, _ in sums.by_bin.tolist() if n],
+            classes=_classes(sums, total),
         )
 
-    def _class(self, k: int, total: float) -> ClassScore:
-        support, predicted, right = int(self.support[k]), int(self.predicted[k]), int(self.right[k])
-        loss = float(self.loss[k])
-        return ClassScore(
+
+def _classes(sums: scoring.Sums, total: float) -> list[ClassScore]:
+    finite = 0 < total < math.inf
+    return [
+        ClassScore(
             label=k,
-            support=support,
+            support=int(support),
             recall=right / support if support else None,
-            precision=right / predicted if predicted else None,
+            precision=right / guessed if guessed else None,
             loss=loss / support if support else None,
-            share=loss / total if 0 < total < math.inf else None,
+            share=loss / total if finite else None,
         )
+        for k, ((support, right, _, loss), guessed) in enumerate(
+            zip(sums.by_class.tolist(), sums.guessed.tolist(), strict=True)
+        )
+    ]
+
+
+class InOrder:
+    """What threads found in numbered pieces, handed to ``take`` by their numbers; nobody is far ahead."""
+
+    def __init__(self, take: Callable[[Any], None]) -> None:
+        self.take = take
+        self.changed = Condition()
+        self.early: dict[int, Any] = {}
+        self.following = 0
+        self.ended = False
+
+    def put(self, place: int, found: Any) -> bool:
+        """Whether to go on. An exception that was found is raised in its turn, and ends all."""
+        with self.changed:
+            self.changed.wait_for(lambda: self.ended or place < self.following + AHEAD)
+            try:
+                self.early[place] = found
+                while self.following in self.early and not self.ended:
+                    found = self.early.pop(self.following)
+                    if isinstance(found, Exception):
+                        raise found
+                    self.take(found)
+                    self.following += 1
+            except BaseException:
+                self.ended = True
+                raise
+            finally:
+                self.changed.notify_all()
+            return not self.ended
+
+    def end(self) -> None:
+        """Let everybody stop."""
+        with self.changed:
+            self.ended = True
+            self.changed.notify_all()
 
 
 def evaluate(
@@ -218,31 +226,45 @@ def evaluate(
     soft = _fit_shapes(outputs, targets, settings)
     num_classes = outputs.shape[-1]
     total = math.prod(outputs.shape[:-1])
-    step = min(MOST_ROWS, max(1, chunk // (2 * num_classes if soft else num_classes)))
-    threads = threads or threads_to_use()
+    step = max(1, chunk // (2 * num_classes if soft else num_classes))
     names = (outputs.name, targets.name)
-    tally, waiting = Tally(num_classes), list[Scores]()
-    reading, pieces = Lock(), enumerate(_pieces(total, step))
-    own = local()  # memory of the thread
+    threads = threads or threads_to_use()
+    tally = Tally(num_classes, min(settings.top_k, num_classes))
+    reading, pieces, told = Lock(), enumerate(_pieces(total, step)), 0
 
-    def work() -> tuple[int, int, Scores]:
-        with reading:  # whoever works on the rows reads them, and has them in its cache
-            place, (start, n) = next(pieces)
-            own.outputs = z = outputs.take(n, getattr(own, "outputs", None))
-            own.targets = y = targets.take(n, getattr(own, "targets", None))
-        return place, n, scoring.score(z, y, start, settings, names)
+    def work() -> None:
+        z = y = None  # memory of the thread
+        while True:
+            found: Scores | Exception
+            try:
+                with reading:  # whoever works on the rows reads them, and has them in its cache
+                    place, (start, n) = next(pieces, NONE)
+                    if not n:
+                        return
+                    z, y = outputs.take(n, z), targets.take(n, y)
+                found = scoring.score(z, y, start, settings, names, tally.may_be_probabilities)
+            except Exception as error:
+                found = error
+            if not in_order.put(place, found):
+                return
 
-    for n, scores in _in_order(_together(work, -(-total // step), threads)):
-        waiting.append(scores)
-        # Folding costs as much as the classes: not at every chunk, where a chunk has fewer rows.
-        if sum(len(each.label) for each in waiting) >= max(1, min(num_classes, FOLD)):
-            tally.add(waiting)
-            waiting = []
-        if on_bytes is not None:
-            on_bytes(n * num_classes * outputs.itemsize)
-    if waiting:
-        tally.add(waiting)
-    return tally.evaluation(min(settings.top_k, num_classes))
+    def take(found: Scores) -> None:
+        nonlocal told
+        tally.add(found)
+        rows = found.start + len(found.columns.label)
+        new = rows * num_classes * outputs.itemsize - told
+        if on_bytes is not None and (new >= TELL or rows == total):
+            on_bytes(new)
+            told += new
+
+    in_order = InOrder(take)
+    with ThreadPoolExecutor(threads, initializer=_one_thread_each if soft else None) as executor:
+        try:
+            for done in [executor.submit(work) for _ in range(threads)]:
+                done.result()
+        finally:
+            in_order.end()
+    return tally.evaluation()
 
 
 def _fit_shapes(outputs: Rows, targets: Rows, settings: Settings) -> bool:
@@ -280,32 +302,6 @@ def threads_to_use() -> int:
     asked = os.environ.get("OMP_NUM_THREADS", "")
     there = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return min(there, int(asked)) if asked.isdecimal() and int(asked) else there
-
-
-def _together(work: Callable[[], T], times: int, threads: int) -> Iterator[T]:
-    """What ``work()`` returns, ``times`` of it, by so many threads, and never many ahead."""
-    with ThreadPoolExecutor(threads, initializer=_one_thread_each) as executor:
-        running: deque[Future[T]] = deque()
-        try:
-            for _ in range(times):
-                running.append(executor.submit(work))
-                if len(running) == 2 * threads:
-                    yield running.popleft().result()
-            while running:
-                yield running.popleft().result()
-        finally:
-            executor.shutdown(cancel_futures=True)
-
-
-def _in_order(found: Iterator[tuple[int, int, Scores]]) -> Iterator[tuple[int, Scores]]:
-    """Of (place, rows, scores) by place: the sums are the same bits whoever was first."""
-    early: dict[int, tuple[int, Scores]] = {}
-    following = 0
-    for place, rows, scores in found:
-        early[place] = rows, scores
-        while following in early:
-            yield early.pop(following)
-            following += 1
 
 
 def _one_thread_each() -> None:

@@ -1,0 +1,326 @@
+// How labels fare among the classes of a block that lies in the level-2 cache: a row at a time along many
+// classes, 64 rows at a time across few. 16-bit numbers are widened first.
+#include "evaluate.h"
+
+#include <algorithm>
+
+#include "tile_memory.h"
+
+namespace xent {
+namespace XENT_ISA {
+
+// Where the two layouts cost the same, measured: float32 100 to 150 classes.
+constexpr int64_t MANY_CLASSES = 256;
+constexpr int LANES = 64;
+
+template <class S, class T>
+XENT_INLINE void widen(const S* from, T* to, int64_t n) {
+  int64_t i = 0;
+#if defined(__AVX512F__)  // compilers do not find these themselves, and its arithmetic takes as long as exp
+  if constexpr (std::is_same_v<S, Half>)
+    for (; i + 16 <= n; i += 16)
+      _mm512_storeu_ps(to + i, _mm512_maskz_cvtph_ps(0xffff, _mm256_loadu_si256((const __m256i*)(from + i))));
+#elif defined(__F16C__)
+  if constexpr (std::is_same_v<S, Half>)
+    for (; i + 8 <= n; i += 8)
+      _mm256_storeu_ps(to + i, _mm256_cvtph_ps(_mm_loadu_si128((const __m128i*)(from + i))));
+#endif
+#pragma omp simd
+  for (int64_t j = i; j < n; ++j) to[j] = load(from[j]);
+}
+
+// Along one row, W classes at a time; the last ones wait in `tail`, behind them −inf.
+template <class T, bool PROBABILITIES>
+class Along {
+  using Int = typename Real<T>::Int;
+  static constexpr int W = 32;
+  static constexpr int64_t FLUSH = 256 * W;  // classes summed in T before the sum goes into a double
+  const Block& block;
+  const int64_t K, whole;  // classes, and those in front of the tail
+  alignas(64) T tail[W];
+
+ public:
+  explicit Along(const Block& block) : block(block), K(block.classes), whole(K / W * W) {
+    for (T& none : tail) none = -std::numeric_limits<T>::infinity();
+  }
+
+  void row(const T* z, int64_t i) {
+    const int64_t y = block.labels[i];
+    std::memcpy(tail, z + whole, size_t(K - whole) * sizeof(T));
+    int64_t at = 0;
+    const T top = rank(z, y < 0 ? T(0) : z[y], at, block.above[i]);
+    block.predicted[i] = int32_t(at);
+    if constexpr (PROBABILITIES) {
+      block.loss[i] = 0.0 - std::log(y < 0 ? 0.0 : double(z[y]));
+      block.confidence[i] = top;
+      block.mass[i] = sum(z, -1, [](T p) { return only(!(p == -std::numeric_limits<T>::infinity()), p); });
+      block.lowest[i] = least(z);
+    } else {
+      double rest = sum(z, at, [top](T u) { return exp_(u - top); });
+      if (!((top - top) == T(0))) rest = nan_<double>();
+      block.loss[i] = y < 0 ? 0.0 : double(z[y]) - double(top);
+      block.confidence[i] = rest;
+    }
+  }
+
+  // What `row` leaves for all rows at once, as it vectorises: −log p = log1p(rest) − (own − top).
+  XENT_ONCE void finish() const {
+    if constexpr (PROBABILITIES) return;
+    double *loss = block.loss, *confidence = block.confidence;
+#pragma omp simd
+    for (int64_t i = 0; i < block.rows; ++i) {
+      const double rest = confidence[i], p = 1 / (1 + rest);
+      loss[i] = log1p_(rest, p) - loss[i];
+      confidence[i] = p;
+    }
+  }
+
+ private:
+  // The largest, the first class of it, and how many are above the label's. NaN if the first is one; no other
+  // NaN is seen.
+  XENT_ONCE T rank(const T* z, const T own, int64_t& first, int32_t& above) const {
+    T top[W];
+    Int place[W] = {}, more[W] = {};
+    for (T& each : top) each = z[0];
+    const auto compare = [&](const T* u, const int64_t k) {
+#pragma omp simd
+      for (int j = 0; j < W; ++j) {
+        const Int higher = -Int(u[j] > top[j]);
+        place[j] = (Int(k) & higher) | (place[j] & ~higher);
+        top[j] = u[j] > top[j] ? u[j] : top[j];
+        more[j] += u[j] > own;
+      }
+    };
+    for (int64_t k = 0; k < whole; k += W) compare(z + k, k);
+    compare(tail, whole);
+    T highest = top[0];
+    Int all = 0, least = std::numeric_limits<Int>::max();
+#pragma omp simd reduction(max : highest) reduction(+ : all)
+    for (int j = 0; j < W; ++j) highest = top[j] > highest ? top[j] : highest, all += more[j];
+#pragma omp simd reduction(min : least)
+    for (int j = 0; j < W; ++j) {
+      const Int at = top[j] == highest && highest != z[0] ? place[j] + j : std::numeric_limits<Int>::max();
+      least = at < least ? at : least;
+    }
+    first = highest == z[0] || least == std::numeric_limits<Int>::max() ? 0 : int64_t(least);
+    above = int32_t(all);
+    return highest;
+  }
+
+  // Of f(z[k]), without class `at`.
+  template <class F>
+  XENT_ONCE double sum(const T* z, const int64_t at, F f) const {
+    T part[W] = {}, some[W];
+    double total = 0;
+    const auto add_without = [&](const T* u, int64_t place) {
+      for (int j = 0; j < W; ++j) some[j] = j == place ? -std::numeric_limits<T>::infinity() : u[j];
+      add(some, W, part, f);
+    };
+    const auto add_all = [&](const T* u, int64_t n) {
+      for (; n > FLUSH; u += FLUSH, n -= FLUSH) {
+        add(u, FLUSH, part, f);
+        total += flushed(part);
+      }
+      add(u, n, part, f);
+    };
+    const int64_t hole = at < 0 ? whole : at / W * W;
+    add_all(z, hole);
+    if (hole < whole) {
+      add_without(z + hole, at - hole);
+      add_all(z + hole + W, whole - hole - W);
+    }
+    add_without(tail, at - whole);
+    return total + flushed(part);
+  }
+
+  template <class F>
+  static XENT_INLINE void add(const T* u, int64_t n, T (&part)[W], F f) {
+    T own[W];  // an array of this loop alone stays in registers
+    for (int j = 0; j < W; ++j) own[j] = part[j];
+    for (int64_t k = 0; k < n; k += W)
+#pragma omp simd
+      for (int j = 0; j < W; ++j) own[j] += f(u[k + j]);
+    for (int j = 0; j < W; ++j) part[j] = own[j];
+  }
+
+  static XENT_INLINE double flushed(T (&part)[W]) {
+    T sum = 0;
+#pragma omp simd reduction(+ : sum)
+    for (int j = 0; j < W; ++j) sum += part[j], part[j] = 0;
+    return double(sum);
+  }
+
+  XENT_ONCE T least(const T* z) const {
+    T lowest = z[0];
+#pragma omp simd reduction(min : lowest)
+    for (int64_t k = 0; k < K; ++k) lowest = z[k] < lowest ? z[k] : lowest;
+    return lowest;
+  }
+};
+
+// Across LANES rows.
+template <class T, bool PROBABILITIES>
+class Across : TileMemory<T, false, LANES> {
+  using Memory = TileMemory<T, false, LANES>;
+  using Int = typename Real<T>::Int;
+  using Memory::K, Memory::first, Memory::lanes;
+  static constexpr int CHUNK = 32;  // rows whose sums stay in registers
+  const Block& block;
+  T* const w;
+  alignas(64) T own[LANES], top[LANES], sum[LANES], lowest[LANES];
+  alignas(64) Int at[LANES], above[LANES];
+
+ public:
+  Across(const Block& block, const Job& job, T* scratch) : Memory(job), block(block), w(scratch) {}
+
+  // Rows [begin, end) of the job, which are those from `place` on of the block.
+  void rows(int64_t begin, int64_t end, int64_t place) {
+    this->select(begin, end);
+    this->template gather<T>(this->job.z, w, w + K * LANES, [](T u) { return u; });
+    for (int j = 0; j < LANES; ++j) {
+      const int64_t y = block.labels[place + (j < lanes ? j : 0)];
+      own[j] = w[(y < 0 ? 0 : y) * LANES + j];
+    }
+    for (int j = 0; j < LANES; j += CHUNK) sweep(j);
+    report(place);
+  }
+
+ private:
+  XENT_ONCE void sweep(const int j0) {
+    const T *u = w + j0, *label = own + j0;
+    T high[CHUNK], low[CHUNK], part[CHUNK] = {};
+    Int place[CHUNK] = {}, more[CHUNK] = {};
+    for (int j = 0; j < CHUNK; ++j) high[j] = low[j] = u[j];
+    for (int64_t k = 0; k < K; ++k)
+#pragma omp simd
+      for (int j = 0; j < CHUNK; ++j) {
+        const T value = u[k * LANES + j];
+        const Int higher = -Int(value > high[j]);
+        place[j] = (Int(k) & higher) | (place[j] & ~higher);
+        high[j] = value > high[j] ? value : high[j];
+        more[j] += value > label[j];
+        if constexpr (PROBABILITIES) {
+          low[j] = value < low[j] ? value : low[j];
+          part[j] += value;
+        }
+      }
+    for (int64_t k = 0; k < K && !PROBABILITIES; ++k)
+#pragma omp simd
+      for (int j = 0; j < CHUNK; ++j) part[j] += only(place[j] != Int(k), exp_(u[k * LANES + j] - high[j]));
+    for (int j = 0; j < CHUNK; ++j) {
+      top[j0 + j] = high[j], lowest[j0 + j] = low[j], sum[j0 + j] = part[j];
+      at[j0 + j] = place[j], above[j0 + j] = more[j];
+    }
+  }
+
+  XENT_ONCE void report(int64_t place) {
+    if constexpr (PROBABILITIES) {
+      put(block.loss + place, [&](int j) { return 0.0 - std::log(double(own[j])); });
+      put(block.confidence + place, [&](int j) { return double(top[j]); });
+      put(block.mass + place, [&](int j) { return double(sum[j]); });
+      put(block.lowest + place, [&](int j) { return double(lowest[j]); });
+    } else {
+      alignas(64) T loss[LANES], confidence[LANES];
+#pragma omp simd
+      for (int j = 0; j < LANES; ++j) {
+        const T rest = choose((top[j] - top[j]) == T(0), sum[j], nan_<T>()), p = T(1) / (T(1) + rest);
+        loss[j] = T(0) - ((own[j] - top[j]) - log1p_(rest, p));
+        confidence[j] = p;
+      }
+      put(block.loss + place, [&](int j) { return double(loss[j]); });
+      put(block.confidence + place, [&](int j) { return double(confidence[j]); });
+    }
+    put(block.predicted + place, [&](int j) { return int32_t(at[j]); });
+    put(block.above + place, [&](int j) { return int32_t(above[j]); });
+  }
+
+  template <class A, class F>
+  void put(A* to, F value) const {
+    for (int j = 0; j < lanes && lanes < LANES; ++j) to[j] = value(j);
+    if (lanes < LANES) return;
+#pragma omp simd
+    for (int j = 0; j < LANES; ++j) to[j] = value(j);
+  }
+};
+
+template <class S, bool PROBABILITIES>
+bool evaluate(const Block& block) {
+  using T = typename ComputeOf<S>::type;
+  constexpr bool same = std::is_same_v<S, T>;
+  const S* outputs = static_cast<const S*>(block.outputs);
+  const int64_t K = block.classes, together = K >= MANY_CLASSES ? 1 : LANES;
+  Scratch scratch(size_t(3 * together * K) * sizeof(T));
+  if (!scratch.data) return false;
+  T *memory = static_cast<T*>(scratch.data), *widened = memory + 2 * together * K;
+  Along<T, PROBABILITIES> along(block);
+  Job job;
+  job.outer = block.rows, job.inner = 1, job.classes = K;
+  job.z = {const_cast<void*>(block.outputs), K, 0, 1};
+  if (!same) job.z.data = widened, job.outer = LANES;
+  Across<T, PROBABILITIES> across(block, job, memory);
+  for (int64_t i = 0; i < block.rows; i += together) {
+    const int64_t n = block.rows - i < together ? block.rows - i : together;
+    const T* rows = widened;
+    if constexpr (same) rows = outputs + i * K;
+    else widen(outputs + i * K, widened, n * K);
+    if (together == 1) along.row(rows, i);
+    else across.rows(same ? i : 0, same ? i + n : n, i);
+  }
+  if (together == 1) along.finish();
+  return true;
+}
+
+typedef double Four __attribute__((vector_size(4 * sizeof(double))));
+
+XENT_INLINE void add(double* sums, double a, double b, double c, double d) {
+  Four four;
+  std::memcpy(&four, sums, sizeof four);
+  four += Four{a, b, c, d};
+  std::memcpy(sums, &four, sizeof four);
+}
+
+bool fold(const Block& whole, Sums& sums) {
+  const Block block = whole;  // what is stored in a loop might change what a reference is to
+  const int64_t classes = sums.classes, bins = sums.bins, top_k = sums.top_k;
+  double *const by_class = sums.by_class, *const by_bin = sums.by_bin, *const guessed = sums.guessed;
+  int64_t unlabelled = 0, undefined = 0, first_undefined = -1;
+  for (int64_t i = 0; i < block.rows; ++i) {
+    const int64_t y = block.labels[i], guess = block.predicted[i];
+    const double loss = block.loss[i], confidence = block.confidence[i];
+    if (y < 0) {
+      ++unlabelled;
+    } else if (y >= classes || uint64_t(guess) >= uint64_t(classes)) {
+      return false;
+    } else if (loss != loss) {
+      if (!undefined++) first_undefined = i;
+    } else {
+      const int bin = std::min(int(confidence * double(bins)), int(bins) - 1);
+      const int right = guess == y, near = block.above[i] < top_k, infinite = std::isinf(loss);
+      add(by_class + 4 * y, 1, right, near, loss);
+      add(by_bin + 4 * bin, 1, right, confidence, infinite);
+      guessed[guess] += 1;
+    }
+  }
+  sums.unlabelled = unlabelled, sums.undefined = undefined, sums.first_undefined = first_undefined;
+  return true;
+}
+
+template <bool PROBABILITIES, class Table>
+constexpr void fill(Table& by_storage) {
+  by_storage[F64] = evaluate<double, PROBABILITIES>;
+  by_storage[F32] = evaluate<float, PROBABILITIES>;
+  by_storage[F16] = evaluate<Half, PROBABILITIES>;
+  by_storage[BF16] = evaluate<BFloat, PROBABILITIES>;
+}
+
+extern const Evaluates evaluates;
+const Evaluates evaluates = [] {
+  Evaluates all{};
+  fill<false>(all.logits);
+  fill<true>(all.probabilities);
+  all.fold = fold;
+  return all;
+}();
+
+}  // namespace XENT_ISA
+}  // namespace xent
