@@ -118,4 +118,6 @@ def _product(a: Array | float | None, b: Array | float | None, xp: Any) -> Array
     """a·b of two coefficients, None for 1."""
     if a is None:
         return 1.0 if b is None else b
+    if isinstance(b, (float, int)):  # first, so that PyTorch makes no float32 of it
+        return _times(b, a, xp)
     return a if b is None else _times(a, b, xp)

@@ -14,7 +14,7 @@ import numpy as np
 Array = Any
 
 CHUNK_BYTES = 40 << 20  # of logits
-BLOCK_BYTES = 4 << 20  # of weights converted at a time
+BLOCK_BYTES = 4 << 20  # of weights converted at a time, and of a product that is added
 
 
 class Gradients(NamedTuple):
@@ -40,6 +40,7 @@ class Projection:
     def __init__(
         self, inputs: Array, weight: Array, bias: Array, index: Array, chunk_bytes: int | None
     ) -> None:
+        require_chunk_bytes(chunk_bytes)
         self.inputs, self.weight, self.bias, self.index = inputs, weight, bias, index
         self.num_rows = inputs.shape[0] if index is None else index.shape[0]
         self.dtype = self.product_dtype()
@@ -145,6 +146,16 @@ class Projection:
                 np.matmul(a[k], b, out=total[k])
             else:
                 total[k] += a[k] @ b
+
+
+def require_chunk_bytes(value: Any) -> None:
+    """Raise unless ``value`` is None or a positive integer."""
+    if value is None:
+        return
+    if isinstance(value, bool) or not hasattr(value, "__index__"):
+        raise TypeError(f"`chunk_bytes` must be None or an integer; got {value!r}")
+    if value <= 0:
+        raise ValueError(f"`chunk_bytes` must be None or > 0; got {value!r}")
 
 
 def rows_per_chunk(num_rows: int, row_bytes: int, chunk_bytes: int) -> int:

@@ -9,6 +9,7 @@ import torch
 
 from xent import checks, rows
 from xent import target as targeting
+from xent.projection import require_chunk_bytes
 from xent.spec import LossSpec, require_reduction
 from xent.torch import arguments, bridge, composite, linear_ops, projected
 from xent.torch.functional import cross_entropy
@@ -167,6 +168,7 @@ def of_rows(
 ) -> Tensor:
     """The loss of the operands' rows; see `linear_cross_entropy`."""
     require_reduction(reduction)
+    require_chunk_bytes(chunk_bytes)
     input, weight, bias = operands
     shape, num_classes = input.shape[:-1], weight.shape[0]
     _require_targets(targets, (*shape, num_classes), spec)

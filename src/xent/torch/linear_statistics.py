@@ -9,6 +9,7 @@ import torch
 from xent import checks, rows
 from xent import target as targeting
 from xent.link import Link
+from xent.projection import require_chunk_bytes
 from xent.protocol import Cotangents, RowStatistics
 from xent.spec import require_reduction
 from xent.target import Target
@@ -75,8 +76,7 @@ def linear_row_statistics(
             index, (y,) = rows.counted(y < 0, None, index, (y,), torch)
     link = Link(temperature, softcap)
 
-    def columns_of(part: slice, x: Tensor, w: Tensor, b: Tensor | None) -> tuple[Tensor, ...]:
-        logits = torch.nn.functional.linear(x, w, b)
+    def columns_of(part: slice, logits: Tensor) -> tuple[Tensor, ...]:
         stats = statistics.row_stats(logits, None if y is None else y[part], None, link, all=True)
         there = (stats.lse, stats.log_prob, stats.entropy, stats.argmax)
         return tuple(column for column in there if column is not None)
@@ -94,11 +94,8 @@ def linear_row_statistics(
         dlogits = bridge.row_grad(logits, of, None, link, stats, cotangents, logits)
         return columns, dlogits if bend is None else dlogits.add_(bend)
 
-    def differentiable(of: Operands) -> tuple[Tensor, ...]:
-        return projected.by_chunks(columns_of, of, index, chunk_bytes)
-
-    swept = Swept(index, step, differentiable, chunk_bytes)
-    found = projected.columns(flat, swept) if is_plain else differentiable(flat)
+    swept = Swept(index, step, columns_of, chunk_bytes)
+    found = projected.columns(flat, swept) if is_plain else swept.differentiable(flat)
     lse, *log_prob, entropy, argmax = (rows.unflat(c, shape, left) for c in found)
     dtype = bridge.loss_dtype(inputs)
     by_label = log_prob[0].to(dtype) if log_prob else None
@@ -214,8 +211,8 @@ def _divergence(
         losses = torch.where(weight == 0, 0.0, weight * (one - two)).sum(-1, dtype=torch.float64)
         return losses if omega is None else omega[part] * losses
 
-    def of_operands(part: slice, x: Tensor, w: Tensor, b: Tensor | None) -> tuple[Tensor, ...]:
-        return (divergence(part, torch.nn.functional.linear(x, w, b)),)
+    def columns_of(part: slice, logits: Tensor) -> tuple[Tensor, ...]:
+        return (divergence(part, logits),)
 
     def step(logits: Tensor, part: slice, dloss: Any) -> tuple[tuple[Tensor, ...], Any]:
         if dloss is None:
@@ -227,12 +224,10 @@ def _divergence(
         (dlogits,) = torch.autograd.grad(losses, z, upstream)
         return (losses.detach(),), dlogits
 
-    def differentiable(of: Operands) -> tuple[Tensor, ...]:
-        return projected.by_chunks(of_operands, of, index, chunk_bytes)
-
-    return Swept(index, step, differentiable, chunk_bytes)
+    return Swept(index, step, columns_of, chunk_bytes)
 
 
 def _share(chunk_bytes: int | None, inputs: Tensor) -> int:
     """The budget of a chunk's logits where there are several matrices of their size."""
-    return (chunk_bytes or default_chunk_bytes(inputs.device)) // COPIES
+    require_chunk_bytes(chunk_bytes)
+    return (chunk_bytes or default_chunk_bytes(inputs.device)) // COPIES or 1

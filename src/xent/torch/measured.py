@@ -10,8 +10,8 @@ from xent import head, rows
 from xent.link import Link
 from xent.rows import Rows
 from xent.spec import LossSpec
-from xent.torch import bridge, composite, projected, statistics
-from xent.torch.projected import Operands, Swept
+from xent.torch import bridge, composite, statistics
+from xent.torch.projected import Swept
 
 Tensor = torch.Tensor
 
@@ -47,13 +47,9 @@ class Measured(NamedTuple):
         """The losses of the rows of ``batch``, by the kernels and in ordinary operations."""
         link = Link(self.spec.temperature, self.spec.softcap)
 
-        def losses_of(part: slice, x: Tensor, w: Tensor, b: Tensor | None) -> tuple[Tensor, ...]:
+        def losses_of(part: slice, logits: Tensor) -> tuple[Tensor, ...]:
             measure = batch.measure(part)
-            logits = torch.nn.functional.linear(x, w, b)
             stats = statistics.row_stats(logits, measure.labels, measure.dense, link)
             return (head.row_losses(stats, measure, self.spec, torch),)
 
-        def differentiable(of: Operands) -> tuple[Tensor, ...]:
-            return projected.by_chunks(losses_of, of, batch.places, self.chunk_bytes)
-
-        return Swept(batch.places, batch.step(self.spec, bridge, torch), differentiable, self.chunk_bytes)
+        return Swept(batch.places, batch.step(self.spec, bridge, torch), losses_of, self.chunk_bytes)

@@ -14,9 +14,9 @@ import torch
 from torch.autograd import Function, forward_ad
 from torch.utils.checkpoint import checkpoint
 
-from xent.projection import Gradients, Step, Wanted, rows_per_chunk
-from xent.torch import arguments, eager
-from xent.torch.products import TensorProjection, default_chunk_bytes
+from xent.projection import Gradients, Step, Wanted
+from xent.torch import arguments, bridge, eager
+from xent.torch.products import TensorProjection
 
 Tensor = torch.Tensor
 
@@ -34,14 +34,37 @@ class Swept(NamedTuple):
 
     places: Tensor | None  # of the rows that count
     step: Step  # by the kernels: columns, and the gradient of Σ dloss·(the first column)
-    differentiable: Callable[[Operands], tuple[Tensor, ...]]  # the same columns in ordinary operations
+    columns_of: Callable[[slice, Tensor], tuple[Tensor, ...]]  # of a part's logits, in ordinary operations
     chunk_bytes: int | None
+
+    def projection(self, operands: Operands) -> TensorProjection:
+        """The logits, chunk by chunk."""
+        return TensorProjection(*operands, self.places, self.chunk_bytes)
 
     def sweep(self, operands: Operands, dloss: Any = None, wanted: Wanted | None = None) -> Any:
         """See `Projection.sweep`; gradients are as wide as they were summed."""
         with torch.no_grad(), torch.autocast(operands.inputs.device.type, enabled=False):
-            projection = TensorProjection(*operands, self.places, self.chunk_bytes)
-            return projection.sweep(self.step, dloss, wanted)
+            return self.projection(operands).sweep(self.step, dloss, wanted)
+
+    def differentiable(self, operands: Operands) -> tuple[Tensor, ...]:
+        """The columns in ordinary operations, for every transform and order.
+
+        In plain reverse mode the logits of a part are computed again when they are needed, not kept.
+        """
+        inputs, weight, bias = operands
+        keeps = torch.compiler.is_compiling() or arguments.is_transformed() or forward_ad._current_level >= 0
+        x = inputs if self.places is None else inputs[self.places]
+
+        def columns(part: slice, x: Tensor, w: Tensor, b: Tensor | None) -> tuple[Tensor, ...]:
+            return self.columns_of(part, torch.nn.functional.linear(x, w, b))
+
+        again = partial(checkpoint, columns, use_reentrant=False, preserve_rng_state=False)
+        call = columns if keeps else again
+        pieces = [call(part, x[part], weight, bias) for part in self.projection(operands).chunks()]
+        found = tuple(torch.cat(column) for column in zip(*pieces, strict=True))
+        if self.places is None:
+            return found
+        return tuple(c.new_zeros(inputs.shape[0]).index_put((self.places,), c) for c in found)
 
 
 def is_plain(operands: Operands, *others: Tensor | None) -> bool:
@@ -74,35 +97,6 @@ def columns(operands: Operands, swept: Swept) -> tuple[Tensor, ...]:
     return cast("tuple[Tensor, ...]", swept.sweep(operands)[0])
 
 
-def by_chunks(
-    function: Callable[..., tuple[Tensor, ...]],
-    operands: Operands,
-    index: Tensor | None,
-    chunk_bytes: int | None,
-) -> tuple[Tensor, ...]:
-    """``function(part, inputs of the part, weight, bias)`` of every part of the rows, in ordinary operations.
-
-    In plain reverse mode the logits of a part are computed again when they are needed, not kept.
-    """
-    inputs, weight, bias = operands
-    x = inputs if index is None else inputs[index]
-    wide = weight.shape[0] * 4
-    size = rows_per_chunk(x.shape[0], wide, chunk_bytes or default_chunk_bytes(inputs.device))
-    keeps = torch.compiler.is_compiling() or arguments.is_transformed() or forward_ad._current_level >= 0
-    parts = []
-    for start in range(0, max(x.shape[0], 1), max(size, 1)):
-        part = slice(start, start + size)
-        if keeps:
-            parts.append(function(part, x[part], weight, bias))
-        else:
-            again = partial(checkpoint, function, use_reentrant=False, preserve_rng_state=False)
-            parts.append(again(part, x[part], weight, bias))
-    columns = tuple(torch.cat(pieces) for pieces in zip(*parts, strict=True))
-    if index is None:
-        return columns
-    return tuple(c.new_zeros(inputs.shape[0]).index_put((index,), c) for c in columns)
-
-
 def _is_derived(operands: Operands) -> bool:
     return torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in operands)
 
@@ -123,13 +117,12 @@ class _Total(Function):
     @staticmethod
     def backward(ctx: Any, dloss: Tensor) -> Any:
         operands = Operands(*ctx.saved_tensors)  # raises if they were written since
-        wanted = tuple(ctx.needs_input_grad[:3])
         if torch.is_grad_enabled() or eager._is_batched(dloss):
-            scaled = lambda *x: ctx.swept.differentiable(Operands(*x))[0].sum() * ctx.scale  # noqa: E731
-            return *_derived(scaled, operands, wanted, dloss), None, None
+            dcolumn = (dloss * ctx.scale).expand(operands.inputs.shape[0])
+            return *_slope(operands, ctx.swept, dcolumn), None, None
         gradients, ctx.gradients = ctx.gradients, None  # given away once; the caller may add to them
         if gradients is None:
-            _, gradients = ctx.swept.sweep(operands, ctx.early, wanted)
+            _, gradients = ctx.swept.sweep(operands, ctx.early, tuple(ctx.needs_input_grad[:3]))
         factor: Any = dloss * ctx.scale if ctx.early == 1.0 else dloss
         return *_finished(gradients, operands, factor), None, None
 
@@ -148,31 +141,114 @@ class _Columns(Function):
         return tuple(values)
 
     @staticmethod
-    def backward(ctx: Any, *dvalues: Tensor) -> Any:
+    def backward(ctx: Any, *dcolumns: Tensor) -> Any:
         operands = Operands(*ctx.saved_tensors)
-        wanted = tuple(ctx.needs_input_grad[:3])
-        if torch.is_grad_enabled() or any(eager._is_batched(d) for d in dvalues):
-            again = lambda *x: ctx.swept.differentiable(Operands(*x))  # noqa: E731
-            return *_derived(again, operands, wanted, *dvalues), None
-        dloss = dvalues[0] if len(dvalues) == 1 else torch.stack([dvalues[k] for k in ctx.derived], -1)
-        _, gradients = ctx.swept.sweep(operands, dloss, wanted)
+        derived = [dcolumns[k] for k in ctx.derived]
+        if torch.is_grad_enabled() or any(eager._is_batched(d) for d in derived):
+            return *_slope(operands, ctx.swept, *derived), None
+        _, gradients = ctx.swept.sweep(operands, _side_by_side(derived), tuple(ctx.needs_input_grad[:3]))
         return *_finished(gradients, operands, None), None
 
 
-def _derived(function: Any, operands: Operands, wanted: Any, *upstream: Tensor) -> tuple[Tensor | None, ...]:
-    """The vector-Jacobian product of ``function``, derivable again."""
-    further = torch.is_grad_enabled()
-    with torch.enable_grad():
-        values = function(*operands)
-    values = values if isinstance(values, tuple) else (values,)
-    pairs = [(v, d) for v, d in zip(values, upstream, strict=True) if v.requires_grad]
-    asked = [x for x, w in zip(operands, wanted, strict=True) if w and x is not None]
-    found = iter(
-        torch.autograd.grad(
-            [v for v, _ in pairs], asked, [d for _, d in pairs], create_graph=further, allow_unused=True
+def _slope(operands: Operands, swept: Swept, *dcolumns: Tensor) -> tuple[Tensor | None, ...]:
+    """The gradients of Σ dcolumn·column, derivable again; None for what is frozen."""
+    if any(eager._is_batched(d) for d in dcolumns):
+        return _vjp(operands, swept, dcolumns, torch.is_grad_enabled())
+    found = iter(_Slope.apply(*operands, swept, *dcolumns))
+    return tuple(next(found) if x is not None and x.requires_grad else None for x in operands)
+
+
+class _Slope(Function):
+    @staticmethod
+    def forward(
+        ctx: Any, inputs: Tensor, weight: Tensor, bias: Tensor | None, swept: Swept, *dcolumns: Tensor
+    ) -> tuple[Tensor, ...]:
+        operands = Operands(inputs, weight, bias)
+        ctx.save_for_backward(*operands, *dcolumns)
+        ctx.swept = swept
+        _, gradients = swept.sweep(operands, _side_by_side(dcolumns), tuple(ctx.needs_input_grad[:3]))
+        return tuple(g for g in _finished(gradients, operands, None) if g is not None)
+
+    @staticmethod
+    def backward(ctx: Any, *vectors: Tensor) -> Any:
+        inputs, weight, bias, *dcolumns = ctx.saved_tensors
+        operands = Operands(inputs, weight, bias)
+        along = iter(vectors)
+        vector = Operands(*(next(along) if w else None for w in ctx.needs_input_grad[:3]))  # type: ignore[arg-type]
+        if torch.is_grad_enabled() or any(eager._is_batched(v) for v in vectors):
+            further = torch.is_grad_enabled()
+            with torch.enable_grad():
+                slopes = [g for g in _vjp(operands, ctx.swept, dcolumns, True) if g is not None]
+            of = [x for x in (*operands, *dcolumns) if x is not None and x.requires_grad]
+            found = iter(torch.autograd.grad(slopes, of, vectors, create_graph=further, allow_unused=True))
+            there = [x is not None and x.requires_grad for x in (*operands, *dcolumns)]
+            product = [next(found) if t else None for t in there]
+            return *product[:3], None, *product[3:]
+        return _curvature(operands, ctx.swept, dcolumns, vector, ctx.needs_input_grad)
+
+
+def _curvature(
+    operands: Operands, swept: Swept, dcolumns: Any, vector: Operands, wanted: Any
+) -> tuple[Tensor | None, ...]:
+    """The Hessian of Σ dcolumn·column times ``vector``, and each column's slope along it, by chunks.
+
+    With r the tangent of the logits, G their gradient and H r its derivative along r: H r W + G V in the
+    inputs, (H r)ᵀ X + Gᵀ U in the weight, for a vector (U, V).
+    """
+    projection = swept.projection(operands)
+    inputs, weight, bias = operands
+    wide = bridge.loss_dtype(inputs)
+    sums = Gradients(
+        *(
+            torch.zeros_like(x, dtype=wide) if w and x is not None else None
+            for x, w in zip(operands, wanted, strict=False)
         )
     )
-    return tuple(next(found) if w else None for w in wanted)
+    slopes = [torch.zeros_like(d) for d in dcolumns]
+    for part in projection.chunks():
+        place = part if swept.places is None else swept.places[part]
+        x = inputs[place]
+        r: Any = 0.0
+        for term in (
+            None if vector.inputs is None else vector.inputs[place] @ weight.T,
+            None if vector.weight is None else x @ vector.weight.T,
+            vector.bias,
+        ):
+            r = r if term is None else r + term
+        with torch.enable_grad():
+            z = torch.nn.functional.linear(x, weight, bias).detach().requires_grad_()
+            upstream = [d[place].detach().requires_grad_() for d in dcolumns]
+            columns = [c for c in swept.columns_of(part, z) if c.is_floating_point()]
+            (dlogits,) = torch.autograd.grad(columns, z, upstream, create_graph=True)
+            bent, *along = torch.autograd.grad((dlogits * r).sum(), [z, *upstream], allow_unused=True)
+        dlogits = dlogits.detach()
+        if sums.inputs is not None:
+            sums.inputs[place] = bent @ weight
+            if vector.weight is not None:
+                sums.inputs[place] += dlogits @ vector.weight
+        if sums.weight is not None:
+            sums.weight.add_(bent.T @ x)
+            if vector.inputs is not None:
+                sums.weight.add_(dlogits.T @ vector.inputs[place])
+        if sums.bias is not None:
+            sums.bias.add_(bent.sum(0))
+        for slope, found in zip(slopes, along, strict=True):
+            if found is not None:
+                slope[place] = found
+    return *_finished(sums, operands, None), None, *slopes
+
+
+def _vjp(operands: Operands, swept: Swept, dcolumns: Any, further: bool) -> tuple[Tensor | None, ...]:
+    """`_slope` by ordinary operations."""
+    with torch.enable_grad():
+        columns = [c for c in swept.differentiable(operands) if c.is_floating_point()]
+    asked = [x for x in operands if x is not None and x.requires_grad]
+    found = iter(torch.autograd.grad(columns, asked, dcolumns, create_graph=further, allow_unused=True))
+    return tuple(next(found) if x is not None and x.requires_grad else None for x in operands)
+
+
+def _side_by_side(columns: Any) -> Tensor:
+    return columns[0] if len(columns) == 1 else torch.stack(tuple(columns), -1)
 
 
 def _finished(gradients: Gradients, operands: Operands, factor: Any) -> tuple[Tensor | None, ...]:
