@@ -118,3 +118,28 @@ def test_shares_that_do_not_sum_to_one_are_no_softmax():
 def test_long_lists_are_cut():
     (text,) = texts(np.column_stack([FEATURES, np.ones((ROWS, 9))]))
     assert text == "'x4', 'x5', 'x6', 'x7' and 5 more: the same in every row, of no use"
+
+
+AFTER_HEAD = [
+    with_column(np.where(np.arange(ROWS) < 150, 3.0, FEATURES[:, 0])),
+    with_column(np.where(np.arange(ROWS) < 150, np.nan, FEATURES[:, 0])),
+    with_column(np.where(np.arange(ROWS) < 150, np.arange(ROWS), 0)),
+    np.where(np.arange(ROWS)[:, None] < 150, softmax(FEATURES, axis=1), FEATURES),
+]
+
+
+@pytest.mark.parametrize("features", AFTER_HEAD)
+def test_what_holds_for_the_first_rows_only_is_not_odd(features):
+    assert texts(features) == []
+
+
+@pytest.mark.parametrize("same", [0, 7, 8, 20, 39])
+def test_twins_are_found_among_rows_that_begin_alike(same):
+    """Rows 0 to 19 agree in the first columns; 0 and 100, of other classes, and no others in all 40."""
+    features = np.column_stack([FEATURES, RNG.standard_normal((ROWS, 36))])
+    features[:20, :same] = features[0, :same]
+    assert texts(features) == []
+    features[100] = features[0]
+    assert texts(features) == [
+        "2 of 200 rows are like another row of another class: no model gets both right"
+    ]
