@@ -1,0 +1,224 @@
+"""The projected loss beside its three bare products and its peers: time and memory, forward and backward."""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import json
+import resource
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from statistics import median
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+
+import xent
+from bench import machine
+from xent import torch as xt
+from xent.torch.products import TensorProjection
+
+F = torch.nn.functional
+Tensor = torch.Tensor
+Call = Callable[[], Any]
+
+HERE = Path(__file__).parent
+ROUNDS, SLOW = 3, 20.0  # a call of more than SLOW seconds is timed in the first round only
+METHOD = """\
+* Seconds: the median over rounds; in a round every provider runs once, in turn. Ratios: the median over
+  rounds of the ratio to the bare products within the round.
+* Bare: the three products of the chunks that xent makes, into memory that is there: the logits, the gradient
+  in the inputs and, added up, the gradient in the weight (in the dtype of the operands), and nothing else.
+* All others make fresh gradients in the inputs and in the weight. Warm: each ran once before; compiling is
+  not timed.
+* Memory: the peak of a process that runs the provider once, less what it held with its operands and less the
+  gradients' own bytes. (The gradient in a bfloat16 weight is summed in float32: that sum counts here.)
+"""
+
+
+class Case(NamedTuple):
+    """Rows, width of the hidden state, classes."""
+
+    num_rows: int
+    width: int
+    num_classes: int
+    dtype: str
+
+
+CASES = {
+    f"{n}x{d}->{k} {dtype}": Case(n, d, k, dtype)
+    for n, d, k, dtype in (
+        (2048, 512, 128_000, "float32"),
+        (4096, 1024, 32_000, "float32"),
+        (2048, 2048, 50_304, "float32"),
+        (2048, 768, 32_000, "bfloat16"),
+    )
+}
+
+
+class Data:
+    """The operands of a case: a hidden state, a weight that makes logits of about unit size, labels."""
+
+    def __init__(self, case: Case) -> None:
+        generator = torch.Generator().manual_seed(0)
+        dtype = getattr(torch, case.dtype)
+        x = torch.randn(case.num_rows, case.width, generator=generator)
+        w = torch.randn(case.num_classes, case.width, generator=generator) / case.width**0.5
+        self.x = x.to(dtype).requires_grad_()
+        self.w = w.to(dtype).requires_grad_()
+        self.y = torch.randint(0, case.num_classes, (case.num_rows,), generator=generator)
+
+    def gradients(self, loss: Callable[..., Tensor]) -> tuple[float, Tensor, Tensor]:
+        """Loss, and its gradients in both operands."""
+        value = loss(self.x, self.w, self.y)
+        dx, dw = torch.autograd.grad(value, (self.x, self.w))
+        return value.item(), dx, dw
+
+
+def bare(data: Data) -> Call:
+    """Only the products."""
+    x, w = data.x.detach(), data.w.detach()
+    size = TensorProjection(x, w, None, None, None).chunk_rows
+    logits, dx, dw = torch.empty(size, len(w), dtype=w.dtype), torch.empty_like(x), torch.zeros_like(w)
+
+    def call() -> None:
+        for start in range(0, len(x), size):
+            part = x[start : start + size]
+            z = logits[: len(part)]
+            torch.mm(part, w.T, out=z)
+            torch.mm(z, w, out=dx[start : start + size])
+            dw.addmm_(z.T, part)
+
+    return call
+
+
+def ours(data: Data) -> Call:
+    """xent's."""
+    return lambda: data.gradients(xt.linear_cross_entropy)
+
+
+def eager(data: Data) -> Call:
+    """PyTorch's linear layer and loss."""
+    return lambda: data.gradients(lambda x, w, y: F.cross_entropy(F.linear(x, w), y))
+
+
+def compiled(data: Data) -> Call:
+    """The same, compiled."""
+    loss = torch.compile(lambda x, w, y: F.cross_entropy(F.linear(x, w), y))
+    return lambda: data.gradients(loss)
+
+
+def plain(data: Data) -> Call:
+    """PyTorch's own projected loss at its defaults, which holds the logits."""
+    return lambda: data.gradients(F.linear_cross_entropy)
+
+
+def chunked(data: Data) -> Call:
+    """PyTorch's own projected loss with its options on: in chunks."""
+    options = torch.nn.LinearCrossEntropyOptions()
+    return lambda: data.gradients(lambda x, w, y: F.linear_cross_entropy(x, w, y, options=options))
+
+
+PROVIDERS: dict[str, Callable[[Data], Call]] = {
+    "bare products": bare,
+    "xent": ours,
+    "eager": eager,
+    "compile": compiled,
+    "F.linear_cross_entropy": plain,
+    "with options": chunked,
+}
+
+
+def measure(case: Case, rounds: int) -> dict[str, Any]:
+    """Every provider, checked against eager, then timed in turn with all others."""
+    torch._dynamo.reset()
+    data = Data(case)
+    calls = {name: make(data) for name, make in PROVIDERS.items()}
+    expected = calls["eager"]()
+    tolerance = 1e-4 if case.dtype == "float32" else 5e-2
+    for name, call in calls.items():
+        found = call()
+        if found is not None:
+            for a, b in zip(found[1:], expected[1:], strict=True):
+                assert (a - b).abs().max() <= tolerance * b.abs().max(), name
+            assert abs(found[0] - expected[0]) <= tolerance * expected[0], name
+            del found, a, b
+    del expected
+    times: dict[str, list[float]] = {name: [] for name in calls}
+    for turn in range(rounds):
+        for name, call in calls.items():
+            if not turn or times[name][0] <= SLOW:
+                gc.collect()
+                start = time.perf_counter()
+                result = call()
+                times[name].append(time.perf_counter() - start)
+                del result
+        print(f"  round {turn + 1} of {rounds}", file=sys.stderr)
+    unit = times["bare products"]
+    return {
+        name: {
+            "median_s": median(samples),
+            "samples_s": samples,
+            "bare products": median(a / b for a, b in zip(samples, unit, strict=False)),
+        }
+        for name, samples in times.items()
+    }
+
+
+def memory(name: str, provider: str) -> None:
+    """In a process of its own: prints the MiB beyond operands and gradients."""
+    data = Data(CASES[name])
+    call = PROVIDERS[provider](data)
+    small = Data(Case(8, CASES[name].width, 16, CASES[name].dtype))
+    PROVIDERS[provider](small)()  # loads what is loaded at first use
+    before = int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
+    kept = call()
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    own = 0 if kept is None else sum(g.nbytes for g in kept[1:])
+    print(round((peak - before - own) / 2**20))
+
+
+def table(report: dict[str, Any]) -> str:
+    """One row a case; the time in bare products, seconds and MiB of each provider."""
+    head = ["case", *PROVIDERS]
+    cells = [head]
+    for name, case in report["cases"].items():
+        row = [name]
+        for found in case.values():
+            mib = "" if found.get("mib") is None else f", {found['mib']} MiB"
+            row.append(f"{found['bare products']:.2f} × ({found['median_s']:.2f} s{mib})")
+        cells.append(row)
+    title = "# The loss of a linear layer's output, forward and backward"
+    return "\n\n".join([title, "\n".join(machine.rows(cells)), machine.facts(report), report["method"]])
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(prog="python -m bench.linear", description=__doc__)
+    parser.add_argument("--cases", nargs="+", choices=CASES, default=list(CASES), metavar="NAME")
+    parser.add_argument("--rounds", type=int, default=ROUNDS, metavar="N")
+    parser.add_argument("--memory", nargs=2, metavar=("CASE", "PROVIDER"), help=argparse.SUPPRESS)
+    parser.add_argument("--out", type=Path, default=HERE / "results", metavar="DIR")
+    options = parser.parse_args(arguments)
+    if options.memory:
+        memory(*options.memory)
+        return
+    report = machine.describe((np, torch, xent), torch.get_num_threads(), METHOD)
+    for name in options.cases:
+        print(name, file=sys.stderr)
+        found = measure(CASES[name], options.rounds)
+        gc.collect()
+        for provider, timed in found.items():
+            if provider not in ("bare products", "compile"):  # the compiler's own memory would count
+                run = [sys.executable, "-m", "bench.linear", "--memory", name, provider]
+                timed["mib"] = int(subprocess.run(run, check=True, capture_output=True, text=True).stdout)
+        report["cases"][name] = found
+    text = json.dumps(report, indent=1) + "\n"
+    machine.write(options.out, {"linear.json": text, "linear.md": table(report)})
+
+
+if __name__ == "__main__":
+    main()
