@@ -12,7 +12,7 @@ from torch.multiprocessing.reductions import StorageWeakRef  # noqa: E402
 import xent  # noqa: E402
 import xent.torch as xt  # noqa: E402
 from tests.variants import CASE_IDS, CASES  # noqa: E402
-from xent.torch import composite, eager  # noqa: E402
+from xent.torch import composite, eager, memory  # noqa: E402
 
 # PyTorch warns of its own use of what it has deprecated.
 pytestmark = pytest.mark.filterwarnings("ignore:.torch.jit:DeprecationWarning")
@@ -131,53 +131,23 @@ def test_vmap_over_probabilities_and_weights():
     )
 
 
-@pytest.mark.parametrize(
-    "options", [{}, {"label_smoothing": 0.1}, {"focal_gamma": 2.0, "z_loss": 0.1}], ids=str
-)
-def test_compiled_is_eager(options):
-    torch._dynamo.reset()
-    z, y = plain(dtype=torch.float32)
-    z.requires_grad_()
-
-    def f(z, y):
-        return xt.cross_entropy(z, y, **options)
-
-    compiled = torch.compile(f, fullgraph=True, backend="aot_eager")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(eager, "is_plain", lambda *tensors: False)
-        expected = f(z, y)
-        (grad,) = torch.autograd.grad(expected, z)
-    loss = compiled(z, y)
-    assert torch.equal(loss, expected)
-    assert torch.equal(torch.autograd.grad(loss, z)[0], grad)
-
-
-def test_export():
-    z, y = plain(dtype=torch.float32)
-
-    class Model(torch.nn.Module):
-        def forward(self, z, y):
-            return xt.cross_entropy(z, y, label_smoothing=0.1)
-
-    program = torch.export.export(Model(), (z, y))
-    torch.testing.assert_close(program.module()(z, y), F.cross_entropy(z, y, label_smoothing=0.1))
-
-
-def test_operators():
-    z, y = plain()
-    z.requires_grad_()
-    v = torch.rand(5, dtype=torch.float64)
-    torch.library.opcheck(torch.ops.xent.row_stats.default, (z, y, v, 1.0, 0.0, True))
-    s = [x.detach() for x in torch.ops.xent.row_stats(z, y, v, 2.0, 3.0, False)]
-    columns = [torch.rand(6, dtype=torch.float64) for _ in range(3)]
-    tests = ("test_schema", "test_faketensor", "test_aot_dispatch_static")
-    arguments = (z.detach(), y, v, 2.0, 3.0)
-    torch.library.opcheck(
-        torch.ops.xent.row_grad.default, (*arguments, s[0], s[1], s[3], *columns), test_utils=tests
-    )
-    torch.library.opcheck(
-        torch.ops.xent.row_hvp.default, (*arguments, *columns, z.detach()), test_utils=tests
-    )
+def test_memory_of_a_gradient_is_used_again(monkeypatch):
+    monkeypatch.setattr(memory, "_kept", [])
+    z = torch.randn(1, 3, 512, 1024, requires_grad=True)
+    y = torch.randint(0, 3, (1, 512, 1024))
+    gradients = [torch.autograd.grad(xt.cross_entropy(z, y), z)[0] for _ in range(4)]
+    assert len({g.data_ptr() for g in gradients}) == 4
+    places = {g.data_ptr() for g in gradients}
+    first = gradients[0].clone()
+    assert first.stride() == gradients[0].stride() == z.stride()
+    view = gradients[0][0, 1]
+    del gradients
+    assert len(memory._kept) == memory.BLOCKS
+    again = torch.autograd.grad(xt.cross_entropy(z, y), z)[0]
+    assert again.data_ptr() in places - {view.data_ptr() - 512 * 1024 * 4}
+    assert torch.equal(again, first)
+    assert torch.equal(view, first[0, 1])
+    assert memory._take(1) is None  # a block too large for this
 
 
 def test_graphs_are_kept_and_made(way):

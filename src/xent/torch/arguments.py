@@ -29,7 +29,7 @@ class LabelError(ValueError, IndexError):
 
 def is_transformed() -> bool:
     """Whether a transform of torch.func is under way."""
-    return torch._C._functorch.peek_interpreter_stack() is not None
+    return torch._C._are_functorch_transforms_active()
 
 
 def is_readable(x: Tensor) -> bool:
@@ -38,7 +38,7 @@ def is_readable(x: Tensor) -> bool:
         not torch.compiler.is_compiling()
         and x.is_cpu
         and type(x) in PLAIN
-        and torch._C._functorch.peek_interpreter_stack() is None
+        and not torch._C._are_functorch_transforms_active()
         and torch._C._len_torch_dispatch_stack() == 0
     )
 

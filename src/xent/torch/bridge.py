@@ -1,4 +1,4 @@
-"""Tensors to the kernels and back: NumPy views of CPU memory, nothing copied, large results on huge pages."""
+"""Tensors to the kernels and back: NumPy views of CPU memory, nothing copied."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import torch
 from xent.kernels import registry
 from xent.link import Link
 from xent.protocol import Cotangents, Curvatures, RowStats
+from xent.torch import memory
 
 Tensor = torch.Tensor
 
@@ -31,18 +32,18 @@ def view(x: Tensor) -> Any:
 
 
 def empty_like(array: Any) -> tuple[Any, Tensor]:
-    """A new array of the layout of ``array``, and its tensor; NumPy asks for huge pages."""
-    new = np.empty_like(array)
+    """A new array of the layout of ``array``, and its tensor."""
+    new = memory.empty_like(array)
     tensor = torch.from_numpy(new)
     return new, tensor.view(torch.bfloat16) if new.dtype == np.uint16 else tensor
 
 
 def empty(shape: Any, dtype: torch.dtype, device: torch.device) -> Tensor:
-    """New memory of a device; of the CPU by NumPy, which asks for huge pages."""
+    """New memory of a device."""
     if device.type != "cpu":
         return torch.empty(shape, dtype=dtype, device=device)
     bits = {2: np.uint16, 4: np.float32, 8: np.float64}[dtype.itemsize]
-    tensor = torch.from_numpy(np.empty(shape, bits))
+    tensor = torch.from_numpy(memory.empty(shape, bits))
     return tensor if tensor.dtype == dtype else tensor.view(dtype)
 
 

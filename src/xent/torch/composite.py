@@ -9,7 +9,7 @@ import torch
 from xent import head, target
 from xent.link import Link
 from xent.spec import LossSpec
-from xent.torch import bridge, statistics
+from xent.torch import ahead, bridge, statistics
 
 Tensor = torch.Tensor
 
@@ -33,11 +33,16 @@ def cross_entropy(
         num_classes = logits.shape[-1]
         y = readable(targets, num_classes, spec.ignore_index)
         measure = target.from_labels(y, y < 0, num_classes, factors, weight, spec, torch)
-    stats = statistics.row_stats(logits, measure.labels, measure.dense, Link(spec.temperature, spec.softcap))
+    scale = inverse(target.denominator(measure, reduction, denominator))
+    arguments_of = (logits, measure.labels, measure.dense, Link(spec.temperature, spec.softcap))
+    if reduction != "none" and spec.is_linear and statistics.has_one_gradient(logits, measure.dense):
+        expected = head.cotangents(None, measure, spec, scale, torch)
+        stats = ahead.row_stats(*arguments_of, expected)
+    else:
+        stats = statistics.row_stats(*arguments_of)
     losses = head.row_losses(stats, measure, spec, torch)
     if reduction != "none":
-        divisor = target.denominator(measure, reduction, denominator)
-        losses = losses.sum() * inverse(divisor)
+        losses = losses.sum() * scale
     return losses.to(bridge.loss_dtype(logits))
 
 

@@ -13,7 +13,7 @@ from xent import target as targeting
 from xent.kernels import cpu
 from xent.problem import Problem
 from xent.spec import LossSpec
-from xent.torch import arguments, bridge, composite
+from xent.torch import arguments, bridge, composite, memory
 
 Tensor = torch.Tensor
 
@@ -151,7 +151,7 @@ def _mean_of_labels(logits: Tensor, others: tuple[Any, ...]) -> tuple[Tensor, Te
     z, y = logits.detach().numpy(), labels.numpy()
     if not y.flags.c_contiguous or not y.size or not _native.all_in_range(y, z.shape[1]):
         return None
-    out = np.empty_like(z)
+    out = memory.empty_like(z)
     scale = 1.0 / y.size
     total = cpu.label_losses_and_grad(z, y, scale, out)
     return _tensor(z.dtype.type(total * scale)), torch.from_numpy(out)

@@ -14,7 +14,7 @@ from torch.autograd import Function, forward_ad
 
 from xent.link import Link
 from xent.protocol import Cotangents, RowStats
-from xent.torch import ops
+from xent.torch import arguments, ops
 from xent.torch.formulas import Softmax
 
 Tensor = torch.Tensor
@@ -27,8 +27,8 @@ def row_stats(
 
     ``dense`` is derived too if it asks for it, by PyTorch's own operations.
     """
-    if _is_nested_forward():
-        return Softmax(logits, labels, dense, link).stats()
+    if _is_for_formulas():
+        return Softmax(logits.double(), labels, dense, link).stats()
     known = None if dense is None else dense.detach()
     apply = ops.row_stats if torch.compiler.is_compiling() else _Statistics.apply
     stats = RowStats(*apply(logits, labels, known, link.temperature, link.softcap or 0.0, all))
@@ -54,9 +54,27 @@ def _is_derived(x: Tensor) -> bool:
     return x.requires_grad or (not torch.compiler.is_compiling() and forward_ad._current_level >= 0)
 
 
-def _is_nested_forward() -> bool:
-    """Whether forward mode runs in forward mode, which takes the tangents of a Function for constants."""
-    stack = None if torch.compiler.is_compiling() else torch._C._functorch.get_interpreter_stack()
+def has_one_gradient(logits: Tensor, dense: Tensor | None) -> bool:
+    """Whether a graph is compiled that may ask for the gradient in ``logits``, once, and for no other."""
+    return (
+        torch.compiler.is_compiling()
+        and not torch.compiler.is_exporting()
+        and not arguments.is_transformed()
+        and torch.is_grad_enabled()
+        and logits.requires_grad
+        and (dense is None or not dense.requires_grad)
+    )
+
+
+def _is_for_formulas() -> bool:
+    """Whether `Softmax` is to be used: no operator or Function of ours is asked what PyTorch does here.
+
+    Compiled transforms look into no operator; forward mode within forward mode takes the tangents of a
+    Function for constants.
+    """
+    if torch.compiler.is_compiling():
+        return arguments.is_transformed()
+    stack = torch._C._functorch.get_interpreter_stack()
     return stack is not None and sum(level.key() == TransformType.Jvp for level in stack) > 1
 
 
