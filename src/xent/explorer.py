@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from xent import pages
 from xent.problem import Problem
 from xent.spec import LossSpec, Options
 
@@ -52,7 +53,6 @@ def html(logits: Any, label: int, options: Options) -> str:
     >>> page.startswith("<!doctype html>"), "://" in page
     (True, False)
     """
-    import jinja2
     from markupsafe import Markup
 
     import xent
@@ -75,14 +75,8 @@ def html(logits: Any, label: int, options: Options) -> str:
         _require_shown(control, state[control.option])
     limits = {c.option: (c.low, c.high) for c in (LOGITS, WEIGHTS, *CONTROLS)} | {"classes": CLASSES}
 
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("xent"),
-        autoescape=True,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        undefined=jinja2.StrictUndefined,
-    )
-    return environment.get_template("explorer.html.j2").render(
+    return pages.render(
+        "explorer.html.j2",
         controls=CONTROLS,
         logits=LOGITS,
         weights=WEIGHTS,

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from xent import information, plots, thumbnails
+from xent import information, pages, plots, thumbnails
 from xent.diagnosis import Parts, Reason, Sample
 from xent.regression import versions
 from xent.training import Run, Settings
@@ -281,22 +281,14 @@ def facts(run: Run, command: str) -> dict[str, Any]:
 
 def html(run: Run, command: str) -> str:
     """The page: nothing outside it is referred to, and the same run gives the same bytes."""
-    import jinja2
-
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("xent"),
-        autoescape=True,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        undefined=jinja2.StrictUndefined,
-    )
     d, names = run.diagnosis, run.classes
     finding, cautions = verdict(run)
     order = sorted(range(len(names)), key=lambda k: -d.classes[k].share)
     shown = sorted(order[:MOST_CLASSES])
     multiples = [k for k in sorted(order[:MOST_MULTIPLES]) if d.classes[k].reliability]
     numbers = json.dumps(facts(run, command), ensure_ascii=False, separators=(",", ":"))
-    return environment.get_template("report.html.j2").render(
+    return pages.render(
+        "report.html.j2",
         run=run,
         d=d,
         names=names,
