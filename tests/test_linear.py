@@ -1,4 +1,4 @@
-"""The projected loss on arrays is the loss of the product, with only a chunk of the product in memory."""
+"""The projected loss on arrays, equation (19): that of the product, a chunk of which is in memory."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The projected loss on tensors: the loss of the product, its derivatives of every order, its memory."""
+"""The projected loss on tensors: equations (19) to (21), derivatives of every order, memory."""
 
 from __future__ import annotations
 

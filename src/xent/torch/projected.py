@@ -192,8 +192,7 @@ def _curvature(
 ) -> tuple[Tensor | None, ...]:
     """The Hessian of Σ dcolumn·column times ``vector``, and each column's slope along it, by chunks.
 
-    With r the tangent of the logits, G their gradient and H r its derivative along r: H r W + G V in the
-    inputs, (H r)ᵀ X + Gᵀ U in the weight, for a vector (U, V).
+    Equation (20), by the kernels where they have it: ``columns_of`` is derived twice on each chunk.
     """
     projection = swept.projection(operands)
     inputs, weight, bias = operands
