@@ -172,10 +172,8 @@ def of_rows(
     input, weight, bias = operands
     shape, num_classes = input.shape[:-1], weight.shape[0]
     _require_targets(targets, (*shape, num_classes), spec)
-    if class_weight is not None:
-        arguments.require_weight(class_weight, num_classes)
-    if sample_weight is not None:
-        arguments.require_rows(sample_weight, shape)
+    arguments.require_weight(class_weight, num_classes)
+    arguments.require_rows(sample_weight, shape)
     if not isinstance(denominator, Tensor):
         denominator = checks.as_denominator(denominator)
     flat = Operands(input.reshape(-1, input.shape[-1]), weight, bias)
@@ -213,16 +211,8 @@ def _require_targets(targets: Tensor, shape: tuple[int, ...], spec: LossSpec) ->
         raise arguments.ArgumentError(
             f"`target` of {targets.dtype} must have shape {tuple(expected)}; got {tuple(targets.shape)}"
         )
-    if is_soft and spec.focal_gamma:
-        raise arguments.ArgumentError(
-            "`focal_gamma` and probability `target` cannot be combined: the focal loss is defined for "
-            f"labels; got focal_gamma={spec.focal_gamma}"
-        )
-    if is_soft and spec.ignore_index >= 0:
-        raise arguments.ArgumentError(
-            "ignore_index is not supported for floating point target: `target` are probabilities; "
-            "mark rows to leave out by `sample_weight`"
-        )
+    if is_soft:
+        arguments.require_no_labels(spec)
 
 
 def _check_targets(targets: Tensor, num_classes: int, ignore_index: int) -> None:
