@@ -202,5 +202,8 @@ def test_fit_says_what_it_did_with_the_columns(model, capsys):
         "constant  one: no effect",
     ):
         assert part in out
+    people().with_columns(port=pl.col("port").replace("Q", "Cobh, Queenstown")).write_csv("people.csv")
     assert main(["fit", "people.csv", "--target", "survived"]) == 0
-    assert "missing   age (" in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert "missing   age (" in out
+    assert "one for missing: C, 'Cobh, Queenstown', S" in out

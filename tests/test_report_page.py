@@ -111,6 +111,7 @@ def test_it_prints_on_a_few_pages_of_a4_and_nothing_is_cut_off(pages, visit, nam
     page.emulate_media(media="print")
     assert page.evaluate("document.documentElement.scrollWidth") <= 680
     assert page.evaluate(COLOURS)["label"] == "rgb(99, 96, 91)"  # as on light paper
+    assert page.evaluate("getComputedStyle(document.documentElement).colorScheme") == "light"
     words = page.locator(WORDS).evaluate_all(BOXES)
     assert [text for left, _, right, _, text in words if left < -1 or right > 681] == []
     pdf = page.pdf(prefer_css_page_size=True)

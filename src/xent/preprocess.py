@@ -228,7 +228,7 @@ def describe(learnt: Preprocessor) -> list[tuple[str, str]]:
         one = "1 column of numbers" if numbers == 1 else f"{numbers:,} columns of numbers"
         lines.append(("columns", f"{one}, {scaled} the training rows"))
     for name, each in list(levels.items())[:MOST_NAMED]:
-        known = [level for level in each if level is not None]
+        known = [repr(level) if "," in level else level for level in each if level is not None]
         count = "1 level" if len(each) == 1 else f"{len(each):,} levels"
         missing = ", one for missing" if None in each else ""
         lines.append(("category", f"{name}: {count}{missing}: {listed(known, MOST_NAMED)}"))

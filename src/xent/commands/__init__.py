@@ -14,11 +14,12 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-app.command()(fit.fit)
-app.command()(predict.predict)
-app.command("eval")(evaluate.evaluate)
-app.command(cls=explain.LogitsCommand)(explain.explain)
-app.command()(check.check)
+# In the list of commands a line has room for so many words.
+app.command(short_help="Train a classifier on a data file.")(fit.fit)
+app.command(short_help="Predict labels and probabilities of rows.")(predict.predict)
+app.command("eval", short_help="Score a file of logits against labels.")(evaluate.evaluate)
+app.command(cls=explain.LogitsCommand, short_help="Show a loss and its gradient, in numbers.")(explain.explain)
+app.command(short_help="Compare all derivatives with other sources.")(check.check)
 
 
 @app.callback(invoke_without_command=True)
