@@ -129,7 +129,7 @@ def test_compiled_is_eager_and_keeps_its_chunks(options, reduction):
     expected = loss(x, w, b)
     compiled = torch.compile(loss, fullgraph=True, backend="aot_eager")(x, w, b)
     assert torch.equal(compiled, expected)
-    upstream = torch.ones_like(expected)
+    upstream = torch.linspace(0.5, 2.0, expected.numel()).reshape(expected.shape)
     gradients = torch.autograd.grad(expected, (x, w, b), upstream)
     close(torch.autograd.grad(compiled, (x, w, b), upstream), gradients, rtol=1e-6, atol=1e-7)
 
