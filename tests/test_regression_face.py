@@ -84,6 +84,18 @@ def test_rows_of_probabilities_are_cross_validated_too():
     assert model.score(X, np.eye(3)[y], weight) == pytest.approx(model.score(X, y, weight))
 
 
+def test_rows_of_another_sum_are_warned_of_and_taken_as_they_are():
+    X, y = small(classes=3)
+    q = np.eye(3)[y]
+    q[[4, 9]] *= [[2.0], [3.0]]
+    with pytest.warns(UserWarning, match="2 rows of `y` .* the first is row 4 with 2:") as caught:
+        model = xent.SoftmaxRegression(**EXACT).fit(X, q)
+    assert caught[0].filename == __file__
+    weight = q.sum(1)
+    alpha = EXACT.get("alpha", 1e-3) * len(y) / weight.sum()  # the mean is over the rows, not over their sums
+    assert_same_model(model, xent.SoftmaxRegression(**EXACT | {"alpha": alpha}).fit(X, y, weight))
+
+
 def test_weights_are_routed():
     X, y = small()
     weight = np.random.default_rng(0).uniform(0.5, 2.0, len(y))

@@ -285,6 +285,8 @@ class SoftmaxRegression(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
     def save(self, path: str | Path) -> None:
         """Write the fitted estimator, but for ``callback``, to one safetensors file, whole or not at all.
 
+        What `partial_fit` carries from batch to batch beside the parameters (momentum, counts of classes) is
+        not kept: it goes on from a loaded estimator as after `fit`. A pickle keeps it.
         Raises OSError if that cannot be, ValueError for labels that are neither numbers nor text.
         """
         storage.save(self.contents(), path)

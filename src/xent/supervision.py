@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -15,6 +16,7 @@ from xent.target import Target
 
 Array = np.ndarray[Any, Any]
 
+UNNORMALISED = 1e-3  # |1 − Σ q| from which on a row is no distribution
 LOOKUP = 1 << 16  # widest range of integer labels that is counted in a table, not sorted
 
 
@@ -43,6 +45,7 @@ class Supervision(NamedTuple):
 def supervise(X: Any, y: Any, sample_weight: Any = None, classes: Array | None = None) -> Supervision:
     """Read ``y``: (N,) labels, or (N, K) floats, rows of probabilities of the classes 0 to K−1.
 
+    Warns of rows that do not sum to 1, which are taken as they are.
     ``classes``, sorted, are those that ``y`` may hold; None for those that it does hold.
     """
     shape = np.asarray(y).shape
@@ -83,6 +86,17 @@ def _probabilities(y: Any, classes: Array | None) -> tuple[Array, None, Array]:
             f"axis; got shape {q.shape} of {q.dtype}"
         )
     check_probabilities(q, "y")
+    mass = q.sum(1, dtype=np.float64)
+    wrong = np.abs(mass - 1) > UNNORMALISED
+    if wrong.any():
+        n = int(wrong.argmax())
+        rows = "1 row" if wrong.sum() == 1 else f"{int(wrong.sum()):,} rows"
+        warnings.warn(
+            f"{rows} of `y` with a sum other than 1, the first is row {n} with {mass[n]:.6g}: taken as they "
+            "are, so that a row counts as often as its sum says; divide each by its sum if that is not meant",
+            UserWarning,
+            stacklevel=5,
+        )
     if classes is not None and len(classes) != q.shape[1]:
         raise ValueError(f"`y` must have a column for each of {len(classes)} classes; got {q.shape[1]}")
     known = np.arange(q.shape[1]) if classes is None else classes
