@@ -2,25 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple, Unpack
+from typing import Any, Unpack
 
 import torch
 
 from xent import checks
 from xent.link import Link
+from xent.protocol import RowStatistics
 from xent.spec import Further, LossSpec, require_reduction, with_options
 from xent.torch import arguments, bridge, composite, eager, statistics
 
 Tensor = torch.Tensor
-
-
-class RowStatistics(NamedTuple):
-    """Per row: logsumexp, log-probability of the label (None without labels), entropy, argmax."""
-
-    lse: Tensor
-    log_prob: Tensor | None
-    entropy: Tensor
-    argmax: Tensor
 
 
 @with_options(omit=("class_weight", "sample_weight", "ignore_index", "label_smoothing"))

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import asdict
-from typing import Any, Literal
+from typing import Any, Unpack
 
 import torch
 
 from xent import checks, rows
 from xent import target as targeting
 from xent.projection import require_chunk_bytes
-from xent.spec import LossSpec, require_reduction
+from xent.spec import Further, LossSpec, require_reduction, with_options
 from xent.torch import arguments, bridge, composite, linear_ops, projected
 from xent.torch.functional import cross_entropy
 from xent.torch.measured import Measured
@@ -19,6 +19,7 @@ from xent.torch.projected import Operands
 Tensor = torch.Tensor
 
 
+@with_options(omit=("class_weight", "sample_weight", "ignore_index", "label_smoothing"))
 def linear_cross_entropy(
     input: Tensor,
     linear_weight: Tensor,
@@ -31,15 +32,11 @@ def linear_cross_entropy(
     label_smoothing: float = 0.0,
     options: Any = None,
     sample_weight: Tensor | None = None,
-    smoothing_over: Literal["all", "others"] = "all",
-    focal_gamma: float = 0.0,
-    z_loss: float = 0.0,
-    softcap: float | None = None,
-    temperature: float = 1.0,
     denominator: Any = None,
     validate: bool | None = None,
     shift: int = 0,
     chunk_bytes: int | None = None,
+    **further: Unpack[Further],
 ) -> Tensor:
     """`cross_entropy` of ``input @ linear_weight.T + linear_bias``, which never exists whole.
 
@@ -61,8 +58,10 @@ def linear_cross_entropy(
         of ``input[..., :-shift, :]`` and ``target[..., shift:]``, without slicing either.
     chunk_bytes : int, default 40 MiB on the CPU, 512 MiB on a GPU
         Budget for the logits that exist at a time; one row at least.
-    weight, reduction, label_smoothing, and all others
+    weight, reduction, label_smoothing, sample_weight, denominator, validate
         As for `cross_entropy`.
+
+    OPTIONS
 
     Returns
     -------
@@ -89,15 +88,8 @@ def linear_cross_entropy(
     1.0986
     """
     del options
-    spec = arguments.spec_of(
-        ignore_index=-100 if ignore_index is None else ignore_index,
-        label_smoothing=label_smoothing,
-        smoothing_over=smoothing_over,
-        focal_gamma=focal_gamma,
-        z_loss=z_loss,
-        softcap=softcap,
-        temperature=temperature,
-    )
+    index = -100 if ignore_index is None else ignore_index
+    spec = arguments.spec_of(ignore_index=index, label_smoothing=label_smoothing, **further)
     arguments.require_tensor(linear_weight, "linear_weight")
     if linear_weight.ndim > 2:  # every position has a projection of its own
         bias = None if linear_bias is None else linear_bias.flatten()
