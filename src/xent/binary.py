@@ -1,7 +1,4 @@
-"""Binary cross-entropy: one logit z against an implicit class whose logit is 0, a row [0, z] each.
-
-The two-class rows are made, used and dropped block by block, so that they stay in the cache.
-"""
+"""Binary cross-entropy: one logit z against an implicit class whose logit is 0, element by element."""
 
 from __future__ import annotations
 
@@ -10,12 +7,11 @@ from typing import Any, Unpack
 import numpy as np
 
 from xent import checks, target
-from xent.problem import Problem
+from xent.blocks import Blocks
 from xent.spec import LossSpec, Options, require_reduction, with_options
+from xent.target import Target
 
 Array = np.ndarray[Any, Any]
-
-BLOCK = 1 << 15  # elements: five (BLOCK, 2) float32 arrays fit in a 2 MiB level-2 cache
 
 
 @with_options(omit=("class_weight",))
@@ -131,48 +127,25 @@ def _run(
         raise TypeError("`class_weight` has no place in a binary loss; use `pos_weight`")
     z = checks.as_logits(np.expand_dims(checks.as_array(logits, "logits"), -1))[..., 0]
     q = _as_targets(targets, z, validate)
-    classes = np.array([1.0, _as_pos_weight(pos_weight)])
-    ignored = None
-    if q.dtype.kind == "i":
-        q, ignored = checks.as_labels(q, 2, spec.ignore_index, validate)
     weight = None
     if sample_weight is not None:
         weight = checks.as_weights(sample_weight, "sample_weight", z.shape, validate)
-    divisor = target.denominator(
-        target.from_labels(q, ignored, 2, None, weight, spec, np)
-        if q.dtype.kind == "i"
-        else target.from_probabilities(q[..., None], None, weight, LossSpec(), np),
-        reduction,
-        checks.as_denominator(denominator),
-    )
-
-    flat_z, flat_q = z.reshape(-1), q.reshape(-1)
-    flat_weight = None if weight is None else weight.reshape(-1)
-    flat_ignored = None if ignored is None else ignored.reshape(-1)
-    losses = []
-    gradient = None if out is None else np.empty(z.size, z.dtype)
-    for start in range(0, max(z.size, 1), BLOCK):
-        block = slice(start, start + BLOCK)
-        rows = np.stack([np.zeros_like(flat_z[block]), flat_z[block]], -1)
-        w = None if flat_weight is None else flat_weight[block]
-        if q.dtype.kind == "i":
-            skip = None if flat_ignored is None else flat_ignored[block]
-            measure = target.from_labels(flat_q[block], skip, 2, classes, w, spec, np)
-        else:
-            pair = np.stack([1 - flat_q[block], flat_q[block]], -1)
-            measure = target.from_probabilities(pair, classes, w, spec, np)
-        problem = Problem(rows, measure, spec, reduction, float(divisor))
-        if gradient is None:
-            losses.append(problem.loss(problem.stats()))
-        else:
-            loss, drows = problem.loss_and_grad(rows)
-            gradient[block] = drows[:, 1]
-            losses.append(loss)
-    if out is not None and gradient is not None:
-        out[...] = gradient.reshape(z.shape)
-    if reduction == "none":
-        return np.concatenate(losses).reshape(z.shape)[()]
-    return checks.loss_dtype(z).type(np.sum(losses, dtype=np.float64))
+    if q.dtype.kind == "i":
+        q, ignored = checks.as_labels(q, 2, spec.ignore_index, validate)
+        if ignored is not None:
+            weight = np.where(ignored, 0.0, 1.0 if weight is None else weight)
+            q = np.where(ignored, 0, q)
+    elif spec.focal_gamma:
+        raise ValueError(
+            "`focal_gamma` and probability `targets` cannot be combined: the focal loss is defined "
+            f"for labels; got focal_gamma={spec.focal_gamma} and floating `targets`"
+        )
+    total, rows = target.totals(z.size, weight, None, np)
+    counts = Target(None, 0.0, None, 0.0, None, total, rows)
+    divisor = target.denominator(counts, reduction, checks.as_denominator(denominator))
+    pi = None if pos_weight is None else np.float64(_as_pos_weight(pos_weight))
+    problem = Blocks(z, q, pi, weight, spec, reduction, float(divisor))
+    return problem.loss() if out is None else problem.loss_and_grad(out)[0]
 
 
 def _as_targets(targets: Any, z: Array, validate: bool) -> Array:

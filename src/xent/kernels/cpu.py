@@ -82,8 +82,13 @@ def row_stats_and_grad(
     return stats, out
 
 
-def label_losses_and_grad(logits: Array, labels: Array, scale: float, out: Array) -> float:
-    """Σ −x, and ``scale (p − e_y)`` into ``out``, of (N, K) and labels: `row_stats_and_grad` in short."""
+def label_losses_and_grad(logits: Array, labels: Array, scale: float, out: Array) -> float | None:
+    """Σ −x, and ``scale (p − e_y)`` into ``out``, of (N, K) and labels: `row_stats_and_grad` in short.
+
+    None if a label is no class, or marks a row to leave out.
+    """
+    if not _native.all_in_range(labels, logits.shape[1]):
+        return None
     log_prob = np.empty(len(labels))
     _native.row_stats_and_grad(
         logits, labels, None, 1.0, 0.0, 0.0, -scale, 0.0, out, None, log_prob, None, None

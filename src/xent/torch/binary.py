@@ -1,21 +1,26 @@
-"""`torch.nn.functional.binary_cross_entropy_with_logits`: each logit z is a row (0, z) of two classes."""
+"""`torch.nn.functional.binary_cross_entropy_with_logits`: each logit z as a row (0, z) of two classes."""
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any, NamedTuple, Unpack
 
+import numpy as np
 import torch
+from torch.nn.functional import logsigmoid
 
-from xent import checks, head
+from xent import checks, head, logistic
 from xent import target as targeting
+from xent.blocks import Blocks
 from xent.link import Link
-from xent.spec import LossSpec, require_reduction
+from xent.protocol import RowStats
+from xent.spec import Further, LossSpec, require_reduction, with_options
 from xent.target import Target
-from xent.torch import arguments, bridge, composite, statistics
+from xent.torch import arguments, bridge, composite, eager
 
 Tensor = torch.Tensor
 
 
+@with_options(omit=("class_weight", "sample_weight", "ignore_index", "label_smoothing"))
 def binary_cross_entropy_with_logits(
     input: Tensor,
     target: Tensor,
@@ -26,13 +31,9 @@ def binary_cross_entropy_with_logits(
     pos_weight: Tensor | None = None,
     *,
     label_smoothing: float = 0.0,
-    smoothing_over: Literal["all", "others"] = "all",
-    focal_gamma: float = 0.0,
-    z_loss: float = 0.0,
-    softcap: float | None = None,
-    temperature: float = 1.0,
     denominator: Any = None,
     validate: bool | None = None,
+    **options: Unpack[Further],
 ) -> Tensor:
     """Binary cross-entropy of logits, in nats: ``−π q log s(z) − (1−q) log s(−z)``, s the logistic function.
 
@@ -45,12 +46,14 @@ def binary_cross_entropy_with_logits(
         Factor of each element, and of its positive part. The mean is over elements, whatever the weights.
     size_average, reduce, reduction
         As in PyTorch.
-    label_smoothing, smoothing_over, focal_gamma, z_loss, softcap, temperature
-        As for `xent.cross_entropy` with two classes; ``focal_gamma`` needs integers or booleans.
+    label_smoothing : float in [0, 1], default 0.0
+        As for `cross_entropy` with two classes, and so the options below; ``focal_gamma`` needs labels.
     denominator : float, default None
         What a mean divides by; None is the number of elements.
     validate : bool, default None
         Check that ``target`` is in [0, 1]. None: on the CPU, outside of transforms.
+
+    OPTIONS
 
     Returns
     -------
@@ -72,40 +75,64 @@ def binary_cross_entropy_with_logits(
     """
     reduction = arguments.legacy_reduction(size_average, reduce, reduction)
     require_reduction(reduction)
-    spec = arguments.spec_of(
-        label_smoothing=label_smoothing,
-        smoothing_over=smoothing_over,
-        focal_gamma=focal_gamma,
-        z_loss=z_loss,
-        softcap=softcap,
-        temperature=temperature,
-    )
+    spec = arguments.spec_of(label_smoothing=label_smoothing, **options)
     _require(input, target, spec, validate)
-    rows = torch.stack([torch.zeros_like(input), input], -1)
-    pi = None if pos_weight is None else pos_weight.double().expand(input.shape)
-    omega = None if weight is None else weight.double().expand(input.shape)
-    measure = _measure(target, pi, omega, spec, bridge.loss_dtype(input))
-    stats = statistics.row_stats(rows, measure.labels, measure.dense, Link(temperature, softcap))
-    losses = head.row_losses(stats, measure, spec, torch)
-    if reduction == "mean":
-        divisor = input.numel() if denominator is None else checks.as_denominator(denominator)
-        losses = losses.sum() * composite.inverse(divisor)
-    elif reduction == "sum":
-        losses = losses.sum()
-    return losses.to(bridge.loss_dtype(input))
+    if denominator is not None and not isinstance(denominator, Tensor):
+        denominator = checks.as_denominator(denominator)
+    counts = Target(None, 0.0, None, 0.0, None, total=input.numel(), rows=input.numel())
+    loss = BinaryCrossEntropy(spec, reduction, targeting.denominator(counts, reduction, denominator))
+    if isinstance(denominator, Tensor) or not eager.is_plain(input, target, weight, pos_weight):
+        return loss.differentiable(input, target, weight, pos_weight)
+    return eager.loss(loss, input, target, weight, pos_weight)
 
 
-def _measure(
-    q: Tensor, pi: Tensor | None, omega: Tensor | None, spec: LossSpec, dtype: torch.dtype
-) -> Target:
-    """The target as a measure on two classes, the second of them times π."""
-    if spec.focal_gamma:
-        measure = targeting.from_labels(q.long(), q < 0, 2, None, omega, spec, torch)
-        return measure if pi is None else measure._replace(alpha=torch.where(q > 0, pi, 1.0))
-    q = q.to(dtype)
-    pair = torch.stack([1.0 - q, q], -1)
-    factors = None if pi is None else torch.stack([torch.ones_like(pi), pi], -1).to(dtype)
-    return targeting.from_probabilities(pair, factors, omega, spec, torch)
+class BinaryCrossEntropy(NamedTuple):
+    """An `eager.Loss` of (logits, targets, weight, pos_weight)."""
+
+    spec: LossSpec
+    reduction: str
+    divisor: Any
+
+    def problem(self, *tensors: Any) -> Blocks:
+        """See `eager.Loss`."""
+        logits, q, weight, pos_weight = tensors
+        dtype = bridge.loss_dtype(logits)
+        if logits.dtype == torch.bfloat16:  # which NumPy does not know
+            logits = logits.to(dtype)
+        targets = bridge.view(q.to(dtype)) if q.is_floating_point() else bridge.view(q).astype(np.int64)
+        pi, omega = (None if x is None else bridge.view(x.to(dtype)) for x in (pos_weight, weight))
+        z = bridge.view(logits)
+        return Blocks(z, targets, pi, omega, self.spec, self.reduction, float(self.divisor))
+
+    def differentiable(self, *tensors: Any) -> Tensor:
+        """See `eager.Loss`."""
+        logits, q, weight, pos_weight = tensors
+        dtype = bridge.loss_dtype(logits)
+        q = q.long() if self.spec.focal_gamma else q.to(dtype)
+        pi, omega = (None if x is None else x.to(dtype) for x in (pos_weight, weight))
+        measure = logistic.measure(q, pi, omega, self.spec, torch)
+        z = logits.to(dtype)
+        if omega is not None:  # an element of weight 0 is not read
+            z = torch.where(omega == 0, 0.0, z)
+        stats = _stats(z, measure.labels, measure.dense, self.spec)
+        losses = head.row_losses(stats, measure, self.spec, torch)
+        if self.reduction != "none":
+            losses = losses.sum(dtype=torch.float64) * composite.inverse(self.divisor)
+        return losses.to(dtype)
+
+
+def _stats(z: Tensor, labels: Tensor | None, dense: Any, spec: LossSpec) -> RowStats:
+    """The row statistics of (0, z), exact at both ends, in operations that can be derived in any mode."""
+    u = Link(spec.temperature, spec.softcap).value(z, torch)
+    u = u + torch.where(u == torch.inf, torch.nan, 0.0)  # as any row with +inf
+    log_p = logsigmoid(-u), logsigmoid(u)
+    if labels is None:
+        sigma = sum(
+            torch.where(v == 0, 0.0, v * torch.where(v == 0, 0.0, x))
+            for v, x in zip(dense, log_p, strict=True)
+        )
+        return RowStats(lse=-log_p[0], dense_log_prob=sigma)
+    return RowStats(lse=-log_p[0], log_prob=torch.where(labels == 1, log_p[1], log_p[0]))
 
 
 def _require(input: Tensor, q: Tensor, spec: LossSpec, validate: bool | None) -> None:

@@ -10,7 +10,7 @@ from xent import checks
 from xent.spec import Options
 from xent.target import Target
 from xent.target import denominator as denominator_of
-from xent.torch import arguments, bridge, composite, functional, linear
+from xent.torch import arguments, bridge, functional, linear
 from xent.torch.binary import binary_cross_entropy_with_logits
 
 Tensor = torch.Tensor
@@ -59,20 +59,31 @@ def binary_cross_entropy(
         raise TypeError("`class_weight` has no place in a binary loss; use `pos_weight`")
     weight, ignore_index = scalars.pop("sample_weight", None), scalars.pop("ignore_index", -100)
     arguments.require_rows(weight, logits.shape)
-    weight = torch.ones_like(logits, dtype=torch.float64) if weight is None else weight.double()
     if not targets.is_floating_point():
         ignored = targets == ignore_index
-        weight, targets = torch.where(ignored, 0.0, weight), torch.where(ignored, 0, targets)
+        if not arguments.is_readable(targets) or bool(ignored.any()):
+            ones = torch.ones_like(logits, dtype=bridge.loss_dtype(logits)) if weight is None else weight
+            weight, targets = torch.where(ignored, 0.0, ones), torch.where(ignored, 0, targets)
     if pos_weight is not None:
         pos_weight = torch.as_tensor(pos_weight, dtype=torch.float64, device=logits.device)
-    losses = binary_cross_entropy_with_logits(
-        logits, targets, weight, reduction="none", pos_weight=pos_weight, validate=validate, **scalars
-    )
-    if reduction == "none":
-        return losses
-    counts = Target(None, 0.0, None, 0.0, None, total=weight.sum(), rows=torch.count_nonzero(weight))
+    total: Any = logits.numel()
+    rows = total
+    if weight is not None:
+        total, rows = weight.double().sum(), torch.count_nonzero(weight)
+        if arguments.is_readable(weight) and not weight.requires_grad:
+            total, rows = total.item(), rows.item()
+    counts = Target(None, 0.0, None, 0.0, None, total=total, rows=rows)
     divisor = denominator_of(counts, reduction, checks.as_denominator(denominator))
-    return (losses.double().sum() * composite.inverse(divisor)).to(losses.dtype)
+    return binary_cross_entropy_with_logits(
+        logits,
+        targets,
+        weight,
+        reduction=reduction,
+        pos_weight=pos_weight,
+        denominator=divisor if reduction == "mean" else None,
+        validate=validate,
+        **scalars,
+    )
 
 
 def linear_cross_entropy(

@@ -55,10 +55,11 @@ def _is_derived(x: Tensor) -> bool:
 
 
 def has_one_gradient(logits: Tensor, dense: Tensor | None) -> bool:
-    """Whether a graph is compiled that may ask for the gradient in ``logits``, once, and for no other."""
+    """Whether a graph of the CPU is compiled that may ask for the gradient in ``logits``, and for no other."""
     return (
         torch.compiler.is_compiling()
         and not torch.compiler.is_exporting()
+        and logits.device.type == "cpu"
         and not arguments.is_transformed()
         and torch.is_grad_enabled()
         and logits.requires_grad

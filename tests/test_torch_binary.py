@@ -1,0 +1,109 @@
+"""The binary loss on tensors: exact at both ends, in little memory, by one node and by ordinary code."""
+
+from __future__ import annotations
+
+import tracemalloc
+
+import numpy as np
+import pytest
+
+torch = pytest.importorskip("torch")
+
+import xent  # noqa: E402
+import xent.torch as xt  # noqa: E402
+from tests.test_torch import way  # noqa: E402, F401
+
+F = torch.nn.functional
+bce = xt.binary_cross_entropy_with_logits
+
+# PyTorch warns of its own use of what it has deprecated.
+pytestmark = pytest.mark.filterwarnings("ignore:.torch.jit:DeprecationWarning")
+
+ENDS = [-80.0, -30.0, -8.0, -1.0, -0.0, 0.0, 1e-3, 1.0, 8.0, 30.0, 80.0]
+OPTIONS = [
+    {},
+    {"pos_weight": 2.5},
+    {"label_smoothing": 0.1, "smoothing_over": "others"},
+    {"z_loss": 0.1, "temperature": 0.5},
+    {"softcap": 3.0, "pos_weight": 0.0},
+    {"focal_gamma": 2.0, "pos_weight": 2.5},
+]
+each_options = pytest.mark.parametrize("options", OPTIONS, ids=lambda options: "+".join(options) or "plain")
+
+
+def with_tensors(options):
+    return {k: torch.tensor(v) if k == "pos_weight" else v for k, v in options.items()}
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("label", [0.0, 1.0])
+def test_both_ends_are_exact(dtype, label, way):  # noqa: F811
+    """The loss is log1p(exp(-30)) where PyTorch's own is 0 in single precision, and so is the gradient."""
+    z = torch.tensor(ENDS, dtype=dtype, requires_grad=True)
+    exact = np.float64(z.detach().double().numpy()) * (1 - 2 * label)  # of the wrong class over the right
+    loss = bce(z, torch.full((len(z),), label), reduction="none")
+    (grad,) = torch.autograd.grad(loss.sum(), z)
+    assert grad.dtype == dtype
+    eps = torch.finfo(torch.float64 if dtype == torch.float64 else torch.float32).eps
+    np.testing.assert_allclose(loss.detach().numpy(), np.logaddexp(0.0, exact), rtol=4 * eps)
+    p = np.exp(exact) / (1 + np.exp(exact)) * (1 - 2 * label)
+    smallest = torch.finfo(dtype).smallest_normal
+    np.testing.assert_allclose(grad.double().numpy(), p, rtol=4 * torch.finfo(dtype).eps, atol=smallest)
+
+
+@each_options
+@pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
+def test_one_element_is_a_row_of_two_classes(options, reduction, way):  # noqa: F811
+    z = torch.randn(7, 3, dtype=torch.float64, requires_grad=True)
+    y = torch.randint(0, 2, (7, 3))
+    weight = torch.rand(3, dtype=torch.float64)
+    mine = with_tensors(options)
+    loss = bce(z, y, weight, reduction=reduction, **mine)
+    rows = torch.stack([torch.zeros_like(z), z], -1)
+    pi = mine.pop("pos_weight", torch.tensor(1.0)).double()
+    pair = torch.stack([torch.ones_like(pi), pi])
+    expected = xent.cross_entropy(
+        rows, y, class_weight=pair, sample_weight=weight.expand(7, 3), reduction="none", **mine
+    )
+    expected = {"mean": expected.mean(), "sum": expected.sum(), "none": expected}[reduction]
+    upstream = torch.rand(loss.shape, dtype=torch.float64)
+    torch.testing.assert_close(loss, expected, rtol=1e-13, atol=1e-15)
+    found, truth = (torch.autograd.grad(x, z, upstream, create_graph=True)[0] for x in (loss, expected))
+    torch.testing.assert_close(found, truth, rtol=1e-12, atol=1e-15)
+    first, vector = truth.detach(), torch.randn_like(z)
+    found, truth = (torch.autograd.grad(g, z, vector)[0] for g in (found, truth))
+    torch.testing.assert_close(found, truth, rtol=1e-11, atol=1e-14)
+    again = bce(z, y, weight, reduction=reduction, **with_tensors(options))  # without a graph of the gradient
+    torch.testing.assert_close(torch.autograd.grad(again, z, upstream)[0], first, rtol=1e-12, atol=1e-15)
+
+
+@each_options
+def test_compiled(options):
+    torch._dynamo.reset()
+    z = torch.randn(40, requires_grad=True)
+    y = torch.randint(0, 2, (40,))
+    mine = with_tensors(options)
+    f = torch.compile(lambda z, y: bce(z, y, **mine), fullgraph=True, backend="aot_eager")
+    torch.testing.assert_close(f(z, y), bce(z, y, **mine))
+    torch.testing.assert_close(
+        torch.autograd.grad(f(z, y), z), torch.autograd.grad(bce(z, y, **mine), z), rtol=1e-5, atol=1e-8
+    )
+
+
+def test_an_ignored_element_is_not_read(way):  # noqa: F811
+    z = torch.tensor([1.0, torch.nan, -2.0], requires_grad=True)
+    y = torch.tensor([1, -100, 0])
+    loss = xent.binary_cross_entropy(z, y)
+    (grad,) = torch.autograd.grad(loss, z)
+    torch.testing.assert_close(loss, F.binary_cross_entropy_with_logits(z[[0, 2]], y[[0, 2]].float()))
+    assert grad[1] == 0
+    assert grad.isfinite().all()
+
+
+def test_memory_is_that_of_the_gradient():
+    z = np.zeros((1 << 11, 1 << 11), np.float32)
+    tracemalloc.start()
+    xent.binary_cross_entropy_with_grad(z, z, out=np.empty_like(z))
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 1.5 * z.nbytes  # `out` itself, and some blocks
