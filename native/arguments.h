@@ -80,5 +80,6 @@ inline int threads_for(int64_t elements, int64_t pieces) {
 
 void bind_linear(nb::module_& m);    // linear_module.cpp
 void bind_evaluate(nb::module_& m);  // evaluate_module.cpp
+void bind_sparse(nb::module_& m);    // sparse_module.cpp
 
 }  // namespace xent

@@ -58,6 +58,7 @@ constexpr void fill(Rows (&row)[STORAGES]) {
 
 extern const Linear linear[];
 extern const Evaluates evaluates;
+extern const Sparse sparse;
 extern const Kernels kernels;
 const Kernels kernels = [] {
   Kernels k{};
@@ -69,6 +70,7 @@ const Kernels kernels = [] {
   fill<HVP>(k.rows[HVP]);
   k.linear = linear;
   k.evaluates = &evaluates;
+  k.sparse = &sparse;
   return k;
 }();
 

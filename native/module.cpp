@@ -256,6 +256,7 @@ NB_MODULE(_native, m) {
   m.def("total", &total, nb::arg().noconvert());
   bind_linear(m);
   bind_evaluate(m);
+  bind_sparse(m);
   m.def("isas", &isas);
   m.def("set_isa", &set_isa);
 }

@@ -7,7 +7,7 @@ import pytest
 import scipy.sparse
 import torch
 
-from xent import checks, objective, sparse
+from xent import checks, objective
 from xent.objective import Objective
 from xent.spec import LossSpec
 
@@ -170,17 +170,6 @@ def test_sums_for_preconditioner_and_certificate(path, num_classes, soft, monkey
     eye = np.eye(used) * mass.sum(0)[-used:, None]
     expected = eye - (mass.T @ probabilities)[-used:, -used:]
     np.testing.assert_allclose(function.intercept_hessian(at), expected, rtol=1e-11, atol=1e-14)
-
-
-@pytest.mark.parametrize("threads", [1, 2, 3, 7])
-def test_products_of_csr_are_the_same_bits_on_any_threads(threads, monkeypatch):
-    rng = np.random.default_rng(0)
-    x = scipy.sparse.random_array((50, 9), density=0.2, format="csr", rng=rng)
-    x = scipy.sparse.vstack([x, scipy.sparse.csr_array((5, 9)), x], format="csr")  # with empty rows
-    dense = rng.standard_normal((9, 4)).astype(np.float32)
-    monkeypatch.setattr(sparse, "SMALL", 0)
-    monkeypatch.setattr(sparse, "_threads", lambda: threads)
-    np.testing.assert_array_equal(sparse.product(x, dense), x @ dense)
 
 
 def test_packing_is_undone_by_unpacking():

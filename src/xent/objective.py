@@ -8,6 +8,7 @@ from functools import cached_property
 from typing import Any, Self
 
 import numpy as np
+from scipy.linalg.blas import daxpy, saxpy
 
 from xent import sparse
 from xent.api import softmax
@@ -23,6 +24,7 @@ BLOCK = 1 << 19  # elements of X a block: 2 MiB of float32, a level-2 cache
 # (784, 10), 1.4 at (512, 40); at (512, 100) in float64 they lose, 0.85.
 FUSED_SCORES = 48
 COPY_BYTES = 64 << 20  # for float32 copies of X
+ADD = {"f": saxpy, "d": daxpy}
 SMALL = 1 << 16  # elements of X
 SPARSE_BLOCK = 1 << 22  # logits a block of a CSR matrix: each block costs a gradient of X's width
 
@@ -74,7 +76,6 @@ class Objective:
         self.fit_intercept = fit_intercept
         self.num_classes = num_classes
         self.dtype: np.dtype[Any] = np.dtype(np.float64)
-        self.transposed: Any = None  # of CSR features, where it was worth the room
         self.is_sparse = hasattr(features, "indptr")
         self.num_rows, self.num_features = (int(n) for n in features.shape)
         self.num_scores = num_classes if num_classes > 2 else 1
@@ -94,25 +95,35 @@ class Objective:
         """Whether there are scores of all classes, and what is added to all of them changes no loss."""
         return self.num_scores > 1 and not self.spec.z_loss and self.spec.softcap is None
 
-    @cached_property
+    @property
     def rounded(self) -> Self:
         """This objective with products in float32, if X is; or if it is not small and a copy has room.
 
         They are 2 to 3 times as fast, and too coarse to tell the optimum from what is near it.
         """
+        return self if self._narrow is None else self._narrow
+
+    @cached_property
+    def _narrow(self) -> Self | None:
         narrow = np.dtype(np.float32)
         if self.features.dtype == narrow:
-            return self._in(narrow)
+            return None if self.dtype == narrow else self._copy(narrow)
         if self.is_small or self._copy_bytes() > COPY_BYTES:
-            return self
-        other = self._in(narrow)
+            return None
+        other = self._copy(narrow)
         if self.is_sparse:
-            self.transposed = self.features.T.tocsr()
             other.features = _with_entries(self.features, self.features.data.astype(narrow))
             other.transposed = _with_entries(self.transposed, self.transposed.data.astype(narrow))
         else:
             other.features = self.features.astype(narrow)
         return other
+
+    @cached_property
+    def transposed(self) -> Any:
+        """Of CSR features: products with G are faster. None if they are small, or a copy has no room."""
+        if self.is_small or self._copy_bytes() > COPY_BYTES or self.features.dtype != self.dtype:
+            return None
+        return self.features.T.tocsr()
 
     @property
     def is_small(self) -> bool:
@@ -120,12 +131,12 @@ class Objective:
         return int(self.features.size) < SMALL
 
     def _copy_bytes(self) -> int:
-        """What `rounded` would take: of a CSR matrix also both transposes: products with G are faster."""
+        """What `rounded` would take: of a CSR matrix with both transposes."""
         return 24 * int(self.features.nnz) if self.is_sparse else 4 * int(self.features.size)
 
     def subset(self, rows: Array, divisor: float) -> Self:
         """The objective of these rows (integers, or a slice), whose losses are divided by ``divisor``."""
-        part = self._in(self.dtype)
+        part = self._copy(self.dtype)
         part.transposed = None
         part.features = self.features[rows]
         part.target = _target_rows(self.target, rows)
@@ -139,16 +150,19 @@ class Objective:
         loss, dcoef, dintercept = (self._fused_pass if self.is_fused else self._blocked_pass)(coef, intercept)
         flat = parameters[: coef.size]
         loss += 0.5 * self.alpha * float(flat @ flat)
-        return loss, self._penalised(dcoef, dintercept, coef)
+        return loss, self._penalised(dcoef, dintercept, parameters)
 
     @property
     def is_fused(self) -> bool:
         """Whether products with X and the loss are one native pass, not blocks of both."""
         return not self.is_sparse and self.num_scores <= FUSED_SCORES
 
+    @cached_property
+    def _model(self) -> FusedModel:
+        return FusedModel(self.features, self.target, self.spec, self.divisor)
+
     def _fused_pass(self, coef: Array, intercept: Array) -> tuple[float, Array, Array]:
-        model = FusedModel(self.features, self.target, self.spec, self.divisor)
-        return model.loss_and_grad(coef.astype(self.dtype, copy=False), intercept)
+        return self._model.loss_and_grad(coef.astype(self.dtype, copy=False), intercept)
 
     def _blocked_pass(self, coef: Array, intercept: Array) -> tuple[float, Array, Array]:
         weight = np.ascontiguousarray(coef.T, self.dtype)
@@ -172,12 +186,11 @@ class Objective:
         coef, intercept = self.unpack(parameters)
         if self.is_fused:
             narrow = coef.astype(self.dtype, copy=False)
-            model = FusedModel(self.features, self.target, self.spec, self.divisor)
 
             def product(vector: Array) -> Array:
                 direction, bias = self.unpack(vector)
-                dcoef, dintercept = model.hvp(narrow, intercept, direction, bias)
-                return self._penalised(dcoef, dintercept, direction)
+                dcoef, dintercept = self._model.hvp(narrow, intercept, direction, bias)
+                return self._penalised(dcoef, dintercept, vector)
 
             return product
         weight = np.ascontiguousarray(coef.T, self.dtype)
@@ -198,20 +211,21 @@ class Objective:
             dcoef = _plus(dcoef, self._pull_back(x, dscores), coef)
             dintercept += dscores.sum(0, dtype=np.float64)
             start = stop
-        return self._penalised(np.zeros_like(coef) if dcoef is None else dcoef, dintercept, coef)
+        return self._penalised(np.zeros_like(coef) if dcoef is None else dcoef, dintercept, vector)
 
-    def _penalised(self, dcoef: Array, dintercept: Array, coef: Array) -> Array:
-        """Derivatives of the loss, which are used up, and of the penalty at ``coef``, as one vector.
+    def _penalised(self, dcoef: Array, dintercept: Array, vector: Array) -> Array:
+        """Derivatives of the loss, which are used up, and of the penalty at ``vector``, as one vector.
 
         What is added to all classes changes no loss: the mean of its derivatives over the classes is 0, but
         for rounding, which without a penalty would lead a solver away for ever.
         """
         if self.ignores_shifts:
-            dcoef -= dcoef.sum(0) / self.num_scores  # half the time of .mean(), where W is small
+            dcoef -= np.full(self.num_scores, 1.0 / self.num_scores, dcoef.dtype) @ dcoef
             dintercept = dintercept - dintercept.sum() / self.num_scores
-        if self.alpha:
-            dcoef += self.alpha * coef
-        return self.pack(dcoef, dintercept)
+        result = self.pack(dcoef, dintercept)
+        if dcoef.size:  # in place, without a product beside it
+            ADD[result.dtype.char](vector, result, n=dcoef.size, a=self.alpha)
+        return result
 
     def curvature(self, parameters: Array) -> Iterator[tuple[Any, Array]]:
         """Blocks of X, and what (3) has on its diagonal for their rows and scores: a m p(1−p).
@@ -285,8 +299,11 @@ class Objective:
         return coef, parameters[split:] if self.fit_intercept else np.zeros(self.num_scores, parameters.dtype)
 
     def _in(self, dtype: Any) -> Self:
+        return self if self.dtype == dtype else self._copy(dtype)
+
+    def _copy(self, dtype: Any) -> Self:
         other = copy(self)
-        for cached in ("rounded", "row_norm", "feature_moments"):
+        for cached in ("_narrow", "transposed", "row_norm", "feature_moments", "_model"):
             other.__dict__.pop(cached, None)
         other.dtype = np.dtype(dtype)
         return other
@@ -304,7 +321,7 @@ class Objective:
         if not self.is_sparse:
             product: Array = narrow.T @ x
             return product
-        if self.transposed is None or x.shape[0] < self.num_rows:
+        if x.shape[0] < self.num_rows or self.transposed is None:
             transposed: Array = x.T @ narrow
             return transposed.T
         return sparse.product(self.transposed, narrow).T

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from numbers import Real
+from numbers import Integral, Real
 from typing import Any
 
 import numpy as np
@@ -32,7 +32,7 @@ def check_parameters(estimator: Any) -> LossSpec:
     if not (estimator.callback is None or callable(estimator.callback)):
         raise ValueError(f"`callback` must be callable or None; got {estimator.callback!r}")
     _check_class_weight(estimator.class_weight)
-    check_random_state(estimator.random_state)
+    _check_random_state(estimator.random_state)
     return LossSpec(
         label_smoothing=estimator.label_smoothing,
         smoothing_over=estimator.smoothing_over,
@@ -48,6 +48,12 @@ def _check_class_weight(class_weight: Any) -> None:
     for label, factor in class_weight.items():
         if not _is_at_least_0(factor):
             raise ValueError(f"`class_weight` must be finite and >= 0; got {factor!r} for {label!r}")
+
+
+def _check_random_state(random_state: Any) -> None:
+    """scikit-learn's check; of a seed without the generator, which takes as long as a step on small data."""
+    if not (isinstance(random_state, Integral) and 0 <= int(random_state) < 1 << 32):
+        check_random_state(random_state)
 
 
 def _is_at_least_0(value: Any) -> bool:

@@ -159,7 +159,6 @@ class SoftmaxRegression(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         sample_weight : (N,) array >= 0, default None for 1
         """
         known, objective = self._prepare(X, y, sample_weight)
-        start = self._start(objective, known.classes, warm=self.warm_start)
         curve: list[float] = []
 
         def on_step(parameters: Array, value: float, gap: float | None) -> None:
@@ -172,7 +171,7 @@ class SoftmaxRegression(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
 
         result = minimise(
             objective,
-            start,
+            self._start(objective, known.classes, warm=self.warm_start),
             solver=self.solver,
             max_iter=self.max_iter,
             tol=self.tol,

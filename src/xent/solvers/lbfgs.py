@@ -91,7 +91,7 @@ class Memory:
         """Add the pair of a step, if the objective curved upwards along it."""
         step, change = after.parameters - before.parameters, after.gradient - before.gradient
         curvature = float(step @ change)
-        if curvature > 1e-10 * float(np.linalg.norm(step) * np.linalg.norm(change)):
+        if curvature > 1e-10 * float((step @ step) * (change @ change)) ** 0.5:
             self.pairs.append((step, change, 1.0 / curvature))
             self.scale = curvature / float(change @ self.estimate(change))
 

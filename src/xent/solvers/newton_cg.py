@@ -46,7 +46,7 @@ def _direction(objective: Objective, point: Point, random: np.random.RandomState
     gradient = point.gradient.astype(
         objective.rounded.dtype if objective.is_sparse else np.float64, copy=False
     )
-    return _solve(hessian, gradient, point.value, estimate)
+    return _solve(hessian, gradient, point.value, estimate).astype(np.float64, copy=False)
 
 
 def _solve(
@@ -63,7 +63,7 @@ def _solve(
     search = preconditioned.copy()
     size = first = float(residual @ preconditioned)
     # Of the squared residual: the convergence is quadratic, down to what float32 products can tell.
-    tolerance = min(0.1, max(1e-6, first / max(value, np.finfo(float).tiny)))
+    tolerance = min(0.1, max(1e-6, 0.5 * first / max(value, np.finfo(float).tiny)))
     for _ in range(MAX_PRODUCTS):
         product = hessian(search)
         curvature = float(search @ product)

@@ -1,0 +1,81 @@
+// A CSR matrix times a dense one: CMake compiles this file once for each instruction set.
+//
+// The sums of a row stay in registers while its entries pass, each of which brings one row of the dense
+// matrix: what that takes from memory decides, so it is asked for some entries ahead. A sum is made in the
+// order of the entries, whatever the vectors.
+#include "sparse.h"
+
+#include <algorithm>
+
+#include "row.h"
+
+namespace xent {
+namespace XENT_ISA {
+
+#if defined(__AVX512F__)
+constexpr int WIDE = 64;  // bytes of a vector
+#elif defined(__AVX2__)
+constexpr int WIDE = 32;
+#else
+constexpr int WIDE = 16;
+#endif
+constexpr int TOGETHER = 4;  // vectors of sums
+constexpr int64_t AHEAD = 16, LINE = 64;  // entries; bytes
+
+template <class T, int N>
+using Lanes __attribute__((vector_size(N * sizeof(T)))) = T;
+
+// Sums [first, …) of one row, in Q vectors of N; the last of them may end, and overlap, where the row does.
+template <class T, class I, int N, int Q>
+XENT_INLINE void sums(const SparseJob& job, int64_t begin, int64_t end, int64_t first, T* out) {
+  const T* entry = static_cast<const T*>(job.entries);
+  const I* column = static_cast<const I*>(job.columns);
+  const T* dense = static_cast<const T*>(job.dense);
+  const int64_t C = job.num_scores, last = job.num_entries - 1;
+  int64_t place[Q];
+  for (int q = 0; q < Q; ++q) place[q] = std::min(first + q * N, C - N);
+  Lanes<T, N> sum[Q] = {};
+  for (int64_t j = begin; j < end; ++j) {
+    const char* later = reinterpret_cast<const char*>(dense + int64_t(column[std::min(j + AHEAD, last)]) * C + first);
+    for (int64_t byte = 0; byte < int64_t(Q * N * sizeof(T)); byte += LINE) __builtin_prefetch(later + byte);
+    const T* row = dense + int64_t(column[j]) * C;
+#pragma GCC unroll 4
+    for (int q = 0; q < Q; ++q) {
+      Lanes<T, N> x;
+      std::memcpy(&x, row + place[q], sizeof x);
+      sum[q] += entry[j] * x;
+    }
+  }
+#pragma GCC unroll 4
+  for (int q = 0; q < Q; ++q) std::memcpy(out + place[q], &sum[q], sizeof sum[q]);
+}
+
+template <class T, class I, int N>
+void rows_of(const SparseJob& job, int64_t begin, int64_t end) {
+  if constexpr (N > 1)
+    if (job.num_scores < N) return rows_of<T, I, N / 2>(job, begin, end);
+  const I* starts = static_cast<const I*>(job.starts);
+  const int64_t C = job.num_scores;
+  for (int64_t i = begin; i < end; ++i) {
+    const int64_t from = int64_t(starts[i]), to = int64_t(starts[i + 1]);
+    T* out = static_cast<T*>(job.out) + i * C;
+    for (int64_t first = 0; first < C; first += TOGETHER * N) {
+      const int64_t vectors = (C - first + N - 1) / N;
+      if (vectors >= 4) sums<T, I, N, 4>(job, from, to, first, out);
+      else if (vectors == 3) sums<T, I, N, 3>(job, from, to, first, out);
+      else if (vectors == 2) sums<T, I, N, 2>(job, from, to, first, out);
+      else sums<T, I, N, 1>(job, from, to, first, out);
+    }
+  }
+}
+
+template <class T, class I>
+constexpr SparseRows of() {
+  return rows_of<T, I, WIDE / int(sizeof(T))>;
+}
+
+extern const Sparse sparse;
+const Sparse sparse = {{{of<double, int64_t>(), of<double, int32_t>()}, {of<float, int64_t>(), of<float, int32_t>()}}};
+
+}  // namespace XENT_ISA
+}  // namespace xent

@@ -1,0 +1,85 @@
+"""The product of a CSR matrix with a dense one: SciPy's, on every instruction set and any threads."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import scipy.sparse
+import threadpoolctl
+
+from xent import _native, sparse
+from xent.kernels import cpu
+
+SCORES = [0, 1, 2, 3, 4, 5, 8, 10, 16, 17, 20, 33, 64, 100]
+
+
+def matrix(rows, columns, dtype, index=np.int32, seed=0):
+    """Rows of very different lengths, some of them empty."""
+    rng = np.random.default_rng(seed)
+    full = rng.standard_normal((rows, columns)) * (rng.random((rows, columns)) < rng.random((rows, 1)) ** 4)
+    x = scipy.sparse.csr_array(full.astype(dtype))
+    x.indices, x.indptr = x.indices.astype(index), x.indptr.astype(index)
+    return x
+
+
+@pytest.fixture(params=cpu.isas())
+def isa(request):
+    cpu.set_isa(request.param)
+    yield request.param
+    cpu.set_isa(cpu.isas()[0])
+
+
+@pytest.mark.parametrize("index", [np.int32, np.int64])
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("scores", SCORES)
+def test_products_are_scipys(isa, scores, dtype, index):
+    x = matrix(60, 40, dtype, index)
+    dense = np.random.default_rng(1).standard_normal((40, scores)).astype(dtype)
+    found = sparse.product(x, dense)
+    assert found.dtype == dtype
+    scale = abs(x).astype(float) @ abs(dense).astype(float)
+    error = abs(found - x.astype(float) @ dense.astype(float))
+    assert (error <= 10 * np.finfo(dtype).eps * scale).all()
+
+
+def test_threads_change_no_bit():
+    x = matrix(3000, 200, np.float32)
+    dense = np.random.default_rng(1).standard_normal((200, 20)).astype(np.float32)
+    results = []
+    for threads in (1, 2, 3, 7):
+        with threadpoolctl.threadpool_limits(threads):
+            results.append(sparse.product(x, dense).tobytes())
+    assert len(set(results)) == 1
+    assert x.nnz * 20 > 7 << 15  # enough to be shared out
+
+
+@pytest.mark.parametrize("shape", [(0, 5), (5, 0), (5, 3)])
+def test_nothing_stored_gives_zeros(shape):
+    found = sparse.product(scipy.sparse.csr_array(shape), np.ones((shape[1], 4)))
+    np.testing.assert_array_equal(found, np.zeros((shape[0], 4)))
+
+
+def test_indices_of_two_widths_and_any_strides():
+    x = matrix(30, 20, np.float64)
+    x.indptr = x.indptr.astype(np.int64)
+    dense = np.random.default_rng(1).standard_normal((6, 20)).T
+    np.testing.assert_allclose(sparse.product(x, dense), x @ dense, rtol=1e-12, atol=1e-14)
+
+
+def test_what_does_not_go_together_is_refused():
+    x = matrix(6, 5, np.float32)
+    parts, dense, out = (
+        (x.data, x.indices, x.indptr),
+        np.ones((5, 2), np.float32),
+        np.empty((6, 2), np.float32),
+    )
+    for other in (dense.astype(np.float64), dense.astype(int), dense.astype(np.float16)):
+        with pytest.raises(TypeError):
+            _native.csr_product(*parts, other, out)
+    with pytest.raises(TypeError):
+        _native.csr_product(x.data, x.indices, x.indptr.astype(np.int64), dense, out)
+    for wrong in (out[:5], out[:, :1], np.empty((2, 6), np.float32).T):
+        with pytest.raises(ValueError, match="in C order"):
+            _native.csr_product(*parts, dense, wrong)
+    with pytest.raises(ValueError, match="in C order"):
+        _native.csr_product(x.data[:-1], x.indices, x.indptr, dense, out)
