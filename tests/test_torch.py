@@ -344,6 +344,8 @@ def test_labels_out_of_range():
     with pytest.raises(IndexError, match=r"`target` must be in \[0, 5\) .* got 5 at row 3") as caught:
         xt.cross_entropy(z, y)
     assert isinstance(caught.value, ValueError)
+    with pytest.raises(ValueError, match=r"`targets` must be in \[0, 5\) .* got 5 at row 3"):
+        xent.cross_entropy(z, y)
     rows = xt.cross_entropy(z, y, reduction="none", validate=False)
     assert rows.isnan().tolist() == [False, False, False, True, False, False]
     again = composite.cross_entropy(z, y, None, None, xent.spec.LossSpec(), "none", None)

@@ -157,9 +157,11 @@ def require_labels(labels: Tensor, rows: tuple[int, ...]) -> None:
         )
 
 
-def labels_of(target: Tensor, num_classes: int, ignore_index: int, validate: bool) -> tuple[Any, Any]:
+def labels_of(
+    target: Tensor, num_classes: int, ignore_index: int, validate: bool, name: str = "target"
+) -> tuple[Any, Any]:
     """As `checks.as_labels`, of a CPU tensor."""
     try:
-        return checks.as_labels(bridge.view(target), num_classes, ignore_index, validate, "target")
+        return checks.as_labels(bridge.view(target), num_classes, ignore_index, validate, name)
     except ValueError as error:
         raise LabelError(str(error)) from None

@@ -93,6 +93,8 @@ class BinaryCrossEntropy(NamedTuple):
     reduction: str
     divisor: Any
 
+    is_plain_mean = False
+
     def problem(self, *tensors: Any) -> Blocks:
         """See `eager.Loss`."""
         logits, q, weight, pos_weight = tensors

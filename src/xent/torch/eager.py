@@ -26,6 +26,11 @@ class Loss(Protocol):
         """As for `xent.cross_entropy`."""
         ...
 
+    @property
+    def is_plain_mean(self) -> bool:
+        """Whether this is the mean of a cross-entropy without options."""
+        ...
+
     def problem(self, *tensors: Any) -> Any:
         """A `Problem`, or what has its methods, on views of the tensors."""
         ...
@@ -42,6 +47,8 @@ class CrossEntropy(NamedTuple):
     reduction: str
     denominator: Any
     validate: bool
+    name: str  # of the targets, in errors
+    is_plain_mean: bool = False
 
     def differentiable(self, *tensors: Any) -> Tensor:
         """See `Loss`."""
@@ -59,16 +66,20 @@ class CrossEntropy(NamedTuple):
         if targets.is_floating_point():
             q = bridge.view(targets.to(bridge.loss_dtype(logits)))
             if self.validate:
-                checks.check_probabilities(q, "target")
+                checks.check_probabilities(q, self.name)
             measure = targeting.from_probabilities(q, factors, rows, self.spec, np)
         else:
-            y, ignored = arguments.labels_of(targets, z.shape[-1], self.spec.ignore_index, self.validate)
+            ignore_index = self.spec.ignore_index
+            y, ignored = arguments.labels_of(targets, z.shape[-1], ignore_index, self.validate, self.name)
             measure = targeting.from_labels(y, ignored, z.shape[-1], factors, rows, self.spec, np)
         divisor = targeting.denominator(measure, self.reduction, self.denominator)
         return Problem(z, measure, self.spec, self.reduction, float(divisor))
 
 
-MEAN = CrossEntropy(arguments.NO_OPTIONS, "mean", None, True)
+MEAN = {
+    name: CrossEntropy(arguments.NO_OPTIONS, "mean", None, True, name, is_plain_mean=True)
+    for name in ("target", "targets")
+}
 
 
 def is_plain(logits: Tensor, *others: Tensor | None) -> bool:
@@ -105,7 +116,7 @@ class _Loss(Function):
         ctx.save_for_backward(logits, *others)
         ctx.function = function
         ctx.stats = None
-        if function is MEAN and (found := _mean_of_labels(logits, others)) is not None:
+        if function.is_plain_mean and (found := _mean_of_labels(logits, others)) is not None:
             loss, ctx.gradient = found
             return loss
         ctx.gradient = None

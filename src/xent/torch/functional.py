@@ -138,6 +138,7 @@ def of_rows(
     reduction: str,
     denominator: Any,
     validate: bool | None,
+    name: str = "target",
 ) -> Tensor:
     """The loss of ``logits (..., K)``, by one node where nothing but reverse mode asks for more."""
     require_reduction(reduction)
@@ -150,9 +151,9 @@ def of_rows(
     if denominator is not None and not isinstance(denominator, Tensor):
         denominator = checks.as_denominator(denominator)
     if spec is arguments.NO_OPTIONS and reduction == "mean" and denominator is None and validate is not False:
-        loss = eager.MEAN
+        loss = eager.MEAN[name]
     else:
-        loss = eager.CrossEntropy(spec, reduction, denominator, validate is not False)
+        loss = eager.CrossEntropy(spec, reduction, denominator, validate is not False, name)
     if isinstance(denominator, Tensor) or not eager.is_plain(logits, targets, weight, sample_weight):
         return loss.differentiable(logits, targets, weight, sample_weight)
     return eager.loss(loss, logits, targets, weight, sample_weight)

@@ -39,7 +39,7 @@ def cross_entropy(
     class_weight, sample_weight = (scalars.pop(name, None) for name in ("class_weight", "sample_weight"))
     spec = arguments.spec_of(**scalars)
     return functional.of_rows(
-        logits, targets, class_weight, sample_weight, spec, reduction, denominator, validate
+        logits, targets, class_weight, sample_weight, spec, reduction, denominator, validate, "targets"
     )
 
 

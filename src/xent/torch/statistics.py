@@ -55,7 +55,7 @@ def _is_derived(x: Tensor) -> bool:
 
 
 def has_one_gradient(logits: Tensor, dense: Tensor | None) -> bool:
-    """Whether a graph of the CPU is compiled that may ask for the gradient in ``logits``, and for no other."""
+    """Whether a graph for the CPU is compiled that may ask for the gradient in ``logits`` and no other."""
     return (
         torch.compiler.is_compiling()
         and not torch.compiler.is_exporting()
