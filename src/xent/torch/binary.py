@@ -92,8 +92,7 @@ class BinaryCrossEntropy(NamedTuple):
     spec: LossSpec
     reduction: str
     divisor: Any
-
-    is_plain_mean = False
+    is_plain_mean: bool = False
 
     def problem(self, *tensors: Any) -> Blocks:
         """See `eager.Loss`."""
