@@ -8,7 +8,8 @@ from typing import cast
 
 from xent.protocol import Kernels
 
-BACKENDS = {"cpu": "xent.kernels.cpu", "reference": "xent.reference"}
+# NumPy arrays, but for "triton": tensors of a GPU.
+BACKENDS = {"cpu": "xent.kernels.cpu", "reference": "xent.reference", "triton": "xent.kernels.triton"}
 
 
 @cache
