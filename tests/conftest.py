@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import os
 import shutil
+import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import pytest
 from hypothesis import settings
 
@@ -45,6 +47,41 @@ class Backend(NamedTuple):
 def backend(request: pytest.FixtureRequest) -> Backend:
     """Each backend but the reference, and but the one of test_triton.py, which takes tensors."""
     return Backend(request.param)
+
+
+@pytest.fixture
+def interpreter(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Conversions as a GPU makes them; no work twice, and no words about NaN."""
+    import torch
+    from ml_dtypes import bfloat16
+    from triton import language as tl
+    from triton.runtime import interpreter as triton
+
+    types = {"fp16": np.float16, "fp32": np.float32, "fp64": np.float64, "bf16": bfloat16}
+    whole, done, scopes = triton._patch_lang, set(), []
+
+    def once(function: Any) -> Any:
+        """Half of the time goes into exchanging all of the language at each call of a function."""
+        languages = {id(x) for x in (tl, tl.core) if x in function.__globals__.values()}
+        if not languages <= done:
+            scopes.append(whole(function))
+            done.update(languages)
+        return triton._LangPatchScope()
+
+    def convert(x: Any, source: Any, target: Any, rounding: Any) -> Any:
+        source, target = (np.dtype(types[t.name]) for t in (source, target))
+        return x.view(source).astype(target).view(f"uint{8 * target.itemsize}")
+
+    monkeypatch.setattr(triton, "_convert_float", convert)
+    monkeypatch.setattr(triton, "_patch_lang", once)
+    if not torch.cuda.is_available():  # its arguments are copied to themselves
+        monkeypatch.setattr(triton.GridExecutor, "_restore_args_dev", lambda *arguments: None)
+    with warnings.catch_warnings(), np.errstate(all="ignore"):
+        warnings.simplefilter("ignore", RuntimeWarning)
+        warnings.filterwarnings("ignore", "The given NumPy array is not writable")
+        yield
+    for scope in reversed(scopes):
+        scope.restore()
 
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")

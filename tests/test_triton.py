@@ -7,7 +7,6 @@ the point is a row that is longer.
 from __future__ import annotations
 
 import itertools
-import warnings
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -30,10 +29,10 @@ from xent.protocol import Cotangents, Curvatures, RowStats
 torch = pytest.importorskip("torch")
 pytest.importorskip("triton")
 
-import triton.language as tl  # noqa: E402
-from triton.runtime import interpreter  # noqa: E402
-
+import xent  # noqa: E402
+import xent.torch  # noqa: E402
 from xent.kernels import triton as kernels  # noqa: E402
+from xent.torch import bridge, eager  # noqa: E402
 
 Array = np.ndarray[Any, Any]
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
@@ -41,32 +40,7 @@ DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 STRIDES = {name: make for name, make in LAYOUTS.items() if "reversed" not in name}
 
 
-@pytest.fixture(autouse=True)
-def _interpreter(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Conversions as a GPU makes them; no work twice, and no words about NaN."""
-    whole, done = interpreter._patch_lang, set()
-
-    def once(function: Any) -> Any:
-        """Half of the time goes into exchanging all of the language at each call of a function."""
-        languages = {id(x) for x in (tl, tl.core) if x in function.__globals__.values()}
-        if not languages <= done:
-            whole(function)
-            done.update(languages)
-        return interpreter._LangPatchScope()
-
-    def convert(x: Array, source: Any, target: Any, rounding: Any) -> Array:
-        named = {"fp16": "float16", "fp32": "float32", "fp64": "float64", "bf16": "bfloat16"}
-        source, target = DTYPES[named[source.name]], DTYPES[named[target.name]]
-        return x.view(source).astype(target).view(f"uint{8 * target.itemsize}")
-
-    monkeypatch.setattr(interpreter, "_convert_float", convert)
-    monkeypatch.setattr(interpreter, "_patch_lang", once)
-    if DEVICE == "cpu":  # its arguments are copied to themselves
-        monkeypatch.setattr(interpreter.GridExecutor, "_restore_args_dev", lambda *arguments: None)
-    with warnings.catch_warnings(), np.errstate(all="ignore"):
-        warnings.simplefilter("ignore", RuntimeWarning)
-        warnings.filterwarnings("ignore", "The given NumPy array is not writable")
-        yield
+pytestmark = pytest.mark.usefixtures("interpreter")
 
 
 class OnArrays:
@@ -286,3 +260,54 @@ def test_more_than_2_to_the_31_elements(dtype: Any) -> None:
         ):
             torch.testing.assert_close(grad, expected, rtol=1e-3, atol=1e-6)
         assert torch.equal(kernels.row_hvp(z, y, None, Link(), cotangents, Curvatures(), z, out), product)
+
+
+@pytest.fixture
+def on_triton(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`xent.torch` takes tensors of this device for those of a GPU."""
+    monkeypatch.setitem(bridge.KERNELS, "cpu", "triton")
+    monkeypatch.setattr(eager, "is_plain", lambda *tensors: False)
+
+
+@pytest.mark.usefixtures("on_triton")
+@pytest.mark.parametrize(("variant", "kind"), CASES, ids=CASE_IDS)
+def test_torch_variants(variant: Variant, kind: Kind) -> None:
+    """The front end on these kernels: losses, gradients and the gradient's derivative as xent's on arrays."""
+    rng = np.random.default_rng(7)
+    z = rng.normal(0, 2, (3, 5))
+    target, options = variant.make(kind, (3,), 5, rng)
+    options["denominator"] = variant.denominator
+    expected, grad = xent.cross_entropy_with_grad(z, target, **options)
+    product = xent.cross_entropy_hvp(z, target, np.ones_like(z) + z, **options)
+    mine = {k: _tensor(v) if isinstance(v, np.ndarray) else v for k, v in options.items()}
+    x = _tensor(z).requires_grad_()
+    loss = xent.torch.cross_entropy(x, _tensor(target), mine.pop("class_weight", None), **mine)
+    (dx,) = torch.autograd.grad(loss, x, create_graph=True)
+    (ddx,) = torch.autograd.grad(dx, x, _tensor(np.ones_like(z) + z))
+    np.testing.assert_allclose(loss.item(), expected, rtol=1e-12, atol=1e-15)
+    np.testing.assert_allclose(dx.detach().cpu().numpy(), grad, rtol=1e-10, atol=1e-15)
+    np.testing.assert_allclose(ddx.cpu().numpy(), product, rtol=1e-9, atol=1e-14)
+
+
+@pytest.mark.usefixtures("on_triton")
+def test_torch_layouts_and_labels_without_checks() -> None:
+    """Classes on axis 1; a label that is no class is NaN in its row, found without reading it on the host."""
+    z = torch.randn(2, 5, 3, dtype=torch.float64, device=DEVICE, requires_grad=True)
+    y = torch.tensor([[0, 4, 5], [-100, -1, 2]], device=DEVICE)
+    losses = xent.torch.cross_entropy(z, y, reduction="none")
+    (grad,) = torch.autograd.grad(losses.sum(), z)
+    assert losses.isnan().tolist() == [[False, False, True], [False, True, False]]
+    assert torch.equal(grad.isnan().any(1), losses.isnan())
+    kept = ~losses.isnan()
+    exact = torch.nn.functional.cross_entropy(z, torch.where(kept, y, -100), reduction="none")
+    torch.testing.assert_close(losses[kept], exact[kept])
+    (expected,) = torch.autograd.grad(exact.sum(), z)
+    torch.testing.assert_close(grad.movedim(1, -1)[kept], expected.movedim(1, -1)[kept])
+
+
+@pytest.mark.parametrize("device", ["meta"])
+def test_other_devices_are_named(device: str) -> None:
+    with pytest.raises(
+        NotImplementedError, match="device of type cpu or cuda; there are no kernels for meta"
+    ):
+        bridge.row_stats(torch.empty(2, 3, device=device), None, None, Link(), ("lse",))

@@ -1,4 +1,4 @@
-"""Compiles, without a GPU, what a call would launch; run as a script, with a JSON list of calls, it says how.
+"""Compiles, without a GPU, what a call would launch: ``triton_aot.py compile|key '[{...}, ...]'`` says how.
 
 Triton decides at its import whether kernels are compiled or interpreted, and the tests interpret them: so
 this runs in a process of its own.
@@ -127,10 +127,16 @@ def compile(one: Launch, capability: int) -> dict[str, Any]:
     }
 
 
+def key(one: Launch, capability: int) -> str:
+    """Under what it is looked up among the compiled kernels."""
+    return str(one.specialised(GPUTarget("cuda", capability, 32))[1])
+
+
 def main() -> None:
-    for call in json.loads(sys.argv[1]):
+    say = {"compile": compile, "key": key}[sys.argv[1]]
+    for call in json.loads(sys.argv[2]):
         capability = call.pop("capability")
-        print(json.dumps(compile(launch(**call), capability)), flush=True)
+        print(json.dumps(say(launch(**call), capability)), flush=True)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,7 @@
-"""Tensors to the kernels and back: NumPy views of CPU memory, nothing copied."""
+"""Tensors to the kernels of their device: as they are to a GPU's, and to the CPU's as NumPy views.
+
+Nothing is copied.
+"""
 
 from __future__ import annotations
 
@@ -13,6 +16,9 @@ from xent.protocol import Cotangents, Curvatures, RowStats
 from xent.torch import memory
 
 Tensor = torch.Tensor
+
+# The kernels of a device, by its type.
+KERNELS = {"cpu": "cpu", "cuda": "triton"}
 
 FLOATING = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 
@@ -51,7 +57,9 @@ def row_stats(
     logits: Tensor, labels: Tensor | None, dense: Tensor | None, link: Link, want: tuple[str, ...]
 ) -> RowStats:
     """As `protocol.Kernels`, of tensors."""
-    stats = _kernels(logits).row_stats(view(logits), _view(labels), _dense(dense, logits), link, want)
+    if (kernels := _of_tensors(logits)) is not None:
+        return kernels.row_stats(logits, labels, dense, link, want)
+    stats = _of_arrays().row_stats(view(logits), _view(labels), _dense(dense, logits), link, want)
     return RowStats(*(None if s is None else torch.from_numpy(s) for s in stats))
 
 
@@ -65,11 +73,13 @@ def row_grad(
     out: Tensor | None = None,
 ) -> Tensor:
     """As `protocol.Kernels`, of tensors."""
+    if (kernels := _of_tensors(logits)) is not None:
+        return kernels.row_grad(logits, labels, dense, link, stats, cotangents, out)
     z = view(logits)
     dz, dlogits = empty_like(z) if out is None else (view(out), out)
     known = RowStats(*(_view(s) for s in stats))
     columns = Cotangents(*(_view(c) for c in cotangents))
-    _kernels(logits).row_grad(z, _view(labels), _dense(dense, logits), link, known, columns, dz)
+    _of_arrays().row_grad(z, _view(labels), _dense(dense, logits), link, known, columns, dz)
     return dlogits
 
 
@@ -83,10 +93,12 @@ def row_stats_and_grad(
     out: Tensor | None = None,
 ) -> tuple[RowStats, Tensor]:
     """As `protocol.Kernels`, of tensors."""
+    if (kernels := _of_tensors(logits)) is not None:
+        return kernels.row_stats_and_grad(logits, labels, dense, link, cotangents, want, out)
     z = view(logits)
     dz, dlogits = empty_like(z) if out is None else (view(out), out)
     columns = Cotangents(*(_view(c) for c in cotangents))
-    stats, _ = _kernels(logits).row_stats_and_grad(
+    stats, _ = _of_arrays().row_stats_and_grad(
         z, _view(labels), _dense(dense, logits), link, columns, want, dz
     )
     return RowStats(*(None if s is None else torch.from_numpy(s) for s in stats)), dlogits
@@ -101,9 +113,12 @@ def row_hvp(
     vector: Tensor,
 ) -> Tensor:
     """As `protocol.Kernels`, of tensors, for a function that is linear in the statistics."""
+    if (kernels := _of_tensors(logits)) is not None:
+        vector = vector.to(logits.dtype)
+        return kernels.row_hvp(logits, labels, dense, link, cotangents, Curvatures(), vector)
     z = view(logits)
     out, product = empty_like(z)
-    _kernels(logits).row_hvp(
+    _of_arrays().row_hvp(
         z,
         _view(labels),
         _dense(dense, logits),
@@ -116,9 +131,25 @@ def row_hvp(
     return product
 
 
-def _kernels(logits: Tensor) -> Any:
-    if logits.device.type != "cpu":
-        raise NotImplementedError(f"`input` must be on the CPU; there are no kernels for {logits.device} yet")
+def _of_tensors(logits: Tensor) -> Any:
+    """The kernels of the device of ``logits``, which take tensors; None for the CPU's, which take arrays."""
+    name = KERNELS.get(logits.device.type)
+    if name == "cpu":
+        return None
+    if name is None:
+        raise NotImplementedError(
+            f"`input` must be on a device of type {' or '.join(KERNELS)}; there are no kernels for "
+            f"{logits.device.type}"
+        )
+    try:
+        return registry.get(name)
+    except ModuleNotFoundError as error:
+        raise NotImplementedError(
+            f"`input` on {logits.device} needs the package `{error.name}`, of which its kernels are made"
+        ) from None
+
+
+def _of_arrays() -> Any:
     return registry.get("cpu")
 
 

@@ -38,8 +38,10 @@ def plan(num_classes: int, across: bool, weight: int, keeps: bool) -> Plan:
     """Tiles for the reducing kernel.
 
     ``across`` says that it is neighbouring rows, not classes, that are neighbours in memory; ``weight`` how
-    many registers an element of the tile takes; ``keeps`` that the row is wanted again, for a gradient.
+    many registers an element of the tile takes, by the arrays that are read with it, the width of the
+    arithmetic and the link; ``keeps`` that the row is wanted again, for a gradient.
     """
+    weight = min(weight, 4)  # 8 elements a thread: 16 bytes even of two each
     block = triton.next_power_of_2(num_classes)
     if across:
         block = min(block, 32)
@@ -107,7 +109,7 @@ def row_grad(
     if not logits.numel():
         return out
     with _Tiles(logits, dense, None, out) as tiles:
-        weight = tiles.weight
+        weight = min(tiles.weight, 4)
         block = min(triton.next_power_of_2(tiles.num_classes), 32 if tiles.across else 2048 // weight)
         rows = max(1, 1024 // block)
         chunks = triton.cdiv(tiles.num_classes, block)
@@ -187,15 +189,14 @@ class _Tiles:
         shape = merged[0].shape
         if shared:
             assert dense is not None
-            self.views[1] = dense.expand(shape)
+            self.views[1] = dense.detach().as_strided(shape, (0, 0, *dense.stride()))
         self.out = out
         self.device = torch.cuda.device_of(logits)  # type: ignore[no-untyped-call]
         self.outer, self.inner, self.num_classes = shape
         _, row, column = merged[0].stride()
         self.across = row == 1 and column != 1 and self.inner > 1
-        # Registers that an element takes: each array that is read is kept, in the dtype of the arithmetic.
-        self.weight = 1 if dense is None and vector is None else 2
-        self.weight *= 2 if logits.dtype == torch.float64 else 1
+        self.weight = 1 if dense is None else 2
+        self.weight *= (4 if vector is not None else 1) * (2 if logits.dtype == torch.float64 else 1)
         aligned = 16 // logits.element_size()
         strides = [s for x in self.views if x is not None for s in x.stride()[:2]]
         self.unit = math.gcd(aligned, self.num_classes, *strides)
@@ -226,6 +227,7 @@ class _Tiles:
         if x is None:
             return None
         outer, row, column = x.stride()
+        outer = outer if self.outer > 1 else 0  # it would name the number of rows
         return x, outer // self.unit, row // self.unit, column
 
 

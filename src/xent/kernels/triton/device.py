@@ -92,7 +92,7 @@ def _chunk(
     sigma, mass, heat, tangent = none, none, none, none
     if v is not None:
         sigma = tl.sum(tl.where(v == 0.0, 0.0, v * d), 1)
-        mass = tl.sum(v, 1)
+        mass = -tl.sum(-v, 1)  # a plain sum, added up in a loop, breaks a pass of Triton 3.7's compiler
     if ENTROPY:
         heat = tl.sum(tl.where(e == 0.0, 0.0, e * d), 1)
     if t is not None:
