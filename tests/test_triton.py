@@ -29,10 +29,11 @@ from xent.protocol import Cotangents, Curvatures, RowStats
 torch = pytest.importorskip("torch")
 pytest.importorskip("triton")
 
+
 import xent  # noqa: E402
 import xent.torch  # noqa: E402
 from xent.kernels import triton as kernels  # noqa: E402
-from xent.torch import bridge, eager  # noqa: E402
+from xent.torch import bridge, eager, on_device  # noqa: E402
 
 Array = np.ndarray[Any, Any]
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
@@ -262,11 +263,13 @@ def test_more_than_2_to_the_31_elements(dtype: Any) -> None:
         assert torch.equal(kernels.row_hvp(z, y, None, Link(), cotangents, Curvatures(), z, out), product)
 
 
-@pytest.fixture
-def on_triton(monkeypatch: pytest.MonkeyPatch) -> None:
-    """`xent.torch` takes tensors of this device for those of a GPU."""
+@pytest.fixture(params=["one node", "ordinary code"])
+def on_triton(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`xent.torch` takes tensors of this device for those of a GPU; both ways to a loss."""
     monkeypatch.setitem(bridge.KERNELS, "cpu", "triton")
     monkeypatch.setattr(eager, "is_plain", lambda *tensors: False)
+    if request.param == "ordinary code":
+        monkeypatch.setattr(on_device, "is_plain", lambda *tensors: False)
 
 
 @pytest.mark.usefixtures("on_triton")
@@ -282,10 +285,13 @@ def test_torch_variants(variant: Variant, kind: Kind) -> None:
     mine = {k: _tensor(v) if isinstance(v, np.ndarray) else v for k, v in options.items()}
     x = _tensor(z).requires_grad_()
     loss = xent.torch.cross_entropy(x, _tensor(target), mine.pop("class_weight", None), **mine)
+    (first,) = torch.autograd.grad(loss, x, retain_graph=True)
+    (twice,) = torch.autograd.grad(loss, x, torch.full_like(loss, 2.0), retain_graph=True)
     (dx,) = torch.autograd.grad(loss, x, create_graph=True)
     (ddx,) = torch.autograd.grad(dx, x, _tensor(np.ones_like(z) + z))
     np.testing.assert_allclose(loss.item(), expected, rtol=1e-12, atol=1e-15)
-    np.testing.assert_allclose(dx.detach().cpu().numpy(), grad, rtol=1e-10, atol=1e-15)
+    for g, factor in ((first, 1.0), (twice, 2.0), (dx, 1.0)):
+        np.testing.assert_allclose(g.detach().cpu().numpy(), factor * grad, rtol=1e-10, atol=1e-15)
     np.testing.assert_allclose(ddx.cpu().numpy(), product, rtol=1e-9, atol=1e-14)
 
 
@@ -305,9 +311,69 @@ def test_torch_layouts_and_labels_without_checks() -> None:
     torch.testing.assert_close(grad.movedim(1, -1)[kept], expected.movedim(1, -1)[kept])
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("factor", [1.0, 2.0**-14])
+@pytest.mark.usefixtures("on_triton")
+def test_torch_upstream_gradient(dtype: Any, factor: float) -> None:
+    """Known on the device alone: a gradient that is there already is scaled by it, or it is computed then."""
+    z = (8 * torch.randn(4, 40, dtype=dtype)).to(DEVICE).requires_grad_()
+    y = torch.arange(4, device=DEVICE)
+    exact = z.detach().double().requires_grad_()
+    (xent.torch.cross_entropy(z, y, label_smoothing=0.1) * factor).backward()
+    (torch.nn.functional.cross_entropy(exact, y, label_smoothing=0.1) * factor).backward()
+    error = (z.grad.double() - exact.grad).abs()
+    info = torch.finfo(dtype)
+    assert (error <= 1.1 * info.eps * exact.grad.abs() + 2.0**-24 * (dtype == torch.float16)).all()
+
+
+@pytest.mark.parametrize("validate", [None, True])
+@pytest.mark.usefixtures("on_triton")
+def test_torch_validates_if_asked_to(validate: bool | None, request: pytest.FixtureRequest) -> None:
+    z, y = torch.zeros(3, 5, device=DEVICE), torch.tensor([0, 7, 2], device=DEVICE)
+    if validate and "one node" in request.node.name:
+        with pytest.raises(ValueError, match="got 7 at row 1"):
+            xent.torch.cross_entropy(z, y, validate=validate)
+    else:
+        assert xent.torch.cross_entropy(z, y, validate=None).isnan()
+
+
 @pytest.mark.parametrize("device", ["meta"])
 def test_other_devices_are_named(device: str) -> None:
     with pytest.raises(
         NotImplementedError, match="device of type cpu or cuda; there are no kernels for meta"
     ):
         bridge.row_stats(torch.empty(2, 3, device=device), None, None, Link(), ("lse",))
+
+
+@pytest.mark.parametrize("way", ["one node", "ordinary code"])
+@pytest.mark.parametrize(("variant", "kind"), FEW_CASES, ids=FEW)
+def test_the_host_never_waits(
+    variant: Variant, kind: Kind, way: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On tensors without values, where what asks for a value fails."""
+    launched: list[str] = []
+
+    def stub(name: str) -> Any:
+        return type("Stub", (), {"__getitem__": lambda self, grid: lambda *a, **k: launched.append(name)})()
+
+    for name in ("rows", "grad", "rescale"):
+        monkeypatch.setattr(kernels.device, name, stub(name))
+    monkeypatch.setitem(bridge.KERNELS, "meta", "triton")
+    if way == "ordinary code":
+        monkeypatch.setattr(on_device, "is_plain", lambda *tensors: False)
+    target, options = variant.make(kind, (6,), 5, np.random.default_rng(0))
+    mine = {
+        k: torch.empty(v.shape, dtype=torch.float64, device="meta") if isinstance(v, np.ndarray) else v
+        for k, v in options.items()
+    }
+    dtype = torch.int64 if kind == "labels" else torch.float32
+    y = torch.empty(target.shape, dtype=dtype, device="meta")
+    for reduction in ("mean", "none"):
+        z = torch.empty(6, 5, device="meta", requires_grad=True)
+        weight = mine.get("class_weight")
+        rest = {k: v for k, v in mine.items() if k != "class_weight"}
+        loss = xent.torch.cross_entropy(z, y, weight, reduction=reduction, **rest)
+        loss.backward(torch.ones_like(loss))
+        assert z.grad.shape == z.shape
+        assert loss.is_meta
+    assert bool(launched) == (way == "one node")

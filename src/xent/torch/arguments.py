@@ -165,3 +165,12 @@ def labels_of(
         return checks.as_labels(bridge.view(target), num_classes, ignore_index, validate, name)
     except ValueError as error:
         raise LabelError(str(error)) from None
+
+
+def require_targets(logits: Tensor, targets: Tensor, ignore_index: int, name: str) -> None:
+    """Raise for labels that are no class, probabilities that are negative or NaN; waits for their device."""
+    host = targets.detach().cpu()
+    if targets.is_floating_point():
+        checks.check_probabilities(bridge.view(host.to(bridge.loss_dtype(logits))), name)
+    else:
+        labels_of(host, logits.shape[-1], ignore_index, True, name)

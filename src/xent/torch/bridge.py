@@ -131,6 +131,11 @@ def row_hvp(
     return product
 
 
+def rescale(gradient: Tensor, factor: Tensor) -> Tensor:
+    """``gradient``, new and in no one's hands yet, times a number on its device, 1 in most cases."""
+    return _of_tensors(gradient).rescale(gradient, factor)
+
+
 def _of_tensors(logits: Tensor) -> Any:
     """The kernels of the device of ``logits``, which take tensors; None for the CPU's, which take arrays."""
     name = KERNELS.get(logits.device.type)

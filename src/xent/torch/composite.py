@@ -24,26 +24,36 @@ def cross_entropy(
     denominator: Any,
 ) -> Tensor:
     """Equations (1) and (4) of ``logits (..., K)`` with labels (...) or probabilities (..., K)."""
+    t = measure(logits, targets, class_weight, sample_weight, spec)
+    scale = inverse(target.denominator(t, reduction, denominator))
+    arguments_of = (logits, t.labels, t.dense, Link(spec.temperature, spec.softcap))
+    if reduction != "none" and spec.is_linear and statistics.has_one_gradient(logits, t.dense):
+        expected = head.cotangents(None, t, spec, scale, torch)
+        stats = ahead.row_stats(*arguments_of, expected)
+    else:
+        stats = statistics.row_stats(*arguments_of)
+    losses = head.row_losses(stats, t, spec, torch)
+    if reduction != "none":
+        losses = losses.sum() * scale
+    return losses.to(bridge.loss_dtype(logits))
+
+
+def measure(
+    logits: Tensor,
+    targets: Tensor,
+    class_weight: Tensor | None,
+    sample_weight: Tensor | None,
+    spec: LossSpec,
+) -> target.Target:
+    """The target measure of labels (...) or probabilities (..., K); no label is checked."""
     weight = None if sample_weight is None else sample_weight.double()
     factors = None if class_weight is None else class_weight.double()
     if targets.is_floating_point():
         q = targets.to(bridge.loss_dtype(logits))
-        measure = target.from_probabilities(q, factors, weight, spec, torch)
-    else:
-        num_classes = logits.shape[-1]
-        y = readable(targets, num_classes, spec.ignore_index)
-        measure = target.from_labels(y, y < 0, num_classes, factors, weight, spec, torch)
-    scale = inverse(target.denominator(measure, reduction, denominator))
-    arguments_of = (logits, measure.labels, measure.dense, Link(spec.temperature, spec.softcap))
-    if reduction != "none" and spec.is_linear and statistics.has_one_gradient(logits, measure.dense):
-        expected = head.cotangents(None, measure, spec, scale, torch)
-        stats = ahead.row_stats(*arguments_of, expected)
-    else:
-        stats = statistics.row_stats(*arguments_of)
-    losses = head.row_losses(stats, measure, spec, torch)
-    if reduction != "none":
-        losses = losses.sum() * scale
-    return losses.to(bridge.loss_dtype(logits))
+        return target.from_probabilities(q, factors, weight, spec, torch)
+    num_classes = logits.shape[-1]
+    y = readable(targets, num_classes, spec.ignore_index)
+    return target.from_labels(y, y < 0, num_classes, factors, weight, spec, torch)
 
 
 def readable(labels: Tensor, num_classes: int, ignore_index: int) -> Tensor:

@@ -10,7 +10,7 @@ from xent import checks
 from xent.link import Link
 from xent.protocol import RowStatistics
 from xent.spec import Further, LossSpec, require_reduction, with_options
-from xent.torch import arguments, bridge, composite, eager, statistics
+from xent.torch import arguments, bridge, composite, eager, on_device, statistics
 
 Tensor = torch.Tensor
 
@@ -154,6 +154,11 @@ def of_rows(
         loss = eager.MEAN[name]
     else:
         loss = eager.CrossEntropy(spec, reduction, denominator, validate is not False, name)
-    if isinstance(denominator, Tensor) or not eager.is_plain(logits, targets, weight, sample_weight):
-        return loss.differentiable(logits, targets, weight, sample_weight)
-    return eager.loss(loss, logits, targets, weight, sample_weight)
+    tensors = (logits, targets, weight, sample_weight)
+    if not isinstance(denominator, Tensor) and eager.is_plain(*tensors):
+        return eager.loss(loss, *tensors)
+    if on_device.is_plain(*tensors, denominator if isinstance(denominator, Tensor) else None):
+        if validate:
+            arguments.require_targets(logits, targets, spec.ignore_index, name)
+        return on_device.loss(loss, *tensors)
+    return loss.differentiable(*tensors)

@@ -58,6 +58,7 @@ def has_one_gradient(logits: Tensor, dense: Tensor | None) -> bool:
     """Whether a graph for the CPU is compiled that may ask for the gradient in ``logits`` and no other."""
     return (
         torch.compiler.is_compiling()
+        and logits.is_cpu  # it compares values
         and not torch.compiler.is_exporting()
         and logits.device.type == "cpu"
         and not arguments.is_transformed()

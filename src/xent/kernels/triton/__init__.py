@@ -23,6 +23,7 @@ Tensor = torch.Tensor
 # classes is read again. Each further array that is kept, and each that is twice as wide, halves it.
 HELD = 32768
 CHUNK = 8192  # elements of such a longer row that are in flight at a time
+PROGRAMS = 2048  # of a kernel that has no rows: enough for every multiprocessor
 
 
 class Plan(NamedTuple):
@@ -50,8 +51,7 @@ def plan(num_classes: int, across: bool, weight: int, keeps: bool) -> Plan:
         block, rows = CHUNK // weight, 1
     else:
         rows = max(1, 1024 // weight // block)
-    warps = min(max(rows * block * weight // 1024, 1), 16 if block < num_classes else 32)
-    return Plan(rows, block, block >= num_classes, warps)
+    return Plan(rows, block, block >= num_classes, max(rows * block * weight // 1024, 1))
 
 
 def row_stats(
@@ -136,6 +136,17 @@ def row_grad(
     return out
 
 
+def rescale(array: Tensor, factor: Tensor) -> Tensor:
+    """``array``, dense in memory, times a number (0-d) on its device, in place; if that is 1, at no cost."""
+    block, count = 2048, array.numel()
+    if count:
+        with torch.cuda.device_of(array):  # type: ignore[no-untyped-call]
+            device.rescale[(min(triton.cdiv(count, block), PROGRAMS),)](
+                array.as_strided((count,), (1,)), factor.detach(), count, block, _precision(array)["F"]
+            )
+    return array
+
+
 def _reduce(
     logits: Tensor,
     labels: Tensor | None,
@@ -172,6 +183,8 @@ def _reduce(
             HAS_STATS=has_stats,
             **_precision(logits),
             num_warps=p.warps,
+            # Left to itself, ptxas spills what does not fit into 64 registers.
+            maxnreg=128 if vector is not None and p.warps <= 8 else None,
         )
 
 

@@ -361,3 +361,15 @@ def grad(
     result = _bracket(tl.exp(log_ps), q, v, k, y, at_label, dl_row, dx_row, ds_row, total)
     result *= slope(x, scale, cap, HAS_CAP, TERMS)
     _store(out, outer, i, k, result, read, exists, num_classes, UNIT)
+
+
+@triton.jit(do_not_specialize=("count",))
+def rescale(array, factor, count, BLOCK: tl.constexpr, F: tl.constexpr):
+    """All of an array times a number in memory; nothing is read or written if that is 1."""
+    number = tl.load(factor).to(F)
+    if number != 1.0:
+        first = tl.program_id(0).to(tl.int64) * BLOCK
+        for start in range(first, count, tl.num_programs(0) * BLOCK):
+            places = start + tl.arange(0, BLOCK)
+            x = tl.load(array + places, mask=places < count).to(F)
+            tl.store(array + places, (x * number).to(array.dtype.element_ty), mask=places < count)
