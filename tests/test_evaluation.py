@@ -17,7 +17,7 @@ from sklearn.calibration import calibration_curve
 from sklearn.metrics import accuracy_score, log_loss, precision_recall_fscore_support, top_k_accuracy_score
 
 import xent
-from xent import scoring
+from xent import evaluation, scoring
 from xent.arrayfiles import open_rows
 from xent.cli import main
 from xent.evaluation import evaluate
@@ -128,6 +128,26 @@ def test_chunks_of_any_size_give_the_same(tmp_path, targets, chunk):
 def test_threads_give_the_same_bits(tmp_path):
     one, *others = (score(LOGITS, LABELS, tmp_path, chunk=500, threads=n) for n in (1, 2, 5))
     assert all(other == one for other in others)
+
+
+def test_of_several_mistakes_the_first_is_told_whoever_finds_one(tmp_path):
+    labels = LABELS.copy()
+    labels[[20, 300, 310, 690]] = 99
+    for _ in range(10):
+        with pytest.raises(ValueError, match="got 99 in row 20"):
+            score(LOGITS, labels, tmp_path, chunk=30, threads=5)
+
+
+def test_the_reading_is_told_to_its_end(tmp_path, monkeypatch):
+    monkeypatch.setattr(evaluation, "TELL", 2000)
+    np.save(tmp_path / "z.npy", LOGITS)
+    np.save(tmp_path / "y.npy", LABELS)
+    told = []
+    with open_rows(str(tmp_path / "z.npy")) as z, open_rows(str(tmp_path / "y.npy")) as y:
+        evaluate(z, y, threads=3, on_bytes=told.append, chunk=88)
+    assert sum(told) == LOGITS.nbytes
+    assert len(told) > 10
+    assert min(told[:-1]) >= 2000
 
 
 @pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64, ">f2", ">f8", np.int32])
