@@ -90,7 +90,8 @@ def linear_row_statistics(
             return columns, None
         dlse, *dlog_prob, dentropy = dcolumns.unbind(-1)
         cotangents = Cotangents(dlse.contiguous(), *(d.contiguous() for d in dlog_prob))
-        bend = Softmax(logits, of, None, link).entropy_grad(dentropy) if dentropy.any() else None
+        bends = dentropy.device.type != "cpu" or dentropy.any()  # a GPU is not waited for
+        bend = Softmax(logits, of, None, link).entropy_grad(dentropy) if bends else None
         dlogits = bridge.row_grad(logits, of, None, link, stats, cotangents, logits)
         return columns, dlogits if bend is None else dlogits.add_(bend)
 

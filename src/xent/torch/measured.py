@@ -27,7 +27,8 @@ class Measured(NamedTuple):
     chunk_bytes: int | None
 
     def rows(self, num_classes: int, leave_out: bool) -> tuple[tuple[int, ...], Rows]:
-        """(the shape of the losses, the rows that count)."""
+        """(the shape of the losses, the rows that count); to ``leave_out`` others waits for a GPU."""
+        leave_out = leave_out and not _is_captured(self.targets)
         targets, spec, shift = self.targets, self.spec, self.shift
         is_soft = targets.is_floating_point()
         shape = targets.shape[:-1] if is_soft else targets.shape
@@ -53,3 +54,8 @@ class Measured(NamedTuple):
             return (head.row_losses(stats, measure, self.spec, torch),)
 
         return Swept(batch.places, batch.step(self.spec, bridge, torch), losses_of, self.chunk_bytes)
+
+
+def _is_captured(x: Tensor) -> bool:
+    """Whether a CUDA graph is being recorded, which cannot wait for a number."""
+    return x.device.type == "cuda" and torch.cuda.is_current_stream_capturing()
