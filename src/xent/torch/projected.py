@@ -84,6 +84,8 @@ def total(operands: Operands, swept: Swept, scale: Any) -> Tensor:
     """``scale`` times the sum of the first column, float64: three products with its gradient, one without."""
     if isinstance(scale, Tensor) and scale.device.type == "cpu":
         scale = scale.item()
+    if torch._C._autograd._top_saved_tensors_default_hooks(False) is not None:
+        return columns(operands, swept)[0].sum() * scale  # a checkpoint is to see all that is kept
     if _is_derived(operands):
         return cast(Tensor, _Total.apply(*operands, swept, scale))
     (losses, *_), _ = swept.sweep(operands)
