@@ -1,0 +1,323 @@
+"""Losses whose classes are split over the processes of a group: its public functions, and DTensors."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple, Unpack
+
+import torch
+import torch.distributed as dist
+
+from xent import checks, rows
+from xent import target as targeting
+from xent.projection import require_chunk_bytes
+from xent.spec import Further, LossSpec, require_reduction, with_options
+from xent.target import Target
+from xent.torch import arguments, bridge, composite, linear, sharded_layers
+from xent.torch.projected import Operands
+from xent.torch.sharded import Batch, Shard
+from xent.torch.sharded_layers import Sums
+
+Tensor = torch.Tensor
+
+
+@with_options(omit=("class_weight", "sample_weight", "ignore_index", "label_smoothing"))
+def vocab_parallel_cross_entropy(
+    logits_shard: Tensor,
+    labels: Tensor,
+    *,
+    group: Any,
+    weight: Tensor | None = None,
+    ignore_index: int = -100,
+    reduction: str = "mean",
+    label_smoothing: float = 0.0,
+    sample_weight: Tensor | None = None,
+    denominator: Any = None,
+    validate: bool | None = None,
+    sizes: Sequence[int] | None = None,
+    **options: Unpack[Further],
+) -> Tensor:
+    """`xent.cross_entropy` of logits whose classes are split over the ranks of ``group``, in its order.
+
+    Every rank calls it with the same rows and options and gets the same bits of the loss. Two all-reduces
+    take 32 bytes a row, whatever the number of classes: 8 for a maximum and 24 for sums; 8 more with class
+    weights and 8 more with label smoothing; 40 for probabilities. The gradient takes none.
+
+    Parameters
+    ----------
+    logits_shard : (..., K_s) tensor
+        The logits of this rank's classes; K_s may differ between ranks, and be 0.
+    labels : (...) tensor of integers, or (..., K_s) floats
+        Labels among all classes, the same on every rank; or this rank's columns of probabilities.
+    group : ProcessGroup, or None for the default group
+    weight : (K_s,) tensor, default None
+        Factors of this rank's classes; all ranks have it or none.
+    ignore_index, reduction, sample_weight, denominator
+        As for `xent.cross_entropy`, the same on every rank.
+    label_smoothing
+        Over the classes of all ranks.
+    validate : bool, default None
+        Check the range of labels and the sign of probabilities. None: on the CPU.
+    sizes : sequence of int, default None
+        K_s of each rank. None: the ranks tell each other, with the number of rows and whether one of them
+        refuses its arguments (24 bytes a rank; on a GPU the host waits for it).
+
+    OPTIONS
+
+    Returns
+    -------
+    Tensor
+        float64 for float64 logits, float32 for all others.
+
+    Raises
+    ------
+    ValueError
+        As for `xent.torch.cross_entropy`; where another rank refused its arguments; where rows differ.
+    NotImplementedError
+        For what would derive it twice, or in anything but the logits.
+
+    Notes
+    -----
+    The backward expects the same upstream gradient on every rank. ``torch.compile`` runs it as it is.
+
+    Examples
+    --------
+    In each process, with logits (..., K) in shards of any sizes:
+
+    >>> def loss_of(shard, labels):
+    ...     return vocab_parallel_cross_entropy(shard, labels, group=None, label_smoothing=0.1)
+    """
+    arguments.require_tensor(logits_shard, "logits_shard")
+    call = Call(labels, weight, sample_weight, LossSpec(), reduction, denominator, validate)
+
+    def check() -> Call:
+        spec = arguments.spec_of(ignore_index=ignore_index, label_smoothing=label_smoothing, **options)
+        if logits_shard.dtype not in bridge.FLOATING or not logits_shard.ndim:
+            raise arguments.ArgumentError(
+                "`logits_shard` must be (..., K_s) of float64, float32, float16 or bfloat16; got "
+                f"{logits_shard.dtype} of shape {tuple(logits_shard.shape)}"
+            )
+        return call._replace(spec=spec).checked(logits_shard.shape)
+
+    call, shard = _agreed(check, group, sizes, logits_shard.shape[-1:], labels)
+    return _outside_graphs(of_logits)(logits_shard, call, shard)
+
+
+@with_options(omit=("class_weight", "sample_weight", "ignore_index", "label_smoothing"))
+def vocab_parallel_linear_cross_entropy(
+    hidden: Tensor,
+    weight_shard: Tensor,
+    labels: Tensor,
+    *,
+    group: Any,
+    bias: Tensor | None = None,
+    weight: Tensor | None = None,
+    ignore_index: int = -100,
+    reduction: str = "mean",
+    label_smoothing: float = 0.0,
+    sample_weight: Tensor | None = None,
+    denominator: Any = None,
+    validate: bool | None = None,
+    shift: int = 0,
+    chunk_bytes: int | None = None,
+    sizes: Sequence[int] | None = None,
+    **options: Unpack[Further],
+) -> Tensor:
+    """The loss of the logits ``hidden @ weight_shard.T + bias`` of all ranks, no rank's ever whole in memory.
+
+    Loss and gradients take three matrix products in all, as on one process, and the all-reduces of
+    `vocab_parallel_cross_entropy` for every chunk of rows; with ``reduction="none"`` four, and the two
+    all-reduces once. The gradient of ``hidden`` takes one more, of its own size and dtype; those of
+    ``weight_shard`` and ``bias`` none. Rows that are ignored or of weight 0 are left out of all.
+
+    Parameters
+    ----------
+    hidden : (..., D) tensor, the same on every rank
+        Its gradient is complete on every rank. What gathered it from ranks that each had some of the rows
+        (sequence parallelism) is to keep its own rows of the gradient, and to sum nothing.
+    weight_shard : (K_s, D) tensor
+    bias : (K_s,) tensor, default None
+        This rank's; all ranks have one or none.
+    shift, chunk_bytes
+        As for `xent.torch.linear_cross_entropy`.
+    labels, group, weight, sizes, and all others
+        As for `vocab_parallel_cross_entropy`.
+
+    OPTIONS
+
+    Returns
+    -------
+    Tensor
+        float64 for float64 ``hidden``, float32 for all others.
+
+    Raises
+    ------
+    ValueError, NotImplementedError
+        As for `vocab_parallel_cross_entropy`, and for shapes and dtypes that do not go together.
+
+    Examples
+    --------
+    A head that is split over the default group:
+
+    >>> def loss_of(hidden, head, tokens):
+    ...     return vocab_parallel_linear_cross_entropy(hidden, head.weight, tokens, group=None, shift=1)
+    """
+    arguments.require_tensor(weight_shard, "weight_shard")
+    arguments.require_tensor(hidden, "hidden")
+    call = Call(labels, weight, sample_weight, LossSpec(), reduction, denominator, validate)
+    operands = Operands(hidden, weight_shard, bias)
+
+    def check() -> tuple[Call, Operands]:
+        spec = arguments.spec_of(ignore_index=ignore_index, label_smoothing=label_smoothing, **options)
+        require_chunk_bytes(chunk_bytes)
+        checked = linear.checked(*operands, ("hidden", "weight_shard", "bias"))
+        return call._replace(spec=spec).checked((*hidden.shape[:-1], weight_shard.shape[0])), checked
+
+    (call, operands), shard = _agreed(check, group, sizes, weight_shard.shape[:1], labels)
+    return _outside_graphs(of_operands)(operands, call, shard, shift, chunk_bytes)
+
+
+class Call(NamedTuple):
+    """The targets and options of one call."""
+
+    targets: Tensor
+    class_weight: Tensor | None
+    sample_weight: Tensor | None
+    spec: LossSpec
+    reduction: str
+    denominator: Any
+    validate: bool | None
+
+    @property
+    def is_soft(self) -> bool:
+        return self.targets.is_floating_point()
+
+    def checked(self, shape: tuple[int, ...]) -> Call:
+        """Raise unless all goes together with logits (..., K_s) of ``shape``."""
+        require_reduction(self.reduction)
+        arguments.require_tensor(self.targets, "labels")
+        if self.is_soft:
+            arguments.require_no_labels(self.spec)
+            if self.targets.shape != shape:
+                raise arguments.ArgumentError(
+                    "`labels` of a floating dtype are probabilities of this rank's classes, of shape "
+                    f"{tuple(shape)}; got {tuple(self.targets.shape)}"
+                )
+            if self.validate is not False and self.targets.is_cpu:
+                q = self.targets.detach()
+                checks.check_probabilities(bridge.view(q.float() if q.dtype.itemsize == 2 else q), "labels")
+        else:
+            arguments.require_labels(self.targets, shape[:-1])
+        arguments.require_weight(self.class_weight, shape[-1])
+        arguments.require_rows(self.sample_weight, shape[:-1])
+        others = (self.targets, self.class_weight, self.sample_weight)
+        if torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in others):
+            raise NotImplementedError(
+                "a loss whose classes are split over processes is derivable in logits, hidden states and "
+                "weights of the projection; `labels`, `weight` and `sample_weight` must not require gradients"
+            )
+        if arguments.is_transformed():
+            raise NotImplementedError(
+                "a loss whose classes are split over processes has no transforms of torch.func"
+            )
+        if isinstance(self.denominator, Tensor):
+            return self
+        return self._replace(denominator=checks.as_denominator(self.denominator))
+
+    def labels(self, num_classes: int) -> Tensor:
+        """The labels as the kernels of one process would read them."""
+        if self.validate is not False and self.targets.is_cpu:
+            try:
+                y = bridge.view(self.targets)
+                checks.as_labels(y, num_classes, self.spec.ignore_index, True, "labels")
+            except ValueError as error:
+                raise arguments.LabelError(str(error)) from None
+        return composite.readable(self.targets, num_classes, self.spec.ignore_index)
+
+    def batch(
+        self, shard: Shard, labels: Tensor | None, q: Tensor | None, places: Tensor | None, omega: Any
+    ) -> Batch:
+        """These rows, beside the shard's factors."""
+        factors = None if self.class_weight is None else self.class_weight.double()
+        return Batch(shard, labels, q, places, factors, omega, self.spec)
+
+    def mean(self, sums: Sums) -> Tensor:
+        """Equation (4)."""
+        counts = Target(None, 0.0, None, 0.0, None, sums.total, sums.rows)
+        divisor = targeting.denominator(counts, self.reduction, self.denominator)
+        return sums.losses * composite.inverse(divisor)
+
+
+def of_logits(logits: Tensor, call: Call, shard: Shard) -> Tensor:
+    omega = None if call.sample_weight is None else call.sample_weight.double()
+    if call.is_soft:
+        batch = call.batch(shard, None, call.targets, None, omega)
+    else:
+        batch = call.batch(shard, call.labels(shard.num_classes), None, None, omega)
+    losses, sums = sharded_layers.losses(batch, sharded_layers.Dense(), (logits,))
+    return (losses if call.reduction == "none" else call.mean(sums)).to(bridge.loss_dtype(logits))
+
+
+def of_operands(operands: Operands, call: Call, shard: Shard, shift: int, chunk_bytes: int | None) -> Tensor:
+    hidden, weight, bias = operands
+    shape, dtype = hidden.shape[:-1], bridge.loss_dtype(hidden)
+    left, places = rows.shifted(shape, shift, torch, hidden.device)
+    omega = rows.flat(None if call.sample_weight is None else call.sample_weight.double(), shift)
+    if call.is_soft:
+        places, (omega,) = rows.counted(None, omega, places, (omega,), torch)
+        q = call.targets.reshape(shape.numel(), shard.size)
+        batch = call.batch(shard, None, q, None if places is None else places + shift, omega)
+    else:
+        y = rows.flat(call.labels(shard.num_classes), shift)
+        places, (y, omega) = rows.counted(y < 0, omega, places, (y, omega), torch)
+        batch = call.batch(shard, y, None, None, omega)
+    flat = Operands(hidden.reshape(shape.numel(), hidden.shape[-1]), weight, bias)
+    layer = sharded_layers.Projected(places, chunk_bytes)
+    if call.reduction != "none" and sharded_layers.is_derived(flat):
+        return call.mean(sharded_layers.total(batch, layer, flat)).to(dtype)
+    losses, sums = sharded_layers.losses(batch, layer, flat)
+    if call.reduction != "none":
+        return call.mean(sums).to(dtype)
+    if places is not None:
+        losses = losses.new_zeros(shape.numel()).index_put((places,), losses)
+    return rows.unflat(losses, shape, left).to(dtype)
+
+
+def _outside_graphs(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """``function``, which a compiler calls as it is."""
+    return torch.compiler.disable(function) if torch.compiler.is_compiling() else function
+
+
+def _agreed(check: Callable[[], Any], group: Any, sizes: Any, size: Any, labels: Any) -> tuple[Any, Shard]:
+    """(what ``check`` returns, the shard of this rank); an error on one rank is an error on all."""
+    rank, world = dist.get_rank(group), dist.get_world_size(group)
+    if rank < 0:
+        raise ValueError("this process must be one of `group`; it is not")
+    checked, error = None, None
+    try:
+        checked = check()
+        if sizes is not None and (len(sizes) != world or sizes[rank] != size[0]):
+            raise ValueError(
+                f"`sizes` must be the number of classes of each of {world} ranks, {size[0]} at rank {rank}; "
+                f"got {list(sizes)}"
+            )
+    except (TypeError, ValueError, NotImplementedError) as refusal:
+        error = refusal
+    if sizes is None:
+        told = torch.zeros(world, 3, dtype=torch.int64, device=labels.device)
+        num_rows = labels.shape[:-1].numel() if labels.is_floating_point() else labels.numel()
+        told[rank] = torch.tensor([size[0], num_rows, error is not None])
+        dist.all_reduce(told, group=group)
+        sizes = _sizes(told.tolist(), rank, error)
+    if error is not None:
+        raise error
+    return checked, Shard(group, sum(sizes[:rank]), size[0], sum(sizes), max(sizes))
+
+
+def _sizes(told: list[list[int]], rank: int, error: Exception | None) -> list[int]:
+    sizes, num_rows, refused = (list(column) for column in zip(*told, strict=True))
+    if error is None and any(refused):
+        raise ValueError(f"rank {refused.index(1)} of `group` refused its arguments; its own error says why")
+    if error is None and len(set(num_rows)) > 1:
+        raise ValueError(f"`labels` must have the same rows on every rank of `group`; got {num_rows} rows")
+    return sizes
