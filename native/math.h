@@ -156,10 +156,9 @@ XENT_INLINE double load(double x) { return x; }
 XENT_INLINE float load(float x) { return x; }
 XENT_INLINE float load(BFloat x) { return bit_cast<float>(uint32_t(x.bits) << 16); }
 XENT_INLINE float load(Half x) {
-  uint32_t magnitude = uint32_t(x.bits & 0x7fff) << 13, sign = uint32_t(x.bits & 0x8000) << 16;
-  uint32_t finite = bit_cast<uint32_t>(bit_cast<float>(magnitude) * bit_cast<float>(0x77800000u));  // 2^112
-  uint32_t bits = magnitude >= 0x0f800000u ? (magnitude | 0x7f800000u) : finite;
-  return bit_cast<float>(bits | sign);
+  const uint32_t bits = uint32_t(int32_t(int16_t(x.bits)) << 13) & 0x8fffe000u;
+  const uint32_t finite = bit_cast<uint32_t>(bit_cast<float>(bits) * bit_cast<float>(0x77800000u));  // 2^112
+  return bit_cast<float>(finite | ((bits & 0x0f800000u) == 0x0f800000u ? 0x7f800000u : 0u));
 }
 
 template <class S>
@@ -173,13 +172,16 @@ XENT_INLINE BFloat store<BFloat>(float x) {  // to nearest, ties to even
   return {uint16_t(x != x ? 0x7fc0u : rounded)};
 }
 template <>
-XENT_INLINE Half store<Half>(float x) {
-  uint32_t bits = bit_cast<uint32_t>(x), magnitude = bits & 0x7fffffffu, sign = (bits >> 16) & 0x8000u;
-  uint32_t subnormal = bit_cast<uint32_t>(bit_cast<float>(magnitude) + 0.5f) - 0x3f000000u;
-  uint32_t normal = (magnitude + 0xc8000fffu + ((magnitude >> 13) & 1u)) >> 13;
-  uint32_t special = magnitude > 0x7f800000u ? 0x7e00u : 0x7c00u;
-  uint32_t finite = magnitude < 0x38800000u ? subnormal : normal;
-  return {uint16_t(sign | (magnitude >= 0x47800000u ? special : finite))};
+XENT_INLINE Half store<Half>(float x) {  // likewise, by adding 2^13 times a power of two no larger than |x|
+  const uint32_t bits = bit_cast<uint32_t>(x), magnitude = bits & 0x7fffffffu;
+  uint32_t power = magnitude & 0x7f800000u;
+  power = power < 0x38800000u ? 0x38800000u : power;  // 2^-14, the least that is normal
+  power = power > 0x47800000u ? 0x47800000u : power;  // 2^16, already too large
+  const float sum = bit_cast<float>(magnitude) + bit_cast<float>(power + 0x06800000u);
+  const uint32_t rounded = bit_cast<uint32_t>(sum) - power + (power >> 13) - 0x0681c400u;
+  const int32_t special = int32_t(magnitude >> 13) - 0x38000;  // the bits of infinity and NaN
+  const uint32_t limit = uint32_t(special > 0x7c00 ? special : 0x7c00);
+  return {uint16_t((rounded < limit ? rounded : limit) | ((bits >> 16) & 0x8000u))};
 }
 
 template <class T>

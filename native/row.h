@@ -29,26 +29,74 @@ XENT_INLINE S* at(const Strided& x, Position p) {
   return static_cast<S*>(x.data) + p.outer * x.outer + p.inner * x.inner;
 }
 
-// A copy that leaves the cache alone, so that memory which is only written is not read first.
+// How many elements before `to` its line of memory begins.
 template <class S>
-XENT_INLINE void stream(S* to, const S* from, int64_t n) {
-#if defined(__AVX512F__)
-  using V = __m512i;
-  const auto move = [](S* a, const S* b) { _mm512_stream_si512(reinterpret_cast<V*>(a), _mm512_loadu_si512(b)); };
-#elif defined(__AVX2__)
-  using V = __m256i;
-  const auto move = [](S* a, const S* b) {
-    _mm256_stream_si256(reinterpret_cast<V*>(a), _mm256_loadu_si256(reinterpret_cast<const V*>(b)));
-  };
-#else
-  using V = S;
-  const auto move = [](S* a, const S* b) { *a = *b; };
-#endif
-  constexpr int64_t lanes = sizeof(V) / sizeof(S);
+XENT_INLINE int64_t into_line(const S* to) {
+  return int64_t(reinterpret_cast<uintptr_t>(to) % 64 / sizeof(S));
+}
+
+// to[i] = store(f(i)), whole lines of them past the cache, so that memory which is only written is not read first.
+template <class S, class F>
+XENT_INLINE void stream(S* to, int64_t n, F f) {
+  constexpr int64_t line = 64 / sizeof(S);
   int64_t i = 0;
-  for (; i < n && reinterpret_cast<uintptr_t>(to + i) % sizeof(V); ++i) to[i] = from[i];
-  for (; i + lanes <= n; i += lanes) move(to + i, from + i);
-  for (; i < n; ++i) to[i] = from[i];
+  for (; i < n && into_line(to + i); ++i) to[i] = store<S>(f(i));
+  for (; i + line <= n; i += line) {
+    alignas(64) S part[line];
+    decltype(f(i)) value[line];  // apart: in one loop of two widths compilers choose a poor one
+#pragma omp simd
+    for (int64_t j = 0; j < line; ++j) value[j] = f(i + j);
+#pragma omp simd
+    for (int64_t j = 0; j < line; ++j) part[j] = store<S>(value[j]);
+#if defined(__AVX512F__)
+    _mm512_stream_si512(reinterpret_cast<__m512i*>(to + i), _mm512_load_si512(part));
+#elif defined(__AVX2__)
+    const __m256i* halves = reinterpret_cast<const __m256i*>(part);
+    _mm256_stream_si256(reinterpret_cast<__m256i*>(to + i), _mm256_load_si256(halves));
+    _mm256_stream_si256(reinterpret_cast<__m256i*>(to + i) + 1, _mm256_load_si256(halves + 1));
+#else
+    std::memcpy(to + i, part, sizeof part);
+#endif
+  }
+  for (; i < n; ++i) to[i] = store<S>(f(i));
+}
+
+// A class whose element is known more exactly than by the formula for all.
+template <class T>
+struct Exact {
+  int64_t at = -1;
+  T value = 0;
+};
+
+// out[i] = f(i) over the stretch of [first, last) that begins at `begin`. Past the cache it is moved back to whole
+// lines of the output, and staged where an exact element replaces one: a line is not to be touched twice.
+template <int64_t STRETCH, class S, class T, class F>
+XENT_INLINE void emit(S* out, int64_t first, int64_t last, int64_t begin, bool past_cache, const Exact<T> (&exact)[2],
+                      F f) {
+  const int64_t past = past_cache ? into_line(out + begin) : 0;
+  const int64_t end = begin + STRETCH < last ? begin + STRETCH - past : last;
+  begin = begin > first ? begin - past : first;
+  const auto inside = [=](const Exact<T>& x) { return x.at >= begin && x.at < end; };
+  const bool replaces = inside(exact[0]) || inside(exact[1]);
+  if (past_cache && !replaces) return stream(out + begin, end - begin, [=](int64_t i) { return f(begin + i); });
+  T stage[STRETCH + 64 / sizeof(S)], *to = stage;
+  if constexpr (std::is_same_v<S, T>) to = past_cache ? stage : out + begin;
+#pragma omp simd
+  for (int64_t i = 0; i < end - begin; ++i) to[i] = f(begin + i);
+  for (const Exact<T>& x : exact)
+    if (inside(x)) to[x.at - begin] = x.value;
+  if (past_cache) return stream(out + begin, end - begin, [&](int64_t i) { return stage[i]; });
+  if constexpr (!std::is_same_v<S, T>)
+#pragma omp simd
+    for (int64_t i = 0; i < end - begin; ++i) out[begin + i] = store<S>(stage[i]);
+}
+
+// Values side by side become one, halves upon halves.
+template <int N, class A, class F>
+XENT_INLINE A fold(A* part, F f) {
+  if constexpr (N == 1) return part[0];
+  for (int j = 0; j < N / 2; ++j) part[j] = f(part[j], part[j + N / 2]);
+  return fold<(N + 1) / 2>(part, f);
 }
 
 // Makes what was streamed visible to other threads.

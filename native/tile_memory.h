@@ -99,11 +99,9 @@ class TileMemory {
   // One class of the output, of a planar tile.
   XENT_INLINE void put_plane(int64_t k, const T* from) const {
     S* to = at<S>(job.out, start) + k * job.out.cls;
-    alignas(64) S stage[LANES];
-    S* target = stream_planes ? stage : to;
+    if (stream_planes) return stream(to, LANES, [from](int64_t j) { return from[j]; });
 #pragma omp simd
-    for (int j = 0; j < LANES; ++j) target[j] = store<S>(from[j]);
-    if (stream_planes) stream(to, stage, LANES);
+    for (int j = 0; j < LANES; ++j) to[j] = store<S>(from[j]);
   }
 
   // The output from scratch, class by class; `spare` (K, LANES) may be overwritten.
@@ -117,7 +115,8 @@ class TileMemory {
       S* to = at<S>(x, start);
       const bool direct = std::is_same_v<S, T> && !stream_rows;
       direct ? transpose<false>(reinterpret_cast<T*>(to), step(x), e) : transpose<false>(spare, K, e);
-      if (stream_rows) return stream(to, reinterpret_cast<const S*>(spare), K * LANES);
+      if (stream_rows)
+        return stream(to, K * LANES, [spare](int64_t i) { return spare[i]; });
       for (int64_t j = 0; j < LANES && !direct; j += together(x)) {
         S* target = to + j * step(x);
         const T* source = spare + j * K;

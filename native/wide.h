@@ -1,6 +1,6 @@
 // Kernels along the row, for many contiguous classes: a row is read once from memory, in blocks that
 // stay in the level-1 cache; its exponentials wait in scratch memory, relative to their block's maximum,
-// until the whole row's maximum and sum are known.
+// until the whole row's maximum and sum are known. What they become is written while the next row is read.
 #pragma once
 #include "row.h"
 
@@ -10,48 +10,47 @@ namespace XENT_ISA {
 template <class S, bool CAP, bool DENSE>
 class Wide {
   using T = typename ComputeOf<S>::type;
-  static constexpr int64_t BLOCK = 2048;
+  using Int = typename Real<T>::Int;
+  static constexpr int64_t BLOCK = 2048, STRETCH = 256;
+  static constexpr int LANES = 64 / sizeof(T);  // terms summed side by side
 
-  struct Block {
-    T max;
-    double below, ties, dense, mass, entropy;
-  };
+  // Sums over a block, or a row. Terms of the largest logit are counted apart: beside 1 small ones would be lost.
   struct Sums {
-    double max, rest, dense, mass, entropy;  // maximum of w; Σ eᵘ⁻ᵐ without its largest term; …
-    double log_norm() const { return std::log1p(rest); }
+    double max, below, ties, dense, mass, entropy;
+    double moment, at_ties;  // Σ e·d without and with the largest, d = r̃ − origin
+    double rest() const { return below + (ties - 1); }  // Σ eᵘ⁻ᵐ without one largest term
+    double log_norm() const { return std::log1p(rest()); }
   };
 
-  // A row between its exponentials and its gradient. It is written block by block while the next row is
-  // read, so that memory and arithmetic are busy at once (32768 classes, one thread: 0.68 → 0.48 ns an element).
   struct Buffers {
-    T* e;          // (K,) exponentials relative to their block's maximum
-    T* w;          // linked logits: (K,) under a cap, whose slope needs them again; else (BLOCK,)
-    Block* block;  // (blocks,)
+    T* e;         // (K,) exponentials relative to their block's maximum
+    T* w;         // linked logits: (K,) under a cap, whose slope needs them again; else (BLOCK,)
+    Sums* block;  // (blocks,)
   };
+  // A row between its exponentials and what is written of it, block by block and line by line while the next
+  // row is read, so that memory and arithmetic are busy at once.
   struct Pending {
     S* out = nullptr;  // null: none
-    const T* v;
     Buffers from;
-    double of_p, max, norm;  // gradient = φ'·(of_p·p + ds·v), p = e·exp(block maximum − max)·norm
-    T ds;
-    int64_t exact[2];  // classes whose element is known more exactly, −1 for none
-    T value[2];
+    const T* v;
+    const S* r;
+    double max, norm;  // p = e·exp(block maximum − max)·norm
+    double of_p, constant;
+    T ds, origin, top, shift;
+    Exact<T> exact[2];
   };
 
   const Job& job;
   const LinkOf<T, CAP> phi;  // each method copies it: a load inside a loop that stores is not invariant
   const int64_t K, blocks;
-  const bool streams;  // shorter rows leave too many lines to be written in two parts
-  Buffers buffers[2];
-  T* e;
-  T* w;
-  Block* block;
+  const bool streams;
+  Buffers buffers[2], now;
   Pending pending;
 
  public:
   static size_t scratch_bytes(const Job& job) {
     int64_t blocks = (job.classes + BLOCK - 1) / BLOCK;
-    return 2 * (size_t(2 * blocks * BLOCK) * sizeof(T) + size_t(blocks) * sizeof(Block));
+    return 2 * (size_t(2 * blocks * BLOCK) * sizeof(T) + size_t(blocks) * sizeof(Sums));
   }
 
   Wide(const Job& job, void* scratch)
@@ -59,12 +58,12 @@ class Wide {
         phi(job.inv_temperature, job.softcap),
         K(job.classes),
         blocks((job.classes + BLOCK - 1) / BLOCK),
-        streams(job.stream && K * int64_t(sizeof(S)) >= 16 << 10) {
+        streams(job.stream && K * int64_t(sizeof(S)) >= 3 << 10) {  // of shorter rows too many lines have two owners
     T* memory = static_cast<T*>(scratch);
-    Block* more = reinterpret_cast<Block*>(memory + 4 * blocks * BLOCK);
+    Sums* more = reinterpret_cast<Sums*>(memory + 4 * blocks * BLOCK);
     for (int i = 0; i < 2; ++i)
       buffers[i] = {memory + 2 * i * blocks * BLOCK, memory + (2 * i + 1) * blocks * BLOCK, more + i * blocks};
-    use(0);
+    now = buffers[0];
   }
 
   XENT_ONCE void stats(int64_t row, bool with_grad) {
@@ -75,7 +74,7 @@ class Wide {
     const T* v = DENSE ? at<T>(job.dense, at_row) : nullptr;
     const int64_t y = job.labels ? job.labels[row] : 0;
     if (y < 0) return absent(row, out);
-    const Sums sums = sweep(z, v);
+    const Sums sums = sweep<false>(z, v);
     const double log_norm = sums.log_norm();
     const bool labelled = job.labels && y < K;
     const double x = labelled ? (double(linked(z, y)) - sums.max) * link.scale - log_norm
@@ -84,7 +83,7 @@ class Wide {
     if (job.log_prob) job.log_prob[row] = x;
     if (job.dense_log_prob) job.dense_log_prob[row] = sums.dense - (sums.mass != 0 ? sums.mass * log_norm : 0.0);
     if (job.mass) job.mass[row] = sums.mass;
-    if (job.entropy) job.entropy[row] = log_norm - sums.entropy / (1 + sums.rest);
+    if (job.entropy) job.entropy[row] = log_norm - sums.entropy / (1 + sums.rest());
     if (job.argmax) job.argmax[row] = swept_argmax(z, sums.max);
     if (!with_grad) return;
 
@@ -92,19 +91,11 @@ class Wide {
     if (c.silent()) return fill(out, T(0));
     if (job.labels && y >= K) return fill(out, nan_<T>());
     c.mass = sums.mass;
-    const int64_t top = DENSE && sums.rest < 1 ? swept_argmax(z, sums.max) : -1;
+    const int64_t top = DENSE && sums.rest() < 1 ? swept_argmax(z, sums.max) : -1;
     const double v_y = DENSE && labelled ? double(v[y]) : 0.0, v_top = top >= 0 ? double(v[top]) : 0.0;
-    pending = {out, v, {e, w, block}, c.of_p(), sums.max, 1 / (1 + sums.rest), T(c.ds), {-1, -1}, {0, 0}};
-    if (top >= 0) set_exact(0, top, slope_at(top) * c.bracket(-log_norm, job.labels && top == y, v_top));
-    if (labelled) set_exact(1, y, slope_at(y) * c.bracket(x, true, v_y));
-    if (blocks == 1) return finish();  // short rows follow each other closely enough
-    use(e == buffers[0].e ? 1 : 0);
-  }
-
-  // Writes what is left of the last row.
-  void finish() {
-    for (int64_t b = 0; b < blocks; ++b) write_pending(b);
-    settle();
+    postpone(out, v, sums, c);
+    if (top >= 0) pending.exact[0] = {top, T(slope_at(z, top) * c.bracket(-log_norm, job.labels && top == y, v_top))};
+    if (labelled) pending.exact[1] = {y, T(slope_at(z, y) * c.bracket(x, true, v_y))};
   }
 
   // Equation (2) from known statistics, in one pass over the row.
@@ -121,28 +112,23 @@ class Wide {
     if (DENSE) c.mass = job.in_mass[row];
     // lse as an unevaluated sum hi + lo of two T, so that w − hi is exact where p matters.
     const double lse = job.in_lse[row] / double(link.scale);
-    const T hi = T(lse), lo = T(lse - double(hi));
-    int64_t top = -1;
-    double log_p_top = 0, v_top = 0;
+    const T hi = T(lse), lo = T(lse - double(hi)), of_p = T(c.of_p()), ds = T(c.ds);
+    Exact<T> exact[2];
     if (DENSE) {
-      top = argmax(z);
-      log_p_top = (double(linked(z, top)) - lse) * link.scale;
+      const int64_t top = argmax(z);
+      const double log_p_top = (double(linked(z, top)) - lse) * link.scale;
       if (log_p_top > -0.69)
-        v_top = double(v[top]);
-      else
-        top = -1;
+        exact[0] = {top, T(slope_at(z, top) * c.bracket(log_p_top, job.labels && top == y, double(v[top])))};
     }
-    const double v_y = DENSE && job.labels ? double(v[y]) : 0.0;
-    for (int64_t k = 0; k < K; k += BLOCK) {
-      const int64_t n = K - k < BLOCK ? K - k : BLOCK;
-      const T* u = fetch(z, k, n);
-      T* p = e + k;
-#pragma omp simd
-      for (int64_t i = 0; i < n; ++i) p[i] = link.exp_scaled((u[i] - hi) - lo);
-      write(out, v, e, w, k, T(c.of_p()), T(c.ds));
-    }
-    if (top >= 0) out[top] = store<S>(T(slope_at(top) * c.bracket(log_p_top, job.labels && top == y, v_top)));
-    if (job.labels) out[y] = store<S>(T(slope_at(y) * c.bracket(job.in_log_prob[row], true, v_y)));
+    if (job.labels)
+      exact[1] = {y, T(slope_at(z, y) * c.bracket(job.in_log_prob[row], true, DENSE ? double(v[y]) : 0.0))};
+    for (int64_t k = 0; k < K; k += STRETCH)
+      emit<STRETCH>(out, 0, K, k, streams, exact, [=](int64_t i) {
+        const T u = link.value(load(z[i]));
+        T value = of_p * link.exp_scaled((u - hi) - lo);
+        if constexpr (DENSE) value += ds * v[i];
+        return value * link.slope(u);
+      });
   }
 
   // Equation (3). All r̃ are taken relative to the likeliest class's, so that r̃ − ρ is exact as p → 1.
@@ -156,177 +142,211 @@ class Wide {
     Coefficients c(job, row);
     if (y < 0 || (c.silent() && job.ddl[row] == 0 && job.ddx[row] == 0)) return fill(out, T(0));
     if (job.labels && y >= K) return fill(out, nan_<T>());
-    const Sums sums = sweep(z, v, r);
+    // Without a cap in units where r̃ = r; moments about the label's, as the likeliest class is not known yet.
+    T origin = tilted(linked(z, y), load(r[y]));
+    if (!(origin - origin == T(0))) origin = 0;
+    const Sums sums = sweep<true>(z, v, r, origin);
     c.mass = sums.mass;
-    const int64_t top = swept_argmax(z, sums.max);
-    const T centre = link.slope(kept(z, top)) * load(r[top]);
-    double delta = 0;  // ρ − centre
-    for (int64_t b = 0; b < blocks; ++b) {
-      const int64_t k = b * BLOCK, n = size(k);
-      const T norm = T(weight(block[b], sums)), *u = w + k;
-      T* p = e + k;
-      T sum = 0;
-#pragma omp simd reduction(+ : sum)
-      for (int64_t i = 0; i < n; ++i) {
-        p[i] *= norm;
-        T d = link.slope(CAP ? u[i] : T(0)) * load(r[k + i]) - centre;
-        sum += only(p[i] != T(0), p[i] * d);
-      }
-      delta += sum;
-    }
-    const double ddl = job.ddl[row], rho = double(centre) + delta;
-    const double log_norm = sums.log_norm(), r_y = job.labels ? double(load(r[y])) : 0.0;
-    const double shifted_y = job.labels ? link.slope(kept(z, y)) * r_y - double(centre) - delta : 0.0;
-    const double kappa = job.labels ? job.ddx[row] * shifted_y : 0.0;
-    const double x = job.labels ? (double(kept(z, y)) - sums.max) * link.scale - log_norm : 0.0;
-    const double w_y = job.labels ? double(kept(z, y)) : 0.0, v_y = DENSE && job.labels ? double(v[y]) : 0.0;
-    const T of_p = T(c.of_p()), constant = T(ddl * rho - kappa), ds = T(c.ds), shift = T(delta);
-    for (int64_t k = 0; k < K; k += BLOCK) {
-      const T *p = e + k, *u = w + k;
-      emit(out, k, [=](int64_t i) {
-        const T ri = load(r[k + i]), slope = link.slope(CAP ? u[i] : T(0));
-        T value = slope * p[i] * (of_p * ((slope * ri - centre) - shift) + constant);
-        if constexpr (CAP) {
-          T g = of_p * p[i];
-          if constexpr (DENSE) g += ds * v[k + i];
-          value += link.curvature(u[i]) * ri * g;
-        }
-        return value;
-      });
-    }
+    const double unit = CAP ? 1.0 : link.slope_at_0, ddl = job.ddl[row], log_norm = sums.log_norm();
+    const double top = sums.at_ties / sums.ties;
+    const double shift = (sums.moment - top * sums.below) / (1 + sums.rest());
+    const double rho = (double(origin) + top + shift) * unit;
+    postpone(out, v, sums, c);
+    pending.r = r;
+    pending.origin = origin;
+    pending.top = T(top);
+    pending.shift = T(shift);
+    pending.constant = ddl * rho;
     if (!job.labels) return;
-    const double p_y = std::exp(x), slope_y = link.slope(T(w_y));
+    const T w_y = linked(z, y), r_y = load(r[y]);
+    const double x = (double(w_y) - sums.max) * link.scale - log_norm, p_y = std::exp(x), slope_y = link.slope(w_y);
+    const double d_y = double(w_y) == sums.max && sums.ties == 1 ? 0.0 : double(tilted(w_y, r_y) - origin) - top;
+    const double shifted_y = (d_y - shift) * unit, kappa = job.ddx[row] * shifted_y;
     const double product = c.of_p() * p_y * shifted_y + ddl * rho * p_y - kappa * std::expm1(x);
-    out[y] = store<S>(T(slope_y * product + link.curvature(T(w_y)) * r_y * c.bracket(x, true, v_y)));
+    pending.constant -= kappa;
+    const double bent = link.curvature(w_y) * r_y * c.bracket(x, true, DENSE ? double(v[y]) : 0.0);
+    pending.exact[1] = {y, T(slope_y * product + bent)};
+  }
+
+  // Writes what is left of the last row.
+  template <bool HESSIAN>
+  void finish() {
+    if (!pending.out) return;
+    for (int64_t b = 0; b < blocks; ++b) {
+      const int64_t k = b * BLOCK, end = k + size(k);
+      const auto late = postponed<HESSIAN>(b);
+      for (int64_t i = k; i < end; i += STRETCH) emit<STRETCH>(pending.out, k, end, i, streams, pending.exact, late);
+    }
+    pending.out = nullptr;
   }
 
  private:
-  void use(int i) { e = buffers[i].e, w = buffers[i].w, block = buffers[i].block; }
-  void set_exact(int i, int64_t k, double value) { pending.exact[i] = k, pending.value[i] = T(value); }
-
-  void write_pending(int64_t b) {
-    if (!pending.out) return;
-    const double factor = std::exp((double(pending.from.block[b].max) - pending.max) * phi.scale) * pending.norm;
-    write(pending.out, pending.v, pending.from.e, pending.from.w, b * BLOCK, T(pending.of_p * factor), pending.ds);
+  void postpone(S* out, const T* v, const Sums& sums, const Coefficients& c) {
+    pending = {out, now, v, nullptr, sums.max, 1 / (1 + sums.rest()), c.of_p(), 0, T(c.ds), 0, 0, 0, {}};
+    now = buffers[now.e == buffers[0].e];
   }
 
-  void settle() {
-    for (int i = 0; i < 2 && pending.out; ++i)
-      if (pending.exact[i] >= 0) pending.out[pending.exact[i]] = store<S>(pending.value[i]);
-    pending.out = nullptr;
+  // What the pending row holds at class i of block b: equation (2) or (3).
+  template <bool HESSIAN>
+  XENT_INLINE auto postponed(int64_t b) const {
+    const Pending& row = pending;
+    const double unit = CAP ? 1.0 : phi.slope_at_0;
+    const double norm = row.out ? weight(row.from.block[b], row.max) * row.norm : 0.0;
+    const T factor = T(row.of_p * norm * (HESSIAN ? unit * unit : unit)), constant = T(row.constant * norm * unit);
+    const T ds = T(row.ds * unit), of_p = T(row.of_p * norm), origin = row.origin, top = row.top, shift = row.shift;
+    return [=, link = phi, e = row.from.e, w = row.from.w, v = row.v, r = row.r](int64_t i) {
+      if constexpr (HESSIAN) {
+        const T u = CAP ? w[i] : T(0), ri = load(r[i]);
+        T value = e[i] * (factor * (((tilted(link, u, ri) - origin) - top) - shift) + constant);
+        if constexpr (!CAP) return value;
+        T g = of_p * e[i];
+        if constexpr (DENSE) g += ds * v[i];
+        return link.slope(u) * value + link.curvature(u) * ri * g;
+      } else {
+        T value = factor * e[i];
+        if constexpr (DENSE) value += ds * v[i];
+        if constexpr (CAP) value *= link.slope(w[i]);
+        return value;
+      }
+    };
   }
 
   int64_t size(int64_t k) const { return K - k < BLOCK ? K - k : BLOCK; }
   T linked(const S* z, int64_t i) const { return phi.value(load(z[i])); }
-  T kept(const S* z, int64_t i) const { return CAP ? w[i] : load(z[i]); }
-  T slope_at(int64_t i) const { return phi.slope(CAP ? w[i] : T(0)); }
-
-  // e of this block counts eᵘ⁻ᵇˡᵒᶜᵏ ᵐᵃˣ; times this it is p.
-  double weight(const Block& b, const Sums& sums) const {
-    return std::exp((double(b.max) - sums.max) * phi.scale) / (1 + sums.rest);
+  T slope_at(const S* z, int64_t i) const { return phi.slope(CAP ? linked(z, i) : T(0)); }
+  T tilted(T u, T r) const { return tilted(phi, u, r); }
+  XENT_INLINE static T tilted(const LinkOf<T, CAP>& link, T u, T r) {
+    if constexpr (CAP) return link.slope(u) * r;
+    return r;
   }
+  // e of a block counts eᵘ⁻ᵇˡᵒᶜᵏ ᵐᵃˣ; times this eᵘ⁻ᵐᵃˣ.
+  double weight(const Sums& b, double max) const { return b.max == max ? 1.0 : std::exp((b.max - max) * phi.scale); }
 
-  // Linked logits of one block in the compute type: the row itself where there is nothing to do.
-  XENT_ONCE const T* fetch(const S* z, int64_t k, int64_t n) {
-    if constexpr (!CAP && std::is_same_v<S, T>) return z + k;
+  // Linked logits of one block in the compute type, the row itself where there is nothing to do, and their maximum.
+  XENT_ONCE const T* fetch(const S* z, int64_t k, T& max) const {
     const LinkOf<T, CAP> link = phi;
-    T* u = w + (CAP ? k : 0);
+    constexpr bool as_it_is = !CAP && std::is_same_v<S, T>;
+    constexpr int SIDE = 128 / sizeof(T);
+    const int64_t n = size(k);
+    const S* from = z + k;
+    T *u = now.w + (CAP ? k : 0), part[SIDE];
+    for (T& largest : part) largest = lowest_<T>();
+    const auto take = [&](int64_t i, int j) {
+      const T value = link.value(load(from[i]));
+      if constexpr (!as_it_is) u[i] = value;
+      part[j] = value > part[j] ? value : part[j];
+    };
+    int64_t i = 0;
+    for (; i + SIDE <= n; i += SIDE)
 #pragma omp simd
-    for (int64_t i = 0; i < n; ++i) u[i] = link.value(load(z[k + i]));
+      for (int j = 0; j < SIDE; ++j) take(i + j, j);
+    for (int j = 0; i < n; ++i, ++j) take(i, j);
+    max = fold<SIDE>(part, [](T a, T b) { return b > a ? b : a; });
+    if constexpr (as_it_is) return from;
     return u;
   }
 
-  XENT_ONCE Sums sweep(const S* z, const T* v, const S* also = nullptr) {
-    const LinkOf<T, CAP> link = phi;
-    double max = -std::numeric_limits<double>::infinity();
+  template <bool HESSIAN>
+  XENT_ONCE Sums sweep(const S* z, const T* v, const S* r = nullptr, T origin = 0) {
+    Sums sums{-std::numeric_limits<double>::infinity(), 0, 0, 0, 0, 0, 0, 0};
     for (int64_t b = 0; b < blocks; ++b) {
-      const int64_t k = b * BLOCK;
-      block[b] = exponentials(fetch(z, k, size(k)), DENSE ? v + k : nullptr, e + k, size(k), z + k + BLOCK,
-                             also ? also + k : nullptr);
-      if (block[b].max > max) max = block[b].max;
-      if (blocks > 1) write_pending(b);
+      now.block[b] = exponentials<HESSIAN>(b, z, v, r, origin);
+      if (now.block[b].max > sums.max) sums.max = now.block[b].max;
     }
-    if (blocks > 1) settle();
-    Sums sums{max, 0, 0, 0, 0};
-    double ties = 0;
+    pending.out = nullptr;
     for (int64_t b = 0; b < blocks; ++b) {
-      const double gap = (double(block[b].max) - max) * link.scale, factor = std::exp(gap);
+      const Sums& block = now.block[b];
+      const double gap = (block.max - sums.max) * phi.scale, factor = weight(block, sums.max);
       if (gap == 0) {
-        ties += block[b].ties;
-        sums.rest += block[b].below;
-      } else {
-        sums.rest += factor * (block[b].below + block[b].ties);
+        sums.ties += block.ties, sums.below += block.below;
+        sums.at_ties += block.at_ties, sums.moment += block.moment;
+      } else if (!(factor == 0)) {
+        sums.below += factor * (block.below + block.ties), sums.moment += factor * (block.moment + block.at_ties);
       }
-      if (factor > 0 && job.entropy) sums.entropy += factor * (block[b].entropy + gap * (block[b].below + block[b].ties));
-      sums.mass += block[b].mass;
-      sums.dense += block[b].dense + (block[b].mass != 0 ? block[b].mass * gap : 0.0);
+      if (factor > 0) sums.entropy += factor * (block.entropy + gap * (block.below + block.ties));
+      sums.mass += block.mass;
+      sums.dense += block.dense + (block.mass != 0 ? block.mass * gap : 0.0);
     }
     // No logit equals the maximum only if all are −inf or one is +inf: not a distribution.
-    sums.rest = ties < 1 ? nan_<double>() : sums.rest + (ties - 1);
+    if (sums.ties < 1) sums.below = nan_<double>();
     return sums;
   }
 
-  // Beside its own work it has memory bring what comes `next`, and `also` what is wanted later of this block.
-  XENT_ONCE Block exponentials(const T* u, const T* v, T* exps, int64_t n, const S* next, const S* also) const {
+  // Exponentials of a block and their sums. Beside, it writes the pending row's block, and has memory bring the next.
+  template <bool HESSIAN>
+  XENT_ONCE Sums exponentials(int64_t b, const S* z, const T* v, const S* r, const T origin) {
     const LinkOf<T, CAP> link = phi;
-    T max = lowest_<T>();
-#pragma omp simd reduction(max : max)
-    for (int64_t i = 0; i < n; ++i) max = u[i] > max ? u[i] : max;
-    T below = 0, ties = 0, dense = 0, mass = 0;
-    const int64_t stretch = blocks > 1 ? 256 : n;  // at a time; each brings its part of the next block
-    for (int64_t begin = 0; begin < n; begin += stretch) {
-      const int64_t end = begin + stretch < n ? begin + stretch : n;
-      for (int64_t i = begin; i < end && blocks > 1; i += 64 / int64_t(sizeof(S))) __builtin_prefetch(next + i);
-      for (int64_t i = begin; i < end && also && blocks > 1; i += 64 / int64_t(sizeof(S))) __builtin_prefetch(also + i);
-#pragma omp simd reduction(+ : below, ties, dense, mass)
-      for (int64_t i = begin; i < end; ++i) {
-        T d = u[i] - max;
-        T value = link.exp_scaled(d);
-        exps[i] = value;
-        T tie = only(d == T(0), T(1));  // then value = 1
-        ties += tie;
-        below += value - tie;
-        if constexpr (DENSE) {
-          mass += v[i];
-          dense += only(v[i] != T(0), v[i] * d);
+    const int64_t k = b * BLOCK, n = size(k);
+    T max;
+    const T* u = fetch(z, k, max);
+    T* exps = now.e + k;
+    S* const out = pending.out;
+    const auto late = postponed<HESSIAN>(b);
+    if (DENSE) v += k;
+    if (HESSIAN) r += k;
+    const S* next = z + k + BLOCK;
+    T below[LANES] = {}, dense[LANES] = {}, mass[LANES] = {}, moment[LANES] = {}, at_ties[LANES] = {};
+    Int others[LANES] = {};
+    T u_end[LANES], v_end[LANES];
+    S r_end[LANES];
+    for (int64_t begin = 0; begin < n; begin += STRETCH) {
+      const int64_t stop = begin + STRETCH < n ? begin + STRETCH : n;
+      for (int64_t i = begin; i < stop; i += LANES) {
+        const T *ui = u + i, *vi = DENSE ? v + i : nullptr;
+        const S* ri = HESSIAN ? r + i : nullptr;
+        if (i + LANES > n) {  // as if −inf followed the row
+          for (int64_t j = 0; j < LANES; ++j) {
+            const bool in = i + j < n;
+            u_end[j] = in ? u[i + j] : -std::numeric_limits<T>::infinity();
+            if (DENSE) v_end[j] = in ? v[i + j] : T(0);
+            if (HESSIAN) r_end[j] = r[in ? i + j : 0];
+          }
+          ui = u_end, vi = v_end, ri = r_end;
+        }
+        __builtin_prefetch(next + i);
+        if (HESSIAN) __builtin_prefetch(r + BLOCK + i);
+#pragma omp simd
+        for (int j = 0; j < LANES; ++j) {
+          const T d = ui[j] - max, value = link.exp_scaled(d);
+          const bool other = d != T(0);  // than the largest, whose value is 1
+          exps[i + j] = value;
+          others[j] += Int(other);
+          below[j] += only(other, value);
+          if constexpr (DENSE) {
+            mass[j] += vi[j];
+            dense[j] += only(vi[j] != T(0), vi[j] * d);
+          }
+          if constexpr (HESSIAN) {
+            const T tilt = tilted(link, ui[j], load(ri[j])) - origin;
+            moment[j] += only(other && value != T(0), value * tilt);
+            at_ties[j] += only(!other, tilt);
+          }
         }
       }
+      if (out) emit<STRETCH>(out, k, k + n, k + begin, streams, pending.exact, late);
     }
     T entropy = 0;
     if (job.entropy) {
 #pragma omp simd reduction(+ : entropy)
       for (int64_t i = 0; i < n; ++i) entropy += only(exps[i] != T(0), exps[i] * (u[i] - max));
     }
-    return {max, double(below), double(ties), dense * double(link.scale), double(mass), entropy * double(link.scale)};
+    const double padded = double((n + LANES - 1) / LANES * LANES), scale = double(link.scale);
+    Sums sums{double(max), total(below), padded - total(others), 0, 0, entropy * scale, 0, 0};
+    if constexpr (DENSE) sums.dense = total(dense) * scale, sums.mass = total(mass);
+    if constexpr (HESSIAN) sums.moment = total(moment), sums.at_ties = total(at_ties);
+    return sums;
   }
 
-  // out = φ'·(of_p·e + ds·v) over the block that begins at k.
-  void write(S* out, const T* v, const T* e, const T* w, int64_t k, T of_p, T ds) const {
-    const LinkOf<T, CAP> link = phi;
-    emit(out, k, [=](int64_t i) {
-      T value = of_p * e[k + i];
-      if constexpr (DENSE) value += ds * v[k + i];
-      return value * link.slope(CAP ? w[k + i] : T(0));
-    });
-  }
-
-  // out[k + i] = f(i) over the block that begins at k; on its way past the cache it is staged at the
-  // alignment of its destination, so that stores and later loads coincide.
-  template <class F>
-  XENT_INLINE void emit(S* out, int64_t k, F f) const {
-    const int64_t n = size(k);
-    alignas(64) S stage[BLOCK + 64 / sizeof(S)];
-    S* to = streams ? stage + reinterpret_cast<uintptr_t>(out + k) % 64 / sizeof(S) : out + k;
-#pragma omp simd
-    for (int64_t i = 0; i < n; ++i) to[i] = store<S>(f(i));
-    if (streams) stream(out + k, to, n);
+  template <class A>
+  XENT_INLINE static double total(A (&part)[LANES]) {
+    return double(fold<LANES>(part, [](A a, A b) { return a + b; }));
   }
 
   // `argmax` after a sweep, which knows in which block to look; under a cap, where large logits may have
   // become equal, the logits themselves decide.
   int64_t swept_argmax(const S* z, double max) const {
     for (int64_t b = 0; b < blocks && !CAP; ++b)
-      if (double(block[b].max) == max)
+      if (now.block[b].max == max)
         for (int64_t i = b * BLOCK; i < b * BLOCK + size(b * BLOCK); ++i)
           if (double(load(z[i])) == max) return i;
     return argmax(z);
@@ -367,7 +387,7 @@ bool wide_rows(const Job& job, int64_t begin, int64_t end) {
     if constexpr (OP == GRAD) wide.grad(row);
     if constexpr (OP == HVP) wide.hvp(row);
   }
-  if constexpr (OP == STATS_AND_GRAD) wide.finish();
+  wide.template finish<OP == HVP>();
   if (job.stream) fence();
   return true;
 }

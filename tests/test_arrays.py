@@ -192,6 +192,39 @@ def test_large_gradient_has_the_bits_of_small_ones(shape: tuple[int, ...], offse
         np.testing.assert_array_equal(out[part], small)
 
 
+@pytest.mark.parametrize(
+    ("dtype", "num_classes", "offset"), [("f4", 1000, 0), ("f4", 2051, 3), ("f2", 4099, 1)]
+)
+def test_large_wide_results_have_the_bits_of_small_ones(dtype: str, num_classes: int, offset: int) -> None:
+    """The same of long rows, whose lines hold the end of one and the start of the next."""
+    rng = np.random.default_rng(0)
+    rows = (34 << 20) // (num_classes * np.dtype(dtype).itemsize)
+    logits, vector = rng.normal(size=(2, rows, num_classes)).astype(dtype)
+    labels = rng.integers(0, num_classes, rows)
+    labels[::7] = -100
+    labels[1::7], labels[2::7] = 0, num_classes - 1
+    buffer = np.empty(logits.size + offset + 8, dtype)
+    out = buffer[offset : offset + logits.size].reshape(logits.shape)
+    step = rows // 4 + 1
+    for options in ({}, {"label_smoothing": 0.1, "softcap": 3.0}, {"focal_gamma": 2.0}):
+        plain = {"reduction": "sum", **options}
+        buffer.fill(7)
+        xent.cross_entropy_with_grad(logits, labels, out=out, **plain)
+        small = [
+            xent.cross_entropy_with_grad(logits[i : i + step], labels[i : i + step], **plain)[1]
+            for i in range(0, rows, step)
+        ]
+        np.testing.assert_array_equal(out, np.concatenate(small))
+        xent.cross_entropy_hvp(logits, labels, vector, out=out, **plain)
+        small = [
+            xent.cross_entropy_hvp(logits[i : i + step], labels[i : i + step], vector[i : i + step], **plain)
+            for i in range(0, rows, step)
+        ]
+        np.testing.assert_array_equal(out, np.concatenate(small))
+        assert np.all(buffer[:offset] == 7)
+        assert np.all(buffer[offset + logits.size :] == 7)
+
+
 def test_softmax_and_binary_in_place() -> None:
     buffer = LOGITS.copy()
     assert xent.softmax(buffer, out=buffer) is buffer

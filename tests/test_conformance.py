@@ -8,6 +8,7 @@ one takes the product.
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -18,7 +19,7 @@ from tolerance import DTYPES, TOLERANCES, Magnitudes, Plain, assert_close, magni
 from variants import CASE_IDS, CASES, FEW, FEW_CASES, Kind, Variant
 
 import xent
-from xent import head, reference
+from xent import _native, head, reference
 from xent.kernels import registry
 from xent.problem import Problem
 from xent.protocol import Cotangents, Curvatures, Kernels, RowStats
@@ -332,6 +333,13 @@ def test_front_end_is_the_problem(variant: Variant, kind: Kind) -> None:
     assert xent.cross_entropy(logits, targets, **options) == p.loss(p.stats())
     product = xent.cross_entropy_hvp(logits, targets, logits, **options)
     np.testing.assert_array_equal(product, p.hvp(logits, np.empty_like(logits)))
+
+
+@pytest.mark.parametrize("size", [0, 1, 7, 8, 255, 257, 1000, 32768, 32769, 100_003])
+def test_sum_of_row_losses(size: int) -> None:
+    column = np.random.default_rng(size).normal(size=size)
+    bound = 16 * np.finfo(float).eps * np.abs(column).sum()
+    assert abs(_native.total(column) - math.fsum(column)) <= bound
 
 
 @pytest.mark.slow
