@@ -294,7 +294,7 @@ bool fold(const Block& whole, Sums& sums) {
     } else if (loss != loss) {
       if (!undefined++) first_undefined = i;
     } else {
-      const int bin = std::min(int(confidence * double(bins)), int(bins) - 1);
+      const int bin = std::clamp(int(confidence * double(bins)), 0, int(bins) - 1);
       const int right = guess == y, near = block.above[i] < top_k, infinite = std::isinf(loss);
       add(by_class + 4 * y, 1, right, near, loss);
       add(by_bin + 4 * bin, 1, right, confidence, infinite);

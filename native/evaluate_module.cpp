@@ -78,5 +78,7 @@ std::array<int64_t, 3> evaluate_fold(const Labels& labels, const OutDoubles& los
 void xent::bind_evaluate(nb::module_& m) {
   m.def("evaluate_rows", &evaluate_rows, nb::arg().noconvert(), nb::arg().noconvert(), nb::arg(), nb::arg().noconvert(),
         nb::arg().noconvert(), nb::arg().noconvert(), nb::arg().noconvert(), nb::arg().none(), nb::arg().none());
-  m.def("evaluate_fold", &evaluate_fold);
+  m.def("evaluate_fold", &evaluate_fold, nb::arg().noconvert(), nb::arg().noconvert(), nb::arg().noconvert(),
+        nb::arg().noconvert(), nb::arg().noconvert(), nb::arg(), nb::arg().noconvert(), nb::arg().noconvert(),
+        nb::arg().noconvert());
 }
