@@ -38,8 +38,9 @@ def cross_entropy(
     scalars: dict[str, Any] = dict(options)
     class_weight, sample_weight = (scalars.pop(name, None) for name in ("class_weight", "sample_weight"))
     spec = arguments.spec_of(**scalars)
+    check = validate and logits.is_cpu  # where it costs no wait for the device
     return functional.of_rows(
-        logits, targets, class_weight, sample_weight, spec, reduction, denominator, validate, "targets"
+        logits, targets, class_weight, sample_weight, spec, reduction, denominator, check, "targets"
     )
 
 

@@ -183,8 +183,8 @@ def _reduce(
             HAS_STATS=has_stats,
             **_precision(logits),
             num_warps=p.warps,
-            # Left to itself, ptxas spills what does not fit into 64 registers.
-            maxnreg=128 if vector is not None and p.warps <= 8 else None,
+            # Left to itself, ptxas spills here what does not fit into 64 registers.
+            maxnreg=128 if vector is not None and p.warps <= 8 and logits.itemsize < 8 else None,
         )
 
 
