@@ -214,6 +214,14 @@ def test_explain_takes_a_negative_first_logit(words, capsys):
     assert "−1.000000" in capsys.readouterr().out
 
 
+def test_explain_takes_numbers_without_quotes(capsys):
+    printed = []
+    for words in (["-1 2 .3"], ["-1", "2", ".3"]):
+        assert main(["explain", *words, "--label", "0"]) == 0
+        printed.append(capsys.readouterr().out)
+    assert printed[0] == printed[1]
+
+
 def test_check_prints_every_variant_within_80_columns_and_ends_with_0(capsys):
     assert main(["check"]) == 0
     out = capsys.readouterr().out

@@ -18,7 +18,9 @@ app = typer.Typer(
 app.command(short_help="Train a classifier on a data file.")(fit.fit)
 app.command(short_help="Predict labels and probabilities of rows.")(predict.predict)
 app.command("eval", short_help="Score a file of logits against labels.")(evaluate.evaluate)
-app.command(cls=explain.LogitsCommand, short_help="Show a loss and its gradient, in numbers.")(explain.explain)
+app.command(cls=explain.LogitsCommand, short_help="Show a loss and its gradient, in numbers.")(
+    explain.explain
+)
 app.command(short_help="Compare all derivatives with other sources.")(check.check)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from enum import StrEnum
+from itertools import takewhile
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -25,10 +26,15 @@ class SmoothingOver(StrEnum):
 
 
 class LogitsCommand(typer.core.TyperCommand):
-    """Takes an argument like "-1 2 3", whose first number is negative, for what it is: no option."""
+    """Takes an argument like "-1 2 3", whose first number is negative, for what it is: no option; and the
+    numbers in front of the options, where the quotes were forgotten, for one argument.
+    """
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        """Put such an argument behind "--"."""
+        """Join those, and put such an argument behind "--"."""
+        numbers = list(takewhile(lambda word: re.match(r"-?[\d.]", word), args))
+        if numbers:
+            args = [" ".join(numbers), *args[len(numbers) :]]
         for i, word in enumerate(args):
             if re.match(r"-[\d.i]", word) and not (i and args[i - 1].startswith("--")):
                 args = [*args[:i], *args[i + 1 :], "--", word]
