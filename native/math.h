@@ -156,7 +156,7 @@ XENT_INLINE double load(double x) { return x; }
 XENT_INLINE float load(float x) { return x; }
 XENT_INLINE float load(BFloat x) { return bit_cast<float>(uint32_t(x.bits) << 16); }
 XENT_INLINE float load(Half x) {
-  const uint32_t bits = uint32_t(int32_t(int16_t(x.bits)) << 13) & 0x8fffe000u;
+  const uint32_t bits = (uint32_t(int32_t(int16_t(x.bits))) << 13) & 0x8fffe000u;
   const uint32_t finite = bit_cast<uint32_t>(bit_cast<float>(bits) * bit_cast<float>(0x77800000u));  // 2^112
   return bit_cast<float>(finite | ((bits & 0x0f800000u) == 0x0f800000u ? 0x7f800000u : 0u));
 }
