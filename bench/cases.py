@@ -9,6 +9,7 @@ GRADIENT = (
     "xent_fresh",
     "xent_loss",
     "xent_torch",
+    "xent_torch_compile",
     "torch_eager",
     "torch_compile",
     "numpy_textbook",

@@ -117,6 +117,10 @@ PROVIDERS: dict[str, tuple[int, Callable[[Data], Call]]] = {
         lambda d: lambda: (None, xent.cross_entropy_hvp(d.logits, d.labels, d.vector, out=d.out)),
     ),
     "xent_torch": (2, lambda d: _autograd(d, xent.torch.cross_entropy)),
+    "xent_torch_compile": (
+        2,
+        lambda d: _autograd(d, torch.compile(xent.torch.cross_entropy, dynamic=False, fullgraph=True)),
+    ),
     "torch_eager": (2, lambda d: _autograd(d, F.cross_entropy)),
     "torch_compile": (2, lambda d: _autograd(d, torch.compile(F.cross_entropy, dynamic=False))),
     "numpy_textbook": (2, textbook),

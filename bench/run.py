@@ -30,6 +30,7 @@ RATIOS = {
     "eager / fresh": ("torch_eager", "xent_fresh"),
     "eager / xent torch": ("torch_eager", "xent_torch"),
     "compile / xent torch": ("torch_compile", "xent_torch"),
+    "compile / xent compile": ("torch_compile", "xent_torch_compile"),
 }
 METHOD = """\
 * A ratio is the median of the ratios within a round; all providers run once a round, in turn.
@@ -37,7 +38,8 @@ METHOD = """\
 * Warm: logits, labels, buffers (written before), threads, compiled code: each provider ran twice before.
   The first time its loss, and its gradient at 64 rows, were compared with float64. Compiling is not timed.
 * Logits and buffers are memory that NumPy allocated, advised for huge pages. PyTorch and the textbook make
-  a fresh gradient, as does `xent fresh`; it is allocated within the time and freed outside it.
+  a fresh gradient, as does `xent fresh`; it is allocated within the time and freed outside it. Tensors of
+  `xent.torch` get memory that an earlier gradient gave back, as in every training step but the first.
 * The copy's GB/s count a read and a write. The textbook runs on one thread, in float32 for the halves.
 """
 
