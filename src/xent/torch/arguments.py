@@ -167,10 +167,10 @@ def labels_of(
         raise LabelError(str(error)) from None
 
 
-def require_targets(logits: Tensor, targets: Tensor, ignore_index: int, name: str) -> None:
+def require_targets(targets: Tensor, num_classes: int, ignore_index: int, name: str) -> None:
     """Raise for labels that are no class, probabilities that are negative or NaN; waits for their device."""
     host = targets.detach().cpu()
     if targets.is_floating_point():
-        checks.check_probabilities(bridge.view(host.to(bridge.loss_dtype(logits))), name)
+        checks.check_probabilities(bridge.view(host.float() if host.dtype.itemsize == 2 else host), name)
     else:
-        labels_of(host, logits.shape[-1], ignore_index, True, name)
+        labels_of(host, num_classes, ignore_index, True, name)

@@ -159,6 +159,6 @@ def of_rows(
         return eager.loss(loss, *tensors)
     if on_device.is_plain(*tensors, denominator if isinstance(denominator, Tensor) else None):
         if validate:
-            arguments.require_targets(logits, targets, spec.ignore_index, name)
+            arguments.require_targets(targets, logits.shape[-1], spec.ignore_index, name)
         return on_device.loss(loss, *tensors)
     return loss.differentiable(*tensors)

@@ -113,4 +113,5 @@ def linear_cross_entropy(
         validate,
         shift,
         chunk_bytes,
+        "targets",
     )

@@ -157,13 +157,14 @@ def of_rows(
     validate: bool | None,
     shift: int,
     chunk_bytes: int | None,
+    name: str = "target",
 ) -> Tensor:
-    """The loss of the operands' rows; see `linear_cross_entropy`."""
+    """The loss of the operands' rows; see `linear_cross_entropy`. Errors say ``name`` for the targets."""
     require_reduction(reduction)
     require_chunk_bytes(chunk_bytes)
     input, weight, bias = operands
     shape, num_classes = input.shape[:-1], weight.shape[0]
-    _require_targets(targets, (*shape, num_classes), spec)
+    _require_targets(targets, (*shape, num_classes), spec, name)
     arguments.require_weight(class_weight, num_classes)
     arguments.require_rows(sample_weight, shape)
     if not isinstance(denominator, Tensor):
@@ -171,8 +172,9 @@ def of_rows(
     flat = Operands(input.reshape(-1, input.shape[-1]), weight, bias)
     others = (targets, class_weight, sample_weight, denominator if isinstance(denominator, Tensor) else None)
     is_plain = projected.is_plain(flat, *others)
-    if validate is not False and is_plain and input.device.type == "cpu":
-        _check_targets(targets, num_classes, spec.ignore_index)
+    on_cpu = input.device.type == "cpu"
+    if is_plain and (on_cpu if validate is None else validate):
+        arguments.require_targets(targets, num_classes, spec.ignore_index, name)
     measured = Measured(targets, class_weight, sample_weight, spec, shift, chunk_bytes)
     left, batch = measured.rows(num_classes, is_plain)
     scale = composite.inverse(targeting.denominator(batch.whole, reduction, denominator))
@@ -191,26 +193,17 @@ def of_rows(
     return rows.unflat(losses, shape, left).to(dtype)
 
 
-def _require_targets(targets: Tensor, shape: tuple[int, ...], spec: LossSpec) -> None:
-    arguments.require_tensor(targets, "target")
+def _require_targets(targets: Tensor, shape: tuple[int, ...], spec: LossSpec, name: str) -> None:
+    arguments.require_tensor(targets, name)
     is_soft = targets.is_floating_point()
     if not is_soft and targets.dtype not in arguments.INTEGERS:
         raise arguments.ArgumentError(
-            f"expected target dtype to be Long or Byte (any integer) or floating; got {targets.dtype}"
+            f"`{name}` must have an integer or a floating dtype; got {targets.dtype}"
         )
     expected = shape if is_soft else shape[:-1]
     if targets.shape != expected:
         raise arguments.ArgumentError(
-            f"`target` of {targets.dtype} must have shape {tuple(expected)}; got {tuple(targets.shape)}"
+            f"`{name}` of {targets.dtype} must have shape {tuple(expected)}; got {tuple(targets.shape)}"
         )
     if is_soft:
         arguments.require_no_labels(spec)
-
-
-def _check_targets(targets: Tensor, num_classes: int, ignore_index: int) -> None:
-    if targets.is_floating_point():
-        checks.check_probabilities(
-            targets.float().numpy() if targets.dtype.itemsize == 2 else targets.numpy(), "target"
-        )
-    else:
-        arguments.labels_of(targets, num_classes, ignore_index, True)

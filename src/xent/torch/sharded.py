@@ -36,8 +36,8 @@ class Shard(NamedTuple):
     def labels(self, labels: Tensor) -> tuple[Tensor, Tensor]:
         """(labels as the kernels here read them, which of them are here) of `composite.readable` ones.
 
-        A row that is left out keeps −1, and a label that is no class is none here. Where the label is on
-        another rank, class 0 stands in for it.
+        A row that is left out keeps −1, and a label that is no class is none here. For a label on another
+        rank class 0 is read, and nothing made of it.
         """
         here = (labels >= self.offset) & (labels < self.offset + self.size)
         elsewhere = torch.where(labels < 0, -1, torch.where(labels < self.num_classes, 0, self.size))
@@ -53,7 +53,6 @@ class Known(NamedTuple):
     """What the ranks know together, one number a row."""
 
     stats: RowStats
-    share: Tensor | None  # probability of the label that the kernels here read
     target: Target
     losses: Tensor
 
@@ -121,26 +120,26 @@ class Batch:
         return stats._replace(lse=_lse(logits, stats.lse))
 
     def cotangents(self, known: Known, dlosses: Tensor) -> Cotangents:
-        """Those of the statistics here, times ``dlosses`` (...).
-
-        Where the label is on another rank, the bracket of (2) is a p + dσ v, a = dl − dx − V dσ. The kernels
-        take the class that stands in for the label to have p = 0 and a point mass, which is to be its a p.
-        """
-        dl, dx, ds = cast(Any, head.cotangents(known.stats, known.target, self.spec, dlosses, torch))
-        if self.here is None:
-            return Cotangents(dl, dx, ds)
-        others = dl - dx
-        a = others if known.stats.mass is None else others - ds * known.stats.mass
-        own = torch.where(a == 0, 0.0, a * known.share)  # a row of weight 0 may hold NaN
-        return Cotangents(torch.where(self.here, dl, others + own), torch.where(self.here, dx, own), ds)
+        """Those of the statistics, times ``dlosses`` (...); 0 in rows that are not read."""
+        found = head.cotangents(known.stats, known.target, self.spec, dlosses, torch)
+        return Cotangents(*(self._read(torch.as_tensor(c, device=dlosses.device)) for c in found))
 
     def grad(self, logits: Tensor, known: Known, cotangents: Cotangents, out: Tensor | None = None) -> Tensor:
-        """Equation (2) for the classes that are here."""
-        x = known.stats.log_prob
-        if self.here is not None:
-            x = torch.where(self.here, x, -torch.inf)
-        stats = RowStats(lse=known.stats.lse, log_prob=x, mass=known.stats.mass)
-        return bridge.row_grad(logits, self.read, self.dense(logits), self.link, stats, cotangents, out)
+        """Equation (2) for the classes that are here.
+
+        The kernels write (dl − dx) p + dσ (v − V p), with no label; at those that are here it is put right.
+        """
+        stats, dense = RowStats(lse=known.stats.lse, mass=known.stats.mass), self.dense(logits)
+        dl, dx, ds = cotangents
+        if self.here is None or not self.shard.size:
+            return bridge.row_grad(logits, None, dense, self.link, stats, Cotangents(dl, 0.0, ds), out)
+        y = torch.where(self.here, cast(Tensor, self.read), 0)[..., None]
+        z = logits.gather(-1, y)[..., 0].to(known.stats.lse.dtype)  # before it is written over
+        dlogits = bridge.row_grad(logits, None, dense, self.link, stats, Cotangents(dl - dx, 0.0, ds), out)
+        v = None if dense is None else dense.expand(logits.shape).gather(-1, y)[..., 0]
+        exact = (self.link.slope(z, torch) * _at_label(known.stats, cotangents, v)).to(dlogits.dtype)
+        value = torch.where(self.here, exact, dlogits.gather(-1, y)[..., 0])
+        return dlogits.scatter_(-1, y, value[..., None])
 
     def combined(self, local: RowStats) -> Known:
         """The statistics of whole rows from those of the shards, to the last digit of the tail p_y → 1.
@@ -173,12 +172,10 @@ class Batch:
             mass = whole["mass"]
             sigma = whole["dense_log_prob"] - torch.where(mass == 0, 0.0, mass * log_norm)
             stats = stats._replace(dense_log_prob=self._read(sigma), mass=mass.expand(sigma.shape))
-        share = None
         if log_prob is not None:
             stats = stats._replace(log_prob=self._read(whole["log_prob"] - log_norm))
-            share = torch.exp(log_prob - log_norm)
         target = self._target(whole.get("factor"), top.shape)
-        return Known(stats, share, target, head.row_losses(stats, target, self.spec, torch))
+        return Known(stats, target, head.row_losses(stats, target, self.spec, torch))
 
     def _target(self, factor: Tensor | None, shape: tuple[int, ...]) -> Target:
         """The measure of the rows; of v the head asks no more than whether it is there."""
@@ -214,6 +211,16 @@ class Batch:
         self.shard.reduce(whole)
         parts = whole.split([c.numel() for c in columns.values()])
         return {name: part.view(c.shape) for (name, c), part in zip(columns.items(), parts, strict=True)}
+
+
+def _at_label(stats: RowStats, cotangents: Cotangents, v: Tensor | None) -> Tensor:
+    """The bracket of (2) at the label, with 1 − p from expm1; 0 where all cotangents are."""
+    dl, dx, ds = cast(Any, cotangents)
+    p, rest, mass = stats.log_prob.exp(), -torch.expm1(stats.log_prob), stats.mass
+    bracket = dl * p + dx * rest
+    if v is not None:
+        bracket = bracket + ds * torch.where(p > 0.5, (v - mass) + mass * rest, v - mass * p)
+    return torch.where((dl == 0) & (dx == 0) & (ds == 0), 0.0, bracket)
 
 
 def _lse(logits: Tensor, lse: Tensor) -> Tensor:
