@@ -183,8 +183,7 @@ def _reduce(
             HAS_STATS=has_stats,
             **_precision(logits),
             num_warps=p.warps,
-            # Left to itself, ptxas spills here what does not fit into 64 registers.
-            maxnreg=128 if vector is not None and p.warps <= 8 and logits.itemsize < 8 else None,
+            **_registers(p, logits, vector),
         )
 
 
@@ -290,6 +289,12 @@ def _coefficients(values: tuple[Any, ...], logits: Tensor) -> list[Any]:
         is_column = isinstance(c, Tensor)
         pairs += (_rows_of(c, logits), 0.0) if is_column else (None, float(c))
     return pairs
+
+
+def _registers(p: Plan, logits: Tensor, vector: Tensor | None) -> dict[str, int]:
+    """Left to itself, ptxas spills in a Hessian product what does not fit into 64 registers."""
+    narrow = vector is not None and p.warps <= 8 and logits.itemsize < 8
+    return {"maxnreg": 128} if narrow and torch.version.hip is None else {}
 
 
 def _precision(logits: Tensor) -> dict[str, Any]:
