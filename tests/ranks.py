@@ -59,15 +59,21 @@ def _rank(rank: int, module: str, world: int, folder: Path) -> None:
     torch.set_num_threads(1)
     os.environ["GLOO_SOCKET_IFNAME"] = "lo"
     store = dist.FileStore(str(folder / "store"), world)
-    dist.init_process_group("gloo", None, timedelta(seconds=60), world, rank, store)
-    report, file = dict.fromkeys(checks, "the process ended before or in it"), folder / f"{rank}.json"
+    dist.init_process_group("gloo", None, timedelta(seconds=30), world, rank, store)
+    report, file = (
+        dict.fromkeys(checks, "the process ended before this check, or in it"),
+        folder / f"{rank}.json",
+    )
     for name, check in checks.items():
         file.write_text(json.dumps(report))
         del report[name]
         try:
             check()
-        except Exception:
+        except AssertionError:
             report[name] = traceback.format_exc()
+        except Exception:  # the ranks may no longer be in step
+            report[name] = traceback.format_exc()
+            break
     file.write_text(json.dumps(report))
     dist.destroy_process_group()
 

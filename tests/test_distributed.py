@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import functools
+import importlib.util
 import itertools
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -27,6 +29,7 @@ from tests.ranks import (  # noqa: E402
     sizes,
 )
 from tests.variants import CASE_IDS, CASES, FEW_CASES  # noqa: E402
+from xent.torch import bridge  # noqa: E402
 from xent.torch.distributed import vocab_parallel_cross_entropy as sharded  # noqa: E402
 from xent.torch.distributed import vocab_parallel_linear_cross_entropy as sharded_linear  # noqa: E402
 
@@ -80,6 +83,17 @@ def linear_variant(variant, kind) -> None:
 for (_variant, _kind), _name in zip(CASES, CASE_IDS, strict=True):
     CHECKS[f"dense {_name}"] = functools.partial(dense_variant, _variant, _kind)
     CHECKS[f"linear {_name}"] = functools.partial(linear_variant, _variant, _kind)
+
+
+@CHECKS
+def triton() -> None:
+    """The kernels of a GPU, in their interpreter."""
+    if importlib.util.find_spec("triton") is None:
+        return
+    with mock.patch.dict(bridge.KERNELS, cpu="triton"):
+        for variant, kind in FEW_CASES:
+            dense_variant(variant, kind)
+            linear_variant(variant, kind)
 
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}

@@ -122,7 +122,7 @@ class Batch:
     def cotangents(self, known: Known, dlosses: Tensor) -> Cotangents:
         """Those of the statistics, times ``dlosses`` (...); 0 in rows that are not read."""
         found = head.cotangents(known.stats, known.target, self.spec, dlosses, torch)
-        return Cotangents(*(self._read(torch.as_tensor(c, device=dlosses.device)) for c in found))
+        return Cotangents(*(self._read(c) if isinstance(c, Tensor) else c for c in found))
 
     def grad(self, logits: Tensor, known: Known, cotangents: Cotangents, out: Tensor | None = None) -> Tensor:
         """Equation (2) for the classes that are here.
