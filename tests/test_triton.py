@@ -30,10 +30,7 @@ torch = pytest.importorskip("torch")
 pytest.importorskip("triton")
 
 
-import xent  # noqa: E402
-import xent.torch  # noqa: E402
 from xent.kernels import triton as kernels  # noqa: E402
-from xent.torch import bridge, eager, on_device  # noqa: E402
 
 Array = np.ndarray[Any, Any]
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
@@ -79,7 +76,7 @@ class OnArrays:
         return _into(out, lambda o: kernels.row_hvp(*_tensors(z, y, v), link, *c, *_tensors(r), o), z)
 
 
-def _tensor(x: Any) -> Any:
+def tensor(x: Any) -> Any:
     """The same memory, or on a GPU the same strides."""
     if x is None:
         return None
@@ -97,17 +94,17 @@ def _tensor(x: Any) -> Any:
 
 
 def _tensors(*arrays: Any) -> list[Any]:
-    return [_tensor(x) for x in arrays]
+    return [tensor(x) for x in arrays]
 
 
 def _columns(coefficients: Any) -> Any:
-    return type(coefficients)(*(c if isinstance(c, float) else _tensor(c) for c in coefficients))
+    return type(coefficients)(*(c if isinstance(c, float) else tensor(c) for c in coefficients))
 
 
 def _into(out: Array, call: Callable[[Any], Any], logits: Array) -> Array:
     """What ``call`` writes, in ``out``; the logits as they were."""
     before = None if out is logits else logits.copy()
-    target = _tensor(out)
+    target = tensor(out)
     assert call(target) is target
     if DEVICE != "cpu":
         out[...] = (
@@ -207,8 +204,8 @@ def test_full_product(variant: Variant, kind: Kind, dtype: str) -> None:
 
 def test_tail() -> None:
     """Near certainty: log1p of the rest, and a gradient with all its digits, also of probabilities."""
-    z = _tensor(np.array([[20.0, 0.0], [0.0, 15.0]], np.float32))
-    y, q = _tensor(np.array([0, 1])), _tensor(np.eye(2, dtype=np.float32))
+    z = tensor(np.array([[20.0, 0.0], [0.0, 15.0]], np.float32))
+    y, q = tensor(np.array([0, 1])), tensor(np.eye(2, dtype=np.float32))
     loss = np.log1p(np.exp([-20.0, -15.0]))
     other = -np.expm1(-loss)  # the probability of the other class
     exact = np.array([[-other[0], other[0]], [other[1], -other[1]]])
@@ -226,7 +223,7 @@ def test_tail() -> None:
 
 
 def test_label_that_is_no_class_is_nan_in_its_row() -> None:
-    z, y = torch.zeros(3, 5, device=DEVICE), _tensor(np.array([1, 5, -3]))
+    z, y = torch.zeros(3, 5, device=DEVICE), tensor(np.array([1, 5, -3]))
     for long in (False, True):
         with pytest.MonkeyPatch.context() as patch:
             if long:
@@ -266,119 +263,3 @@ def test_more_than_2_to_the_31_elements(dtype: Any) -> None:
         ):
             torch.testing.assert_close(grad, expected, rtol=1e-3, atol=1e-6)
         assert torch.equal(kernels.row_hvp(z, y, None, Link(), cotangents, Curvatures(), z, out), product)
-
-
-@pytest.fixture(params=["one node", "ordinary code"])
-def on_triton(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """`xent.torch` takes tensors of this device for those of a GPU; both ways to a loss."""
-    monkeypatch.setitem(bridge.KERNELS, "cpu", "triton")
-    monkeypatch.setattr(eager, "is_plain", lambda *tensors: False)
-    if request.param == "ordinary code":
-        monkeypatch.setattr(on_device, "is_plain", lambda *tensors: False)
-
-
-@pytest.mark.usefixtures("on_triton")
-@pytest.mark.parametrize(("variant", "kind"), CASES, ids=CASE_IDS)
-def test_torch_variants(variant: Variant, kind: Kind) -> None:
-    """The front end on these kernels: losses, gradients and the gradient's derivative as xent's on arrays."""
-    rng = np.random.default_rng(7)
-    z = rng.normal(0, 2, (3, 5))
-    target, options = variant.make(kind, (3,), 5, rng)
-    options["denominator"] = variant.denominator
-    expected, grad = xent.cross_entropy_with_grad(z, target, **options)
-    product = xent.cross_entropy_hvp(z, target, np.ones_like(z) + z, **options)
-    mine = {k: _tensor(v) if isinstance(v, np.ndarray) else v for k, v in options.items()}
-    x = _tensor(z).requires_grad_()
-    loss = xent.torch.cross_entropy(x, _tensor(target), mine.pop("class_weight", None), **mine)
-    (first,) = torch.autograd.grad(loss, x, retain_graph=True)
-    (twice,) = torch.autograd.grad(loss, x, torch.full_like(loss, 2.0), retain_graph=True)
-    (dx,) = torch.autograd.grad(loss, x, create_graph=True)
-    (ddx,) = torch.autograd.grad(dx, x, _tensor(np.ones_like(z) + z))
-    np.testing.assert_allclose(loss.item(), expected, rtol=1e-12, atol=1e-15)
-    for g, factor in ((first, 1.0), (twice, 2.0), (dx, 1.0)):
-        np.testing.assert_allclose(g.detach().cpu().numpy(), factor * grad, rtol=1e-10, atol=1e-15)
-    np.testing.assert_allclose(ddx.cpu().numpy(), product, rtol=1e-9, atol=1e-14)
-
-
-@pytest.mark.usefixtures("on_triton")
-def test_torch_layouts_and_labels_without_checks() -> None:
-    """Classes on axis 1; a label that is no class is NaN in its row, found without reading it on the host."""
-    z = torch.randn(2, 5, 3, dtype=torch.float64, device=DEVICE, requires_grad=True)
-    y = torch.tensor([[0, 4, 5], [-100, -1, 2]], device=DEVICE)
-    losses = xent.torch.cross_entropy(z, y, reduction="none")
-    (grad,) = torch.autograd.grad(losses.sum(), z)
-    assert losses.isnan().tolist() == [[False, False, True], [False, True, False]]
-    assert torch.equal(grad.isnan().any(1), losses.isnan())
-    kept = ~losses.isnan()
-    exact = torch.nn.functional.cross_entropy(z, torch.where(kept, y, -100), reduction="none")
-    torch.testing.assert_close(losses[kept], exact[kept])
-    (expected,) = torch.autograd.grad(exact.sum(), z)
-    torch.testing.assert_close(grad.movedim(1, -1)[kept], expected.movedim(1, -1)[kept])
-
-
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-@pytest.mark.parametrize("factor", [1.0, 4096.0])
-@pytest.mark.usefixtures("on_triton")
-def test_torch_upstream_gradient(dtype: Any, factor: float) -> None:
-    """Known on the device alone: a gradient that is there already is scaled by it, or it is computed then."""
-    z = (8 * torch.randn(4, 40, dtype=dtype)).to(DEVICE).requires_grad_()
-    y = torch.arange(4, device=DEVICE)
-    exact = z.detach().double().requires_grad_()
-    (xent.torch.cross_entropy(z, y, label_smoothing=1e-3) * factor).backward()
-    (torch.nn.functional.cross_entropy(exact, y, label_smoothing=1e-3) * factor).backward()
-    error = (z.grad.double() - exact.grad).abs()
-    info = torch.finfo(dtype)
-    assert (error <= 1.1 * info.eps * exact.grad.abs() + 2.0**-24 * (dtype == torch.float16)).all()
-
-
-@pytest.mark.parametrize("validate", [None, True])
-@pytest.mark.usefixtures("on_triton")
-def test_torch_validates_if_asked_to(validate: bool | None, request: pytest.FixtureRequest) -> None:
-    z, y = torch.zeros(3, 5, device=DEVICE), torch.tensor([0, 7, 2], device=DEVICE)
-    if validate and "one node" in request.node.name:
-        with pytest.raises(ValueError, match="got 7 at row 1"):
-            xent.torch.cross_entropy(z, y, validate=validate)
-    else:
-        assert xent.torch.cross_entropy(z, y, validate=None).isnan()
-
-
-@pytest.mark.parametrize("device", ["meta"])
-def test_other_devices_are_named(device: str) -> None:
-    with pytest.raises(
-        NotImplementedError, match="device of type cpu or cuda; there are no kernels for meta"
-    ):
-        bridge.row_stats(torch.empty(2, 3, device=device), None, None, Link(), ("lse",))
-
-
-@pytest.mark.parametrize("way", ["one node", "ordinary code"])
-@pytest.mark.parametrize(("variant", "kind"), FEW_CASES, ids=FEW)
-def test_the_host_never_waits(
-    variant: Variant, kind: Kind, way: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """On tensors without values, where what asks for a value fails."""
-    launched: list[str] = []
-
-    def stub(name: str) -> Any:
-        return type("Stub", (), {"__getitem__": lambda self, grid: lambda *a, **k: launched.append(name)})()
-
-    for name in ("rows", "grad", "rescale"):
-        monkeypatch.setattr(kernels.device, name, stub(name))
-    monkeypatch.setitem(bridge.KERNELS, "meta", "triton")
-    if way == "ordinary code":
-        monkeypatch.setattr(on_device, "is_plain", lambda *tensors: False)
-    target, options = variant.make(kind, (6,), 5, np.random.default_rng(0))
-    mine = {
-        k: torch.empty(v.shape, dtype=torch.float64, device="meta") if isinstance(v, np.ndarray) else v
-        for k, v in options.items()
-    }
-    dtype = torch.int64 if kind == "labels" else torch.float32
-    y = torch.empty(target.shape, dtype=dtype, device="meta")
-    for reduction in ("mean", "none"):
-        z = torch.empty(6, 5, device="meta", requires_grad=True)
-        weight = mine.get("class_weight")
-        rest = {k: v for k, v in mine.items() if k != "class_weight"}
-        loss = xent.torch.cross_entropy(z, y, weight, reduction=reduction, **rest)
-        loss.backward(torch.ones_like(loss))
-        assert z.grad.shape == z.shape
-        assert loss.is_meta
-    assert bool(launched) == (way == "one node")
