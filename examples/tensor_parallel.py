@@ -45,9 +45,7 @@ def train(steps: int, is_split: bool, batch: int = 256, width: int = 64) -> list
         window = tokens[start[:, None] + torch.arange(CONTEXT + 1)]
         hidden, labels = model(window[:, :-1]), window[:, -1]
         if is_split:
-            loss = vocab_parallel_linear_cross_entropy(
-                hidden, weight, labels, group=None, label_smoothing=0.1
-            )
+            loss = vocab_parallel_linear_cross_entropy(hidden, weight, labels, group=None)
         else:
             loss = xent.torch.linear_cross_entropy(hidden, weight, labels)
         optimizer.zero_grad()
