@@ -49,7 +49,7 @@ class Projection:
         # One block, of all classes, unless the weights must be converted.
         converts = weight.dtype != self.dtype
         size = max(1, BLOCK_BYTES // max(1, weight.shape[1] * self.dtype.itemsize)) if converts else None
-        self.blocks = list(_slices(weight.shape[0], size))
+        self.blocks = list(slices(weight.shape[0], size))
         self._buffer: Array = None
 
     def sweep(self, step: Step, dloss: Any = None, wanted: Wanted | None = None) -> tuple[Any, Gradients]:
@@ -76,7 +76,7 @@ class Projection:
 
     def chunks(self) -> Iterator[slice]:
         """The places of the chunks among the rows that count; one empty chunk if there are none."""
-        return _slices(self.num_rows, self.chunk_rows or None)
+        return slices(self.num_rows, self.chunk_rows or None)
 
     def _logits(self, x: Array) -> Array:
         if self._buffer is None:
@@ -109,10 +109,6 @@ class Projection:
         if gradients.bias is not None:
             gradients.bias.__iadd__(self.xp.sum(dlogits, 0, dtype=gradients.bias.dtype))
 
-    def sum_blocks(self, total: Array) -> Iterator[slice]:
-        """Blocks of rows of ``total`` in which a product is added to it without leaving the cache."""
-        return _slices(total.shape[0], max(1, BLOCK_BYTES // max(1, total[:1].nbytes)))
-
     # What differs between array libraries.
 
     def product_dtype(self) -> Any:
@@ -141,7 +137,7 @@ class Projection:
 
     def add_product(self, total: Array, a: Array, b: Array, first: bool) -> None:
         """``total += a @ b``, or ``= a @ b``, in blocks of rows so that the product stays in cache."""
-        for k in self.sum_blocks(total):
+        for k in slices(total.shape[0], max(1, BLOCK_BYTES // max(1, total[:1].nbytes))):
             if first:
                 np.matmul(a[k], b, out=total[k])
             else:
@@ -165,7 +161,8 @@ def rows_per_chunk(num_rows: int, row_bytes: int, chunk_bytes: int) -> int:
     return -(-num_rows // max(1, chunks))
 
 
-def _slices(length: int, size: int | None) -> Iterator[slice]:
+def slices(length: int, size: int | None) -> Iterator[slice]:
+    """``length`` in pieces of ``size``; one piece of all if that is None or 0."""
     if not size:
         yield slice(0, length)
         return

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import torch
 
-from xent.projection import CHUNK_BYTES, Projection
+from xent.projection import CHUNK_BYTES, Projection, slices
 from xent.torch import bridge
 
 Tensor = torch.Tensor
 
+WIDENED_BYTES = 48 << 20  # of a float32 sum: smaller products of half precision are slower
 CUDA_CHUNK_BYTES = 512 << 20  # thousands of rows of a large vocabulary: products at their full rate
 
 
@@ -48,12 +49,16 @@ class TensorProjection(Projection):
         return self.empty(shape, dtype).zero_()
 
     def add_product(self, total: Tensor, a: Tensor, b: Tensor, first: bool) -> None:
-        """``total += a @ b``, or ``= a @ b``; where the sum is wider, in blocks that stay in cache."""
+        """``total += a @ b``, or ``= a @ b``; where the sum is wider, a block at a time."""
         if total.dtype == b.dtype:
             torch.addmm(total, a, b, beta=0.0 if first else 1.0, out=total)
             return
-        for k in self.sum_blocks(total):
+        size = WIDENED_BYTES if total.device.type == "cpu" else CUDA_CHUNK_BYTES
+        for k in slices(total.shape[0], max(1, size // max(1, total[:1].nbytes))):
+            product = a[k] @ b
             if first:
-                total[k] = a[k] @ b
-            else:
-                total[k] += a[k] @ b
+                total[k] = product
+                continue
+            # PyTorch widens what it adds whole; a piece of it stays in the cache.
+            for sum, piece in zip(total[k].split(512), product.split(512), strict=True):
+                sum += piece
