@@ -28,6 +28,7 @@ from tests.ranks import (  # noqa: E402
 from xent.torch import arguments, bridge, dtensors  # noqa: E402
 from xent.torch.distributed import vocab_parallel_cross_entropy as sharded  # noqa: E402
 from xent.torch.distributed import vocab_parallel_linear_cross_entropy as sharded_linear  # noqa: E402
+from xent.torch.projected import Operands  # noqa: E402
 
 # PyTorch warns of its own use of what it has deprecated.
 pytestmark = pytest.mark.filterwarnings("ignore:.torch.jit:DeprecationWarning")
@@ -45,9 +46,8 @@ def cross_entropy(logits, target, weight=None, **options):
 def linear_cross_entropy(hidden, weight, target, linear_bias=None, shift=0):
     """`xt.linear_cross_entropy` of DTensors."""
     spec = arguments.spec_of()
-    return dtensors.linear_cross_entropy(
-        hidden, weight, linear_bias, target, None, None, spec, "mean", None, None, shift, None
-    )
+    operands = Operands(hidden, weight, linear_bias)
+    return dtensors.linear_cross_entropy(operands, target, None, None, spec, "mean", None, None, shift, None)
 
 
 def shares(num_classes):

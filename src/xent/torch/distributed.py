@@ -192,6 +192,10 @@ class Call(NamedTuple):
     def is_soft(self) -> bool:
         return self.targets.is_floating_point()
 
+    @property
+    def validates(self) -> bool:
+        return self.targets.is_cpu if self.validate is None else self.validate
+
     def checked(self, shape: tuple[int, ...]) -> Call:
         """Raise unless all goes together with logits (..., K_s) of ``shape``."""
         require_reduction(self.reduction)
@@ -203,9 +207,8 @@ class Call(NamedTuple):
                     "`labels` of a floating dtype are probabilities of this rank's classes, of shape "
                     f"{tuple(shape)}; got {tuple(self.targets.shape)}"
                 )
-            if self.validate is not False and self.targets.is_cpu:
-                q = self.targets.detach()
-                checks.check_probabilities(bridge.view(q.float() if q.dtype.itemsize == 2 else q), "labels")
+            if self.validates:
+                arguments.require_targets(self.targets, shape[-1], self.spec.ignore_index, "labels")
         else:
             arguments.require_labels(self.targets, shape[:-1])
         arguments.require_weight(self.class_weight, shape[-1])
@@ -226,12 +229,8 @@ class Call(NamedTuple):
 
     def labels(self, num_classes: int) -> Tensor:
         """The labels as the kernels of one process would read them."""
-        if self.validate is not False and self.targets.is_cpu:
-            try:
-                y = bridge.view(self.targets)
-                checks.as_labels(y, num_classes, self.spec.ignore_index, True, "labels")
-            except ValueError as error:
-                raise arguments.LabelError(str(error)) from None
+        if self.validates:
+            arguments.require_targets(self.targets, num_classes, self.spec.ignore_index, "labels")
         return composite.readable(self.targets, num_classes, self.spec.ignore_index)
 
     def batch(

@@ -10,6 +10,7 @@ import torch
 from xent.spec import LossSpec
 from xent.torch import distributed, linear
 from xent.torch.distributed import Call
+from xent.torch.projected import Operands
 from xent.torch.sharded import Shard
 
 Tensor = torch.Tensor
@@ -42,9 +43,7 @@ def cross_entropy(
 
 
 def linear_cross_entropy(
-    inputs: Any,
-    linear_weight: Any,
-    bias: Any,
+    operands: Operands,
     targets: Any,
     weight: Any,
     sample_weight: Any,
@@ -55,22 +54,23 @@ def linear_cross_entropy(
     shift: int,
     chunk_bytes: int | None,
 ) -> Tensor:
-    """`linear.of_rows` with a ``linear_weight (K, D)`` of ``Shard(0)``: a replicated DTensor.
+    """`linear.of_rows` with a weight (K, D) of ``Shard(0)``: a replicated DTensor.
 
-    ``inputs`` of any placement are gathered; ``bias`` is sharded as the weight is.
+    Inputs of any placement are gathered; a bias is sharded as the weight is.
     """
+    inputs, linear_weight, bias = operands
     shard = _shard(linear_weight, 0, "linear_weight")
     if bias is not None and not is_sharded(bias):
         raise ValueError("`linear_bias` must be a DTensor with Shard(0), as `linear_weight` is; got a Tensor")
-    operands = linear.checked(
+    local = linear.checked(
         _whole(inputs, linear_weight),
         _columns(linear_weight, linear_weight, shard, 0),
         _columns(bias, linear_weight, shard, 0),
         ("input", "linear_weight", "linear_bias"),
     )
     call = _call(targets, weight, sample_weight, spec, reduction, denominator, validate, linear_weight, shard)
-    call = call.checked((*operands.inputs.shape[:-1], shard.size))
-    loss = distributed.of_operands(operands, call, shard, shift, chunk_bytes)
+    call = call.checked((*local.inputs.shape[:-1], shard.size))
+    loss = distributed.of_operands(local, call, shard, shift, chunk_bytes)
     return _replicated(loss, linear_weight)
 
 

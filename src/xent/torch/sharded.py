@@ -148,8 +148,8 @@ class Batch:
         term but once less; x = (x_y + l_y − m) − log1p(R) by the label's rank;
         σ = Σ [σ_s + V_s (l_s − m)] − V log1p(R). Every sum is one of terms of one sign.
         """
-        top = torch.where(local.lse.isnan(), torch.inf, local.lse)  # NaN has no order; the sums bring it back
-        self.shard.reduce(top, dist.ReduceOp.MAX)
+        top = local.lse.clone()
+        self.shard.reduce(top, dist.ReduceOp.MAX)  # of NaN it is anything; the sums bring NaN back
         gap = local.lse - top  # NaN where no shard has anything: a row of −inf has no softmax
         is_top = gap == 0
         columns = {"rest": torch.where(is_top, 0.0, gap.exp()), "tops": is_top.double()}
