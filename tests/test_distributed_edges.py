@@ -163,6 +163,16 @@ def no_rows_and_no_classes() -> None:
     assert not weight.grad.any()
 
 
+WRONG = {  # words of the error: the options
+    '`denominator` needs `reduction`="mean"': {"reduction": "none", "denominator": 3.0},
+    "`denominator` must be None": {"denominator": "tokens"},
+    "`reduction` must be one of": {"reduction": "average"},
+    "`sizes` must be the number of classes of each of": {"sizes": (1,)},
+    "`focal_gamma` and `label_smoothing` cannot be": {"focal_gamma": 1.0, "label_smoothing": 0.1},
+    "`sample_weight` must have the shape of the rows": {"sample_weight": torch.ones(3)},
+}
+
+
 @CHECKS
 def refused_by_one_is_refused_by_all() -> None:
     z, w, y = (
@@ -181,6 +191,11 @@ def refused_by_one_is_refused_by_all() -> None:
         sharded(z, q, group=None)
     with pytest.raises(ValueError, match=r"same rows on every rank of `group`; got \[3, 4"):
         sharded(z[: 3 if first else 4], y[: 3 if first else 4], group=None)
+    for words, options in WRONG.items():
+        with pytest.raises(ValueError, match=words):
+            sharded(z, y, group=None, **options)
+        with pytest.raises(ValueError, match=words):
+            sharded_linear(torch.zeros(4, 5), w, y, group=None, **options)
     assert sharded(z, y, group=None).item() == pytest.approx(np.log(K))  # and they are still in step
 
 

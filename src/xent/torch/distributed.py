@@ -223,9 +223,11 @@ class Call(NamedTuple):
             raise NotImplementedError(
                 "a loss whose classes are split over processes has no transforms of torch.func"
             )
-        if isinstance(self.denominator, Tensor):
-            return self
-        return self._replace(denominator=checks.as_denominator(self.denominator))
+        call = self
+        if not isinstance(self.denominator, Tensor):
+            call = self._replace(denominator=checks.as_denominator(self.denominator))
+        call.divisor(1, 1)
+        return call
 
     def labels(self, num_classes: int) -> Tensor:
         """The labels as the kernels of one process would read them."""
@@ -240,14 +242,18 @@ class Call(NamedTuple):
         factors = None if self.class_weight is None else self.class_weight.double()
         return Batch(shard, labels, q, places, factors, omega, self.spec)
 
+    def divisor(self, total: Any, rows: Any) -> Any:
+        """D of (4), of the rows' total weight and number."""
+        counts = Target(None, 0.0, None, 0.0, None, total, rows)
+        return targeting.denominator(counts, self.reduction, self.denominator)
+
     def mean(self, sums: Sums) -> Tensor:
         """Equation (4)."""
-        counts = Target(None, 0.0, None, 0.0, None, sums.total, sums.rows)
-        divisor = targeting.denominator(counts, self.reduction, self.denominator)
-        return sums.losses * composite.inverse(divisor)
+        return sums.losses * composite.inverse(self.divisor(sums.total, sums.rows))
 
 
 def of_logits(logits: Tensor, call: Call, shard: Shard) -> Tensor:
+    """The loss of a shard's ``logits (..., K_s)``, by the checked arguments of a call."""
     omega = None if call.sample_weight is None else call.sample_weight.double()
     if call.is_soft:
         batch = call.batch(shard, None, call.targets, None, omega)
@@ -258,6 +264,7 @@ def of_logits(logits: Tensor, call: Call, shard: Shard) -> Tensor:
 
 
 def of_operands(operands: Operands, call: Call, shard: Shard, shift: int, chunk_bytes: int | None) -> Tensor:
+    """The loss of ``hidden (..., D)`` and a shard's weight and bias, by the checked arguments of a call."""
     hidden, weight, bias = operands
     shape, dtype = hidden.shape[:-1], bridge.loss_dtype(hidden)
     left, places = rows.shifted(shape, shift, torch, hidden.device)
@@ -289,6 +296,7 @@ def _outside_graphs(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
 
 def _agreed(check: Callable[[], Any], group: Any, sizes: Any, size: Any, labels: Any) -> tuple[Any, Shard]:
     """(what ``check`` returns, the shard of this rank); an error on one rank is an error on all."""
+    arguments.require_tensor(labels, "labels")
     rank, world = dist.get_rank(group), dist.get_world_size(group)
     if rank < 0:
         raise ValueError("this process must be one of `group`; it is not")
