@@ -45,8 +45,9 @@ def plan(num_classes: int, across: bool, weight: int, keeps: bool) -> Plan:
     weight = min(weight, 4)  # 8 elements a thread: 16 bytes even of two each
     block = triton.next_power_of_2(num_classes)
     if across:
-        block = min(block, 32)
-        rows = max(32, 1024 // block)
+        block = block if block <= 32 else 16
+        rows = max(32, 512 // block)
+        weight *= 2  # for the numbers of the rows themselves, many in one thread
     elif block > (HELD if keeps else CHUNK) // weight:
         block, rows = CHUNK // weight, 1
     else:
@@ -293,7 +294,7 @@ def _coefficients(values: tuple[Any, ...], logits: Tensor) -> list[Any]:
 
 def _registers(p: Plan, logits: Tensor, vector: Tensor | None) -> dict[str, int]:
     """Left to itself, ptxas spills in a Hessian product what does not fit into 64 registers."""
-    narrow = vector is not None and p.warps <= 8 and logits.itemsize < 8
+    narrow = vector is not None and p.rows <= 32 and p.warps <= 8 and logits.itemsize < 8
     return {"maxnreg": 128} if narrow and torch.version.hip is None else {}
 
 
