@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import gc
+
 import numpy as np
 import pytest
 
 torch = pytest.importorskip("torch")
 
 import torch.distributed as dist  # noqa: E402
+from torch.multiprocessing.reductions import StorageWeakRef  # noqa: E402
 
 import xent  # noqa: E402
 from tests.ranks import (  # noqa: E402
@@ -232,6 +235,23 @@ def twice_backward_gives_twice_the_gradient() -> None:
         weight.add_(1.0)
     with pytest.raises(RuntimeError, match="modified by an inplace operation"):
         loss.backward()
+
+
+@CHECKS
+def nothing_is_kept() -> None:
+    gc.disable()
+    for reduction in ("mean", "none"):
+        hidden, weight, _, y = plain_case()
+        logits = (hidden @ weight.T).detach().requires_grad_()
+        kept = [StorageWeakRef(x.untyped_storage()) for x in (logits, hidden)]
+        for loss in (
+            sharded(logits, y, group=None, reduction=reduction),
+            sharded_linear(hidden, weight, y, group=None, reduction=reduction),
+        ):
+            loss.sum().backward()
+        del loss, logits, hidden
+        assert all(storage.expired() for storage in kept)
+    gc.enable()
 
 
 @CHECKS
