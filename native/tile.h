@@ -343,6 +343,7 @@ class alignas(64) Tile : TileMemory<S, CAP, LANES> {
 #pragma omp simd
     for (int j = 0; j < LANES; ++j) {
       at_label[j] = link.slope(w_y[j]) * bracket(j, x[j], T(1), v_y[j]);
+      if constexpr (!DENSE) label[j] = dx[j] == 0 ? Int(-1) : label[j];  // 1 - left has no digits of a small p
       factor[j] = CAP ? of_p[j] : of_p[j] * link.slope_at_0;
       add[j] = CAP ? ds[j] : ds[j] * link.slope_at_0;
       if constexpr (DENSE) {

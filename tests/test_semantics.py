@@ -316,3 +316,16 @@ def test_row_without_leading_axes() -> None:
     np.testing.assert_array_equal(grad, expected[1][0])
     assert xent.cross_entropy(LOGITS[1], 4, reduction="none").shape == ()
     assert xent.logsumexp(LOGITS[1]) == xent.logsumexp(LOGITS[1:2])[0]
+
+
+@pytest.mark.parametrize("num_classes", [2, 5, 300])
+def test_a_small_probability_keeps_its_digits_where_the_label_does_not_count(num_classes):
+    logits = np.zeros((3, num_classes), np.float32)
+    logits[:, 1:] = [[40.0], [10.0], [80.0]]
+    weight = np.ones(num_classes)
+    weight[0] = 0
+    options = {"class_weight": weight, "z_loss": 1.0, "reduction": "sum"}
+    _, grad = xent.cross_entropy_with_grad(logits, [0, 0, 0], **options)
+    wide = logits.astype(np.float64)
+    expected = 2 * xent.logsumexp(wide)[:, None] * xent.softmax(wide)
+    np.testing.assert_allclose(grad, expected, rtol=1e-5)
