@@ -25,29 +25,14 @@ from tests.ranks import (  # noqa: E402
     plain_case,
     sizes,
 )
-from xent.torch import arguments, bridge, dtensors  # noqa: E402
+from xent.torch import bridge  # noqa: E402
 from xent.torch.distributed import vocab_parallel_cross_entropy as sharded  # noqa: E402
 from xent.torch.distributed import vocab_parallel_linear_cross_entropy as sharded_linear  # noqa: E402
-from xent.torch.projected import Operands  # noqa: E402
 
 # PyTorch warns of its own use of what it has deprecated.
 pytestmark = pytest.mark.filterwarnings("ignore:.torch.jit:DeprecationWarning")
 
 CHECKS = Checks()
-
-
-def cross_entropy(logits, target, weight=None, **options):
-    """`xt.cross_entropy` of DTensors."""
-    return dtensors.cross_entropy(
-        logits, target, weight, None, arguments.spec_of(**options), "mean", None, None
-    )
-
-
-def linear_cross_entropy(hidden, weight, target, linear_bias=None, shift=0):
-    """`xt.linear_cross_entropy` of DTensors."""
-    spec = arguments.spec_of()
-    operands = Operands(hidden, weight, linear_bias)
-    return dtensors.linear_cross_entropy(operands, target, None, None, spec, "mean", None, None, shift, None)
 
 
 def shares(num_classes):
@@ -199,7 +184,7 @@ def sharded_tensors() -> None:
         expected.backward()
         for part, factors in itertools.product(parts, (weight, deal(weight, Shard(0)))):
             logits = deal(whole, Shard(1)).requires_grad_()
-            loss = cross_entropy(logits, part, factors, label_smoothing=0.1)
+            loss = xt.cross_entropy(logits, part, factors, label_smoothing=0.1)
             assert loss.placements == (Replicate(),)
             loss.backward()
             assert logits.grad.placements == (Shard(1),)
@@ -212,16 +197,16 @@ def sharded_tensors() -> None:
     for placement in (Replicate(), Shard(0), Shard(1)):  # rows of hidden states in shards: gathered
         hidden = deal(operands[0], placement).requires_grad_()
         linear, bias = (deal(a, Shard(0)).requires_grad_() for a in operands[1:])
-        loss = linear_cross_entropy(hidden, linear, labels, linear_bias=bias, shift=1)
+        loss = xt.linear_cross_entropy(hidden, linear, labels, linear_bias=bias, shift=1)
         loss.backward()
         torch.testing.assert_close(loss.full_tensor(), expected, rtol=1e-13, atol=0)
         for part, whole in zip((hidden, linear, bias), operands, strict=True):
             assert part.grad.placements == part.placements
             torch.testing.assert_close(part.grad.full_tensor(), whole.grad, rtol=1e-12, atol=1e-15)
     with pytest.raises(NotImplementedError, match=r"sharded, Shard\(1\), on a mesh of one dimension"):
-        cross_entropy(deal(leaf(z), Shard(0)), y)
+        xt.cross_entropy(deal(leaf(z), Shard(0)), y)
     with pytest.raises(ValueError, match="`linear_bias` must be a DTensor"):
-        linear_cross_entropy(hidden, linear, labels, linear_bias=operands[2])
+        xt.linear_cross_entropy(hidden, linear, labels, linear_bias=operands[2])
 
 
 @pytest.fixture(scope="module")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from typing import Any, Unpack
 
 import torch
@@ -141,6 +142,13 @@ def of_rows(
     name: str = "target",
 ) -> Tensor:
     """The loss of ``logits (..., K)``, by one node where nothing but reverse mode asks for more."""
+    if type(logits) not in arguments.PLAIN and "torch.distributed.tensor" in sys.modules:
+        from xent.torch import dtensors
+
+        if dtensors.is_sharded(logits):
+            return dtensors.cross_entropy(
+                logits, targets, weight, sample_weight, spec, reduction, denominator, validate
+            )
     require_reduction(reduction)
     if targets.is_floating_point():
         arguments.require_no_labels(spec)

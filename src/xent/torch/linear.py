@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import asdict
 from typing import Any, Unpack
 
@@ -160,6 +161,22 @@ def of_rows(
     name: str = "target",
 ) -> Tensor:
     """The loss of the operands' rows; see `linear_cross_entropy`. Errors say ``name`` for the targets."""
+    if type(operands.weight) not in arguments.PLAIN and "torch.distributed.tensor" in sys.modules:
+        from xent.torch import dtensors
+
+        if dtensors.is_sharded(operands.weight):
+            return dtensors.linear_cross_entropy(
+                operands,
+                targets,
+                class_weight,
+                sample_weight,
+                spec,
+                reduction,
+                denominator,
+                validate,
+                shift,
+                chunk_bytes,
+            )
     require_reduction(reduction)
     require_chunk_bytes(chunk_bytes)
     input, weight, bias = operands
