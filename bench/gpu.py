@@ -10,31 +10,33 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from statistics import median
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Protocol
 
 import torch
 import torch.nn.functional as F  # noqa: N812
 
 import xent
 import xent.torch
-from bench import machine
+from bench import gpu_linear, machine
+from bench.gpu_case import Call, Case, Provider
 from xent.kernels import registry
 from xent.link import Link
 from xent.protocol import Cotangents, Curvatures
 
 Tensor = torch.Tensor
-Call = Callable[[], dict[str, Tensor]]  # what it computed, by the names of `Data.expected`
 
 HERE = Path(__file__).parent
 REPEATS = 20
 METHOD = """\
 * Times are medians of 20, between two events of the device, after two calls that are not counted. Before
   each, 512 MB of zeros overwrite the cache.
-* GB/s counts the least that a provider must move: a read of the logits and a write of the gradient; another
-  read where a row is longer than what a program holds (32768 classes). Statistics alone are a read, a Hessian
-  product two reads and a write. A copy is a read and a write.
-* Share: GB/s over those of the copy, PyTorch's `copy_` of the same logits in the same run.
-* Peak: the most that was allocated during a call, beyond logits and labels.
+* Of logits, work is GB, the least that a provider must move: a read of the logits and a write of the
+  gradient; another read where a row is longer than what a program holds (32768 classes). Statistics alone are
+  a read, a Hessian product two reads and a write. A copy is a read and a write.
+* Of a projection, work is a billion operations: those of three products of all rows, whoever does them.
+* Share: work a second over that of the case's first provider in the same run: PyTorch's `copy_` of the same
+  logits; the three bare products, in chunks of at most 2 GiB of logits.
+* Peak: the most that was allocated during a call, beyond the operands; gradients count.
 * Random logits of a new seed in each run. Before a provider is timed its loss, and its statistics, gradients
   and products of 64 rows, are compared with float64.
 """
@@ -42,28 +44,6 @@ METHOD = """\
 # largest entry. PyTorch's and Liger's 16-bit losses and gradients are off by percents.
 TOLERANCE = {torch.bfloat16: 1 / 128, torch.float32: 2e-5}
 LOOSE = {torch.bfloat16: 0.1, torch.float32: 1e-3}
-
-
-class Provider(NamedTuple):
-    """Who is timed: its call, the bytes it must move at least, and how wrong it may be."""
-
-    call: Call
-    bytes: int
-    tolerance: float
-
-
-class Case(Protocol):
-    """One row of the table: what its providers are, and what they must compute."""
-
-    name: str
-
-    def providers(self) -> Iterator[tuple[str, Provider]]:
-        """By name; the first one is the copy that the others are measured by."""
-        ...
-
-    def require_right(self, name: str, results: Mapping[str, Tensor], tolerance: float) -> None:
-        """ValueError unless ``results`` agree with float64."""
-        ...
 
 
 class Clock(Protocol):
@@ -231,7 +211,11 @@ SECTIONS: dict[str, list[Maker]] = {
         lambda device, shape=shape, dtype=dtype: Logits(shape, dtype, device)  # type: ignore[misc]
         for shape in SHAPES
         for dtype in (torch.bfloat16, torch.float32)
-    ]
+    ],
+    "projection": [
+        lambda device, shape=shape: gpu_linear.Projected(*shape, torch.bfloat16, device)  # type: ignore[misc]
+        for shape in gpu_linear.SHAPES
+    ],
 }
 
 
@@ -275,12 +259,12 @@ def measure(case: Case, clock: Clock) -> dict[str, Any]:
             results[name] = {"failed": "out of memory"}
             continue
         samples = [clock.seconds(provider.call) for _ in range(REPEATS)]
-        speed = provider.bytes / median(samples)
+        speed = provider.work / median(samples)
         per_second = per_second or speed
         results[name] = {
             "median_s": median(samples),
-            "bytes": provider.bytes,
-            "gb_per_s": speed / 1e9,
+            "work": provider.work,
+            "giga_per_s": speed / 1e9,
             "share": speed / per_second,
             "peak_bytes": clock.peak(provider.call),
             "samples_s": samples,
@@ -290,7 +274,7 @@ def measure(case: Case, clock: Clock) -> dict[str, Any]:
 
 def table(found: Mapping[str, Any]) -> str:
     """A row for each case and provider; then what the report's head says."""
-    rows = [["case", "provider", "time", "GB/s", "share of copy", "peak MiB"]]
+    rows = [["case", "provider", "time", "work/s", "share of the first", "peak MiB"]]
     for section in found["cases"].values():
         for case, providers in section.items():
             rows += [[case, name, *_cells(timed)] for name, timed in providers.items()]
@@ -304,7 +288,7 @@ def _cells(timed: Mapping[str, Any]) -> list[str]:
         return [timed["failed"], "", "", ""]
     return [
         f"{timed['median_s'] * 1e3:.3f} ms",
-        f"{timed['gb_per_s']:.0f}",
+        f"{timed['giga_per_s']:.0f}",
         f"{timed['share']:.0%}",
         f"{timed['peak_bytes'] / 2**20:.0f}",
     ]

@@ -47,6 +47,8 @@ def gpu(interpreter: None, monkeypatch: pytest.MonkeyPatch) -> Any:
     monkeypatch.setattr(gpu, "REPEATS", 1)
     makers = [lambda device, dtype=dtype: gpu.Logits((4, 8), dtype, device) for dtype in gpu.TOLERANCE]
     monkeypatch.setitem(gpu.SECTIONS, "logits", makers)
+    projected = lambda device: gpu.gpu_linear.Projected(6, 4, 8, 0.4, torch.float32, device)  # noqa: E731
+    monkeypatch.setitem(gpu.SECTIONS, "projection", [projected])
     return gpu
 
 
@@ -59,7 +61,7 @@ def test_report(gpu: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
         assert providers.keys() >= {"copy", "xent", "row_stats", "row_grad", "row_hvp", "torch, eager"}
         assert providers["copy"]["share"] == 1.0
         for timed in providers.values():
-            assert timed["gb_per_s"] == pytest.approx(timed["bytes"] / timed["median_s"] / 1e9)
+            assert timed["giga_per_s"] == pytest.approx(timed["work"] / timed["median_s"] / 1e9)
     table = (tmp_path / "gpu.md").read_text("utf-8")
     assert table in capsys.readouterr().out
     assert "| 4×8 float32 | row_stats_and_grad | " in table
@@ -76,6 +78,17 @@ def test_nothing_wrong_is_timed(gpu: Any, monkeypatch: pytest.MonkeyPatch) -> No
                 wrong = {what: result.double() * 1.01 + 1e-3}
                 with pytest.raises(ValueError, match=f"{name}: relative error of the {what} must be <= "):
                     case.require_right(name, wrong, provider.tolerance)
+
+
+def test_projection(gpu: Any) -> None:
+    (found,) = gpu.report(["projection"], HostClock())["cases"]["projection"].items()
+    assert found[0] == "6×4→8 float32, 40% ignored"
+    assert found[1].keys() >= {"three products", "xent", "xent, compiled", "torch, eager"}
+    case = gpu.SECTIONS["projection"][0]("cpu")
+    for name, provider in case.providers():
+        for what, result in provider.call().items():
+            with pytest.raises(ValueError, match=f"{name}: relative error of the {what} must be <= "):
+                case.require_right(name, {what: result * 1.5}, provider.tolerance)
 
 
 def test_what_does_not_fit_is_said(gpu: Any) -> None:
