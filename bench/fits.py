@@ -61,19 +61,27 @@ def main(arguments: Sequence[str] | None = None) -> None:
     out = options.out or Path(__file__).parent / "results"
     report = machine.describe((np, scipy, sklearn, xent), len(os.sched_getaffinity(0)), METHOD)
     known = read_known(out / "fits.json")
+    cases = dict(known)
     for name in options.cases:
         print(f"{name}: data", file=sys.stderr)
+        run = {"run": {key: report[key] for key in ("date", "commit")}}
         case = measure(CASES[name], options.small, options.skip, options.rounds, known.get(name, {}))
-        report["cases"][name] = case
+        cases[name] = run | case
+        report["cases"] = {each: cases[each] for each in CASES if each in cases}
         files = {"fits.json": json.dumps(report, indent=1) + "\n", "fits.md": table(report)}
         machine.write(out, files)
 
 
 def read_known(path: Path) -> dict[str, Any]:
-    """Cases of an earlier report by the same scikit-learn: where to begin on the same data, never a time."""
+    """Cases of an earlier report by the same scikit-learn, each with the run that it is of.
+
+    They stay until they are run again, which begins at their tolerances; a time is never taken over.
+    """
     report = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-    same = report.get("versions", {}).get("sklearn") == sklearn.__version__
-    return dict(report["cases"]) if same else {}
+    if report.get("versions", {}).get("sklearn") != sklearn.__version__:
+        return {}
+    run = {"run": {key: report[key] for key in ("date", "commit")}}
+    return {name: run | case for name, case in report["cases"].items()}
 
 
 def measure(
@@ -250,7 +258,12 @@ def table(report: Mapping[str, Any]) -> str:
         defaults.append([title, *cells])
     lines = ["# Whole fits at equal objective (median time)", "", *machine.rows(fits), ""]
     lines += ["# The same data at each library's own settings", "", *machine.rows(defaults), ""]
-    return "\n".join([*lines, machine.facts(report), "", report["method"]])
+    runs = [
+        f"{name}: {case['run']['date']}, {case['run']['commit'][:7]}"
+        for name, case in report["cases"].items()
+    ]
+    lines += [machine.facts(report), "", f"Each case in one run. {'; '.join(runs)}."]
+    return "\n".join([*lines, "", report["method"]])
 
 
 def _cell(outcome: Mapping[str, Any] | None, target: float) -> str:
