@@ -16,9 +16,11 @@ from torch.utils.checkpoint import checkpoint
 
 from xent.projection import Gradients, Step, Wanted
 from xent.torch import arguments, bridge, eager
-from xent.torch.products import TensorProjection
+from xent.torch.products import TensorProjection, default_chunk_bytes
 
 Tensor = torch.Tensor
+
+TWICE_DERIVED = 16  # matrices of a chunk's size that autograd keeps for a second derivative
 
 
 class Operands(NamedTuple):
@@ -37,9 +39,10 @@ class Swept(NamedTuple):
     columns_of: Callable[[slice, Tensor], tuple[Tensor, ...]]  # of a part's logits, in ordinary operations
     chunk_bytes: int | None
 
-    def projection(self, operands: Operands) -> TensorProjection:
-        """The logits, chunk by chunk."""
-        return TensorProjection(*operands, self.places, self.chunk_bytes)
+    def projection(self, operands: Operands, copies: int = 1) -> TensorProjection:
+        """The logits, chunk by chunk; so many matrices of a chunk's size share the budget."""
+        budget = self.chunk_bytes or default_chunk_bytes(operands.inputs.device)
+        return TensorProjection(*operands, self.places, max(1, budget // copies))
 
     def sweep(self, operands: Operands, dloss: Any = None, wanted: Wanted | None = None) -> Any:
         """See `Projection.sweep`; gradients are as wide as they were summed."""
@@ -196,7 +199,7 @@ def _curvature(
 
     Equation (20), by the kernels where they have it: ``columns_of`` is derived twice on each chunk.
     """
-    projection = swept.projection(operands)
+    projection = swept.projection(operands, TWICE_DERIVED)
     inputs, weight, bias = operands
     wide = bridge.loss_dtype(inputs)
     sums = Gradients(
