@@ -69,7 +69,7 @@ def test_links_lead_somewhere(page: str) -> None:
             assert (path.parent / target).exists(), target
 
 
-@pytest.mark.parametrize("name", ["core", "fits"])
+@pytest.mark.parametrize("name", ["core", "fits", "linear"])
 def test_speed_table(name: str) -> None:
     """The numbers are the committed benchmark's, to the letter."""
     text = (ROOT / "README.md").read_text("utf-8")
