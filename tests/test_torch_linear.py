@@ -417,3 +417,10 @@ def test_errors(change, words):
     x, w, y = (options.pop(name) for name in "xwy")
     with pytest.raises(ValueError, match=words):
         xt.linear_cross_entropy(x, w, y, **options)
+
+
+def test_a_label_that_is_no_class_is_an_error_of_the_statistics():
+    x, w = torch.ones(2, D), torch.ones(K, D)
+    for call in (lambda y: xt.linear_row_statistics(x, w, y), lambda y: xt.row_statistics(x @ w.T, y)):
+        with pytest.raises(ValueError, match=rf"`labels` must be in \[0, {K}\) .* got {K} at row 1"):
+            call(torch.tensor([0, K]))

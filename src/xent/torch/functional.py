@@ -119,6 +119,8 @@ def row_statistics(
     arguments.require_tensor(logits, "logits")
     if labels is not None:
         arguments.require_labels(labels, logits.shape[:-1])
+        if eager.is_plain(logits, labels):
+            arguments.require_targets(labels, logits.shape[-1], spec.ignore_index, "labels")
         labels = composite.readable(labels, logits.shape[-1], spec.ignore_index)
     stats = statistics.row_stats(logits, labels, None, Link(temperature, softcap), all=True)
     dtype = bridge.loss_dtype(logits)

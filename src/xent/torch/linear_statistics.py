@@ -71,6 +71,8 @@ def linear_row_statistics(
     y: Tensor | None = None
     if labels is not None:
         arguments.require_labels(labels, shape)
+        if is_plain and inputs.is_cpu:
+            arguments.require_targets(labels, num_classes, spec.ignore_index, "labels")
         y = composite.readable(rows.flat(labels, shift), num_classes, spec.ignore_index)
         if is_plain:
             index, (y,) = rows.counted(y < 0, None, index, (y,), torch)
