@@ -40,10 +40,10 @@ METHOD = """\
 * Random logits of a new seed in each run. Before a provider is timed its loss, and its statistics, gradients
   and products of 64 rows, are compared with float64.
 """
-# Largest error accepted: of a loss or a statistic relative to itself (or to 1), of a row relative to its
-# largest entry. PyTorch's and Liger's 16-bit losses and gradients are off by percents.
+# Largest error accepted, relative to what `require_right` says. PyTorch's and Liger's 16-bit losses and
+# gradients are off by percents.
 TOLERANCE = {torch.bfloat16: 1 / 128, torch.float32: 2e-5}
-LOOSE = {torch.bfloat16: 0.1, torch.float32: 1e-3}
+LOOSE = {torch.bfloat16: 0.25, torch.float32: 1e-3}
 
 
 class Clock(Protocol):
@@ -174,22 +174,28 @@ class Logits:
         z, r, y = self.z.detach()[rows].double(), self.vector[rows].double(), self.y[rows]
         log_p = torch.log_softmax(z, -1)
         p, label = log_p.exp(), y[:, None]
-        expected = {
-            "copy": z,
+        one_hot = F.one_hot(y, z.shape[1])
+        rho, size = ((p * x).sum(-1, keepdim=True) for x in (r, r.abs()))
+        numbers = {
             "loss": self._mean_loss(),
             "lse": torch.logsumexp(z, -1),
             "log_prob": log_p.gather(1, label)[:, 0],
             "entropy": -(p * log_p).sum(-1),
-            "gradient": (p - F.one_hot(y, z.shape[1])) / count,
-            "product": p * (r - (p * r).sum(-1, keepdim=True)) / count,
+        }
+        # Each with what its error is measured by: an entry by the sum of its terms' absolute values, as in
+        # tests/tolerance.py, for a gradient or a product may cancel to any smallness.
+        expected = {name: (e, e.abs().clamp_min(1)) for name, e in numbers.items()} | {
+            "copy": (z, z.abs()),
+            "gradient": ((p - one_hot) / count, (p + one_hot) / count),
+            "product": (p * (r - rho) / count, p * (r.abs() + size) / count),
         }
         for what, result in results.items():
             if result is None:
                 continue
-            e = expected[what]
+            e, magnitude = expected[what]
             a = result.double() if what == "loss" else result[rows].double()
-            scale = e.abs().amax(-1, keepdim=True) if e.ndim == 2 else e.abs().clamp_min(1)
-            error = ((a - e).abs() / scale).max().item()
+            difference = (a - e).abs()
+            error = torch.where(difference == 0, 0.0, difference / magnitude).max().item()
             if not error <= tolerance:
                 raise ValueError(
                     f"{name}: relative error of the {what} must be <= {tolerance}; got {error:.3g}"

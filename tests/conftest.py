@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import sys
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -22,6 +23,13 @@ from xent.protocol import Kernels
 
 settings.register_profile("xent", deadline=None, derandomize=True, max_examples=200)
 settings.load_profile("xent")
+
+
+@pytest.fixture(autouse=True)
+def _same_random_numbers() -> None:
+    """PyTorch's generator is the process's: each test has it from the start, in any order of the tests."""
+    if torch := sys.modules.get("torch"):
+        torch.manual_seed(0)
 
 
 class Backend(NamedTuple):
