@@ -13,22 +13,6 @@ namespace XENT_ISA {
 constexpr int64_t MANY_CLASSES = 256;
 constexpr int LANES = 64;
 
-template <class S, class T>
-XENT_INLINE void widen(const S* from, T* to, int64_t n) {
-  int64_t i = 0;
-#if defined(__AVX512F__)  // compilers do not find these themselves, and its arithmetic takes as long as exp
-  if constexpr (std::is_same_v<S, Half>)
-    for (; i + 16 <= n; i += 16)
-      _mm512_storeu_ps(to + i, _mm512_maskz_cvtph_ps(0xffff, _mm256_loadu_si256((const __m256i*)(from + i))));
-#elif defined(__F16C__)
-  if constexpr (std::is_same_v<S, Half>)
-    for (; i + 8 <= n; i += 8)
-      _mm256_storeu_ps(to + i, _mm256_cvtph_ps(_mm_loadu_si128((const __m128i*)(from + i))));
-#endif
-#pragma omp simd
-  for (int64_t j = i; j < n; ++j) to[j] = load(from[j]);
-}
-
 // Along one row, W classes at a time; the last ones wait in `tail`, behind them −inf.
 template <class T, bool PROBABILITIES>
 class Along {

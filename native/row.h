@@ -35,6 +35,40 @@ XENT_INLINE int64_t into_line(const S* to) {
   return int64_t(reinterpret_cast<uintptr_t>(to) % 64 / sizeof(S));
 }
 
+// Between 16 bits and float, many at once. Compilers do not find a processor's instructions for half precision,
+// and to do without them takes as long as exp.
+template <class S, class T>
+XENT_INLINE void widen(const S* from, T* to, int64_t n) {
+  int64_t i = 0;
+#if defined(__AVX512F__)
+  if constexpr (std::is_same_v<S, Half>)
+    for (; i + 16 <= n; i += 16)
+      _mm512_storeu_ps(to + i, _mm512_maskz_cvtph_ps(0xffff, _mm256_loadu_si256((const __m256i*)(from + i))));
+#elif defined(__F16C__)
+  if constexpr (std::is_same_v<S, Half>)
+    for (; i + 8 <= n; i += 8)
+      _mm256_storeu_ps(to + i, _mm256_cvtph_ps(_mm_loadu_si128((const __m128i*)(from + i))));
+#endif
+#pragma omp simd
+  for (int64_t j = i; j < n; ++j) to[j] = load(from[j]);
+}
+
+template <class S, class T>
+XENT_INLINE void narrow(const T* from, S* to, int64_t n) {
+  int64_t i = 0;
+#if defined(__AVX512F__)
+  if constexpr (std::is_same_v<S, Half>)
+    for (; i + 16 <= n; i += 16)
+      _mm256_storeu_si256((__m256i*)(to + i), _mm512_maskz_cvtps_ph(0xffff, _mm512_loadu_ps(from + i), 0));
+#elif defined(__F16C__)
+  if constexpr (std::is_same_v<S, Half>)
+    for (; i + 8 <= n; i += 8)
+      _mm_storeu_si128((__m128i*)(to + i), _mm256_cvtps_ph(_mm256_loadu_ps(from + i), 0));
+#endif
+#pragma omp simd
+  for (int64_t j = i; j < n; ++j) to[j] = store<S>(from[j]);
+}
+
 // to[i] = store(f(i)), whole lines of them past the cache, so that memory which is only written is not read first.
 template <class S, class F>
 XENT_INLINE void stream(S* to, int64_t n, F f) {
@@ -46,8 +80,7 @@ XENT_INLINE void stream(S* to, int64_t n, F f) {
     decltype(f(i)) value[line];  // apart: in one loop of two widths compilers choose a poor one
 #pragma omp simd
     for (int64_t j = 0; j < line; ++j) value[j] = f(i + j);
-#pragma omp simd
-    for (int64_t j = 0; j < line; ++j) part[j] = store<S>(value[j]);
+    narrow(value, part, line);
 #if defined(__AVX512F__)
     _mm512_stream_si512(reinterpret_cast<__m512i*>(to + i), _mm512_load_si512(part));
 #elif defined(__AVX2__)
@@ -86,9 +119,7 @@ XENT_INLINE void emit(S* out, int64_t first, int64_t last, int64_t begin, bool p
   for (const Exact<T>& x : exact)
     if (inside(x)) to[x.at - begin] = x.value;
   if (past_cache) return stream(out + begin, end - begin, [&](int64_t i) { return stage[i]; });
-  if constexpr (!std::is_same_v<S, T>)
-#pragma omp simd
-    for (int64_t i = 0; i < end - begin; ++i) out[begin + i] = store<S>(stage[i]);
+  if constexpr (!std::is_same_v<S, T>) narrow(stage, out + begin, end - begin);
 }
 
 // Values side by side become one, halves upon halves.

@@ -370,10 +370,13 @@ class alignas(64) Tile : TileMemory<S, CAP, LANES> {
 
   int64_t top(int j) const {
     const S* z = this->template lane<S>(job.z, j);
-    int64_t best = 0;
-    for (int64_t k = 1; k < K; ++k)
-      if (load(z[k * job.z.cls]) > load(z[best * job.z.cls])) best = k;
-    return best;
+    T best = nan_<T>();
+    int64_t first = 0;
+    for (int64_t k = 0; k < K; ++k) {
+      const T value = load(z[k * job.z.cls]);
+      if (value > best || (best != best && value == value)) best = value, first = k;
+    }
+    return first;
   }
 };
 

@@ -64,22 +64,14 @@ class TileMemory {
   void gather(const Strided& x, T* to, T* spare, F f) const {
     const From* from = at<From>(x, start);
     if (planar(x)) {
-      for (int64_t k = 0; k < K; ++k) {
-        const From* source = from + k * x.cls;
-        T* target = to + k * LANES;
-#pragma omp simd
-        for (int j = 0; j < LANES; ++j) target[j] = f(load(source[j]));
-      }
-      return;
-    }
-    if (std::is_same_v<From, T> && full_rows(x)) {
+      for (int64_t k = 0; k < K; ++k) widen(from + k * x.cls, to + k * LANES, LANES);
+    } else if (std::is_same_v<From, T> && full_rows(x)) {
       transpose<true>(reinterpret_cast<const T*>(from), step(x), to);
     } else if (full_rows(x)) {
       for (int64_t j = 0; j < LANES; j += together(x)) {
         const From* source = from + j * step(x);
         T* target = spare + j * K;
-#pragma omp simd
-        for (int64_t i = 0; i < together(x) * K; ++i) target[i] = load(source[i]);
+        widen(source, target, together(x) * K);
       }
       transpose<true>(spare, K, to);
     } else {
@@ -100,8 +92,7 @@ class TileMemory {
   XENT_INLINE void put_plane(int64_t k, const T* from) const {
     S* to = at<S>(job.out, start) + k * job.out.cls;
     if (stream_planes) return stream(to, LANES, [from](int64_t j) { return from[j]; });
-#pragma omp simd
-    for (int j = 0; j < LANES; ++j) to[j] = store<S>(from[j]);
+    narrow(from, to, LANES);
   }
 
   // The output from scratch, class by class; `spare` (K, LANES) may be overwritten.
@@ -120,8 +111,7 @@ class TileMemory {
       for (int64_t j = 0; j < LANES && !direct; j += together(x)) {
         S* target = to + j * step(x);
         const T* source = spare + j * K;
-#pragma omp simd
-        for (int64_t i = 0; i < together(x) * K; ++i) target[i] = store<S>(source[i]);
+        narrow(source, target, together(x) * K);
       }
       return;
     }

@@ -231,16 +231,19 @@ class Wide {
     const S* from = z + k;
     T *u = now.w + (CAP ? k : 0), part[SIDE];
     for (T& largest : part) largest = lowest_<T>();
-    const auto take = [&](int64_t i, int j) {
-      const T value = link.value(load(from[i]));
-      if constexpr (!as_it_is) u[i] = value;
-      part[j] = value > part[j] ? value : part[j];
+    const auto take = [&](int64_t i, int count) {
+      T some[SIDE];
+      widen(from + i, some, count);
+#pragma omp simd
+      for (int j = 0; j < count; ++j) {
+        const T value = link.value(some[j]);
+        if constexpr (!as_it_is) u[i + j] = value;
+        part[j] = value > part[j] ? value : part[j];
+      }
     };
     int64_t i = 0;
-    for (; i + SIDE <= n; i += SIDE)
-#pragma omp simd
-      for (int j = 0; j < SIDE; ++j) take(i + j, j);
-    for (int j = 0; i < n; ++i, ++j) take(i, j);
+    for (; i + SIDE <= n; i += SIDE) take(i, SIDE);
+    take(i, int(n - i));
     max = fold<SIDE>(part, [](T a, T b) { return b > a ? b : a; });
     if constexpr (as_it_is) return from;
     return u;

@@ -118,7 +118,7 @@ def cross_entropy_with_grad(
     array([[ 0.09  , -0.7553,  0.6652]])
     """
     problem = Problem.from_arguments(logits, targets, reduction, denominator, validate, options)
-    return problem.loss_and_grad(_gradient_buffer(problem, out))
+    return problem.loss_and_grad(_gradient_buffer(problem, out, targets))
 
 
 @with_options()
@@ -142,7 +142,7 @@ def cross_entropy_hvp(
     logits, targets, reduction, denominator, validate, out
         As for `cross_entropy_with_grad`.
     vector : (..., K) array
-        The direction ``r``, of the logits' shape.
+        The direction ``r``, of the logits' shape; converted to their dtype.
 
     OPTIONS
 
@@ -169,7 +169,7 @@ def cross_entropy_hvp(
             f"`vector` must have the shape of the logits, {problem.logits.shape}; got {direction.shape}"
         )
     direction = direction.astype(problem.logits.dtype, copy=False)
-    return problem.hvp(direction, _gradient_buffer(problem, out, direction))
+    return problem.hvp(direction, _gradient_buffer(problem, out, targets, vector))
 
 
 class CrossEntropyLoss:
@@ -183,7 +183,7 @@ class CrossEntropyLoss:
     Raises
     ------
     TypeError, ValueError
-        At construction for a bad option; at the call for bad arrays.
+        At construction for a bad option that is no array; at the call for bad arrays.
 
     Examples
     --------
@@ -212,6 +212,7 @@ class CrossEntropyLoss:
         self.validate = validate
         self.options = options
         self._problem: Problem | None = None
+        self._targets: Any = None
         self._stats = RowStats()
 
     def __call__(self, logits: Any, targets: Any) -> Any:
@@ -219,6 +220,7 @@ class CrossEntropyLoss:
         self._problem = Problem.from_arguments(
             logits, targets, self.reduction, self.denominator, self.validate, self.options
         )
+        self._targets = targets
         self._stats = self._problem.stats_for_grad()
         return self._problem.loss(self._stats)
 
@@ -227,15 +229,19 @@ class CrossEntropyLoss:
 
         ``dloss`` is a number, or an array (...) of upstream gradients for ``reduction="none"``.
         ``out`` may be the logits; they are gone then, and this was the last time for this loss.
-        Raises RuntimeError before the first call, ValueError for a ``dloss`` of another shape.
+        Raises RuntimeError before the first call, ValueError for a ``dloss`` of another shape, TypeError for
+        one that is no number.
         """
         if self._problem is None:
             raise RuntimeError("`backward` needs a loss: call the object on logits and targets first")
-        upstream = np.asarray(dloss, np.float64)
+        upstream = checks.as_array(dloss, "dloss")
+        if upstream.dtype.kind not in "biuf":
+            raise TypeError(f"`dloss` must be a number or an array of numbers; got {dloss!r}")
+        upstream = upstream.astype(np.float64)
         rows = self._problem.logits.shape[:-1] if self.reduction == "none" else ()
         if upstream.shape not in ((), rows):
             raise ValueError(f"`dloss` must be a number or have shape {rows}; got {upstream.shape}")
-        dlogits = _gradient_buffer(self._problem, out)
+        dlogits = _gradient_buffer(self._problem, out, self._targets)
         problem, scalar = self._problem, upstream.ndim == 0
         if out is not None and np.may_share_memory(out, problem.logits):
             self._problem = None
@@ -296,7 +302,7 @@ def row_statistics(
     if labels is not None:
         if checks.as_array(labels, "labels").dtype.kind not in "iu":
             raise TypeError(f"`labels` must have an integer dtype; got {np.asarray(labels).dtype}")
-        y = checks.as_target(labels, z, spec, validate=validate).labels
+        y = checks.as_target(labels, z, spec, validate=validate, name="labels").labels
         want.append("log_prob")
     stats = registry.get("cpu").row_stats(z, y, None, Link(spec.temperature, spec.softcap), tuple(want))
     dtype = checks.loss_dtype(z)
@@ -337,7 +343,7 @@ def softmax(logits: Any, axis: int = -1, *, out: Array | None = None) -> Array:
 
 
 def log_softmax(logits: Any, axis: int = -1) -> Array:
-    """``z_i − log Σ exp z_j`` along ``axis``, in the dtype of the logits.
+    """``z_i − log Σ exp z_j`` along ``axis``, in the dtype of the logits; exact as p → 1 too.
 
     >>> import xent
     >>> xent.log_softmax([0.0, 0.0]).round(4)
@@ -345,15 +351,22 @@ def log_softmax(logits: Any, axis: int = -1) -> Array:
     """
     z = checks.as_logits(logits)
     moved = np.moveaxis(z, axis, -1)
-    lse = registry.get("cpu").row_stats(moved, None, None, Link(), ("lse",)).lse
+    if not z.size:
+        return np.empty_like(z, subok=False)
+    kernels = registry.get("cpu")
+    likeliest = kernels.row_stats(moved, None, None, Link(), ("argmax",)).argmax
+    largest = np.take_along_axis(moved, likeliest[..., None], -1).astype(np.float64)
+    # log p = (z − max) + log p of the likeliest: 1e-13 beside logits of 1e4 is lost in their log Σ exp.
+    highest = kernels.row_stats(moved, likeliest, None, Link(), ("log_prob",)).log_prob
     wide = z.astype(np.float32) if checks.is_half(z.dtype) else z
     log_p = np.empty_like(wide, subok=False)
-    # Subtracted in float64 whatever the dtype: at logits of 1e4 a float32 lse is 5e-4 off.
-    np.subtract(wide, np.expand_dims(lse, axis), out=log_p, dtype=np.float64, casting="same_kind")
+    with np.errstate(invalid="ignore"):  # inf − inf is the NaN of such a row
+        np.subtract(wide, np.moveaxis(largest, -1, axis), out=log_p, dtype=np.float64, casting="same_kind")
+        np.add(log_p, np.expand_dims(highest, axis), out=log_p, dtype=np.float64, casting="same_kind")
     return log_p.astype(z.dtype, copy=False)
 
 
-def _gradient_buffer(problem: Problem, out: Array | None, *inputs: Array) -> Array:
+def _gradient_buffer(problem: Problem, out: Array | None, *inputs: Any) -> Array:
     if out is None:
         return np.empty_like(problem.logits, subok=False)
     return checks.as_out(out, problem.logits, problem.target.labels, problem.target.dense, *inputs)

@@ -107,7 +107,7 @@ def binary_cross_entropy_with_grad(
     array([ 0.25, -0.25])
     """
     z = checks.as_logits(np.expand_dims(checks.as_array(logits, "logits"), -1))[..., 0]
-    dlogits = checks.as_out(out, z)
+    dlogits = checks.as_out(out, z, targets)
     return _run(z, targets, pos_weight, reduction, denominator, validate, options, dlogits), dlogits
 
 
@@ -130,7 +130,7 @@ def _run(
     weight = None
     if sample_weight is not None:
         weight = checks.as_weights(sample_weight, "sample_weight", z.shape, validate)
-    if q.dtype.kind == "i":
+    if q.dtype.kind in "iu":
         q, ignored = checks.as_labels(q, 2, spec.ignore_index, validate)
         if ignored is not None:
             weight = np.where(ignored, 0.0, 1.0 if weight is None else weight)
@@ -153,7 +153,7 @@ def _as_targets(targets: Any, z: Array, validate: bool) -> Array:
     if q.shape != z.shape:
         raise ValueError(f"`targets` must have the shape of the logits, {z.shape}; got {q.shape}")
     if q.dtype.kind in "biu":
-        return q.astype(np.int64)
+        return q.astype(np.int64) if q.dtype.kind == "b" else q
     if not checks.is_floating(q.dtype):
         raise TypeError(f"`targets` must be integers or booleans (0 or 1) or floats in [0, 1]; got {q.dtype}")
     q = q.astype(checks.loss_dtype(z), copy=False)

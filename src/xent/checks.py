@@ -86,16 +86,17 @@ def as_target(
     class_weight: Any = None,
     sample_weight: Any = None,
     validate: bool = True,
+    name: str = "targets",
 ) -> Target:
     """Labels (...) of an integer dtype, or probabilities (..., K) of a floating one, as a measure."""
-    array = as_array(targets, "targets")
+    array = as_array(targets, name)
     num_classes = logits.shape[-1]
     if class_weight is not None:
         class_weight = as_class_weight(class_weight, num_classes, validate)
     if sample_weight is not None:
         sample_weight = as_weights(sample_weight, "sample_weight", logits.shape[:-1], validate)
-    if is_labels(array, logits.shape):
-        labels, ignored = as_labels(array, num_classes, spec.ignore_index, validate)
+    if is_labels(array, logits.shape, name):
+        labels, ignored = as_labels(array, num_classes, spec.ignore_index, validate, name)
         return target.from_labels(labels, ignored, num_classes, class_weight, sample_weight, spec, np)
     q = as_probabilities(array, loss_dtype(logits))
     if validate:
@@ -103,12 +104,12 @@ def as_target(
     return target.from_probabilities(q, class_weight, sample_weight, spec, np)
 
 
-def is_labels(targets: Array, shape: tuple[int, ...]) -> bool:
+def is_labels(targets: Array, shape: tuple[int, ...], name: str = "targets") -> bool:
     """Whether ``targets`` are labels, not probabilities, by dtype; raises if the shape is that of neither."""
     if targets.dtype.kind in "iu":
         if targets.shape != shape[:-1]:
             raise ValueError(
-                "`targets` of an integer dtype are labels and must have the shape of the rows, "
+                f"`{name}` of an integer dtype are labels and must have the shape of the rows, "
                 f"{shape[:-1]}; got {targets.shape} (one-hot rows must have a floating dtype)"
             )
         return True
@@ -149,7 +150,8 @@ def as_weights(weights: Any, name: str, shape: tuple[int, ...], validate: bool) 
     array = array.astype(np.float64)
     if validate and not np.isfinite(array).all():
         where = np.unravel_index(int((~np.isfinite(array)).argmax()), array.shape)
-        raise ValueError(f"`{name}` must be finite; got {array[where]} at {place(where)}")
+        at = f"class {where[0]}" if name == "class_weight" else place(where)
+        raise ValueError(f"`{name}` must be finite; got {array[where]} at {at}")
     return array
 
 
@@ -183,8 +185,11 @@ def check_probabilities(q: Array, name: str = "targets", upper: float = math.inf
         raise ValueError(f"`{name}` must be {expected}; got {q[where]} at {place(where)}")
 
 
-def as_out(out: Any, like: Array, *inputs: Array | None) -> Array:
-    """The caller's buffer for a gradient, checked; or a new one that keeps the layout of ``like``."""
+def as_out(out: Any, like: Array, *inputs: Any) -> Array:
+    """The caller's buffer for a gradient, checked; or a new one that keeps the layout of ``like``.
+
+    Those of ``inputs`` that are arrays must not share memory with it.
+    """
     if out is None:
         return np.empty_like(like, subok=False)
     if not isinstance(out, np.ndarray):
@@ -196,14 +201,26 @@ def as_out(out: Any, like: Array, *inputs: Array | None) -> Array:
     flags = out.flags
     if not (flags.writeable and flags.aligned):
         raise ValueError("`out` must be writeable and aligned; got a read-only or unaligned array")
-    if 0 in out.strides and any(n > 1 for n, s in zip(out.shape, out.strides, strict=True) if s == 0):
-        raise ValueError("`out` must own each of its elements; got an array broadcast by stride 0")
+    if not flags.forc and _overlaps_itself(out):
+        raise ValueError(
+            "`out` must own each of its elements; got an array of stride 0 or of overlapping windows"
+        )
     for x in (like, *inputs):
-        if x is None or (flags.owndata and x.flags.owndata and x is not out):
+        if not isinstance(x, np.ndarray) or (flags.owndata and x.flags.owndata and x is not out):
             continue  # two that own their memory share none: quicker than asking
         if np.may_share_memory(x, out) and not (x is like and _coincide(x, out)):
             raise ValueError("`out` must be the logits themselves or overlap no input; it overlaps one")
     return out
+
+
+def _overlaps_itself(x: Array) -> bool:
+    """Whether a longer stride is within the reach of the shorter ones; in no slice of an array it is."""
+    reach = 0
+    for stride, length in sorted((abs(s), n) for s, n in zip(x.strides, x.shape, strict=True) if n > 1):
+        if stride <= reach:
+            return True
+        reach += stride * (length - 1)
+    return False
 
 
 def _coincide(x: Array, y: Array) -> bool:
@@ -212,14 +229,17 @@ def _coincide(x: Array, y: Array) -> bool:
 
 def as_denominator(value: Any) -> Any:
     """``None``, ``"rows"`` or a number that is finite and not negative, as a float."""
+    expected = '`denominator` must be None, "rows" or a number, finite and >= 0'
     if value is None or isinstance(value, str):
+        if value not in (None, "rows"):
+            raise ValueError(f"{expected}; got {value!r}")
         return value
     try:
         number = float(value)
     except (TypeError, ValueError):
-        raise TypeError(f'`denominator` must be None, "rows" or a number; got {value!r}') from None
+        raise TypeError(f"{expected}; got {value!r}") from None
     if not (math.isfinite(number) and number >= 0):
-        raise ValueError(f"`denominator` must be finite and >= 0; got {value!r}")
+        raise ValueError(f"{expected}; got {value!r}")
     return number
 
 

@@ -16,7 +16,8 @@ def main(arguments: list[str] | None = None) -> int:
         from xent.commands import invoke
 
         code = invoke(arguments)
-        sys.stdout.flush()
+        if sys.stdout is not None:  # closed by the caller: `xent check >&-`
+            sys.stdout.flush()
         return code
     except KeyboardInterrupt:
         return _say("interrupted", INTERRUPTED)
@@ -36,6 +37,8 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _say(text: str, code: int) -> int:
+    if sys.stderr is None:
+        return code
     print(f"xent: {' '.join(text.split())}", file=sys.stderr)
     return code
 

@@ -42,7 +42,7 @@ class Explanation(NamedTuple):
 
 
 def parse_numbers(text: str, name: str) -> Array:
-    """Numbers separated by spaces, commas or semicolons; ValueError names the first that is none."""
+    """Numbers separated by spaces, commas or semicolons; ValueError names the first that is none, or +inf."""
     words = re.split(r"[\s,;]+", text.strip().strip("[]()").strip())
     numbers = []
     for place, word in enumerate(words, 1):
@@ -50,7 +50,7 @@ def parse_numbers(text: str, name: str) -> Array:
             numbers.append(float(word))
         except ValueError:
             numbers.append(math.nan)
-        if math.isnan(numbers[-1]):
+        if not numbers[-1] < math.inf:
             raise ValueError(
                 f'`{name}` must be numbers separated by spaces, such as "2 3 4"; got {word!r}, number {place}'
             )

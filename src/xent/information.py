@@ -46,22 +46,21 @@ def cross_entropy(p: Any, q: Any) -> Any:
     >>> round(float(information.cross_entropy([1.0, 0.0], [0.25, 0.75])), 4)
     1.3863
     """
-    p, q = _probabilities(p, "p"), _probabilities(q, "q")
-    return 0.0 - _sum_p_log(p, q)
+    return 0.0 - _sum_p_log(*_pair(p, q))
 
 
 def kl_divergence(p: Any, q: Any) -> Any:
-    """``KL(p‖q) = Σ p log(p/q) ≥ 0`` (Kullback and Leibler, 1951), 0 only for p = q.
+    """``KL(p‖q) = Σ p log(p/q)`` (Kullback and Leibler, 1951), 0 only for p = q.
 
-    Parameters, errors and units as for `cross_entropy`.
+    Not negative for rows that sum to 1, but for a rounding of the sum. Parameters, errors and units as for
+    `cross_entropy`.
 
     >>> from xent import information
     >>> round(float(information.kl_divergence([0.5, 0.5], [0.25, 0.75])), 4)
     0.1438
     """
-    p, q = _probabilities(p, "p"), _probabilities(q, "q")
-    with np.errstate(divide="ignore", invalid="ignore"):
-        return np.where(p == 0, 0.0, p * np.log(p / q)).sum(-1)
+    p, q = _pair(p, q)
+    return (p * _log_ratio(p, q)).sum(-1)
 
 
 def js_divergence(p: Any, q: Any) -> Any:
@@ -73,9 +72,8 @@ def js_divergence(p: Any, q: Any) -> Any:
     >>> float(information.js_divergence([1.0, 0.0], [0.0, 1.0]))
     0.6931471805599453
     """
-    p, q = _probabilities(p, "p"), _probabilities(q, "q")
-    mean = (p + q) / 2
-    return (kl_divergence(p, mean) + kl_divergence(q, mean)) / 2
+    p, q = _pair(p, q)
+    return (p * _log_ratio(2 * p, p + q) + q * _log_ratio(2 * q, p + q)).sum(-1) / 2
 
 
 def decompose(p: Any, q: Any) -> Decomposition:
@@ -115,6 +113,25 @@ def _probabilities(p: Any, name: str) -> Array:
     # A float32 softmax may sum to 1 + 1e-7, and a single class may carry it.
     checks.check_probabilities(array, name, upper=1 + 1e-6)
     return array
+
+
+def _pair(p: Any, q: Any) -> tuple[Array, Array]:
+    p, q = _probabilities(p, "p"), _probabilities(q, "q")
+    try:
+        np.broadcast_shapes(p.shape, q.shape)
+    except ValueError:
+        raise ValueError(
+            f"`p` and `q` must have shapes that broadcast; got {p.shape} and {q.shape}"
+        ) from None
+    return p, q
+
+
+def _log_ratio(a: Array, b: Array) -> Array:
+    """log(a/b), also where the quotient is too large; 0 for a = 0, which no probability then multiplies."""
+    with np.errstate(divide="ignore", invalid="ignore", over="ignore", under="ignore"):
+        ratio = a / b
+        log = np.where(np.isfinite(ratio), np.log(ratio), np.log(a) - np.log(b))
+    return np.where(a == 0, 0.0, log)
 
 
 def _sum_p_log(p: Array, q: Array) -> Any:

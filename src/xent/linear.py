@@ -219,7 +219,7 @@ def linear_row_statistics(
         stats = registry.get("cpu").row_stats(logits, None if y is None else y[part], None, link, want)
         return tuple(getattr(stats, name) for name in want), None
 
-    columns, _ = Projection(x.reshape(-1, x.shape[-1]), w, b, index, chunk_bytes).sweep(step)
+    columns, _ = Projection(rows.matrix(x), w, b, index, chunk_bytes).sweep(step)
     lse, *log_prob, entropy, argmax = (rows.unflat(c, x.shape[:-1], shape) for c in columns)
     dtype = checks.loss_dtype(x)
     by_label = log_prob[0].astype(dtype) if log_prob else None
@@ -260,7 +260,7 @@ class _Batch:
             if validate:
                 checks.check_probabilities(array)
             self.rows = rows.of_probabilities(
-                array.reshape(-1, num_classes),
+                rows.matrix(array),
                 shift,
                 class_weight,
                 sample_weight,
@@ -275,8 +275,7 @@ class _Batch:
 
     def project(self, w: Array, b: Array | None, chunk_bytes: int | None) -> Projection:
         """The logits of these rows."""
-        x = self.inputs.reshape(-1, self.inputs.shape[-1])
-        return Projection(x, w, b, self.rows.places, chunk_bytes)
+        return Projection(rows.matrix(self.inputs), w, b, self.rows.places, chunk_bytes)
 
     def reduced(self, losses: Array) -> Any:
         """Equation (4), from one loss for each row of the inputs."""

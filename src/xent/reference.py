@@ -22,7 +22,10 @@ def row_stats(logits: Array, labels: Array, dense: Array, link: Link, want: tupl
     valid, y = _labels(labels, u)
     log_p, lse = _log_softmax(u)
     stats = {"lse": lse, "entropy": -_dot(np.exp(log_p), log_p)}
-    stats["argmax"] = np.argmax(z, -1) if u.shape[-1] else np.zeros(u.shape[:-1], np.int64)
+    if u.shape[-1]:
+        stats["argmax"] = np.argmax(z == np.fmax.reduce(z, -1, keepdims=True), -1)
+    else:
+        stats["argmax"] = np.zeros(u.shape[:-1], np.int64)
     if labels is not None:
         stats["log_prob"] = np.take_along_axis(log_p, y[..., None], -1)[..., 0]
         stats["log_prob"] = np.where(labels < u.shape[-1], stats["log_prob"], np.nan)

@@ -45,6 +45,11 @@ def shifted(shape: tuple[int, ...], shift: int, xp: Any, device: Any) -> tuple[t
     return (*shape[:-1], length), places.reshape(-1)
 
 
+def matrix(x: Array) -> Array:
+    """``x (..., D)`` as (M, D), whatever is of size 0."""
+    return x.reshape(math.prod(x.shape[:-1]), x.shape[-1])
+
+
 def flat(column: Array, shift: int) -> Array:
     """``column (..., T)`` from ``shift`` on, as (R,); None of None."""
     return None if column is None else (column[..., shift:] if shift else column).reshape(-1)

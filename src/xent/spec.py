@@ -71,13 +71,13 @@ class LossSpec:
 
     def __post_init__(self) -> None:
         _require_index("ignore_index", self.ignore_index)
-        _require_float("label_smoothing", self.label_smoothing, "in [0, 1]", lambda x: 0 <= x <= 1)
+        self._require_float("label_smoothing", "in [0, 1]", lambda x: 0 <= x <= 1)
         _require_choice("smoothing_over", self.smoothing_over, SMOOTHING_OVER)
-        _require_float("focal_gamma", self.focal_gamma, "finite and >= 0", lambda x: x >= 0)
-        _require_float("z_loss", self.z_loss, "finite and >= 0", lambda x: x >= 0)
+        self._require_float("focal_gamma", "finite and >= 0", lambda x: x >= 0)
+        self._require_float("z_loss", "finite and >= 0", lambda x: x >= 0)
         if self.softcap is not None:
-            _require_float("softcap", self.softcap, "None or finite and > 0", lambda x: x > 0)
-        _require_float("temperature", self.temperature, "finite and > 0", lambda x: x > 0)
+            self._require_float("softcap", "None or finite and > 0", lambda x: x > 0)
+        self._require_float("temperature", "finite and > 0", lambda x: x > 0)
         if self.focal_gamma and self.label_smoothing:
             raise ValueError(
                 "`focal_gamma` and `label_smoothing` cannot be combined: the focal loss is defined "
@@ -85,16 +85,31 @@ class LossSpec:
                 f"label_smoothing={self.label_smoothing}"
             )
 
+    def _require_float(self, name: str, expected: str, holds: Callable[[float], bool]) -> None:
+        """Raise unless the option is a number for which ``holds``; it is a float from then on."""
+        value = getattr(self, name)
+        try:
+            number = float("no number" if isinstance(value, str | bytes) else value)
+        except (TypeError, ValueError):
+            raise TypeError(f"`{name}` must be a number, {expected}; got {value!r}") from None
+        if not (math.isfinite(number) and holds(number)):
+            raise ValueError(f"`{name}` must be {expected}; got {value!r}")
+        object.__setattr__(self, name, number)
+
     @classmethod
     def from_options(cls, options: Options) -> tuple[LossSpec, Any, Any]:
         """Split keyword options into (spec, class_weight, sample_weight)."""
         if not options:
-            return _cached(()), None, None
+            return _cached((), ()), None, None
         scalars: dict[str, Any] = dict(options)
         class_weight = scalars.pop("class_weight", None)
         sample_weight = scalars.pop("sample_weight", None)
         try:
-            return _cached(tuple(scalars.items())), class_weight, sample_weight
+            return (
+                _cached(tuple(scalars.items()), tuple(map(type, scalars.values()))),
+                class_weight,
+                sample_weight,
+            )
         except TypeError:  # an unknown name or an unhashable value: say which
             unknown = sorted(scalars.keys() - {f.name for f in fields(cls)})
             if unknown:
@@ -111,7 +126,8 @@ class LossSpec:
 
 
 @lru_cache(maxsize=256)
-def _cached(items: tuple[tuple[str, Any], ...]) -> LossSpec:
+def _cached(items: tuple[tuple[str, Any], ...], types: tuple[type, ...]) -> LossSpec:
+    del types  # True is equal to 1, but is no index
     return LossSpec(**dict(items))
 
 
@@ -152,12 +168,3 @@ def _require_choice(name: str, value: object, choices: tuple[str, ...]) -> None:
 def _require_index(name: str, value: object) -> None:
     if isinstance(value, bool) or not hasattr(value, "__index__"):
         raise TypeError(f"`{name}` must be an integer; got {value!r}")
-
-
-def _require_float(name: str, value: Any, expected: str, holds: Callable[[float], bool]) -> None:
-    try:
-        number = float(value)
-    except (TypeError, ValueError):
-        raise TypeError(f"`{name}` must be a number, {expected}; got {value!r}") from None
-    if not (math.isfinite(number) and holds(number)):
-        raise ValueError(f"`{name}` must be {expected}; got {value!r}")

@@ -9,7 +9,7 @@ import stat
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from errno import EISDIR, ENOENT
+from errno import EINVAL, EISDIR, ENOENT
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
@@ -208,10 +208,12 @@ def write(path: str | Path, content: bytes) -> None:
 def replacing(path: str | Path) -> Iterator[Path]:
     """A file beside ``path`` that takes its place when the block ends, or goes if it fails.
 
-    A reader of ``path`` sees the old file or the new, never a part.
+    A reader of ``path`` sees the old file or the new, never a part. A link stays; what it leads to is
+    replaced.
     """
-    path = Path(path)
+    path = Path(os.path.realpath(path))
     with _named(path):
+        _require_replaceable(path)
         handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
         os.close(handle)
     try:
@@ -226,14 +228,22 @@ def replacing(path: str | Path) -> Iterator[Path]:
 
 def require_writable(path: str | Path) -> None:
     """Raise OSError now if `write` to ``path`` would fail for lack of a directory or of permission."""
-    path = Path(path)
+    path = Path(os.path.realpath(path))
     if path.is_dir():
         raise IsADirectoryError(EISDIR, "cannot be written: is a directory", str(path))
+    with _named(path):
+        _require_replaceable(path)
     if not path.parent.is_dir():
         message = f"cannot be written: no directory {path.parent}"
         raise FileNotFoundError(ENOENT, message, str(path))
     with _named(path), tempfile.TemporaryFile(dir=path.parent):
         pass
+
+
+def _require_replaceable(path: Path) -> None:
+    """A device or a pipe must not become a file."""
+    if path.exists() and not path.is_file():
+        raise OSError(EINVAL, "is not a regular file")
 
 
 @contextmanager

@@ -97,11 +97,7 @@ def denominator(target: Target, reduction: str, denominator: Any) -> Array | flo
         return 1.0
     if denominator is None:
         return target.total
-    if isinstance(denominator, str):
-        if denominator != "rows":
-            raise ValueError(f'`denominator` must be None, "rows" or a positive number; got {denominator!r}')
-        return target.rows
-    return denominator
+    return target.rows if isinstance(denominator, str) else denominator
 
 
 def _smoothing(spec: LossSpec, num_classes: int) -> float:

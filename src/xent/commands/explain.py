@@ -26,15 +26,15 @@ class SmoothingOver(StrEnum):
 
 
 class LogitsCommand(typer.core.TyperCommand):
-    """Takes an argument like "-1 2 3", whose first number is negative, for what it is: no option; and the
-    numbers in front of the options, where the quotes were forgotten, for one argument.
+    """Takes an argument like "-1 2 3", whose first number is negative, for what it is: no option; and what is
+    in front of the options, where the quotes were forgotten, for one argument.
     """
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         """Join those, and put such an argument behind "--"."""
-        numbers = list(takewhile(lambda word: re.match(r"-?[\d.]", word), args))
-        if numbers:
-            args = [" ".join(numbers), *args[len(numbers) :]]
+        words = list(takewhile(lambda word: re.match(r"-[\d.i]|[^-]", word), args))
+        if words:
+            args = [" ".join(words), *args[len(words) :]]
         for i, word in enumerate(args):
             if re.match(r"-[\d.i]", word) and not (i and args[i - 1].startswith("--")):
                 args = [*args[:i], *args[i + 1 :], "--", word]

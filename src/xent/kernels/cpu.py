@@ -33,7 +33,7 @@ def row_stats(
     logits: Array, labels: Array | None, dense: Array | None, link: Link, want: tuple[str, ...]
 ) -> RowStats:
     """See `protocol.Kernels`."""
-    stats = _empty(logits, want)
+    stats = _empty(logits, labels, want)
     if logits.size:
         z, v = _rows(logits, dense)
         _native.row_stats(z, labels, v, 1.0 / link.temperature, link.softcap or 0.0, *stats)
@@ -71,7 +71,7 @@ def row_stats_and_grad(
 ) -> tuple[RowStats, Array]:
     """See `protocol.Kernels`."""
     out = np.empty_like(logits, subok=False) if out is None else out
-    stats = _empty(logits, want)
+    stats = _empty(logits, labels, want)
     if logits.size:
         z, v, dz = _rows(logits, dense, out)
         coefficients = coefficients_of(cotangents)
@@ -116,14 +116,15 @@ def row_hvp(
     return out
 
 
-def _empty(logits: Array, want: tuple[str, ...]) -> RowStats:
+def _empty(logits: Array, labels: Array | None, want: tuple[str, ...]) -> RowStats:
     """Room for the statistics; what they are of no classes where there is nothing to compute them from."""
-    shape = logits.shape[:-1]
+    new = np.empty if logits.size else np.zeros
     stats: list[Array | None] = [None] * len(RowStats._fields)
     for name in want:
         place, dtype = FIELDS[name]
-        nothing = -np.inf if name == "lse" else 0
-        stats[place] = np.empty(shape, dtype) if logits.size else np.full(shape, nothing, dtype)
+        stats[place] = column = new(logits.shape[:-1], dtype)
+        if name == "lse" and not logits.size:
+            column[...] = -np.inf if labels is None else np.where(labels < 0, 0.0, -np.inf)
     return RowStats(*stats)
 
 

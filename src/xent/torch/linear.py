@@ -186,7 +186,7 @@ def of_rows(
     arguments.require_rows(sample_weight, shape)
     if not isinstance(denominator, Tensor):
         denominator = checks.as_denominator(denominator)
-    flat = Operands(input.reshape(-1, input.shape[-1]), weight, bias)
+    flat = Operands(rows.matrix(input), weight, bias)
     others = (targets, class_weight, sample_weight, denominator if isinstance(denominator, Tensor) else None)
     is_plain = projected.is_plain(flat, *others)
     on_cpu = input.device.type == "cpu"

@@ -64,7 +64,7 @@ def linear_row_statistics(
     spec = arguments.spec_of(ignore_index=ignore_index, softcap=softcap, temperature=temperature)
     operands = linear.checked(inputs, weight, bias, ("inputs", "weight", "bias"))
     shape, num_classes = operands.inputs.shape[:-1], weight.shape[0]
-    flat = operands._replace(inputs=operands.inputs.reshape(-1, weight.shape[1]))
+    flat = operands._replace(inputs=rows.matrix(operands.inputs))
     chunk_bytes = _share(chunk_bytes, inputs)
     is_plain = projected.is_plain(flat, labels)
     left, index = rows.shifted(shape, shift, torch, inputs.device)
@@ -174,8 +174,8 @@ def linear_kl_divergence(
         arguments.require_rows(sample_weight, shape)
     if not isinstance(denominator, Tensor):
         denominator = checks.as_denominator(denominator)
-    flat = student._replace(inputs=student.inputs.reshape(-1, weight.shape[1]))
-    known = teacher._replace(inputs=teacher.inputs.reshape(-1, teacher_weight.shape[1]))
+    flat = student._replace(inputs=rows.matrix(student.inputs))
+    known = teacher._replace(inputs=rows.matrix(teacher.inputs))
     omega = None if sample_weight is None else sample_weight.double().reshape(-1)
     index: Tensor | None = None
     is_plain = projected.is_plain(flat, *known, sample_weight)

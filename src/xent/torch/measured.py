@@ -39,7 +39,7 @@ class Measured(NamedTuple):
             y = composite.readable(rows.flat(targets, shift), num_classes, spec.ignore_index)
             return left, rows.of_labels(y, y < 0, num_classes, factors, omega, spec, place, torch, leave_out)
         dtype = torch.float64 if targets.dtype == torch.float64 else torch.float32
-        q = targets.reshape(-1, num_classes)
+        q = rows.matrix(targets)
         return left, rows.of_probabilities(
             q, shift, factors, omega, spec, place, lambda x: x.to(dtype), torch, leave_out
         )

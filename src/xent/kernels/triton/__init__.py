@@ -59,7 +59,7 @@ def row_stats(
     logits: Tensor, labels: Tensor | None, dense: Tensor | None, link: Link, want: tuple[str, ...]
 ) -> RowStats:
     """See `protocol.Kernels`."""
-    stats = _empty(logits, want)
+    stats = _empty(logits, labels, want)
     _reduce(logits, labels, dense, link, stats)
     return stats
 
@@ -74,7 +74,7 @@ def row_stats_and_grad(
     out: Tensor | None = None,
 ) -> tuple[RowStats, Tensor]:
     """See `protocol.Kernels`."""
-    stats = _empty(logits, want)
+    stats = _empty(logits, labels, want)
     out = torch.empty_like(logits) if out is None else out
     _reduce(logits, labels, dense, link, stats, (*cotangents, 0.0, 0.0), None, out)
     return stats, out
@@ -256,7 +256,7 @@ def _collapsed(arrays: list[Tensor]) -> tuple[list[Tensor], bool]:
     return [x.reshape(1, -1, shape[-1]).contiguous() for x in arrays], True
 
 
-def _empty(logits: Tensor, want: tuple[str, ...]) -> RowStats:
+def _empty(logits: Tensor, labels: Tensor | None, want: tuple[str, ...]) -> RowStats:
     """Room for the statistics; what they are of no classes where there is nothing to compute them from."""
     new = torch.empty if logits.numel() else torch.zeros
     stats = {
@@ -269,6 +269,8 @@ def _empty(logits: Tensor, want: tuple[str, ...]) -> RowStats:
     }
     if "lse" in stats and not logits.numel():
         stats["lse"].fill_(-math.inf)
+        if labels is not None:
+            stats["lse"].masked_fill_(labels < 0, 0.0)
     return RowStats(**stats)
 
 
