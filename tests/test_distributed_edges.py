@@ -194,6 +194,23 @@ def refused_by_one_is_refused_by_all() -> None:
         sharded(z, q, group=None)
     with pytest.raises(ValueError, match=r"same rows on every rank of `group`; got \[3, 4"):
         sharded(z[: 3 if first else 4], y[: 3 if first else 4], group=None)
+    for call, words in (
+        (lambda: sharded(z, None if first else y, group=None), r"`labels` must be a torch\.Tensor"),
+        (lambda: sharded(z[0, 0] if first else z, y, group=None), "must be \\(\\.\\.\\., K_s\\)"),
+        (lambda: sharded(z, torch.where(y == 0, K, y) if first else y, group=None), "must be in \\[0, 11\\)"),
+        (
+            lambda: sharded_linear(torch.zeros(4, 5), w, y, group=None, shift=-1 if first else 0),
+            "`shift` must",
+        ),
+    ):
+        own = "rank 0 of `group`"
+        with pytest.raises((ValueError, TypeError), match=words if first else own):
+            call()
+    for options in ({"weight": torch.ones(z.shape[1])}, {"z_loss": 0.1}, {"reduction": "sum"}):
+        with pytest.raises(ValueError, match="must give the same options and the same optional arguments"):
+            sharded(z, y, group=None, **(options if first else {}))
+    with pytest.raises(ValueError, match="must give the same options"):
+        sharded_linear(torch.zeros(4, 5), w, y, group=None, bias=w[:, 0] if first else None)
     for words, options in WRONG.items():
         with pytest.raises(ValueError, match=words):
             sharded(z, y, group=None, **options)

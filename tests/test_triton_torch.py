@@ -168,3 +168,11 @@ def test_functions(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(eager, "is_plain", lambda *tensors: False)
     for actual, exact in zip(run(DEVICE), expected, strict=True):
         torch.testing.assert_close(actual, exact, rtol=1e-12, atol=1e-14)
+
+
+def test_a_negated_view_is_read_with_its_sign() -> None:
+    z, y = torch.randn(3, 5), torch.tensor([0, 1, 2])
+    for x in (torch._neg_view(z), z):
+        stats = kernels.row_stats(x, y, torch._neg_view(-torch.ones(5)), Link(), ("lse", "dense_log_prob"))
+        torch.testing.assert_close(stats.lse.float(), torch.logsumexp(x, -1))
+        torch.testing.assert_close(stats.dense_log_prob.float(), torch.log_softmax(x, -1).sum(-1))

@@ -30,13 +30,13 @@ def row_losses(stats: RowStats, target: Target, spec: LossSpec, xp: Any) -> Arra
     """Equation (1): ℓ = ω [α f(x) − β σ + λ l²], per row."""
     loss = None
     if target.labels is not None:
-        loss = _times(target.alpha, _f(stats.log_prob, spec.focal_gamma, xp), xp)
+        loss = times(target.alpha, _f(stats.log_prob, spec.focal_gamma, xp), xp)
     if target.dense is not None:
-        dense = _times(-target.beta, stats.dense_log_prob, xp)
+        dense = times(-target.beta, stats.dense_log_prob, xp)
         loss = dense if loss is None else loss + dense
     if spec.z_loss:
         loss = loss + spec.z_loss * stats.lse**2
-    return _times(target.weight, loss, xp)
+    return times(target.weight, loss, xp)
 
 
 def negates_log_prob(spec: LossSpec, target: Target) -> bool:
@@ -54,8 +54,8 @@ def cotangents(
     if spec.focal_gamma and stats is not None:
         slope = _f_slope(stats.log_prob, spec.focal_gamma, xp)
     return Cotangents(  # (lse, log_prob, dense_log_prob)
-        _times(outer, 2 * spec.z_loss * stats.lse, xp) if spec.z_loss and stats else 0.0,
-        _times(_product(outer, target.alpha, xp), slope, xp) if target.labels is not None else 0.0,
+        times(outer, 2 * spec.z_loss * stats.lse, xp) if spec.z_loss and stats else 0.0,
+        times(_product(outer, target.alpha, xp), slope, xp) if target.labels is not None else 0.0,
         _product(outer, -target.beta, xp) if target.dense is not None else 0.0,
     )
 
@@ -66,7 +66,7 @@ def curvatures(stats: RowStats, target: Target, spec: LossSpec, dloss: Array | f
     bend: Array | float = 0.0
     if spec.focal_gamma:
         bend = _f_curvature(stats.log_prob, spec.focal_gamma, xp)
-        bend = _times(_product(outer, target.alpha, xp), bend, xp)
+        bend = times(_product(outer, target.alpha, xp), bend, xp)
     return Curvatures(lse=_product(outer, 2 * spec.z_loss, xp) if spec.z_loss else 0.0, log_prob=bend)
 
 
@@ -77,7 +77,9 @@ def curvatures(stats: RowStats, target: Target, spec: LossSpec, dloss: Array | f
 def _f(x: Array, gamma: float, xp: Any) -> Array:
     if gamma == 0:
         return 0.0 - x  # never −0.0
-    return -((-xp.expm1(x)) ** gamma) * x
+    # Autograd multiplies the power's pole at q = 0 by 0: there f and its derivatives count as 0.
+    q = -xp.expm1(x)
+    return -xp.where(q == 0, 0.0, xp.where(q == 0, 1.0, q) ** gamma) * x
 
 
 def _f_slope(x: Array, gamma: float, xp: Any) -> Array:
@@ -101,8 +103,11 @@ def _focal_terms(x: Array, xp: Any) -> tuple[Array, Array]:
     return q, xp.where(x == -xp.inf, 0.0, xp.exp(x) * xp.where(x == -xp.inf, 0.0, h))
 
 
-def _times(factor: Array | float | None, x: Array | float, xp: Any) -> Array:
-    """factor·x, with None for 1 and 0·(anything) = 0: weight zero silences −inf and NaN."""
+def times(factor: Array | float | None, x: Array | float, xp: Any) -> Array:
+    """factor·x, with None for 1 and 0·(anything) = 0: weight zero silences −inf and NaN.
+
+    Its derivative in the factor is x, at 0 too.
+    """
     if factor is None:
         return x
     if isinstance(factor, (float, int)):  # faster than the union
@@ -111,7 +116,9 @@ def _times(factor: Array | float | None, x: Array | float, xp: Any) -> Array:
         if factor == -1:
             return 0.0 - x  # never −0.0
         return factor * x if factor else xp.zeros_like(x) if hasattr(x, "shape") else 0.0
-    return factor * xp.where(factor == 0, 0.0, x)
+    if isinstance(x, (float, int)):
+        return factor * x
+    return factor * xp.where((factor == 0) & ~xp.isfinite(x), 0.0, x)
 
 
 def _product(a: Array | float | None, b: Array | float | None, xp: Any) -> Array | float:
@@ -119,5 +126,5 @@ def _product(a: Array | float | None, b: Array | float | None, xp: Any) -> Array
     if a is None:
         return 1.0 if b is None else b
     if isinstance(b, (float, int)):  # first, so that PyTorch makes no float32 of it
-        return _times(b, a, xp)
-    return a if b is None else _times(a, b, xp)
+        return times(b, a, xp)
+    return a if b is None else times(a, b, xp)

@@ -92,7 +92,7 @@ class LossSpec:
             number = float("no number" if isinstance(value, str | bytes) else value)
         except (TypeError, ValueError):
             raise TypeError(f"`{name}` must be a number, {expected}; got {value!r}") from None
-        if not (math.isfinite(number) and holds(number)):
+        if not (-math.inf < number < math.inf and holds(number)):
             raise ValueError(f"`{name}` must be {expected}; got {value!r}")
         object.__setattr__(self, name, number)
 
@@ -166,5 +166,5 @@ def _require_choice(name: str, value: object, choices: tuple[str, ...]) -> None:
 
 
 def _require_index(name: str, value: object) -> None:
-    if isinstance(value, bool) or not hasattr(value, "__index__"):
+    if isinstance(value, bool) or not (isinstance(value, int) or hasattr(value, "__index__")):
         raise TypeError(f"`{name}` must be an integer; got {value!r}")

@@ -12,9 +12,10 @@ from xent.torch import bridge
 
 Tensor = torch.Tensor
 
-INTEGERS = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
-
-
+INTEGERS = (
+    *(torch.int64, torch.int32, torch.int16, torch.int8),
+    *(torch.uint64, torch.uint32, torch.uint16, torch.uint8),
+)
 PLAIN = (Tensor, torch.nn.Parameter)
 NO_OPTIONS = LossSpec()
 

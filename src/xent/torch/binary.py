@@ -113,8 +113,8 @@ class BinaryCrossEntropy(NamedTuple):
         pi, omega = (None if x is None else x.to(dtype) for x in (pos_weight, weight))
         measure = logistic.measure(q, pi, omega, self.spec, torch)
         z = logits.to(dtype)
-        if omega is not None:  # an element of weight 0 is not read
-            z = torch.where(omega == 0, 0.0, z)
+        if omega is not None:  # what is no number in an element of weight 0 is not read
+            z = torch.where((omega == 0) & ~z.isfinite(), 0.0, z)
         stats = _stats(z, measure.labels, measure.dense, self.spec)
         losses = head.row_losses(stats, measure, self.spec, torch)
         if self.reduction != "none":
@@ -128,10 +128,7 @@ def _stats(z: Tensor, labels: Tensor | None, dense: Any, spec: LossSpec) -> RowS
     u = u + torch.where(u == torch.inf, torch.nan, 0.0)  # as any row with +inf
     log_p = logsigmoid(-u), logsigmoid(u)
     if labels is None:
-        sigma = sum(
-            torch.where(v == 0, 0.0, v * torch.where(v == 0, 0.0, x))
-            for v, x in zip(dense, log_p, strict=True)
-        )
+        sigma = sum(head.times(v, x, torch) for v, x in zip(dense, log_p, strict=True))
         return RowStats(lse=-log_p[0], dense_log_prob=sigma)
     return RowStats(lse=-log_p[0], log_prob=torch.where(labels == 1, log_p[1], log_p[0]))
 

@@ -28,6 +28,11 @@ def loss_dtype(logits: Tensor) -> torch.dtype:
     return torch.float64 if logits.dtype == torch.float64 else torch.float32
 
 
+def widened(x: Tensor) -> Tensor:
+    """``x`` in the dtype of its loss."""
+    return x.to(loss_dtype(x))
+
+
 def view(x: Tensor) -> Any:
     """The memory of a CPU tensor as an array; bfloat16, which NumPy does not know, as its bits."""
     if x.requires_grad:

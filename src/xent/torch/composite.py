@@ -58,9 +58,9 @@ def measure(
 
 def readable(labels: Tensor, num_classes: int, ignore_index: int) -> Tensor:
     """Labels as the kernels read them: −1 for a row to leave out, K (NaN) for what is no class."""
-    y = labels.long()
-    y = torch.where((y < 0) | (y >= num_classes), num_classes, y)
-    return torch.where(labels == ignore_index, -1, y)
+    wide = labels.long()  # 156 of 8 bits would be equal to −100
+    y = torch.where((wide < 0) | (wide >= num_classes), num_classes, wide)
+    return torch.where(wide == ignore_index, -1, y)
 
 
 def inverse(divisor: Any) -> Any:

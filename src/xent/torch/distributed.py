@@ -6,7 +6,6 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, Unpack
 
 import torch
-import torch.distributed as dist
 
 from xent import checks, rows
 from xent import target as targeting
@@ -14,6 +13,7 @@ from xent.projection import require_chunk_bytes
 from xent.spec import Further, LossSpec, require_reduction, with_options
 from xent.target import Target
 from xent.torch import arguments, bridge, composite, linear, sharded_layers
+from xent.torch.agreement import Told, agreed, form_of
 from xent.torch.projected import Operands
 from xent.torch.sharded import Batch, Shard
 from xent.torch.sharded_layers import Sums
@@ -59,8 +59,8 @@ def vocab_parallel_cross_entropy(
     validate : bool, default None
         Check the range of labels and the sign of probabilities. None: on the CPU.
     sizes : sequence of int, default None
-        K_s of each rank. None: the ranks tell each other, with the number of rows and whether one of them
-        refuses its arguments (24 bytes a rank; on a GPU the host waits for it).
+        K_s of each rank. None: the ranks tell each other, with what else must agree and whether one of them
+        refuses its arguments (48 bytes a rank; on a GPU the host waits for it).
 
     OPTIONS
 
@@ -88,18 +88,20 @@ def vocab_parallel_cross_entropy(
     ...     return vocab_parallel_cross_entropy(shard, labels, group=None, label_smoothing=0.1)
     """
     arguments.require_tensor(logits_shard, "logits_shard")
-    call = Call(labels, weight, sample_weight, LossSpec(), reduction, denominator, validate)
 
-    def check() -> Call:
+    def check() -> tuple[Told, Call]:
         spec = arguments.spec_of(ignore_index=ignore_index, label_smoothing=label_smoothing, **options)
         if logits_shard.dtype not in bridge.FLOATING or not logits_shard.ndim:
             raise arguments.ArgumentError(
                 "`logits_shard` must be (..., K_s) of float64, float32, float16 or bfloat16; got "
                 f"{logits_shard.dtype} of shape {tuple(logits_shard.shape)}"
             )
-        return call._replace(spec=spec).checked(logits_shard.shape)
+        call = Call(labels, weight, sample_weight, spec, reduction, denominator, validate)
+        call = call.checked(logits_shard.shape)
+        return call.told(logits_shard.shape[-1]), call
 
-    call, shard = _agreed(check, group, sizes, logits_shard.shape[-1:], labels)
+    size = logits_shard.shape[-1] if logits_shard.ndim else 0
+    call, shard = agreed(check, group, sizes, size, logits_shard.device)
     return _outside_graphs(of_logits)(logits_shard, call, shard)
 
 
@@ -163,17 +165,21 @@ def vocab_parallel_linear_cross_entropy(
     ...     return vocab_parallel_linear_cross_entropy(hidden, head.weight, tokens, group=None, shift=1)
     """
     arguments.require_tensor(weight_shard, "weight_shard")
-    arguments.require_tensor(hidden, "hidden")
-    call = Call(labels, weight, sample_weight, LossSpec(), reduction, denominator, validate)
-    operands = Operands(hidden, weight_shard, bias)
 
-    def check() -> tuple[Call, Operands]:
+    def check() -> tuple[Told, tuple[Call, Operands]]:
+        arguments.require_tensor(hidden, "hidden")
         spec = arguments.spec_of(ignore_index=ignore_index, label_smoothing=label_smoothing, **options)
         require_chunk_bytes(chunk_bytes)
-        checked = linear.checked(*operands, ("hidden", "weight_shard", "bias"))
-        return call._replace(spec=spec).checked((*hidden.shape[:-1], weight_shard.shape[0])), checked
+        operands = linear.checked(hidden, weight_shard, bias, ("hidden", "weight_shard", "bias"))
+        rows.shifted(hidden.shape[:-1], shift, torch, hidden.device)
+        call = Call(labels, weight, sample_weight, spec, reduction, denominator, validate)
+        call = call.checked((*hidden.shape[:-1], weight_shard.shape[0]))
+        derived = sharded_layers.is_derived(operands), operands.inputs.requires_grad
+        told = call.told(weight_shard.shape[0], bias is not None, shift, chunk_bytes, derived)
+        return told, (call, operands)
 
-    (call, operands), shard = _agreed(check, group, sizes, weight_shard.shape[:1], labels)
+    size = weight_shard.shape[0] if weight_shard.ndim else 0
+    (call, operands), shard = agreed(check, group, sizes, size, weight_shard.device)
     return _outside_graphs(of_operands)(operands, call, shard, shift, chunk_bytes)
 
 
@@ -228,6 +234,19 @@ class Call(NamedTuple):
             call = self._replace(denominator=checks.as_denominator(self.denominator))
         call.divisor(1, 1)
         return call
+
+    def told(self, size: int, *facts: Any) -> Told:
+        """What the other ranks are to know of this call, and of ``facts`` beside it."""
+        optional = tuple(x is not None for x in (self.class_weight, self.sample_weight))
+        divisor = "tensor" if isinstance(self.denominator, Tensor) else self.denominator
+        form = form_of(self.spec, self.reduction, self.is_soft, optional, divisor, facts)
+        if self.is_soft:
+            return Told(size, self.targets.shape[:-1].numel(), form)
+        told = Told(size, self.targets.numel(), form)
+        y = self.targets.long()
+        if not self.validates or not (y := y[y != self.spec.ignore_index]).numel():
+            return told
+        return told._replace(lowest=int(y.min()), highest=int(y.max()))
 
     def labels(self, num_classes: int) -> Tensor:
         """The labels as the kernels of one process would read them."""
@@ -292,39 +311,3 @@ def of_operands(operands: Operands, call: Call, shard: Shard, shift: int, chunk_
 def _outside_graphs(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
     """``function``, which a compiler calls as it is."""
     return torch.compiler.disable(function) if torch.compiler.is_compiling() else function
-
-
-def _agreed(check: Callable[[], Any], group: Any, sizes: Any, size: Any, labels: Any) -> tuple[Any, Shard]:
-    """(what ``check`` returns, the shard of this rank); an error on one rank is an error on all."""
-    arguments.require_tensor(labels, "labels")
-    rank, world = dist.get_rank(group), dist.get_world_size(group)
-    if rank < 0:
-        raise ValueError("this process must be one of `group`; it is not")
-    checked, error = None, None
-    try:
-        checked = check()
-        if sizes is not None and (len(sizes) != world or sizes[rank] != size[0]):
-            raise ValueError(
-                f"`sizes` must be the number of classes of each of {world} ranks, {size[0]} at rank {rank}; "
-                f"got {list(sizes)}"
-            )
-    except (TypeError, ValueError, NotImplementedError) as refusal:
-        error = refusal
-    if sizes is None:
-        told = torch.zeros(world, 3, dtype=torch.int64, device=labels.device)
-        num_rows = labels.shape[:-1].numel() if labels.is_floating_point() else labels.numel()
-        told[rank] = torch.tensor([size[0], num_rows, error is not None])
-        dist.all_reduce(told, group=group)
-        sizes = _sizes(told.tolist(), rank, error)
-    if error is not None:
-        raise error
-    return checked, Shard(group, sum(sizes[:rank]), size[0], sum(sizes), max(sizes))
-
-
-def _sizes(told: list[list[int]], rank: int, error: Exception | None) -> list[int]:
-    sizes, num_rows, refused = (list(column) for column in zip(*told, strict=True))
-    if error is None and any(refused):
-        raise ValueError(f"rank {refused.index(1)} of `group` refused its arguments; its own error says why")
-    if error is None and len(set(num_rows)) > 1:
-        raise ValueError(f"`labels` must have the same rows on every rank of `group`; got {num_rows} rows")
-    return sizes

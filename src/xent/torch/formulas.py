@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from xent import head
 from xent.link import Link
 from xent.protocol import Cotangents, RowStats
 
@@ -38,7 +39,7 @@ class Softmax:
             log_prob = self._where_read(self._at_label(self.log_p))
             log_prob = torch.where(self.labels >= self.logits.shape[-1], torch.nan, log_prob)
         if self.dense is not None:
-            sigma = self._where_read(torch.where(self.dense == 0, 0.0, self.dense * self.log_p).sum(-1))
+            sigma = self._where_read(head.times(self.dense, self.log_p, torch).sum(-1))
             mass = self._where_read(self.dense.sum(-1).expand(sigma.shape))
         entropy = self._where_read(-(self.p * log_p).sum(-1))
         return RowStats(

@@ -61,7 +61,7 @@ def binary_cross_entropy(
     weight, ignore_index = scalars.pop("sample_weight", None), scalars.pop("ignore_index", -100)
     arguments.require_rows(weight, logits.shape)
     if not targets.is_floating_point():
-        ignored = targets == ignore_index
+        ignored = targets.long() == ignore_index
         if not arguments.is_readable(targets) or bool(ignored.any()):
             ones = torch.ones_like(logits, dtype=bridge.loss_dtype(logits)) if weight is None else weight
             weight, targets = torch.where(ignored, 0.0, ones), torch.where(ignored, 0, targets)

@@ -93,6 +93,11 @@ def linear_cross_entropy(
     spec = arguments.spec_of(ignore_index=index, label_smoothing=label_smoothing, **further)
     arguments.require_tensor(linear_weight, "linear_weight")
     if linear_weight.ndim > 2:  # every position has a projection of its own
+        if shift or chunk_bytes is not None:
+            raise arguments.ArgumentError(
+                "`shift` must be 0 and `chunk_bytes` None for a `linear_weight` of more than two axes, whose "
+                f"logits are held whole; got shift={shift!r} and chunk_bytes={chunk_bytes!r}"
+            )
         bias = None if linear_bias is None else linear_bias.flatten()
         logits = torch.nn.functional.linear(input, linear_weight.flatten(0, -2), bias)
         logits = logits.unflatten(-1, linear_weight.shape[:-1])
@@ -144,7 +149,7 @@ def checked(input: Tensor, weight: Tensor, bias: Tensor | None, names: tuple[str
 
 
 def _autocast(x: Tensor, dtype: torch.dtype) -> Tensor:
-    return x if x.dtype == torch.float64 else x.to(dtype)
+    return x.to(dtype) if x.is_floating_point() and x.dtype != torch.float64 else x
 
 
 def of_rows(
@@ -193,10 +198,11 @@ def of_rows(
     if is_plain and (on_cpu if validate is None else validate):
         arguments.require_targets(targets, num_classes, spec.ignore_index, name)
     measured = Measured(targets, class_weight, sample_weight, spec, shift, chunk_bytes)
-    left, batch = measured.rows(num_classes, is_plain)
+    left, batch = measured.rows(num_classes, bridge.loss_dtype(input), is_plain)
     scale = composite.inverse(targeting.denominator(batch.whole, reduction, denominator))
     dtype = bridge.loss_dtype(input)
-    if torch.compiler.is_compiling() and not any(x is not None and x.requires_grad for x in others):
+    is_compiled = torch.compiler.is_compiling() and not arguments.is_transformed()
+    if is_compiled and not any(x is not None and x.requires_grad for x in others):
         if reduction != "none":
             return (linear_ops.total(flat, measured) * scale).to(dtype)
         losses = linear_ops.losses(flat, measured)

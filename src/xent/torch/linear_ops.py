@@ -8,6 +8,7 @@ import torch
 
 from xent.projection import Gradients, Wanted
 from xent.spec import LossSpec
+from xent.torch import bridge
 from xent.torch.measured import Measured
 from xent.torch.projected import Operands
 
@@ -56,7 +57,7 @@ def _sweep(arguments: Any, dloss: Any, wanted: Wanted | None) -> tuple[Tensor, G
     spec = LossSpec(ignore_index, smoothing, over, gamma, z_loss, softcap or None, temperature)
     measured = Measured(targets, class_weight, sample_weight, spec, shift, chunk_bytes or None)
     operands = Operands(x, w, b)
-    _, batch = measured.rows(w.shape[0], True)
+    _, batch = measured.rows(w.shape[0], bridge.loss_dtype(x), True)
     (column,), gradients = measured.swept(batch).sweep(operands, dloss, wanted)
     return column, gradients
 
@@ -90,7 +91,8 @@ def _keep(ctx: Any, inputs: Any, output: Any) -> None:
 
 def _scaled(ctx: Any, dtotal: Tensor, *_: Any) -> Any:
     found = zip(ctx.saved_tensors, ctx.dtypes, ctx.wanted, strict=True)
-    scaled = [(g * dtotal.to(g.dtype)).to(dtype) if want else None for g, dtype, want in found]
+    # In float32: a factor such as 1/D is rounded, or lost, in half precision.
+    scaled = [(bridge.widened(g) * dtotal).to(dtype) if want else None for g, dtype, want in found]
     return *scaled, *([None] * 9)
 
 

@@ -26,8 +26,11 @@ class Measured(NamedTuple):
     shift: int
     chunk_bytes: int | None
 
-    def rows(self, num_classes: int, leave_out: bool) -> tuple[tuple[int, ...], Rows]:
-        """(the shape of the losses, the rows that count); to ``leave_out`` others waits for a GPU."""
+    def rows(self, num_classes: int, dtype: torch.dtype, leave_out: bool) -> tuple[tuple[int, ...], Rows]:
+        """(the shape of the losses, the rows that count), for a loss of ``dtype``.
+
+        To ``leave_out`` others waits for a GPU.
+        """
         leave_out = leave_out and not _is_captured(self.targets)
         targets, spec, shift = self.targets, self.spec, self.shift
         is_soft = targets.is_floating_point()
@@ -38,7 +41,6 @@ class Measured(NamedTuple):
         if not is_soft:
             y = composite.readable(rows.flat(targets, shift), num_classes, spec.ignore_index)
             return left, rows.of_labels(y, y < 0, num_classes, factors, omega, spec, place, torch, leave_out)
-        dtype = torch.float64 if targets.dtype == torch.float64 else torch.float32
         q = rows.matrix(targets)
         return left, rows.of_probabilities(
             q, shift, factors, omega, spec, place, lambda x: x.to(dtype), torch, leave_out

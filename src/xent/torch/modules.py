@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import inspect
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -14,18 +16,32 @@ Tensor = torch.Tensor
 
 
 class _Loss(torch.nn.Module):
-    """A reduction, and options by name."""
+    """A reduction, and options by name: keywords of ``function``, which is called with them."""
+
+    function: Callable[..., Tensor]
 
     def __init__(
         self, size_average: bool | None, reduce: bool | None, reduction: str, **options: Any
     ) -> None:
         super().__init__()
+        known = inspect.signature(self.function).parameters
+        for name in options:
+            if name not in known:
+                raise TypeError(f"{type(self).__name__} has no option `{name}`")
         self.reduction = arguments.legacy_reduction(size_average, reduce, reduction)
         self.options = options
 
     def extra_repr(self) -> str:
-        """The options that were set."""
-        return ", ".join(f"{k}={v!r}" for k, v in {"reduction": self.reduction, **self.options}.items())
+        """The reduction, and the options that were set."""
+        defaults = {"ignore_index": (-100, None), "label_smoothing": (0.0,)}
+        own = {
+            k: getattr(self, k)
+            for k, default in defaults.items()
+            if getattr(self, k, default[0]) not in default
+        }
+        return ", ".join(
+            f"{k}={v!r}" for k, v in {"reduction": self.reduction, **own, **self.options}.items()
+        )
 
 
 class CrossEntropyLoss(_Loss):
@@ -37,6 +53,7 @@ class CrossEntropyLoss(_Loss):
     1.3865
     """
 
+    function = staticmethod(functional.cross_entropy)
     weight: Tensor | None
 
     def __init__(
@@ -56,7 +73,7 @@ class CrossEntropyLoss(_Loss):
 
     def forward(self, input: Tensor, target: Tensor) -> Tensor:
         """See `xent.torch.cross_entropy`."""
-        return functional.cross_entropy(
+        return self.function(
             input,
             target,
             self.weight,
@@ -75,6 +92,7 @@ class BCEWithLogitsLoss(_Loss):
     0.6931
     """
 
+    function = staticmethod(binary_cross_entropy_with_logits)
     weight: Tensor | None
     pos_weight: Tensor | None
 
@@ -93,7 +111,7 @@ class BCEWithLogitsLoss(_Loss):
 
     def forward(self, input: Tensor, target: Tensor) -> Tensor:
         """See `xent.torch.binary_cross_entropy_with_logits`."""
-        return binary_cross_entropy_with_logits(
+        return self.function(
             input, target, self.weight, reduction=self.reduction, pos_weight=self.pos_weight, **self.options
         )
 
@@ -107,18 +125,20 @@ class LinearCrossEntropyLoss(_Loss):
     torch.Size([])
     """
 
+    function = staticmethod(linear_cross_entropy)
     weight: Tensor | None
 
     def __init__(
         self,
         in_features: int,
         num_classes: int,
+        *,
         out_features: tuple[int, ...] = (),
         bias: bool = False,
         device: Any = None,
         dtype: torch.dtype | None = None,
-        weight: Tensor | None = None,
         reduction: str = "mean",
+        weight: Tensor | None = None,
         ignore_index: int | None = None,
         label_smoothing: float = 0.0,
         **options: Any,
@@ -134,7 +154,7 @@ class LinearCrossEntropyLoss(_Loss):
     def forward(self, input: Tensor, target: Tensor) -> Tensor:
         """See `xent.torch.linear_cross_entropy`."""
         bias = self.linear.bias
-        return linear_cross_entropy(
+        return self.function(
             input,
             self.linear.weight.unflatten(0, self.shape),
             target,

@@ -63,7 +63,10 @@ class Swept(NamedTuple):
 
         again = partial(checkpoint, columns, use_reentrant=False, preserve_rng_state=False)
         call = columns if keeps else again
-        pieces = [call(part, x[part], weight, bias) for part in self.projection(operands).chunks()]
+        # An exported graph may have any number of rows, and no loop over them.
+        is_whole = torch.compiler.is_exporting()
+        parts = (slice(None),) if is_whole else self.projection(operands).chunks()
+        pieces = [call(part, x[part], weight, bias) for part in parts]
         found = tuple(torch.cat(column) for column in zip(*pieces, strict=True))
         if self.places is None:
             return found

@@ -12,6 +12,7 @@ import torch
 from torch._C._functorch import TransformType
 from torch.autograd import Function, forward_ad
 
+from xent import head
 from xent.link import Link
 from xent.protocol import Cotangents, RowStats
 from xent.torch import arguments, ops
@@ -35,7 +36,7 @@ def row_stats(
     sigma, mass = stats.dense_log_prob, stats.mass
     if dense is not None and _is_derived(dense):
         log_p = torch.log_softmax(link.value(logits.to(dense.dtype), torch), -1)
-        sigma = torch.where(dense == 0, 0.0, dense * log_p).sum(-1)
+        sigma = head.times(dense, log_p, torch).sum(-1)
         mass = dense.sum(-1)
         if labels is not None:  # a negative label: the row is not read
             sigma, mass = (torch.where(labels < 0, 0.0, x) for x in (sigma, mass))
@@ -51,16 +52,24 @@ def row_stats(
 
 def _is_derived(x: Tensor) -> bool:
     """Whether ``x`` may carry a derivative, in reverse mode or (where it cannot be asked) in forward mode."""
-    return x.requires_grad or (not torch.compiler.is_compiling() and forward_ad._current_level >= 0)
+    if torch.compiler.is_compiling():
+        return x.requires_grad
+    if forward_ad._current_level >= 0:
+        return True
+    functorch = torch._C._functorch
+    while functorch.is_functorch_wrapped_tensor(x):  # the gradient of an outer transform, too
+        if functorch.is_gradtrackingtensor(x):
+            return True
+        x = functorch.get_unwrapped(x)
+    return x.requires_grad
 
 
 def has_one_gradient(logits: Tensor, dense: Tensor | None) -> bool:
     """Whether a graph for the CPU is compiled that may ask for the gradient in ``logits`` and no other."""
     return (
         torch.compiler.is_compiling()
-        and logits.is_cpu  # it compares values
         and not torch.compiler.is_exporting()
-        and logits.device.type == "cpu"
+        and logits.device.type == "cpu"  # it compares values
         and not arguments.is_transformed()
         and torch.is_grad_enabled()
         and logits.requires_grad

@@ -196,13 +196,13 @@ class _Tiles:
     ) -> None:
         shared = dense is not None and dense.ndim == 1
         whole = [logits, None if shared else dense, vector, out]
-        merged, self.copied = _collapsed([x.detach() for x in whole if x is not None])
+        merged, self.copied = _collapsed([x.detach().resolve_neg() for x in whole if x is not None])
         views = iter(merged)
         self.views = [None if x is None else next(views) for x in whole]
         shape = merged[0].shape
         if shared:
             assert dense is not None
-            self.views[1] = dense.detach().as_strided(shape, (0, 0, *dense.stride()))
+            self.views[1] = dense.detach().resolve_neg().as_strided(shape, (0, 0, *dense.stride()))
         self.out = out
         self.device = torch.cuda.device_of(logits)  # type: ignore[no-untyped-call]
         self.outer, self.inner, self.num_classes = shape
@@ -282,7 +282,7 @@ def _rows_of(column: Tensor | None, logits: Tensor) -> Tensor | None:
     """(...) as one contiguous float64 column."""
     if column is None:
         return None
-    return column.detach().to(torch.float64).expand(logits.shape[:-1]).reshape(-1).contiguous()
+    return column.detach().resolve_neg().to(torch.float64).expand(logits.shape[:-1]).reshape(-1).contiguous()
 
 
 def _coefficients(values: tuple[Any, ...], logits: Tensor) -> list[Any]:

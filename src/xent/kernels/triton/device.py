@@ -181,7 +181,7 @@ def rows(
     lse, log_prob, dense_log_prob, mass, entropy, argmax = stats
     pid = tl.program_id(0)
     outer = (pid // tiles).to(tl.int64)
-    i = ((pid % tiles) * ROWS + tl.arange(0, ROWS)).to(tl.int64)
+    i = (pid % tiles).to(tl.int64) * ROWS + tl.arange(0, ROWS)
     exists = i < inner * ROW_UNIT
     row = outer * (inner * ROW_UNIT) + i
     num_classes = classes * UNIT
@@ -321,7 +321,7 @@ def grad(
     tile = pid // chunks
     k = (pid % chunks) * BLOCK + tl.arange(0, BLOCK)
     outer = (tile // tiles).to(tl.int64)
-    i = ((tile % tiles) * ROWS + tl.arange(0, ROWS)).to(tl.int64)
+    i = (tile % tiles).to(tl.int64) * ROWS + tl.arange(0, ROWS)
     exists = i < inner * ROW_UNIT
     row = outer * (inner * ROW_UNIT) + i
     num_classes = classes * UNIT
