@@ -203,10 +203,81 @@ def sharded_tensors() -> None:
         for part, whole in zip((hidden, linear, bias), operands, strict=True):
             assert part.grad.placements == part.placements
             torch.testing.assert_close(part.grad.full_tensor(), whole.grad, rtol=1e-12, atol=1e-15)
-    with pytest.raises(NotImplementedError, match=r"sharded, Shard\(1\), on a mesh of one dimension"):
-        xt.cross_entropy(deal(leaf(z), Shard(0)), y)
+    with pytest.raises(NotImplementedError, match=r"sharded, Shard\(0\), or whole beside rows in shards"):
+        xt.linear_cross_entropy(hidden, operands[1], labels)
     with pytest.raises(ValueError, match="`linear_bias` must be a DTensor"):
         xt.linear_cross_entropy(hidden, linear, labels, linear_bias=operands[2])
+
+
+@CHECKS
+def rows_of_tensors_in_shards() -> None:
+    """Logits, or hidden states beside a whole weight: a mean is over the rows of all ranks."""
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.tensor import Replicate, Shard, distribute_tensor
+
+    mesh = init_device_mesh("cpu", (len(sizes()),))
+    x, w, b = arrays((7, 3, 5), (K, 5), (K,))
+    y = torch.arange(21).reshape(7, 3) % K
+    y[0] = -100
+    q = torch.tensor(np.random.default_rng(0).dirichlet(np.ones(K), (7, 3)))
+    c, omega = torch.linspace(0.5, 2, K).double(), torch.linspace(0, 1, 21).double().reshape(7, 3)
+
+    def deal(x, placement):
+        return distribute_tensor(x.detach().clone(), mesh, [placement])
+
+    for placement, target, options in itertools.product(
+        (Shard(0), Replicate()),
+        (y, q),
+        (
+            {},
+            {"weight": c, "label_smoothing": 0.1},
+            {"sample_weight": omega, "denominator": "rows"},
+            {"denominator": 4.0},
+            {"reduction": "sum", "z_loss": 0.1},
+            {"reduction": "none", "weight": c},
+        ),
+    ):
+        parts = {**options}
+        if "sample_weight" in parts:
+            parts["sample_weight"] = deal(omega, placement)
+        for part in (target, deal(target, placement)):
+            whole = leaf(x) @ leaf(w).T
+            logits = whole.detach().requires_grad_()
+            expected = xt.cross_entropy(
+                logits.movedim(-1, 1), target.movedim(-1, 1) if target is q else target, **options
+            )
+            expected.sum().backward()
+            mine = deal(logits, placement).requires_grad_()
+            loss = xent.cross_entropy(
+                mine, part, **{("class_weight" if k == "weight" else k): v for k, v in parts.items()}
+            )
+            loss.sum().backward()
+            torch.testing.assert_close(loss.full_tensor(), expected, rtol=1e-13, atol=1e-15)
+            assert mine.grad.placements == (placement,)
+            torch.testing.assert_close(mine.grad.full_tensor(), logits.grad, rtol=1e-11, atol=1e-15)
+            for shift in (0, 1):
+                operands = [leaf(a) for a in (x, w, b)]
+                given = {"shift": shift, **options}
+                expected = xt.linear_cross_entropy(*operands[:2], target, linear_bias=operands[2], **given)
+                expected.sum().backward()
+                hidden = deal(operands[0], placement).requires_grad_()
+                head, bias = (deal(a, Replicate()).requires_grad_() for a in operands[1:])
+                loss = xt.linear_cross_entropy(hidden, head, part, linear_bias=bias, shift=shift, **parts)
+                loss.sum().backward()
+                torch.testing.assert_close(loss.full_tensor(), expected, rtol=1e-13, atol=1e-15)
+                for mine, own in zip((hidden, head, bias), operands, strict=True):
+                    torch.testing.assert_close(mine.grad.full_tensor(), own.grad, rtol=1e-11, atol=1e-15)
+    for call in (
+        lambda: xt.row_statistics(deal(leaf(x), Shard(0))),
+        lambda: xt.linear_row_statistics(leaf(x), head),
+        lambda: xt.linear_kl_divergence(leaf(x), leaf(w), leaf(x), head),
+    ):
+        with pytest.raises(NotImplementedError, match=r"must be a tensor of this rank; got a DTensor"):
+            call()
+    with pytest.raises(
+        NotImplementedError, match="`shift` must be 0 where the axis that it shifts is sharded"
+    ):
+        xt.linear_cross_entropy(deal(leaf(x), Shard(1)), head, y, shift=1)
 
 
 @pytest.fixture(scope="module")

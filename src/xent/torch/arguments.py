@@ -50,6 +50,15 @@ def require_tensor(x: Any, name: str) -> None:
         raise TypeError(f"`{name}` must be a torch.Tensor; got `{type(x).__name__}`")
 
 
+def require_local(**tensors: Tensor | None) -> None:
+    """Raise for a DTensor: what is given for each row is the rows' own."""
+    for name, x in tensors.items():
+        if x is not None and type(x) not in PLAIN and hasattr(x, "to_local"):
+            raise NotImplementedError(
+                f"`{name}` must be a tensor of this rank; got a DTensor: give its rows by `.to_local()`"
+            )
+
+
 def spec_of(**options: Any) -> LossSpec:
     """The scalar options, checked; what is out of range is also a RuntimeError, as in PyTorch."""
     if not options:

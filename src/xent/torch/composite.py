@@ -56,6 +56,23 @@ def measure(
     return target.from_labels(y, y < 0, num_classes, factors, weight, spec, torch)
 
 
+def counts(
+    targets: Tensor,
+    num_classes: int,
+    class_weight: Tensor | None,
+    sample_weight: Tensor | None,
+    spec: LossSpec,
+) -> tuple[Any, Any]:
+    """What a mean may divide by: the total weight of the rows that count, and their number."""
+    weight = None if sample_weight is None else sample_weight.double()
+    if targets.is_floating_point():
+        return target.totals(targets.shape[:-1].numel(), weight, None, torch)
+    factors = None if class_weight is None else class_weight.double()
+    y = readable(targets, num_classes, spec.ignore_index)
+    t = target.from_labels(y, y < 0, num_classes, factors, weight, spec, torch)
+    return t.total, t.rows
+
+
 def readable(labels: Tensor, num_classes: int, ignore_index: int) -> Tensor:
     """Labels as the kernels read them: −1 for a row to leave out, K (NaN) for what is no class."""
     wide = labels.long()  # 156 of 8 bits would be equal to −100

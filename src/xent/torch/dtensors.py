@@ -1,4 +1,4 @@
-"""Losses of DTensors whose classes are sharded over a mesh of one dimension."""
+"""Losses of DTensors over a mesh of one dimension: classes in shards here, rows by `dtensor_rows`."""
 
 from __future__ import annotations
 
@@ -8,8 +8,9 @@ from typing import Any, cast
 import torch
 
 from xent.spec import LossSpec
-from xent.torch import distributed, linear
+from xent.torch import composite, distributed, functional, linear
 from xent.torch.distributed import Call
+from xent.torch.dtensor_rows import Rows
 from xent.torch.projected import Operands
 from xent.torch.sharded import Shard
 
@@ -32,10 +33,21 @@ def cross_entropy(
     denominator: Any,
     validate: bool | None,
 ) -> Tensor:
-    """`functional.of_rows` of ``logits (..., K)`` with ``Shard(-1)``: a replicated DTensor.
+    """`functional.of_rows` of a DTensor ``logits (..., K)``: a replicated one, or one loss a row.
 
     Targets and factors are DTensors of any placement, or whole and the same on every rank.
     """
+    if Rows.are_dealt(logits):
+        rows = Rows(logits)
+        local = logits.to_local()
+        y, omega = rows.mine(targets), rows.mine(sample_weight)
+        factors, divisor = _whole(weight, logits), _whole(denominator, logits)
+        return rows.reduced(
+            lambda r, d: functional.of_rows(local, y, factors, omega, spec, r, d, validate),
+            lambda: composite.counts(y, logits.shape[-1], factors, omega, spec),
+            reduction,
+            divisor,
+        )
     shard = _shard(logits, logits.ndim - 1, "logits")
     local = logits.to_local()
     call = _call(targets, weight, sample_weight, spec, reduction, denominator, validate, logits, shard)
@@ -54,11 +66,25 @@ def linear_cross_entropy(
     shift: int,
     chunk_bytes: int | None,
 ) -> Tensor:
-    """`linear.of_rows` with a weight (K, D) of ``Shard(0)``: a replicated DTensor.
+    """`linear.of_rows` with a DTensor for a weight (K, D): a replicated one, or one loss a row.
 
-    Inputs of any placement are gathered; a bias is sharded as the weight is.
+    With a weight of ``Shard(0)`` inputs of any placement are gathered, and a bias is sharded as the weight
+    is. With a replicated weight the rows stay where they are.
     """
-    inputs, linear_weight, bias = operands
+    inputs, linear_weight, bias = cast(Any, operands)
+    if Rows.are_dealt(inputs) and Rows.are_whole(linear_weight):
+        rows = Rows(inputs, shift)
+        whole = Operands(inputs.to_local(), rows.shared(linear_weight), rows.shared(bias))
+        y, omega = rows.mine(targets), rows.mine(sample_weight)
+        factors, divisor = _whole(weight, inputs), _whole(denominator, inputs)
+        later = y[..., shift:, :] if y.is_floating_point() else y[..., shift:]
+        late = omega if omega is None else omega[..., shift:]
+        return rows.reduced(
+            lambda r, d: linear.of_rows(whole, y, factors, omega, spec, r, d, validate, shift, chunk_bytes),
+            lambda: composite.counts(later, linear_weight.shape[0], factors, late, spec),
+            reduction,
+            divisor,
+        )
     shard = _shard(linear_weight, 0, "linear_weight")
     if bias is not None and not is_sharded(bias):
         raise ValueError("`linear_bias` must be a DTensor with Shard(0), as `linear_weight` is; got a Tensor")
@@ -85,9 +111,8 @@ def _shard(x: Any, dim: int, name: str) -> Shard:
     ):
         found = f"{x.placements} on {x.device_mesh.ndim} dimensions" if is_sharded(x) else type(x).__name__
         raise NotImplementedError(
-            f"`{name}` must be a DTensor with its classes sharded, Shard({dim}), on a mesh of one dimension; "
-            f"got {found}. Rows in shards need no DTensor: call it with `.to_local()` and a `denominator` of "
-            "all rows, and add up the losses"
+            f"`{name}` must be a DTensor with its classes sharded, Shard({dim}), or whole beside rows in "
+            f"shards, on a mesh of one dimension; got {found}"
         )
     mesh, num_classes = x.device_mesh, x.shape[dim]
     each = -(-num_classes // mesh.size())

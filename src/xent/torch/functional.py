@@ -117,6 +117,7 @@ def row_statistics(
     """
     spec = arguments.spec_of(ignore_index=ignore_index, softcap=softcap, temperature=temperature)
     arguments.require_tensor(logits, "logits")
+    arguments.require_local(logits=logits, labels=labels)
     if labels is not None:
         arguments.require_labels(labels, logits.shape[:-1])
         if eager.is_plain(logits, labels):

@@ -166,10 +166,13 @@ def of_rows(
     name: str = "target",
 ) -> Tensor:
     """The loss of the operands' rows; see `linear_cross_entropy`. Errors say ``name`` for the targets."""
-    if type(operands.weight) not in arguments.PLAIN and "torch.distributed.tensor" in sys.modules:
+    if (
+        any(type(x) not in arguments.PLAIN for x in operands[:2])
+        and "torch.distributed.tensor" in sys.modules
+    ):
         from xent.torch import dtensors
 
-        if dtensors.is_sharded(operands.weight):
+        if dtensors.is_sharded(*operands[:2]):
             return dtensors.linear_cross_entropy(
                 operands,
                 targets,

@@ -62,6 +62,7 @@ def linear_row_statistics(
     (array([-1.3863, -1.3863], dtype=float32), array([1.3863, 1.3863], dtype=float32))
     """
     spec = arguments.spec_of(ignore_index=ignore_index, softcap=softcap, temperature=temperature)
+    arguments.require_local(inputs=inputs, weight=weight, labels=labels)
     operands = linear.checked(inputs, weight, bias, ("inputs", "weight", "bias"))
     shape, num_classes = operands.inputs.shape[:-1], weight.shape[0]
     flat = operands._replace(inputs=rows.matrix(operands.inputs))
@@ -160,6 +161,9 @@ def linear_kl_divergence(
     if direction not in ("forward", "reverse"):
         raise arguments.ArgumentError(f'`direction` must be "forward" or "reverse"; got {direction!r}')
     arguments.spec_of(temperature=temperature)
+    arguments.require_local(
+        inputs=inputs, weight=weight, teacher_inputs=teacher_inputs, teacher_weight=teacher_weight
+    )
     student = linear.checked(inputs, weight, bias, ("inputs", "weight", "bias"))
     names = ("teacher_inputs", "teacher_weight", "teacher_bias")
     teacher = linear.checked(teacher_inputs, teacher_weight, teacher_bias, names)
