@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import zipfile
 from datetime import date
 from pathlib import Path
 
@@ -174,8 +176,125 @@ def test_svmlight_indices_begin_where_they_did_in_training(first, monkeypatch):
     np.testing.assert_array_equal(batch.features.toarray(), [[0, 3, 0]])
 
 
+@pytest.mark.parametrize("start", ["0\n1 1:2\n", "# by hand\n-1.5e0 # none\n\n1 2:1\n"])
+def test_svmlight_may_begin_with_a_row_of_zeros(start):
+    Path("t.svm").write_text(start.replace("-1.5e0", "0") + "1 1:3\n0 2:1\n")
+    assert data.load("t.svm").features.toarray().tolist()[0] == [0, 0]
+
+
+@pytest.mark.parametrize("order", ["C", "F"])
+def test_an_npz_file_in_either_order_is_read_whole_and_in_pieces(order):
+    np.savez("f.npz", X=np.array(X, order=order), y=Y)
+    whole = data.load("f.npz").features
+    np.testing.assert_array_equal(whole, X)
+    pieces = [batch.features for batch in data.batches("f.npz", Preprocessor.fit(whole, NAMES))]
+    np.testing.assert_array_equal(np.concatenate(pieces), X)
+
+
+@pytest.mark.parametrize("values", [[[1], [2]], [b"\xff", b"\xfe"]], ids=["lists", "bytes"])
+def test_what_has_no_spelling_is_no_category(values):
+    pl.DataFrame({"a": values * 9, "kind": list("xy") * 9}).write_parquet("f.parquet")
+    learnt = Preprocessor.fit(pl.DataFrame({"a": ["u", "v"]}), ["a"])
+    for read in (
+        lambda: data.load("f.parquet", "kind", categorical=["a"]),
+        lambda: list(data.batches("f.parquet", learnt)),
+    ):
+        with pytest.raises(DataError, match=r"column 'a' holds .*; expected numbers, booleans or text"):
+            read()
+
+
+@pytest.mark.parametrize(
+    "values", [["0,667", "1,5"], ["1,002", "12"], ["1.002,5", "-3"], ["1,234,567.8", "1"]]
+)
+def test_numbers_with_commas_are_no_categories_unless_asked_for(values):
+    rows = "".join(f"{value};{'xy'[k % 2]}\n" for k, value in enumerate(values * 4))
+    Path("f").write_text(f"a;kind\n{rows}")
+    with pytest.raises(DataError, match=r"a number in column 'a', row 1; got .* without commas; if"):
+        data.load("f", "kind")
+    assert data.load("f", "kind", categorical=["a"]).features.dtypes == [pl.String]
+
+
+@pytest.mark.parametrize("values", [["a,1", "b,2"], ["1,2,3", "4,5,6"], ["12", "n,o"], ["a", "0,5", "b"]])
+def test_other_values_with_commas_are_categories(values):
+    rows = "".join(f"{value};{'xy'[k % 2]}\n" for k, value in enumerate([*values, values[-1]] * 4))
+    Path("f").write_text(f"a;kind\n{rows}")
+    assert data.load("f", "kind").features.dtypes == [pl.String]
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs pipes with a name")
+def test_a_pipe_is_refused_without_being_read():
+    os.mkfifo("f")
+    for read in (lambda: data.load("f", "kind"), lambda: list(data.batches("f", Preprocessor.fit(X, NAMES)))):
+        with pytest.raises(DataError, match="f: is a pipe or a device"):
+            read()
+
+
+def compressed(damage: str) -> None:
+    """A compressed npz file with one byte changed."""
+    np.savez_compressed("f.npz", X=X, y=Y)
+    content = bytearray(Path("f.npz").read_bytes())
+    local, central = 0, content.index(b"PK\1\2")
+    if damage == "data":
+        content[local + 60] ^= 255
+    elif damage == "encrypted":
+        content[local + 6] |= 1
+        content[central + 8] |= 1
+    else:
+        content[local + 8] = content[central + 10] = 99
+    Path("f.npz").write_bytes(content)
+
+
+def with_header(shape: str) -> None:
+    """An npz file whose X says that it has that shape."""
+    header = f"{{'descr': '<f8', 'fortran_order': False, 'shape': {shape}, }}\n".encode()
+    with zipfile.ZipFile("f.npz", "w") as archive:
+        archive.writestr("X.npy", b"\x93NUMPY\1\0" + len(header).to_bytes(2, "little") + header)
+        np.save("y.npy", Y)
+        archive.write("y.npy")
+
+
+def csr(**other: object) -> None:
+    """An npz file with a CSR matrix of ones in its first column, and what is other."""
+    arrays = {
+        "data": np.ones(150),
+        "indices": np.zeros(150, int),
+        "indptr": np.arange(151),
+        "shape": [150, 3],
+    }
+    np.savez("f.npz", y=Y, **arrays | other)
+
+
 # name → (how the file f is made, target, what the sentence must say)
 BAD = {
+    "a column twice": (lambda: Path("f").write_text("a, a ,kind\n1,2,x\n"), "kind", "'a' is there twice"),
+    "a target twice": (lambda: Path("f").write_text("a,kind, kind\n1,2,x\n"), "kind", "'kind' is there"),
+    "returns": (lambda: Path("f").write_bytes(b"a,kind\r1,x\r2,y\r"), "kind", "carriage return alone"),
+    "labels of too many digits": (
+        lambda: FRAME.with_columns(kind=pl.col("a") * 0 + 1e19).write_parquet("f"),
+        "kind",
+        r"'kind' holds 1e\+19; expected integers of 64 bits",
+    ),
+    "infinite labels": (
+        lambda: FRAME.with_columns(kind=pl.col("a") / 0).write_parquet("f"),
+        "kind",
+        "'kind' holds inf; expected integers",
+    ),
+    "y of too many digits": (
+        lambda: np.savez("f", X=X, y=np.where(Y, 1e19, 0)),
+        None,
+        r"whole numbers of 64 bits as labels; got 1e\+19 in row 50",
+    ),
+    "damaged data": (lambda: compressed("data"), None, "cannot be read: "),
+    "encrypted": (lambda: compressed("encrypted"), None, "cannot be read: .*encrypted"),
+    "unknown compression": (lambda: compressed("method"), None, "cannot be read: .*compression"),
+    "open brackets": (lambda: with_header("(150, (3"), None, "cannot be read: "),
+    "more than memory": (lambda: with_header("(150, 1000000000000)"), None, "cannot be read: Unable to"),
+    "no row, many columns": (lambda: with_header("(0, 1000000000000)"), None, "has 1,000,000,000,000 col"),
+    "many columns": (lambda: csr(shape=[150, 10**13]), None, "has 10,000,000,000,000 columns; at most"),
+    "CSR of one axis": (lambda: csr(shape=[150]), None, "no CSR matrix"),
+    "CSR without end": (lambda: csr(shape=np.array([150, 2**64 - 1], np.uint64)), None, "no CSR matrix"),
+    "a long index": (lambda: Path("f").write_text("0 99999999999:1\n1 1:2\n"), None, "no svmlight file"),
+    "a large index": (lambda: Path("f").write_text("0 2000000000:1\n1 1:2\n"), None, "has 2,000,000,000 col"),
     "missing labels": (
         lambda: FRAME.with_columns(kind=pl.when(pl.col("a") > 5).then("kind")).write_parquet("f"),
         "kind",

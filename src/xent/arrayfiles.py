@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import lzma
 import math
+import tokenize
 import zipfile
 import zlib
 from abc import ABC, abstractmethod
@@ -16,13 +18,22 @@ import numpy as np
 Array = np.ndarray[Any, Any]
 
 KINDS = "npy, npz, safetensors or Parquet"
+PIPE = "is a pipe or a device, which can be read once only; expected a file: save it in one first"
 HEADER_LIMIT = 100 << 20  # bytes of a safetensors header, the format's own limit
 BATCH = 1 << 22  # elements of a Parquet batch
+# What zipfile raises for an archive cut, changed, encrypted or compressed in a way that it does not know.
+DAMAGED = (zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError, RuntimeError)
+# What numpy raises for a header that is no Python literal, or that says more than memory holds.
+NO_HEADER = (ValueError, TypeError, SyntaxError, tokenize.TokenError, RecursionError, MemoryError)
 SAFETENSORS = {
     f"{kind}{8 * size}": f"<{letter}{size}"
     for kind, letter, sizes in (("F", "f", (2, 4, 8)), ("I", "i", (1, 2, 4, 8)), ("U", "u", (1, 2, 4, 8)))
     for size in sizes
 } | {"BF16": "<u2"}
+
+
+class FortranOrderError(ValueError):
+    """The columns of an array lie one behind the other, so that its rows cannot be read one by one."""
 
 
 class Rows(ABC):
@@ -66,6 +77,8 @@ def open_rows(name: str) -> Rows:
     path, key = _split(name)
     if path.is_dir():
         raise ValueError(f"{path}: is a directory; expected a file, {KINDS}")
+    if path.exists() and not path.is_file():
+        raise ValueError(f"{path}: {PIPE}")
     with path.open("rb") as file:
         head = file.read(8)
     if head.startswith(b"\x93NUMPY"):
@@ -116,7 +129,7 @@ class _Stream(Rows):
                 if not read:
                     raise ValueError(f"{self.name}: ends before its array does")
                 filled += read
-        except (zipfile.BadZipFile, zlib.error, EOFError) as error:
+        except DAMAGED as error:
             raise ValueError(f"{self.name}: is damaged: {error}") from None
         if self.brain:
             return _brain(rows)
@@ -159,12 +172,12 @@ def _npz(path: Path, key: str | None) -> _Stream:
             names = [name.removesuffix(".npy") for name in archive.namelist() if name.endswith(".npy")]
             key = _only(path, "array", names, key)
             file = archive.open(f"{key}.npy")
-    except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError) as error:
+    except DAMAGED as error:
         raise ValueError(f"{path}: is damaged or no npz file: {error}") from None
     name = f"{path}:{key}"
     try:
         shape, dtype = _npy_header(name, file)
-    except (zipfile.BadZipFile, zlib.error, EOFError) as error:
+    except DAMAGED as error:
         raise ValueError(f"{name}: is damaged: {error}") from None
     return _Stream(name, file, shape, dtype.str)
 
@@ -179,12 +192,12 @@ def _npy_header(name: str, file: IO[bytes]) -> tuple[tuple[int, ...], np.dtype[A
         if reader is None:
             raise ValueError("of a later version, for records")
         shape, fortran, dtype = reader(file)
-    except (ValueError, TypeError, SyntaxError) as error:
+    except NO_HEADER as error:
         raise ValueError(f"{name}: its npy header cannot be read: {error}") from None
     if dtype.hasobject:
         raise ValueError(f"{name}: holds Python objects, which are never loaded; save it with a plain dtype")
     if fortran and len(shape) > 1:
-        raise ValueError(
+        raise FortranOrderError(
             f"{name}: is in Fortran order, its columns one behind the other, and is read by rows here: save "
             "numpy.ascontiguousarray of it"
         )
@@ -240,6 +253,8 @@ class _Parquet(Rows):
             schema = polars.read_parquet_schema(path)
             names = list(schema)
             if key is None:
+                if len(names) > 1 and names[0] == "label" and all(n.startswith("p_") for n in names[1:]):
+                    names = names[1:]  # what `xent predict` wrote: its probabilities
                 bad = [name for name in names if not schema[name].is_numeric()]
                 if len(names) > 1 and bad:
                     raise ValueError(
@@ -310,6 +325,8 @@ def _matrix(name: str, frame: Any, width: int | None) -> Array:
                 f"{name}: its lists differ in length: {', '.join(map(str, sorted(lengths)[:5]))}"
             )
         column = column.list.to_array(width)
+    if isinstance(column.dtype, polars.Array) and column.explode(empty_as_null=False).null_count():
+        raise ValueError(f"{name}: has missing values")
     rows = column.to_numpy() if isinstance(column.dtype, polars.Array) else frame.to_numpy(order="c")
     if rows.dtype.kind not in "iuf":
         raise ValueError(f"{name}: holds {column.dtype}; expected numbers or lists of them")

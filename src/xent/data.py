@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from xent import tables
-from xent.arrayfiles import open_rows
+from xent.arrayfiles import DAMAGED, NO_HEADER, PIPE, FortranOrderError, open_rows
 from xent.preprocess import Preprocessor, listed
 from xent.tables import DataError
 
@@ -20,6 +20,7 @@ Array = np.ndarray[Any, Any]
 BUNDLED = ("digits", "iris", "wine", "breast_cancer")
 KINDS = "CSV, Parquet, npz or svmlight"
 CSR = ("data", "indices", "indptr", "shape")
+MOST_COLUMNS = 1 << 25  # without names: each gets one, which takes 64 bytes
 PIECE = 1 << 24  # bytes of an svmlight file, values of an npz array, read at a time
 
 
@@ -98,14 +99,17 @@ def _kind(data: str) -> tuple[str, Path]:
         raise DataError(f"{data}: no such file, and none of the bundled sets {', '.join(BUNDLED)}")
     if path.is_dir():
         raise DataError(f"{data}: is a directory; expected a file, {KINDS}")
+    if not path.is_file():
+        raise DataError(f"{data}: {PIPE}")
     with path.open("rb") as file:
         head = file.read(1 << 12)
     if head.startswith(b"PAR1"):
         return "parquet", path
     if head.startswith(b"PK"):
         return "npz", path
-    # A label and index:value pairs; after comments, which begin with "#".
-    line = next((line for line in head.splitlines() if line.strip() and not line.startswith(b"#")), b"")
+    # A label and index:value pairs; after comments, which begin with "#", and labels of rows of zeros.
+    lines = (line.partition(b"#")[0].strip() for line in head.splitlines())
+    line = next((line for line in lines if line and not re.fullmatch(rb"[-+.\de]+(\s+qid:\d+)?", line)), b"")
     return "svmlight" if re.match(rb"\S+(\s+qid:\d+)?(\s+\d+:\S+)+", line) else "csv", path
 
 
@@ -156,7 +160,7 @@ def _plain(features: Any) -> Any:
 
 def _npz(data: str) -> Dataset:
     features = _npz_features(data)
-    names = [f"x{k}" for k in range(features.shape[1])]
+    names = _numbered(data, features.shape[1], 0)
     labels = _labels(data, _arrays(data, ["y"])["y"])
     if len(labels) != features.shape[0]:
         raise DataError(f"{data}: X has {features.shape[0]} rows, y {len(labels)}")
@@ -170,11 +174,12 @@ def _npz_features(data: str) -> Any:
         return _checked(data, _arrays(data, ["X"])["X"])
     parts = _arrays(data, CSR)
     try:
-        shape = tuple(parts["shape"].tolist())
-        matrix = scipy.sparse.csr_array((parts["data"], parts["indices"], parts["indptr"]), shape=shape)
+        rows, width = parts["shape"].tolist()  # a CSR array of one axis is none here
+        stored = parts["data"], parts["indices"], parts["indptr"]
+        matrix = scipy.sparse.csr_array(stored, shape=(rows, width))
         matrix.check_format(full_check=True)
         matrix.sum_duplicates()
-    except (ValueError, TypeError) as error:
+    except (ValueError, TypeError, OverflowError) as error:
         raise DataError(f"{data}: its arrays are no CSR matrix: {error}") from None
     return _checked(data, matrix)
 
@@ -183,7 +188,12 @@ def _npz_pieces(data: str, names: Sequence[str]) -> Iterator[Any]:
     if "X" not in _members(data):
         yield _npz_features(data)
         return
-    with open_rows(f"{data}:X") as stored:
+    try:
+        opened = open_rows(f"{data}:X")
+    except FortranOrderError:  # no row is there before all are
+        yield _npz_features(data)
+        return
+    with opened as stored:
         if len(stored.shape) != 2:
             raise DataError(f"{data}: expected X of shape (rows, columns); got {stored.shape}")
         step = max(1, PIECE // max(1, stored.shape[1]))
@@ -195,7 +205,7 @@ def _members(data: str) -> list[str]:
     try:
         with zipfile.ZipFile(data) as archive:
             return [name.removesuffix(".npy") for name in archive.namelist()]
-    except zipfile.BadZipFile as error:
+    except DAMAGED as error:
         raise DataError(f"{data}: is damaged or no npz file: {error}") from None
 
 
@@ -208,14 +218,21 @@ def _arrays(data: str, names: Sequence[str]) -> dict[str, Array]:
     try:
         with np.load(data, allow_pickle=False) as archive:
             return {name: archive[name] for name in names}
-    except (ValueError, zipfile.BadZipFile, EOFError) as error:
+    except (*DAMAGED, *NO_HEADER) as error:
         raise DataError(f"{data}: cannot be read: {error}") from None
 
 
 def _svmlight(data: str) -> Dataset:
     features, y, first = _read_svmlight(data)
-    names = [f"x{k + first}" for k in range(features.shape[1])]
+    names = _numbered(data, features.shape[1], first)
     return Dataset(Path(data).name, _checked(data, features), _labels(data, y), names)
+
+
+def _numbered(data: str, width: int, first: int) -> list[str]:
+    """Names of columns that have none."""
+    if width > MOST_COLUMNS:
+        raise DataError(f"{data}: has {width:,} columns; at most {MOST_COLUMNS:,} can be trained on")
+    return [f"x{k + first}" for k in range(width)]
 
 
 def _svmlight_pieces(data: str, names: Sequence[str]) -> Iterator[Any]:
@@ -237,9 +254,9 @@ def _read_svmlight(
     try:
         if from_zero == "auto":
             with_zero, _ = load_svmlight_file(data, zero_based=True)
-            from_zero = bool(with_zero[:, [0]].nnz)
+            from_zero = not with_zero.indices.all()
         features, y = load_svmlight_file(data, zero_based=from_zero, **options)
-    except ValueError as error:
+    except (ValueError, OverflowError) as error:
         raise DataError(f"{data}: is no svmlight file for this: {error}") from None
     return features, y, 0 if from_zero else 1
 
@@ -275,10 +292,11 @@ def _labels(data: str, y: Array) -> Array:
     if y.ndim != 1:
         raise DataError(f"{data}: expected y of shape (rows,), one label a row; got {y.shape}")
     if y.dtype.kind == "f":
-        whole = np.isfinite(y) & (y == np.round(y))
+        whole = (np.abs(y) < 2.0**63) & (y == np.round(y))
         if not whole.all():
             row = int((~whole).argmax())
-            raise DataError(f"{data}: expected whole numbers as labels; got {y[row]} in row {row} (from 0)")
+            expected = "whole numbers of 64 bits as labels"
+            raise DataError(f"{data}: expected {expected}; got {y[row]} in row {row} (from 0)")
         return y.astype(np.int64)
     if y.dtype.kind not in "biuU":
         raise DataError(f"{data}: expected integers or text as labels; got {y.dtype}")

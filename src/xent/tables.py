@@ -21,6 +21,8 @@ MISSING = ("", "na", "n/a", "nan", "null", "none", "?")
 SPELT = sorted({s for word in MISSING for s in (word, word.upper(), word.capitalize())} | {"NaN"})
 BATCH = 1 << 20  # values of a table read at a time
 EACH_CELL = "fill it in or leave the row out"
+# 0,667 and 1.002,5 and 1,002.5: a comma at the decimals, or between the thousands.
+COMMA = r"^[-+]?(\d*,\d+|\d{1,3}(\.\d{3})+,\d+|\d{1,3}(,\d{3})+\.?\d*)$"
 
 
 class DataError(ValueError):
@@ -124,7 +126,7 @@ def columns(
                 continue
             result.append(_parsed(path, column, first_row, guess))
         elif name in (also if categories is None else categories):
-            result.append(_text(column.cast(polars.String)))
+            result.append(_spelt(path, column))
         else:
             result.append(_number(path, column, first_row))
     return polars.DataFrame(result)
@@ -139,6 +141,9 @@ def labels(path: Path, column: polars.Series, rows: Array) -> Array:
         whole = column.drop_nulls().drop_nans()
         if not (whole == whole.round()).all():
             raise DataError(f"{path}: {where} holds numbers with a fraction; expected classes")
+        large = whole.filter(whole.abs() >= 2.0**63)
+        if len(large):
+            raise DataError(f"{path}: {where} holds {large[0]:g}; expected integers of 64 bits")
         column = column.fill_nan(None).cast(polars.Int64, strict=False)
     text = (polars.String, polars.Categorical, polars.Enum, polars.Boolean)
     if not (column.dtype.is_integer() or column.dtype in text):
@@ -166,12 +171,12 @@ def _text(column: polars.Series) -> polars.Series:
 
 
 def _is_text(column: polars.Series) -> bool:
-    """Whether fewer than half of the values are numbers, and there are any values."""
+    """Whether fewer than half of the values are numbers, be it with commas, and there are any values."""
     import polars
 
     there = column.len() - column.null_count()
-    numbers = column.cast(polars.Float64, strict=False)
-    return there > 0 and 2 * (numbers.len() - numbers.null_count()) < there
+    numbers = column.cast(polars.Float64, strict=False).is_not_null() | column.str.contains(COMMA)
+    return there > 0 and 2 * int(numbers.sum()) < there
 
 
 def _parsed(path: Path, column: polars.Series, first_row: int, guess: bool) -> polars.Series:
@@ -181,8 +186,11 @@ def _parsed(path: Path, column: polars.Series, first_row: int, guess: bool) -> p
     bad = (numbers.is_null() & column.is_not_null()).arg_true()
     if len(bad):
         place = f"column {column.name!r}, row {bad[0] + first_row}"
-        hint = f"; if the column holds categories, say --categorical {column.name}" if guess else ""
-        raise DataError(f"{path}: expected a number in {place}; got {column[bad[0]]!r}{hint}")
+        value = column[bad[0]]
+        hint = "; write numbers with a point and without commas" if re.match(COMMA, value) else ""
+        if guess:
+            hint += f"; if the column holds categories, say --categorical {column.name}"
+        raise DataError(f"{path}: expected a number in {place}; got {value!r}{hint}")
     return _number(path, numbers, first_row)
 
 
@@ -192,10 +200,7 @@ def _number(path: Path, column: polars.Series, first_row: int) -> polars.Series:
 
     kind = column.dtype
     if not (kind.is_numeric() or kind in (polars.Boolean, polars.Null)):
-        raise DataError(
-            f"{path}: column {column.name!r} holds {kind}; expected numbers, booleans or text: convert it, "
-            f"or leave it out by --drop {column.name}"
-        )
+        raise _no_feature(path, column)
     numbers = column if kind == polars.Float32 else column.cast(polars.Float64)
     numbers = numbers.fill_nan(None)
     infinite = numbers.is_infinite().arg_true()
@@ -203,6 +208,23 @@ def _number(path: Path, column: polars.Series, first_row: int) -> polars.Series:
         place = f"column {column.name!r}, row {infinite[0] + first_row}"
         raise DataError(f"{path}: expected a finite number in {place}; got '{numbers[infinite[0]]}'")
     return numbers
+
+
+def _spelt(path: Path, column: polars.Series) -> polars.Series:
+    """Values that are no text as categories."""
+    import polars
+
+    try:
+        return _text(column.cast(polars.String))
+    except polars.exceptions.PolarsError:  # lists; bytes that are not UTF-8
+        raise _no_feature(path, column) from None
+
+
+def _no_feature(path: Path, column: polars.Series) -> DataError:
+    return DataError(
+        f"{path}: column {column.name!r} holds {column.dtype}; expected numbers, booleans or text: convert "
+        f"it, or leave it out by --drop {column.name}"
+    )
 
 
 def _separator(path: Path) -> str:
@@ -213,16 +235,21 @@ def _separator(path: Path) -> str:
         raise DataError(f"{path}: is empty; expected a CSV file with a header")
     if b"\0" in head:
         raise DataError(f"{path}: is not a CSV file: it holds binary data")
+    if b"\r" in head and b"\n" not in head:
+        raise DataError(f"{path}: its lines end with a carriage return alone; expected line feeds (\\n)")
     header = head.splitlines()[0]
     return max(",;\t", key=lambda mark: header.count(mark.encode()))
 
 
 def _with_plain_names(path: Path, table: polars.DataFrame) -> polars.DataFrame:
-    table = table.rename(str.strip)
-    for name in table.columns:
-        if re.fullmatch(r".*_duplicated_\d+", name) and name.rpartition("_duplicated_")[0] in table.columns:
-            raise DataError(f"{path}: column {name.rpartition('_duplicated_')[0]!r} is there twice")
-    return table
+    names: set[str] = set()
+    for name in map(str.strip, table.columns):
+        first, mark, number = name.rpartition("_duplicated_")  # polars' name for a second column
+        same = first if mark and number.isdecimal() and first in names else name
+        if same in names:
+            raise DataError(f"{path}: column {same!r} is there twice")
+        names.add(name)
+    return table.rename(str.strip)
 
 
 def _not_parquet(path: Path, error: Exception) -> DataError:
