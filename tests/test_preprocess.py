@@ -13,7 +13,7 @@ from sklearn.impute import MissingIndicator, SimpleImputer
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import MaxAbsScaler, OneHotEncoder, StandardScaler
 
-from xent.preprocess import Preprocessor, describe_surprises
+from xent.preprocess import Preprocessor, describe, describe_surprises
 
 RNG = np.random.default_rng(0)
 ROWS = 60
@@ -80,6 +80,24 @@ def test_sparse_stays_sparse_and_its_zeros_stay_zeros(dtype):
     np.testing.assert_allclose(dense.transform(x), dense.transform(x.toarray()))
 
 
+def test_dense_columns_of_mean_0_are_described_as_dense():
+    x = np.array([[1.0, -1.0], [-1.0, 1.0], [0.0, 0.0]])
+    for table, words in ((x, "scaled to mean 0"), (sp.csr_array(x), "divided by their largest value")):
+        learnt = Preprocessor.fit(table, ["a", "b"])
+        again = Preprocessor.from_json(json.loads(json.dumps(learnt.to_json())), learnt.arrays())
+        for each in (learnt, again):
+            ((_, sentence),) = describe(each)
+            assert words in sentence
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_a_value_too_far_from_the_training_rows_is_named(dtype):
+    learnt = Preprocessor.fit(np.arange(6).reshape(3, 2) * dtype(1e-9), ["a", "b"])
+    largest = np.finfo(dtype).max
+    with pytest.raises(ValueError, match=f"column 'b' are too far .*{largest:.3g}".replace("+", r"\+")):
+        learnt.transform(np.array([[0, 0], [0, largest]], dtype))
+
+
 def test_what_the_training_rows_did_not_have_counts_as_nothing_and_is_said():
     data = table()
     learnt = Preprocessor.fit(data, data.columns)
@@ -143,7 +161,7 @@ def test_a_foreign_form_is_refused(case):
         Preprocessor.from_json(GOOD.to_json() | text, GOOD.arrays() | arrays)
 
 
-@pytest.mark.parametrize("missing", ["columns", "levels", "indicators", "constants"])
+@pytest.mark.parametrize("missing", ["columns", "levels", "indicators", "constants", "sparse"])
 def test_an_incomplete_form_is_refused(missing):
     text = GOOD.to_json()
     del text[missing]

@@ -10,7 +10,7 @@ import pytest
 from scipy.sparse import csr_matrix
 from scipy.special import softmax
 
-from xent import data
+from xent import data, suspicion
 from xent.suspicion import findings
 
 ROWS, TRAIN = 200, 150
@@ -89,6 +89,25 @@ def test_columns_of_text_are_looked_at_too():
     found = texts(table)
     assert any("'word' predicts the class alone" in text for text in found)
     assert any("'same': the same in every row" in text for text in found)
+
+
+def test_a_leak_is_found_beyond_the_range_of_float32():
+    (text,) = texts(
+        with_column(((LABELS == "low") + 2.0 * (LABELS == "high") + 0.1 * RNG.random(ROWS)) * 1e38)
+    )
+    assert "'x4' predicts the class alone" in text
+    assert texts(with_column(RNG.standard_normal(ROWS) * 1e100)) == []
+
+
+@pytest.mark.parametrize("rows", [20, TRAIN])
+def test_the_search_for_a_leak_fits_few_trees(rows, monkeypatch):
+    """Of a few rows nearly every column looks like one by chance."""
+    features, tried = RNG.standard_normal((ROWS, 1500)), []
+    features[:, 777] = (LABELS == "low") + 2.0 * (LABELS == "high") + 0.1 * RNG.random(ROWS)
+    alone = suspicion._accuracy_alone
+    monkeypatch.setattr(suspicion, "_accuracy_alone", lambda *a: tried.append(a) or alone(*a))
+    assert any("'x777' predicts the class alone" in text for text in texts(features, train=rows))
+    assert len(tried) <= suspicion.TREES
 
 
 def test_a_name_of_each_row_is_no_leak():

@@ -37,6 +37,7 @@ class Preprocessor:
     levels : {name: levels, sorted; None, the missing one, last} of the columns of categories
     indicators : {name: missing values in the training rows} of the columns of numbers that had some
     constants : names of the columns of numbers that had one value only
+    sparse : whether the training rows were, so that their numbers were not centred
     fill, mean, scale : (D,) float64 arrays over the columns of numbers, in their order
 
     Examples
@@ -56,6 +57,7 @@ class Preprocessor:
     fill: Array
     mean: Array
     scale: Array
+    sparse: bool = False
 
     @classmethod
     def fit(cls, table: Any, columns: list[str]) -> Self:
@@ -70,7 +72,7 @@ class Preprocessor:
             size = abs(table).max(axis=0).toarray().ravel().astype(np.float64)
             zero = np.zeros(len(columns))
             constants = tuple(np.array(columns)[size == 0].tolist())
-            return cls(tuple(columns), {}, {}, constants, zero, zero, np.where(size > 0, size, 1.0))
+            return cls(tuple(columns), {}, {}, constants, zero, zero, np.where(size > 0, size, 1.0), True)
         levels = _levels(table, columns)
         numbers = [name for name in columns if name not in levels]
         x = _numbers(table, numbers)
@@ -116,11 +118,12 @@ class Preprocessor:
     def transform(self, table: Any) -> Any:
         """Features of a table like the one of `fit`: (N, F) of its floating dtype, or CSR for CSR.
 
-        A DataFrame is read by the names of its columns. Raises ValueError for columns that are not there.
+        A DataFrame is read by the names of its columns. Raises ValueError for columns that are not there
+        and for values so far from the training rows that their feature overflows.
         """
         if _is_sparse(table):
             self._require_width(table.shape[1])
-            if not self.mean.any():
+            if self.sparse:
                 scaled = table.copy()
                 scaled.data = (table.data / self.scale[table.indices]).astype(table.dtype, copy=False)
                 return scaled
@@ -135,9 +138,15 @@ class Preprocessor:
         for start in range(0, len(x), step):
             block = x[start : start + step]
             missing = np.isnan(block)
-            scaled = (np.where(missing, self.fill, block) - self.mean) / self.scale
-            scaled[:, constants] = 0.0
-            out[start : start + step, : len(place)] = scaled
+            with np.errstate(over="ignore"):
+                scaled = (np.where(missing, self.fill, block) - self.mean) / self.scale
+                scaled[:, constants] = 0.0
+                out[start : start + step, : len(place)] = scaled
+            infinite = np.isinf(out[start : start + step, : len(place)])
+            if infinite.any():
+                n, k = np.unravel_index(int(infinite.argmax()), infinite.shape)
+                far = f"too far from those of the training rows: {block[n, k]:.3g}"
+                raise ValueError(f"the values of column {self.numbers[k]!r} are {far}")
             out[start : start + step, len(place) : len(place) + len(flags)] = missing[:, flags]
         first = len(place) + len(flags)
         for name, levels in self.levels.items():
@@ -171,6 +180,7 @@ class Preprocessor:
             "levels": {name: list(levels) for name, levels in self.levels.items()},
             "indicators": dict(self.indicators),
             "constants": list(self.constants),
+            "sparse": self.sparse,
         }
 
     def arrays(self) -> dict[str, Array]:
@@ -186,6 +196,7 @@ class Preprocessor:
                 levels={name: _strings(each, last=(None,)) for name, each in text["levels"].items()},
                 indicators={name: int(count) for name, count in text["indicators"].items()},
                 constants=_strings(text["constants"]),
+                sparse=text["sparse"] is True,
                 **{name: np.asarray(arrays[name], np.float64) for name in ("fill", "mean", "scale")},
             )
         except (KeyError, TypeError, AttributeError, ValueError) as error:
@@ -221,8 +232,7 @@ class Preprocessor:
 def describe(learnt: Preprocessor) -> list[tuple[str, str]]:
     """(heading, sentence) of what was done with the columns, for a person to read."""
     numbers, levels = len(learnt.numbers), learnt.levels
-    sparse = numbers and not (learnt.mean.any() or learnt.indicators)
-    scaled = "scaled to mean 0, deviation 1 by" if not sparse else "divided by their largest value in"
+    scaled = "scaled to mean 0, deviation 1 by" if not learnt.sparse else "divided by their largest value in"
     lines = []
     if numbers:
         one = "1 column of numbers" if numbers == 1 else f"{numbers:,} columns of numbers"
