@@ -194,6 +194,21 @@ def test_a_constant_column_does_no_harm(tmp_path):
     assert np.isfinite(persistence.load("m.st").estimator.coef_).all()
 
 
+def test_one_feature_is_no_features(tmp_path, capsys):
+    (tmp_path / "data.csv").write_text(lines(40, ""))
+    assert main(["fit", "data.csv", "--target", "kind"]) == 0
+    assert "40 rows, 1 feature, 2 classes" in capsys.readouterr().out
+
+
+def test_too_little_memory_is_one_line(monkeypatch, capsys):
+    def run(*_):
+        return np.empty(1 << 50)
+
+    monkeypatch.setattr(check, "run", run)
+    assert main(["check"]) == 2
+    assert "not enough memory for this. Unable to allocate" in capsys.readouterr().err
+
+
 def test_a_training_that_is_cut_short_says_so(capsys):
     assert main(["fit", "iris", "--max-iter", "2"]) == 0
     assert "raise --max-iter" in capsys.readouterr().out

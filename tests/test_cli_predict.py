@@ -88,7 +88,9 @@ def test_files_and_standard_output_say_the_same(model, kind, batch, monkeypatch,
 
 
 @pytest.mark.parametrize(
-    "labels", [Y, Y + 5, np.array(CLASSES)[Y], Y == 1], ids=["ints", "five", "text", "bool"]
+    "labels",
+    [Y, Y + 5, np.array(CLASSES)[Y], Y == 1, np.where(Y == 2, np.uint64(2**64 - 1), np.uint64(0))],
+    ids=["ints", "five", "text", "bool", "uint64"],
 )
 def test_labels_come_back_as_they_were(labels, capsys):
     np.savez("iris.npz", X=X, y=labels)
@@ -96,7 +98,8 @@ def test_labels_come_back_as_they_were(labels, capsys):
     assert main(["predict", "m.st", "iris.npz", "--output", "p.parquet"]) == 0
     table = pl.read_parquet("p.parquet")
     assert np.mean(table["label"].to_numpy() == labels) > (0.6 if labels.dtype == bool else 0.9)
-    assert table.columns[1:] == [f"p_{name}" for name in np.unique(labels).tolist()]
+    names = pl.Series(np.unique(labels)).cast(pl.String)  # booleans as in the column of labels
+    assert table.columns[1:] == [f"p_{name}" for name in names]
 
 
 def test_what_is_new_in_the_rows_is_said_on_stderr(model, capsys):
@@ -111,6 +114,28 @@ def test_what_is_new_in_the_rows_is_said_on_stderr(model, capsys):
         "xent: note: column 'port': 'X' in 1 row: never in the training rows, so none of the known levels",
         "xent: note: 1 blank line was passed over",
     ]
+
+
+def test_a_value_out_of_all_bounds_is_one_line(capsys):
+    pl.DataFrame({"a": np.arange(40) * 1e-9, "kind": list("xy") * 20}).write_csv("small.csv")
+    assert main(["fit", "small.csv", "--target", "kind", "--model", "m.st"]) == 0
+    pl.DataFrame({"a": [0.0, 1e308]}).write_csv("new.csv")
+    capsys.readouterr()
+    assert main(["predict", "m.st", "new.csv"]) == 2
+    out, err = capsys.readouterr()
+    assert (out, err.count("\n")) == ("", 1)
+    assert "column 'a' are too far from those of the training rows: 1e+308" in err
+
+
+def test_eval_scores_what_predict_wrote(model, capsys):
+    assert main(["predict", model, "people.csv", "--output", "p.parquet"]) == 0
+    np.save("y.npy", (people()["survived"] == "yes").to_numpy().astype(int))
+    capsys.readouterr()
+    assert main(["eval", "p.parquet", "y.npy", "--probabilities", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    expected = (pl.read_parquet("p.parquet")["label"] == people()["survived"]).mean()
+    assert (found["num_classes"], found["rows"]) == (2, ROWS)
+    assert found["accuracy"] == pytest.approx(expected)
 
 
 def test_no_rows_give_a_header(model, capsys):

@@ -211,6 +211,15 @@ def test_probabilities_read_as_logits_are_suspected(tmp_path, outputs, suspect, 
     assert ("say --probabilities" in capsys.readouterr().out) is suspect
 
 
+def test_a_loss_beyond_all_bounds_has_an_infinite_perplexity(tmp_path, capsys):
+    score(np.array([[0.0, 800.0]]), np.array([0]), tmp_path)
+    assert main(["eval", str(tmp_path / "z.npy"), str(tmp_path / "y.npy")]) == 0
+    out, err = capsys.readouterr()
+    assert "800.0" in out
+    assert " inf" in out
+    assert err == ""
+
+
 def write(path: Path, outputs, labels) -> tuple[str, str]:
     """The two arrays in a file of the kind of ``path``; the arguments that name them."""
     kind = "".join(path.suffixes)
@@ -278,6 +287,11 @@ def cut_archive(path: Path) -> None:
     path.write_bytes(content)
 
 
+def no_rows(path: Path) -> None:
+    np.save(path, np.zeros((0, 10**6)))
+    path.write_bytes(path.read_bytes().replace(b"(0, 1000000), }      ", b"(0, 1000000000000), }"))
+
+
 def tensors(path: Path, content: bytes = bytes(16), **entry) -> None:
     """A safetensors file of one tensor, whose entry in the header says what it says."""
     whole = {"a": {"dtype": "F32", "shape": [2, 2], "data_offsets": [0, 16]} | entry}
@@ -302,6 +316,13 @@ BAD_FILES = {
         lambda path: path.write_bytes(b"\x93NUMPY\x01\x00\x10\x00{'descr': 1} "),
         ["header"],
     ),
+    "open brackets": (
+        "b.npy",
+        lambda path: path.write_bytes(b"\x93NUMPY\x01\x00\x10\x00{'shape': (3, (2\n"),
+        ["its npy header cannot be read"],
+    ),
+    "no rows of many classes": ("n.npy", no_rows, ["no row to score", "(0, 1000000000000)"]),
+    "a pipe": ("p", os.mkfifo, ["is a pipe or a device"]),
     "later version": ("v.npy", lambda path: path.write_bytes(b"\x93NUMPY\x03\x00" + bytes(90)), ["header"]),
     "Fortran": (
         "f.npy",
@@ -343,6 +364,18 @@ BAD_FILES = {
     "missing values": (
         "a.parquet",
         lambda path: pl.DataFrame({"a": [1.0, None], "b": [1.0, 2.0]}).write_parquet(path),
+        ["missing values"],
+    ),
+    "missing values in lists": (
+        "a.parquet",
+        lambda path: pl.DataFrame({"a": [[1.0, 2.0], [1.0, None]]}).write_parquet(path),
+        ["missing values"],
+    ),
+    "missing values in arrays": (
+        "a.parquet",
+        lambda path: pl.DataFrame(
+            {"a": [[1, 2], [1, None]]}, schema={"a": pl.Array(pl.Int64, 2)}
+        ).write_parquet(path),
         ["missing values"],
     ),
     "ragged": (

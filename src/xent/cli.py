@@ -32,6 +32,8 @@ def main(arguments: list[str] | None = None) -> int:
     except OSError as error:
         where = f"{error.filename}: " if error.filename else ""
         return _say(f"error: {where}{error.strerror or error}", USAGE)
+    except MemoryError as error:
+        return _say(f"error: there is not enough memory for this. {error}", USAGE)
     except ValueError as error:
         return _say(f"error: {error}", USAGE)
 

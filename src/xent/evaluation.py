@@ -70,8 +70,9 @@ class Evaluation(NamedTuple):
 
     @property
     def perplexity(self) -> float:
-        """exp(loss)."""
-        return float(information.perplexity(self.loss))
+        """exp(loss), infinite above 709 nats."""
+        with np.errstate(over="ignore"):
+            return float(information.perplexity(self.loss))
 
     @property
     def bits(self) -> float:
@@ -276,6 +277,8 @@ def _fit_shapes(outputs: Rows, targets: Rows, settings: Settings) -> bool:
     if "float" not in outputs.dtype and (settings.probabilities or "int" not in outputs.dtype):
         raise ValueError(f"{outputs.name}: expected floating-point numbers; got {outputs.dtype}")
     rows = outputs.shape[:-1]
+    if not math.prod(rows):  # before there is memory for classes that may be any number then
+        raise ValueError(f"{outputs.name}: no row to score: it has shape {outputs.shape}")
     if "int" in targets.dtype:
         if targets.shape not in (rows, (*rows, 1)):
             expected = f"labels of shape {rows}, one a row"

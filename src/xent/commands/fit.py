@@ -124,7 +124,8 @@ def _print_run(console: Console, run: Run) -> None:
 
     s, g = run.settings, run.gradient
     rows, features = run.train.rows + run.test.rows, len(run.data.feature_names)
-    say(f"{run.data.name}: {rows:,} rows, {features:,} features, {len(run.classes)} classes")
+    plural = "" if features == 1 else "s"
+    say(f"{run.data.name}: {rows:,} rows, {features:,} feature{plural}, {len(run.classes)} classes")
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     table.add_column("")
     for name in ("held out", "train"):

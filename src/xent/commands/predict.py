@@ -73,8 +73,11 @@ class _Job:
         self.data = data
         self.classes = model.estimator.classes_.tolist()
         kinds: dict[type, Any] = {str: polars.String, bool: polars.Boolean}
-        self.label_type = kinds.get(type(self.classes[0]), polars.Int64)
-        self.schema = {"label": self.label_type} | {f"p_{name}": polars.Float64 for name in self.classes}
+        large = type(self.classes[0]) is int and self.classes[-1] >= 2**63
+        self.label_type = kinds.get(type(self.classes[0]), polars.UInt64 if large else polars.Int64)
+        # Booleans as polars writes them in the column of labels.
+        self.columns = [f"p_{str(c).lower() if isinstance(c, bool) else c}" for c in self.classes]
+        self.schema = {"label": self.label_type} | dict.fromkeys(self.columns, polars.Float64)
         self.rows = self.blank = 0
         self.surprises: Counter[tuple[str, str | None]] = Counter()
 
@@ -84,7 +87,7 @@ class _Job:
 
         from xent import data as datasets
 
-        labels = np.array(self.classes, object if self.label_type == polars.String else None)
+        labels = np.array(self.classes, object)
         yielded = False
         for batch in datasets.batches(self.data, self.model.preprocessor):
             self.blank += batch.blank
@@ -92,7 +95,7 @@ class _Job:
             self.surprises += self.model.preprocessor.surprises(batch.features)
             if batch.features.shape[0]:
                 p = np.exp(self.model.predict_log_proba(batch.features))
-                columns = {f"p_{name}": p[:, k] for k, name in enumerate(self.classes)}
+                columns = dict(zip(self.columns, p.T, strict=True))
                 found = {"label": labels[p.argmax(1)].tolist()} | columns
                 yielded = True
                 yield polars.DataFrame(found, schema=self.schema)
