@@ -22,7 +22,9 @@ def check_parameters(estimator: Any) -> LossSpec:
     max_iter = estimator.max_iter
     if isinstance(max_iter, bool) or not hasattr(max_iter, "__index__") or max_iter < 0:
         raise ValueError(f"`max_iter` must be an integer >= 0; got {max_iter!r}")
-    for name in ("fit_intercept", "warm_start", "verbose"):
+    if not isinstance(estimator.verbose, Integral | np.bool) or estimator.verbose < 0:
+        raise ValueError(f"`verbose` must be True, False or an integer >= 0; got {estimator.verbose!r}")
+    for name in ("fit_intercept", "warm_start"):
         value = getattr(estimator, name)
         if not isinstance(value, bool | np.bool):
             raise ValueError(f"`{name}` must be True or False; got {value!r}")

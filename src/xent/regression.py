@@ -72,8 +72,8 @@ class SoftmaxRegression(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         their rows, new ones start at 0, and a class that is not in the new ``y`` goes with its row.
     random_state : int, numpy RandomState or None, default None
         Order of the rows under "sgd".
-    verbose : bool, default False
-        Print the objective at each step.
+    verbose : bool or int >= 0, default False
+        Print the objective at each step, unless it is 0 or False.
     callback : callable, default None
         Called with a `Step` at each step.
 
@@ -132,7 +132,7 @@ class SoftmaxRegression(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         focal_gamma: float = 0.0,
         warm_start: bool = False,
         random_state: Any = None,
-        verbose: bool = False,
+        verbose: bool | int = False,
         callback: Callable[[Step], None] | None = None,
     ) -> None:
         self.alpha = alpha

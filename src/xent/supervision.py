@@ -59,7 +59,7 @@ def supervise(X: Any, y: Any, sample_weight: Any = None, classes: Array | None =
         sample_weight = _check_sample_weight(sample_weight, X, dtype=np.float64, ensure_non_negative=True)
     supervision = Supervision(known, labels, probabilities, sample_weight)
     if classes is None and np.count_nonzero(supervision.mass) < 2:
-        only = known[supervision.mass.argmax()]
+        only = known.tolist()[supervision.mass.argmax()]
         raise ValueError(f"`y` must hold at least 2 classes of a weight > 0; got one class, {only!r}")
     return supervision
 
