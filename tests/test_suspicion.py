@@ -93,7 +93,7 @@ def test_columns_of_text_are_looked_at_too():
 
 def test_a_leak_is_found_beyond_the_range_of_float32():
     (text,) = texts(
-        with_column(((LABELS == "low") + 2.0 * (LABELS == "high") + 0.1 * RNG.random(ROWS)) * 1e38)
+        with_column(((LABELS == "low") + 2.0 * (LABELS == "high") + 0.1 * RNG.random(ROWS)) * 1e39)
     )
     assert "'x4' predicts the class alone" in text
     assert texts(with_column(RNG.standard_normal(ROWS) * 1e100)) == []
