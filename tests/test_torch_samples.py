@@ -64,7 +64,7 @@ def test_values_and_gradients(op, dtype):
         kwargs = {k: v for k, v in sample.kwargs.items() if k != "options"}
         note = f"{tuple(sample.input.shape)} {kwargs}"
         if op.name == "nn.functional.linear_cross_entropy" and dtype in DTYPES[2:]:
-            continue  # the product's own rounding: test_linear_in_half_precision
+            continue  # the product's own rounding: `test_half_precision` of test_torch_linear.py
         ours = FUNCTIONS[op.name](sample.input, *sample.args, **kwargs)
         exact = [wide(x) for x in (sample.input, *sample.args)]
         exact_kwargs = {k: wide(v) for k, v in kwargs.items()}
