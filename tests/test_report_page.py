@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import re
+import shutil
+import subprocess
 from itertools import pairwise
 
 import numpy as np
 import pytest
 
-from xent import data, report, training
+from xent import data, report, svg, training
 
 COMMAND = "xent fit data.csv --target topic --report report.html"
 NAMES = ["a question about the bill", "cancellation", "it does not work", "praise"]
@@ -117,6 +119,51 @@ def test_it_prints_on_a_few_pages_of_a4_and_nothing_is_cut_off(pages, visit, nam
     pdf = page.pdf(prefer_css_page_size=True)
     assert 3 <= len(re.findall(rb"/Type\s*/Page\b", pdf)) <= 8
     assert re.search(rb"/MediaBox\s*\[0 0 59[456](\.\d+)? 84[12]", pdf)
+
+
+def many(names):
+    """Forty rows of each class."""
+    rng, classes = np.random.default_rng(0), len(names)
+    labels = np.arange(40 * classes) % classes
+    features = rng.standard_normal((len(labels), 4)) + 2 * rng.standard_normal((classes, 4))[labels]
+    dataset = data.Dataset("many.csv", features, np.array(names)[labels], list("abcd"))
+    return report.html(training.run(dataset, training.Settings()), COMMAND)
+
+
+@pytest.mark.skipif(shutil.which("pdftotext") is None, reason="needs pdftotext")
+def test_a_table_that_goes_on_over_the_page_has_its_heads_again(visit, tmp_path):
+    page = visit(many([f"class {k}" for k in range(40)]))
+    (tmp_path / "report.pdf").write_bytes(page.pdf(prefer_css_page_size=True))
+    command = ["pdftotext", "-layout", str(tmp_path / "report.pdf"), "-"]
+    text = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    with_rows = [part for part in text.split("\f") if re.search(r"^class \d+ +8 +[\d.]+%", part, re.MULTILINE)]
+    assert len(with_rows) > 1
+    for part in with_rows:
+        assert re.search(r"recall +precision +pull +excess", part)
+
+
+def test_names_that_begin_and_end_alike_are_told_apart(visit):
+    fruit = ["apples", "pears", "bananas", "kiwis", "plums"]
+    page = visit(many([f"a complaint about the delivery of {f} to another town" for f in fruit]))
+    for name in ("Confusion", "Gradient of"):
+        words = page.locator(f"svg[aria-label^='{name}'] text").all_text_contents()
+        names = [word for word in words if word.startswith("…")]
+        assert len(names) == 10  # down and across
+        assert len(set(names)) == 5
+        assert all(any(f in word for word in names) for f in fruit)
+    for card in range(3):
+        bars = page.locator(".cards svg").nth(card).locator("text.middle:not(.small)").all_text_contents()
+        assert len(bars) > 2
+        assert len(set(bars)) == len(bars)
+
+
+@pytest.mark.parametrize("most", [5, 8, 16])
+def test_names_that_nothing_shorter_tells_apart_get_their_places(most):
+    names = ["x" * 20 + "a" * k + "b" + "a" * (20 - k) + "y" * 20 for k in range(12)]
+    short = svg.told_apart(names, most)
+    assert len(set(short)) == 12
+    assert max(map(len, short)) <= most
+    assert svg.told_apart(["ant", "bee"], most) == ["ant", "bee"]
 
 
 def test_the_keyboard_reaches_the_links_and_sorts_the_table(pages, visit):

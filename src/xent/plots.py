@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from xent.diagnosis import Bin, Diagnosis, Sample, spread_rows
-from xent.svg import CHARACTER, Scale, element, number, picture, shortened, text, width_of
+from xent.svg import CHARACTER, Scale, element, number, picture, text, told_apart, width_of
 from xent.training import Run
 
 Array = np.ndarray[Any, Any]
@@ -149,14 +149,14 @@ def sample_bars(sample: Sample, classes: list[Any]) -> str:
         text(left - 8, base - 4, "p", "end italic"),
         text(left - 8, zero + 4, "p − t", "end italic"),
     ]
-    for i, (name, p, g) in enumerate(shown):
+    words = told_apart([name for name, _, _ in shown], max(1, int(wide / CHARACTER)))
+    for i, (_, p, g) in enumerate(shown):
         middle = left + (i + 0.5) * wide
         css = "b" if g > 0 else "a"
         parts.append(_bar(middle, thick, base, (base - top) * p, f"{css} bar"))
         if p >= 0.005:
             parts.append(text(middle, base - (base - top) * p - 3, f"{p:.2f}", "middle small ink"))
-        words = shortened(name, max(1, int(wide / CHARACTER)))
-        parts.append(text(middle, base + 15, words, "middle" if g > 0 else "middle strong a"))
+        parts.append(text(middle, base + 15, words[i], "middle" if g > 0 else "middle strong a"))
         parts.append(_bar(middle, thick, zero, 24 * g, f"{css} bar"))
         if abs(g) >= 0.005:
             place = zero - 24 * g - 3 if g > 0 else zero - 24 * g + 11
@@ -207,7 +207,7 @@ class _Frame:
     TOP = 6
 
     def __init__(self, classes: list[Any]) -> None:
-        self.names = [shortened(str(name), 16) for name in classes]
+        self.names = told_apart([str(name) for name in classes], 16)
         longest = max(width_of(name) for name in self.names)
         self.left = 30 + longest
         self.side = WIDTH - 6 - self.left

@@ -85,3 +85,42 @@ def shortened(words: str, most: int) -> str:
         return words
     end = (most - 1) // 2
     return f"{words[: most - 1 - end]}…{words[len(words) - end :]}" if most > 4 else words[:most]
+
+
+def told_apart(names: list[str], most: int) -> list[str]:
+    """`shortened` names; those that would be alike by where they differ, or by their places if that is long.
+
+    >>> from xent.svg import told_apart
+    >>> told_apart(["delivery of apples to town", "delivery of pears to town", "praise"], 12)
+    ['…of apples…', '…y of pears…', 'praise']
+    """
+    short = [shortened(name, most) for name in names]
+    for words in {word for word in short if short.count(word) > 1}:
+        places = [k for k, word in enumerate(short) if word == words]
+        group = [names[k] for k in places]
+        start = _alike(group)
+        rest = [name[start:] for name in group]
+        end = _alike([name[::-1] for name in rest])
+        for k, name in zip(places, rest, strict=True):
+            short[k] = _around(names[k], start, len(name) - end, most)
+    for k, words in enumerate(short):
+        if words in short[:k]:
+            short[k] = f"{words[: max(0, most - len(str(k)) - 1)]}…{k}"[-most:]
+    return short
+
+
+def _alike(names: list[str]) -> int:
+    """How many characters all begin with, whole words if there are any."""
+    letters = enumerate(zip(*names, strict=False))
+    most = next((k for k, each in letters if len(set(each)) > 1), min(map(len, names)))
+    return names[0].rfind(" ", 0, most) + 1 or most
+
+
+def _around(name: str, start: int, length: int, most: int) -> str:
+    """``name[start : start + length]``, with what fits of the words before it."""
+    after = "…" if start + length < len(name) else ""
+    room = most - 1 - len(after)
+    if length > room or room < 3:
+        return shortened(name[start : start + length], most)
+    first = start - (room - length)
+    return f"{'…' if first > 0 else ''}{name[max(0, first) : start + length].lstrip()}{after}"
