@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from numpy.lib.stride_tricks import sliding_window_view
 
 import xent
 from xent import information
@@ -75,8 +76,10 @@ ARGUMENTS: list[tuple[Any, Any, dict[str, Any], type[Exception], tuple[str, ...]
     # weights
     (Z, Y, {"class_weight": np.ones(3)}, ValueError, ("`class_weight`", "(4,)", "got (3,)")),
     (Z, Y, {"class_weight": [1, 1, -2, 1]}, ValueError, ("`class_weight`", ">= 0", "got -2.0", "class 2")),
-    (Z, Y, {"class_weight": [1, np.nan, 1, 1]}, ValueError, ("`class_weight`", "finite", "got nan")),
-    (Z, Y, {"class_weight": [1, 1, 1, np.inf]}, ValueError, ("`class_weight`", "finite", "got inf")),
+    (Z, Y, {"class_weight": [1, 1, np.nan, 1]},
+     ValueError, ("`class_weight`", "finite", "got nan", "class 2")),
+    (Z, Y, {"class_weight": [1, 1, 1, np.inf]},
+     ValueError, ("`class_weight`", "finite", "got inf", "class 3")),
     (Z, Y, {"class_weight": ["a"] * 4}, TypeError, ("`class_weight`", "numbers", "got <U1")),
     (Z, Y, {"class_weight": np.ma.ones(4)}, TypeError, ("`class_weight`", "MaskedArray")),
     (Z, Y, {"sample_weight": np.ones(4)}, ValueError, ("`sample_weight`", "(3,)", "got (4,)")),
@@ -88,6 +91,12 @@ ARGUMENTS: list[tuple[Any, Any, dict[str, Any], type[Exception], tuple[str, ...]
     (Z, Y, {"label_smoothing": np.nan}, ValueError, ("`label_smoothing`", "got nan")),
     (Z, Y, {"label_smoothing": "much"}, TypeError, ("`label_smoothing`", "number", "got 'much'")),
     (Z, Y, {"label_smoothing": [0.1, 0.2]}, TypeError, ("`label_smoothing`", "number", "got [0.1, 0.2]")),
+    (Z, Y, {"label_smoothing": "0.1"}, TypeError, ("`label_smoothing`", "number", "got '0.1'")),
+    (Z, Y, {"label_smoothing": b"0.1"}, TypeError, ("`label_smoothing`", "number", "got b'0.1'")),
+    (Z, Y, {"temperature": "2"}, TypeError, ("`temperature`", "number", "got '2'")),
+    (Z, Y, {"softcap": "30"}, TypeError, ("`softcap`", "number", "got '30'")),
+    (Z, Y, {"focal_gamma": "2"}, TypeError, ("`focal_gamma`", "number", "got '2'")),
+    (Z, Y, {"z_loss": "0.1"}, TypeError, ("`z_loss`", "number", "got '0.1'")),
     (Z, Y, {"smoothing_over": "most"}, ValueError, ("`smoothing_over`", '"all", "others"', "got 'most'")),
     (Z, Y, {"focal_gamma": -1.0}, ValueError, ("`focal_gamma`", ">= 0", "got -1.0")),
     (Z, Y, {"focal_gamma": np.inf}, ValueError, ("`focal_gamma`", "finite", "got inf")),
@@ -168,6 +177,29 @@ CALLS: dict[str, tuple[Callable[[], Any], type[Exception], tuple[str, ...]]] = {
         ValueError, ("`out`", "overlap")),
     "out is targets": (
         lambda: (q := Q.copy(), xent.cross_entropy_with_grad(Z, q, out=q)), ValueError, ("`out`", "overlap")),
+    "out is smoothed targets": (
+        lambda: (q := Q.copy(), xent.cross_entropy_with_grad(Z, q, label_smoothing=0.1, out=q)),
+        ValueError, ("`out`", "overlap")),
+    "out is weighted targets": (
+        lambda: (q := Q.copy(), xent.cross_entropy_with_grad(Z, q, class_weight=np.ones(4), out=q)),
+        ValueError, ("`out`", "overlap")),
+    "out of hvp is smoothed targets": (
+        lambda: (q := Q.copy(), xent.cross_entropy_hvp(Z, q, Z.copy(), label_smoothing=0.1, out=q)),
+        ValueError, ("`out`", "overlap")),
+    "out of backward is targets": (
+        lambda: (q := Q.copy(), f := xent.CrossEntropyLoss(label_smoothing=0.1), f(Z, q), f.backward(out=q)),
+        ValueError, ("`out`", "overlap")),
+    "out of backward overlaps targets": (
+        lambda: (
+            b := np.full((4, 4), 0.25), f := xent.CrossEntropyLoss(), f(Z, b[1:]), f.backward(out=b[:-1])),
+        ValueError, ("`out`", "overlap")),
+    "out of windows": (
+        lambda: xent.cross_entropy_with_grad(Z, Y, out=sliding_window_view(np.zeros(6), 4, writeable=True)),
+        ValueError, ("`out`", "overlapping windows")),
+    "out of windows two apart": (
+        lambda: xent.cross_entropy_with_grad(
+            Z, Y, out=sliding_window_view(np.zeros(8), 4, writeable=True)[::2]),
+        ValueError, ("`out`", "overlapping windows")),
     "out holds labels": (
         lambda: (b := np.zeros((3, 3)), xent.cross_entropy_with_grad(Z[:, :3], b.view(int)[0], out=b)),
         ValueError, ("`out`", "overlap")),
@@ -190,6 +222,9 @@ CALLS: dict[str, tuple[Callable[[], Any], type[Exception], tuple[str, ...]]] = {
         TypeError, ("`weight`", "class_weight")),
     "reduction at construction": (
         lambda: xent.CrossEntropyLoss(reduction="avg"), ValueError, ("`reduction`", "got 'avg'")),
+    "denominator misspelt at construction": (
+        lambda: xent.CrossEntropyLoss(denominator="row"),
+        ValueError, ("`denominator`", '"rows"', "got 'row'")),
     "denominator at construction": (
         lambda: xent.CrossEntropyLoss(denominator=-1), ValueError, ("`denominator`", ">= 0", "got -1")),
     "backward first": (lambda: xent.CrossEntropyLoss().backward(), RuntimeError, ("`backward`", "call")),
@@ -202,7 +237,21 @@ CALLS: dict[str, tuple[Callable[[], Any], type[Exception], tuple[str, ...]]] = {
     "dloss of a mean": (
         lambda: (f := xent.CrossEntropyLoss(), f(Z, Y), f.backward(np.ones(3))),
         ValueError, ("`dloss`", "()", "got (3,)")),
+    "dloss None": (
+        lambda: (f := xent.CrossEntropyLoss(), f(Z, Y), f.backward(None)),
+        TypeError, ("`dloss`", "number", "got None")),
+    "dloss text": (
+        lambda: (f := xent.CrossEntropyLoss(), f(Z, Y), f.backward("a")),
+        TypeError, ("`dloss`", "number", "got 'a'")),
+    "dloss complex": (
+        lambda: (f := xent.CrossEntropyLoss(reduction="none"), f(Z, Y), f.backward(np.ones(3, complex))),
+        TypeError, ("`dloss`", "number")),
     # row_statistics, softmax
+    "labels of statistics": (
+        lambda: xent.row_statistics(Z[:2], [0, 5]),
+        ValueError, ("`labels`", "[0, 4)", "got 5", "row 1")),
+    "shape of labels of statistics": (
+        lambda: xent.row_statistics(Z, [0, 1]), ValueError, ("`labels`", "(3,)", "got (2,)")),
     "labels dtype": (lambda: xent.row_statistics(Z, Q), TypeError, ("`labels`", "integer", "got float64")),
     "statistics of text": (lambda: xent.row_statistics("text"), TypeError, ("`logits`", "got <U4")),
     "softmax of text": (lambda: xent.softmax(np.array(["a"])), TypeError, ("`logits`", "got <U1")),
@@ -212,6 +261,12 @@ CALLS: dict[str, tuple[Callable[[], Any], type[Exception], tuple[str, ...]]] = {
     "binary label": (
         lambda: xent.binary_cross_entropy(Z[0], [0, 1, 2, 0]),
         ValueError, ("`targets`", "[0, 2)", "got 2", "row 2")),
+    "binary label that wraps around to ignore_index": (
+        lambda: xent.binary_cross_entropy(Z[0], np.array([0, 1, 2**64 - 100, 0], np.uint64)),
+        ValueError, ("`targets`", "[0, 2)", f"got {2**64 - 100}", "row 2")),
+    "binary label uint8": (
+        lambda: xent.binary_cross_entropy_with_grad(Z[0], np.array([0, 1, 0, 255], np.uint8)),
+        ValueError, ("`targets`", "[0, 2)", "got 255", "row 3")),
     "binary probability": (
         lambda: xent.binary_cross_entropy(Z[0], [0, 1.5, 0, 0]),
         ValueError, ("`targets`", "[0, 1]", "got 1.5", "row 1")),
@@ -232,6 +287,18 @@ CALLS: dict[str, tuple[Callable[[], Any], type[Exception], tuple[str, ...]]] = {
     "binary pos_weight array": (
         lambda: xent.binary_cross_entropy(Z, Q, pos_weight=[1, 2]),
         TypeError, ("`pos_weight`", "number", "got [1, 2]")),
+    "binary pos_weight text": (
+        lambda: xent.binary_cross_entropy(Z, Q, pos_weight="3"),
+        TypeError, ("`pos_weight`", "number", "got '3'")),
+    "binary out is targets": (
+        lambda: (q := Q.copy(), xent.binary_cross_entropy_with_grad(Z, q, out=q)),
+        ValueError, ("`out`", "overlap")),
+    "binary out holds labels": (
+        lambda: (b := np.zeros((3, 4)), xent.binary_cross_entropy_with_grad(Z, b.view(int), out=b)),
+        ValueError, ("`out`", "overlap")),
+    "binary out overlaps targets": (
+        lambda: (b := np.full((4, 4), 0.5), xent.binary_cross_entropy_with_grad(Z, b[1:], out=b[:-1])),
+        ValueError, ("`out`", "overlap")),
     "binary out": (
         lambda: xent.binary_cross_entropy_with_grad(Z, Q, out=np.empty(3)),
         ValueError, ("`out`", "(3, 4)", "got (3,)")),
@@ -264,6 +331,18 @@ CALLS: dict[str, tuple[Callable[[], Any], type[Exception], tuple[str, ...]]] = {
         lambda: information.kl_divergence([0.5, 0.5], [-0.5, 1.0]), ValueError, ("`q`", "got -0.5", "row 0")),
     "js dtype": (
         lambda: information.js_divergence([0.5, 0.5], np.array(["a", "b"])), TypeError, ("`q`", "got <U1")),
+    "kl shapes": (
+        lambda: information.kl_divergence([0.5, 0.5], [0.2, 0.3, 0.5]),
+        ValueError, ("`p` and `q`", "broadcast", "(2,)", "(3,)")),
+    "js shapes": (
+        lambda: information.js_divergence(np.full((3, 2), 0.5), np.full((4, 2), 0.5)),
+        ValueError, ("`p` and `q`", "broadcast", "(3, 2)", "(4, 2)")),
+    "cross-entropy shapes": (
+        lambda: information.cross_entropy([0.5, 0.5], [0.2, 0.3, 0.5]),
+        ValueError, ("`p` and `q`", "broadcast", "(2,)", "(3,)")),
+    "decompose shapes": (
+        lambda: information.decompose([0.5, 0.5], [0.2, 0.3, 0.5]),
+        ValueError, ("`p` and `q`", "broadcast", "(2,)", "(3,)")),
     # backends
     "backend": (lambda: registry.get("cuda"), ValueError, ("`backend`", "cpu", "reference", "got 'cuda'")),
 }  # fmt: skip
@@ -274,6 +353,14 @@ def test_call(name: str) -> None:
     call, exception, words = CALLS[name]
     with raises(exception, words):
         call()
+
+
+def test_an_option_is_checked_whatever_equal_one_was_accepted_before() -> None:
+    """True == 1, also to the cache of options."""
+    for loss in LOSSES:
+        loss(Z, Y, ignore_index=1)
+        with raises(TypeError, ("`ignore_index`", "integer", "got True")):
+            loss(Z, Y, ignore_index=True)
 
 
 def test_unknown_attribute() -> None:

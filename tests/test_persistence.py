@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import struct
 import subprocess
 import sys
@@ -133,6 +134,44 @@ def test_what_cannot_be_stored_is_refused(tmp_path):
     with pytest.raises(OSError, match="cannot be written"):
         fitted().save(tmp_path / "no" / "m")
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs a pipe in the file system")
+def test_what_is_no_file_is_not_replaced(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    os.symlink("pipe", tmp_path / "link")
+    os.symlink("itself", tmp_path / "itself")
+    (tmp_path / "directory").mkdir()
+    before = {path.name: path.lstat().st_mode for path in tmp_path.iterdir()}
+    for name, words in (
+        ("pipe", "is not a regular file"),
+        ("link", "is not a regular file"),
+        ("itself", "symbolic links"),
+        ("directory", "director|regular file"),
+    ):
+        for call in (storage.require_writable, lambda path: storage.write(path, b"new")):
+            with pytest.raises(OSError, match=f"cannot be written: .*({words})"):
+                call(tmp_path / name)
+        with pytest.raises(OSError, match=f"cannot be written: .*({words})"):
+            fitted().save(tmp_path / name)
+    assert {path.name: path.lstat().st_mode for path in tmp_path.iterdir()} == before
+
+
+def test_a_link_stays_and_what_it_leads_to_is_replaced(model, saved, tmp_path):
+    (tmp_path / "deep").mkdir()
+    (tmp_path / "deep" / "m").write_bytes(b"old")
+    os.symlink(os.path.join("deep", "m"), tmp_path / "link")
+    os.symlink("link", tmp_path / "link to link")
+    os.symlink(os.path.join("deep", "new"), tmp_path / "to nothing yet")
+    for name, target in (("link", "m"), ("link to link", "m"), ("to nothing yet", "new")):
+        storage.require_writable(tmp_path / name)
+        (tmp_path / "deep" / "m").write_bytes(b"old")
+        model.save(tmp_path / name)
+        assert (tmp_path / name).is_symlink()
+        assert not (tmp_path / "deep" / target).is_symlink()
+        assert (tmp_path / "deep" / target).read_bytes() == saved
+    assert sorted(path.name for path in (tmp_path / "deep").iterdir()) == ["m", "new"]
+    assert len(list(tmp_path.iterdir())) == 4
 
 
 # Files as an enemy writes them: safetensors in order, with a checksum that fits.

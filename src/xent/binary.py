@@ -166,7 +166,7 @@ def _as_pos_weight(pos_weight: Any) -> float:
     if pos_weight is None:
         return 1.0
     try:
-        weight = float(pos_weight)
+        weight = float("no number" if isinstance(pos_weight, str | bytes) else pos_weight)
     except (TypeError, ValueError):
         raise TypeError(f"`pos_weight` must be a number, finite and >= 0; got {pos_weight!r}") from None
     if not 0 <= weight < float("inf"):

@@ -9,7 +9,7 @@ import stat
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from errno import EINVAL, EISDIR, ENOENT
+from errno import EINVAL, EISDIR, ELOOP, ENOENT
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
@@ -211,16 +211,16 @@ def replacing(path: str | Path) -> Iterator[Path]:
     A reader of ``path`` sees the old file or the new, never a part. A link stays; what it leads to is
     replaced.
     """
-    path = Path(os.path.realpath(path))
+    path = Path(path)
     with _named(path):
-        _require_replaceable(path)
-        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+        place = _replaceable(path)
+        handle, name = tempfile.mkstemp(dir=place.parent, prefix=f".{place.name}.")
         os.close(handle)
     try:
         yield Path(name)
         with _named(path):
             os.chmod(name, 0o666 & ~_umask())  # mkstemp's files are for the owner alone
-            os.replace(name, path)
+            os.replace(name, place)
     except BaseException:
         os.unlink(name)
         raise
@@ -228,22 +228,24 @@ def replacing(path: str | Path) -> Iterator[Path]:
 
 def require_writable(path: str | Path) -> None:
     """Raise OSError now if `write` to ``path`` would fail for lack of a directory or of permission."""
-    path = Path(os.path.realpath(path))
+    path = Path(path)
     if path.is_dir():
         raise IsADirectoryError(EISDIR, "cannot be written: is a directory", str(path))
-    with _named(path):
-        _require_replaceable(path)
     if not path.parent.is_dir():
         message = f"cannot be written: no directory {path.parent}"
         raise FileNotFoundError(ENOENT, message, str(path))
-    with _named(path), tempfile.TemporaryFile(dir=path.parent):
+    with _named(path), tempfile.TemporaryFile(dir=_replaceable(path).parent):
         pass
 
 
-def _require_replaceable(path: Path) -> None:
-    """A device or a pipe must not become a file."""
-    if path.exists() and not path.is_file():
+def _replaceable(path: Path) -> Path:
+    """Where ``path`` leads; OSError for a device or a pipe, which must not become a file."""
+    place = Path(os.path.realpath(path))
+    if place.is_symlink():  # still: it leads back to itself
+        raise OSError(ELOOP, os.strerror(ELOOP))
+    if place.exists() and not place.is_file():
         raise OSError(EINVAL, "is not a regular file")
+    return place
 
 
 @contextmanager
