@@ -7,6 +7,9 @@ from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from numpy.lib.stride_tricks import sliding_window_view
 from tolerance import DTYPES
 
 import xent
@@ -73,6 +76,25 @@ def test_integer_types_of_labels(dtype: str) -> None:
         labels[0] = np.iinfo(dtype).max
         with pytest.raises(ValueError, match=f"got {np.iinfo(dtype).max} at row 0"):
             xent.cross_entropy(LOGITS, labels)
+
+
+@pytest.mark.parametrize("dtype", ["?", "i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8", ">i8", ">u8"])
+def test_integer_types_of_binary_labels(dtype: str) -> None:
+    logits, labels = LOGITS[0], np.array([0, 1, 1, 0, 1])
+    expected = xent.binary_cross_entropy_with_grad(logits, labels)
+    loss, grad = xent.binary_cross_entropy_with_grad(logits, labels.astype(dtype))
+    assert loss == expected[0] == xent.binary_cross_entropy(logits, labels.astype(dtype))
+    np.testing.assert_array_equal(grad, expected[1])
+    if np.dtype(dtype).kind == "u":
+        large = labels.astype(dtype)
+        large[1] = np.iinfo(dtype).max - 99  # as int64 it would be −100, and ignored
+        with pytest.raises(ValueError, match=f"got {np.iinfo(dtype).max - 99} at row 1"):
+            xent.binary_cross_entropy(logits, large)
+        losses = xent.binary_cross_entropy(logits, large, reduction="none", validate=False)
+        np.testing.assert_array_equal(np.isnan(losses), np.arange(5) == 1)
+        large[1] = 255
+        ignored = xent.binary_cross_entropy(logits, large, ignore_index=255)
+        assert ignored == xent.binary_cross_entropy(np.delete(logits, 1), np.delete(labels, 1))
 
 
 def test_integers_and_lists_as_logits() -> None:
@@ -171,6 +193,45 @@ def test_out_is_written_and_returned(dtype: str, options: dict[str, Any]) -> Non
     out = np.empty_like(logits)
     assert function.backward(out=out) is out
     np.testing.assert_array_equal(out, function.backward())
+
+
+@st.composite
+def slices(draw: st.DrawFn) -> Array:
+    """A part of an array: each axis from somewhere, in steps, forwards or back; then all in any order."""
+    shape = draw(st.lists(st.integers(1, 9), min_size=1, max_size=4))
+    whole = np.zeros(shape, draw(st.sampled_from([np.float64, np.float32, np.float16])))
+    part = whole[tuple(draw(st.slices(n)) for n in shape)]
+    for axis in range(part.ndim):
+        if draw(st.booleans()):
+            part = np.expand_dims(part, axis)
+    return part.transpose(draw(st.permutations(range(part.ndim))))
+
+
+@given(slices())
+def test_every_part_of_an_array_is_an_out(out: Array) -> None:
+    logits = np.random.default_rng(0).normal(size=out.shape).astype(out.dtype)
+    assert xent.softmax(logits, out=out) is out
+    np.testing.assert_array_equal(out, xent.softmax(logits))
+    labels = np.zeros(out.shape[:-1], int) if out.shape[-1] else np.full(out.shape[:-1], -100)
+    assert xent.cross_entropy_with_grad(logits, labels, out=out)[1] is out
+    np.testing.assert_array_equal(out, xent.cross_entropy_with_grad(logits, labels)[1])
+    assert xent.binary_cross_entropy_with_grad(logits, np.ones(out.shape), out=out)[1] is out
+
+
+@given(st.data())
+def test_no_window_over_another_is_an_out(data: st.DataObject) -> None:
+    """Whatever the windows overlap in, one row would be written over the next."""
+    shape = data.draw(st.lists(st.integers(2, 6), min_size=1, max_size=3))
+    window = data.draw(st.tuples(*(st.integers(1, n) for n in shape)))
+    out = sliding_window_view(np.zeros(shape), window, writeable=True)
+    out = out.transpose(data.draw(st.permutations(range(out.ndim))))
+    places = np.broadcast_to(np.arange(np.prod(shape)).reshape(shape), shape)
+    places = sliding_window_view(places, window)
+    if np.unique(places).size == places.size:
+        xent.softmax(np.zeros(out.shape), out=out)
+    else:
+        with pytest.raises(ValueError, match="`out` must own each of its elements"):
+            xent.softmax(np.zeros(out.shape), out=out)
 
 
 @pytest.mark.parametrize("offset", [0, 3])

@@ -107,6 +107,18 @@ BAD = {
     "unknown command": (None, "fitt", ["No such command 'fitt'"]),
     "too many arguments": (None, "fit iris wine", ["unexpected extra argument", "wine"]),
     "logits text": (None, "explain 2,a,4 --label 1", ["`logits` must be numbers", "'a'", "number 2"]),
+    "logits without quotes": (
+        None,
+        "explain 2 x 4 --label 1",
+        ["`logits` must be numbers", "'x'", "number 2"],
+    ),
+    "first logit text": (None, "explain x 2 4 --label 1", ["`logits` must be numbers", "'x'", "number 1"]),
+    "infinite logit": (None, "explain inf 1 --label 1", ["`logits` must be numbers", "'inf'", "number 1"]),
+    "infinite class weight": (
+        None,
+        "explain 2,3 --label 1 --class-weight 1,inf",
+        ["`--class-weight` must be numbers", "'inf'", "number 2"],
+    ),
     "no logits": (None, "explain --label 1", ["logits"]),
     "label missing": (None, "explain 2,3,4", ["--label"]),
     "label out of range": (None, "explain 2,3,4 --label 3", ["`--label` must be in [0, 3)", "got 3"]),
@@ -340,6 +352,70 @@ def test_a_reader_that_leaves_gets_no_traceback():
         command, shell=True, env=ENVIRONMENT, capture_output=True, text=True, check=False, timeout=60
     )
     assert done.stderr == ""
+
+
+CLOSED = {
+    "explain": ("explain 2,3,4 --label 1 >&-", 0, ""),
+    "explain --json": ("explain 2,3,4 --label 1 --json >&-", 0, ""),
+    "check": ("check >&-", 0, ""),
+    "help": ("--help >&-", 0, ""),
+    "version": ("--version >&-", 0, ""),
+    "an error": ("explain 2,x,4 --label 1 >&-", 2, "xent: error: `logits` must be numbers"),
+    "an error nobody hears": ("explain 2,x,4 --label 1 2>&-", 2, ""),
+    "an error, all closed": ("explain 2,x,4 --label 1 >&- 2>&-", 2, ""),
+    "a check, all closed": ("check >&- 2>&-", 0, ""),
+}
+
+
+@pytest.mark.skipif(os.name != "posix", reason="needs a shell that closes streams")
+@pytest.mark.parametrize("case", CLOSED)
+def test_closed_streams_get_no_traceback(case):
+    words, code, said = CLOSED[case]
+    done = subprocess.run(
+        f"{sys.executable} -m xent {words}",
+        shell=True,
+        env=ENVIRONMENT,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=60,
+    )
+    assert (done.returncode, done.stdout) == (code, "")
+    assert done.stderr.startswith(said)
+    assert done.stderr.count("\n") == bool(said)
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs a pipe in the file system")
+@pytest.mark.parametrize(
+    "words",
+    ["fit iris --report pipe", "fit iris --model pipe", "explain 2,3 --label 1 --html pipe"],
+)
+@pytest.mark.parametrize("linked", [False, True])
+def test_a_pipe_is_refused_and_stays_one(words, linked, tmp_path, capsys):
+    os.mkfifo(tmp_path / "pipe")
+    if linked:
+        os.symlink("pipe", tmp_path / "link")
+        words = words.replace("pipe", "link")
+    assert main(words.split()) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err == f"xent: error: {tmp_path / 'pipe'}: cannot be written: is not a regular file\n"
+    assert (tmp_path / "pipe").is_fifo()
+    assert (tmp_path / "link").is_symlink() == linked
+
+
+def test_a_link_stays_one_and_its_target_gets_the_content(tmp_path, capsys):
+    (tmp_path / "elsewhere").mkdir()
+    for name in ("report", "model"):
+        os.symlink(f"elsewhere/{name}", tmp_path / name)
+    (tmp_path / "elsewhere" / "report").write_text("old")
+    for _ in range(2):
+        assert main(["fit", "iris", "--report", "report", "--model", "model"]) == 0
+        assert os.readlink("report") == "elsewhere/report"
+        assert os.readlink("model") == "elsewhere/model"
+        assert "<html" in (tmp_path / "elsewhere" / "report").read_text()
+        assert persistence.load(tmp_path / "elsewhere" / "model").estimator.coef_.shape == (3, 4)
+        assert len(list((tmp_path / "elsewhere").iterdir())) == 2
 
 
 @pytest.mark.skipif(not hasattr(os, "openpty"), reason="needs a terminal")

@@ -95,7 +95,14 @@ def test_an_excluded_class_has_probability_and_gradient_0():
 
 @pytest.mark.parametrize(
     ("text", "value", "place"),
-    [("2 a 4", "'a'", 2), ("", "''", 1), ("1 nan", "'nan'", 2), ("1 2 1.5.2", "'1.5.2'", 3)],
+    [
+        ("2 a 4", "'a'", 2),
+        ("", "''", 1),
+        ("1 nan", "'nan'", 2),
+        ("1 2 1.5.2", "'1.5.2'", 3),
+        ("inf 1", "'inf'", 1),
+        ("1 2 +infinity", r"'\+infinity'", 3),
+    ],
 )
 def test_what_is_no_number_is_named(text, value, place):
     with pytest.raises(ValueError, match=rf"`logits` must be numbers .*got {value}, number {place}"):

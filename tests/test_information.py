@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
+import mpmath
 import numpy as np
 import pytest
 import scipy.spatial.distance
@@ -86,6 +87,41 @@ def test_corners() -> None:
     np.testing.assert_allclose(
         information.kl_divergence(np.full((3, 2), 0.5), [0.25, 0.75]), [0.14384104] * 3
     )
+
+
+SMALL = 5e-324  # the smallest number
+
+
+@pytest.mark.parametrize(
+    ("p", "q"),
+    [
+        ([0.5, 0.5], [SMALL, 1.0]),
+        ([1.0, 0.0], [SMALL, 1.0]),
+        ([1e-9, 1.0], [1e-320, 1.0]),
+        ([SMALL, 1.0], [SMALL, 1.0]),
+        ([SMALL, 1.0], [1.0, SMALL]),
+        ([1.0, SMALL], [0.5, 0.5]),
+    ],
+)
+def test_the_smallest_probabilities(p: list[float], q: list[float]) -> None:
+    """p/q is beyond the largest number, its logarithm is not."""
+    with mpmath.workdps(400):
+        pairs = [(mpmath.mpf(a), mpmath.mpf(b)) for a, b in zip(p, q, strict=True) if a]
+        expected = float(sum(a * mpmath.log(a / b) for a, b in pairs))
+    kl = information.kl_divergence(p, q)
+    assert math.isfinite(kl)
+    assert kl == pytest.approx(expected, rel=1e-14)
+    whole, entropy, part = information.decompose(p, q)
+    assert part == kl
+    assert whole == pytest.approx(entropy + kl, rel=1e-14)
+
+
+def test_js_of_the_smallest_probabilities() -> None:
+    """Half of the smallest is 0: so is their mean, which must not divide."""
+    assert information.js_divergence([SMALL, 1.0], [0.0, 1.0]) == pytest.approx(0, abs=1e-15)
+    assert information.js_divergence([0.0, 1.0], [SMALL, 1.0]) == pytest.approx(0, abs=1e-15)
+    assert information.js_divergence([SMALL, 1.0], [1.0, SMALL]) == pytest.approx(math.log(2))
+    assert information.js_divergence([SMALL, 1.0], [SMALL, 1.0]) == 0
 
 
 def test_perplexity_and_bits() -> None:

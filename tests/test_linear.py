@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import tracemalloc
 from typing import Any
 
@@ -139,6 +140,68 @@ def test_no_rows(shape):
         np.ones((*shape, D)), w, np.zeros(shape, int), bias=np.ones(K)
     )
     assert (loss, dx.shape, dw.any(), db.any()) == (0, (*shape, D), False, False)
+
+
+@pytest.mark.parametrize("rows", [(), (0,), (3,), (2, 0), (2, 3)])
+@pytest.mark.parametrize("soft", [False, True])
+@pytest.mark.parametrize("dtype", [np.float64, np.float32])
+def test_no_features(dtype, soft, rows):
+    """All logits are the bias, or 0: the loss is log K, and the gradients are of no size but the bias's."""
+    x, w, b = np.zeros((*rows, 0), dtype), np.zeros((K, 0), dtype), np.linspace(-1, 1, K).astype(dtype)
+    targets = np.full((*rows, K), 1 / K, dtype) if soft else np.ones(rows, int)
+    for bias in (None, b):
+        logits = np.broadcast_to(np.zeros(K, dtype) if bias is None else bias, (*rows, K))
+        for reduction in ("mean", "sum", "none"):
+            options = {"reduction": reduction, "z_loss": 0.1}
+            expected, g = xent.cross_entropy_with_grad(logits, targets, **options)
+            loss, (dx, dw, db) = xent.linear_cross_entropy_with_grad(x, w, targets, bias=bias, **options)
+            close(loss, expected, rtol=1e-6)
+            close(xent.linear_cross_entropy(x, w, targets, bias=bias, **options), expected, rtol=1e-6)
+            assert (dx.shape, dw.shape) == (x.shape, w.shape)
+            if bias is not None:
+                close(db, g.reshape(math.prod(rows), K).sum(0), rtol=1e-5, atol=1e-6)
+        stats = xent.linear_row_statistics(x, w, None if soft else targets, bias=bias)
+        close(stats.lse, xent.row_statistics(logits).lse, rtol=1e-6)
+
+
+@pytest.mark.parametrize("features", [0, 2])
+@pytest.mark.parametrize("rows", [(), (0,), (3,), (2, 3)])
+def test_no_classes(rows, features):
+    """As for logits: nothing to point at, nothing to learn."""
+    x, w, b = np.ones((*rows, features)), np.ones((0, features)), np.zeros(0)
+    for targets in (np.zeros((*rows, 0)), np.full(rows, -100)):
+        options = {} if targets.ndim > len(rows) else {"z_loss": 0.1}
+        loss, (dx, dw, db) = xent.linear_cross_entropy_with_grad(x, w, targets, bias=b, **options)
+        assert loss == xent.linear_cross_entropy(x, w, targets, **options) == 0
+        close(dx, np.zeros(x.shape))
+        assert (dw.shape, db.shape) == (w.shape, (0,))
+        each = xent.linear_cross_entropy(x, w, targets, reduction="none", **options)
+        close(each, np.zeros(rows))
+    assert not xent.linear_row_statistics(x, w, np.full(rows, -100)).lse.any()
+
+
+@pytest.mark.parametrize("rows", [(), (0,), (3,), (2, 3)])
+@pytest.mark.parametrize(("num_classes", "features"), [(0, 0), (0, 2), (4, 0)])
+@pytest.mark.parametrize("soft", [False, True])
+def test_tensors_of_no_classes_or_features(soft, num_classes, features, rows):
+    torch = pytest.importorskip("torch")
+    from xent.torch import linear_cross_entropy
+
+    x = torch.ones((*rows, features), requires_grad=True)
+    w = torch.ones((num_classes, features), requires_grad=True)
+    if soft:
+        targets = torch.full((*rows, num_classes), 1 / max(num_classes, 1))
+    else:
+        targets = torch.full(rows, 1 if num_classes else -100)
+    options = {} if soft and not num_classes else {"z_loss": 0.1}
+    arrays = (np.ones(x.shape, np.float32), np.ones(w.shape, np.float32), targets.numpy())
+    for reduction in ("mean", "sum", "none"):
+        options["reduction"] = reduction
+        loss = linear_cross_entropy(x, w, targets, **options)
+        close(loss.detach().numpy(), xent.linear_cross_entropy(*arrays, **options), rtol=1e-6)
+        for gradient, operand in zip(torch.autograd.grad(loss.sum(), (x, w)), (x, w), strict=True):
+            assert gradient.shape == operand.shape
+            assert not gradient.any()
 
 
 def test_no_row_counts():

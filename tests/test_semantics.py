@@ -5,11 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import mpmath
 import numpy as np
 import pytest
 from tolerance import DTYPES
 
 import xent
+from xent import reference
+from xent.link import Link
 
 Array = np.ndarray[Any, Any]
 
@@ -31,6 +34,33 @@ def widen(logits: Array, num_classes: int) -> Array:
     """More classes, that take part."""
     extra = np.random.default_rng(1).normal(size=(*logits.shape[:-1], num_classes - logits.shape[-1]))
     return np.concatenate([logits, extra.astype(logits.dtype)], -1)
+
+
+# Options: numbers of any kind. The errors are in test_errors.py.
+
+
+@pytest.mark.parametrize(
+    "option",
+    [
+        {"label_smoothing": 0.125},
+        {"temperature": 2},
+        {"softcap": 30},
+        {"focal_gamma": 2},
+        {"z_loss": 0.25},
+        {"ignore_index": 1},
+    ],
+    ids=lambda option: next(iter(option)),
+)
+def test_options_of_numpy_are_numbers(option: dict[str, Any]) -> None:
+    ((name, value),) = option.items()
+    expected = xent.cross_entropy_with_grad(LOGITS, LABELS, **option)
+    kinds = [np.int8, np.int64, np.uint64] if type(value) is int else []
+    kinds += [] if name == "ignore_index" else [np.float16, np.float32, np.float64]
+    for same in (kind(value) for kind in (*kinds, np.array)):
+        loss, grad = xent.cross_entropy_with_grad(LOGITS, LABELS, **{name: same})
+        assert loss == expected[0]
+        assert loss.dtype == np.float64
+        np.testing.assert_array_equal(grad, expected[1])
 
 
 # Labels outside [0, K): the errors are in test_errors.py.
@@ -232,6 +262,91 @@ def test_statistics_of_bad_rows() -> None:
         assert np.isnan([stats.lse[1], stats.log_prob[1], stats.entropy[1]]).all()
 
 
+@each_width
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("order", ["C", "F"])
+def test_argmax_is_the_first_of_the_largest_numbers(order: Any, dtype: str, num_classes: int) -> None:
+    """NaN is none, wherever it stands in the row and the row in the array."""
+    rng = np.random.default_rng(0)
+    logits = rng.integers(-2, 3, (200, num_classes)).astype(np.float64)
+    logits[rng.random(logits.shape) < rng.random((200, 1))] = np.nan
+    logits[::3][rng.random(logits[::3].shape) < 0.2] = -np.inf
+    logits[::5][rng.random(logits[::5].shape) < 0.2] = np.inf
+    logits[0], logits[1], logits[:2, -1] = np.nan, -np.inf, [1.0, np.nan]
+    logits[2], logits[3], logits[4] = np.nan, -np.inf, np.nan
+    logits[4, 1:] = -np.inf
+    rows = [[k for k in range(num_classes) if z[k] == np.nanmax(z)] for z in logits if not np.isnan(z).all()]
+    first = np.zeros(200, np.int64)
+    first[~np.isnan(logits).all(-1)] = [row[0] for row in rows]
+    logits = np.array(logits.astype(DTYPES[dtype]), order=order)
+    for z in (logits, logits[::-1][::-1], np.concatenate([logits, logits], -1)[:, :num_classes]):
+        np.testing.assert_array_equal(xent.row_statistics(z).argmax, first)
+        stats = reference.row_stats(z.astype(np.float64), None, None, Link(), ("argmax",))
+        np.testing.assert_array_equal(stats.argmax, first)
+
+
+# Log-softmax: the least likely classes and the likeliest one.
+
+
+TAILS = {
+    "one class far ahead": [1000.0, 1030.0],
+    "ahead of 0": [0.0, 30.0],
+    "ahead by 60": [0.0, -60.0, -70.0],
+    "at 1e4": [1e4, 1e4 - 20, 1e4 - 21, 1e4 - 700],
+    "far below 0": [-1e4, -1e4 + 33],
+    "two ahead": [50.0, 50.0, 10.0],
+    "excluded": [-np.inf, 3.0, 37.0],
+}
+
+
+@pytest.mark.parametrize("dtype", ["float64", "float32"])
+@pytest.mark.parametrize("row", TAILS)
+def test_log_softmax_keeps_its_tail(row: str, dtype: str) -> None:
+    logits = np.array(TAILS[row], dtype)
+    with mpmath.workdps(400):
+        lse = mpmath.log(sum(mpmath.exp(mpmath.mpf(float(z))) for z in logits))
+        exact = np.array([float(mpmath.mpf(float(z)) - lse) for z in logits])
+    assert exact.max() > -1e-6 or "two" in row
+    rtol = 16 * np.finfo(dtype).eps  # of exp(−60), in the dtype
+    result = xent.log_softmax(logits)
+    assert result.dtype == logits.dtype
+    np.testing.assert_allclose(result, exact, rtol=rtol)
+    # On any axis, with other rows around it, few classes or many.
+    rng = np.random.default_rng(0)
+    for num_classes, place in ((len(logits), 0), (300, 150)):
+        block = np.full((3, 2, num_classes), -np.inf, dtype)
+        block[..., :4] = rng.normal(size=(3, 2, num_classes))[..., :4]
+        block[1, 1], block[1, 1, place : place + len(logits)] = -np.inf, logits
+        for axis in range(3):
+            moved = xent.log_softmax(np.moveaxis(block, -1, axis), axis)
+            found = np.moveaxis(moved, axis, -1)[1, 1, place : place + len(logits)]
+            np.testing.assert_allclose(found, exact, rtol=rtol)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_log_softmax_of_no_numbers(dtype: str) -> None:
+    for shape in ((0,), (0, 3), (3, 0), (2, 0, 4)):
+        for axis in range(len(shape)):
+            result = xent.log_softmax(np.zeros(shape, DTYPES[dtype]), axis)
+            assert (result.shape, result.dtype) == (shape, DTYPES[dtype])
+    rows = [
+        [-np.inf, 0, 0],
+        [np.nan, 0, 1],
+        [0, np.inf, 1],
+        [-np.inf] * 3,
+        [np.nan] * 3,
+        [0, -np.inf, -np.inf],
+    ]
+    logits = np.array(rows, DTYPES[dtype])
+    half = np.float32(-np.log(2)).astype(DTYPES[dtype]).astype(float)
+    result = xent.log_softmax(logits).astype(float)
+    np.testing.assert_allclose(result[0], [-np.inf, half, half], rtol=1e-7)
+    assert np.isnan(result[1:5]).all()
+    np.testing.assert_array_equal(result[5], [0, -np.inf, -np.inf])
+    columns = xent.log_softmax(np.ascontiguousarray(logits.T), 0).astype(float).T
+    np.testing.assert_array_equal(columns, result)
+
+
 # Targets that are not a distribution.
 
 
@@ -307,6 +422,24 @@ def test_no_classes(dtype: str) -> None:
     assert grad.shape == (3, 0)
     assert xent.softmax(logits).shape == xent.log_softmax(logits).shape == (3, 0)
     np.testing.assert_array_equal(xent.logsumexp(logits), -np.inf)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_ignored_rows_of_no_classes_have_no_z_loss(dtype: str) -> None:
+    """Their log-sum-exp is the 0 of a row that is not read, not log 0."""
+    logits, labels = np.zeros((3, 0), DTYPES[dtype]), np.full(3, -100)
+    for options in ({}, {"softcap": 5.0}, {"focal_gamma": 2.0}):
+        for reduction in ("mean", "sum", "none"):
+            call = {"z_loss": 0.1, "reduction": reduction, **options}
+            loss, grad = xent.cross_entropy_with_grad(logits, labels, **call)
+            np.testing.assert_array_equal(loss, np.zeros(3) if reduction == "none" else 0)
+            np.testing.assert_array_equal(xent.cross_entropy(logits, labels, **call), loss)
+            assert grad.shape == xent.cross_entropy_hvp(logits, labels, logits, **call).shape == (3, 0)
+    function = xent.CrossEntropyLoss(z_loss=0.1)
+    assert function(logits, labels) == 0
+    assert function.backward().shape == (3, 0)
+    stats = xent.row_statistics(logits, labels)
+    np.testing.assert_array_equal([stats.lse, stats.log_prob, stats.entropy], 0)
 
 
 def test_row_without_leading_axes() -> None:
