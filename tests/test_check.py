@@ -22,12 +22,16 @@ def test_every_variant_agrees_with_every_judge(seed):
 
 
 def test_every_option_of_the_loss_has_a_variant():
-    used = {name for options in check.VARIANTS.values() for name in options}
-    assert used >= {field.name for field in fields(LossSpec)} | {
-        "class_weight",
-        "sample_weight",
-        "pos_weight",
-    }
+    variants = check.VARIANTS.values()
+    binary = [options for options in variants if options.get("targets", "").startswith("binary")]
+    scalars = {field.name for field in fields(LossSpec)}
+    assert {name for options in variants for name in options} >= scalars | {"class_weight", "sample_weight"}
+    assert {name for options in binary for name in options} >= scalars | {"pos_weight", "sample_weight"}
+    for some in (variants, binary):
+        assert {options.get("smoothing_over") for options in some if "label_smoothing" in options} == {
+            None,
+            "others",
+        }
 
 
 FAULTS = {
@@ -52,6 +56,49 @@ def test_a_planted_fault_is_found_by_every_judge_of_that_quantity(fault, monkeyp
     missing = {f"_{library}" for library in check.missing_libraries()}
     judges = {c for c in COLUMNS if c.partition("_")[0] in found and not any(c.endswith(m) for m in missing)}
     assert set(row.failures) - {"hvp_differences"} == judges - {"hvp_differences"}
+
+
+@pytest.mark.parametrize("small", [True, False])
+def test_a_fault_at_one_scale_of_the_logits_is_found(small, monkeypatch):
+    right = check.cross_entropy_with_grad
+
+    def wrong_there(logits, *args, **options):
+        loss, grad = right(logits, *args, **options)
+        return loss * (1 + 1e-9 * (bool(np.abs(logits).max() < 0.5) is small)), grad
+
+    monkeypatch.setattr(check, "cross_entropy_with_grad", wrong_there)
+    monkeypatch.setattr(check, "VARIANTS", {"plain": {}})
+    (row,) = check.run()
+    missing = set(check.missing_libraries())
+    assert set(row.failures) == {f"loss_{name}" for name in ("mpmath", "torch") if name not in missing}
+
+
+BINARY_FAULTS = {
+    "binary smoothing": {"label_smoothing": 0.11},
+    "binary others": {"smoothing_over": "all"},
+    "binary z-loss": {"z_loss": 0.11},
+    "binary softcap": {"softcap": 5.1},
+    "binary temperature": {"temperature": 1.8},
+    "binary labels": {"ignore_index": 1},
+    "binary focal 2": {"focal_gamma": 2.1},
+    "binary focal + cap": {"focal_gamma": 0.6},
+    "binary focal + z-loss": {"z_loss": 0.11},
+}
+
+
+@pytest.mark.parametrize("variant", BINARY_FAULTS)
+def test_a_binary_option_that_is_taken_for_another_is_found(variant, monkeypatch):
+    right = {name: getattr(check, name) for name in check.__dict__ if name.startswith("binary_cross")}
+    right["cross_entropy_hvp"] = check.cross_entropy_hvp
+    for name, function in right.items():
+        monkeypatch.setattr(
+            check, name, lambda *args, f=function, **o: f(*args, **o | BINARY_FAULTS[variant])
+        )
+    monkeypatch.setattr(check, "VARIANTS", {variant: check.VARIANTS[variant]})
+    (row,) = check.run()
+    missing = {f"_{library}" for library in check.missing_libraries()}
+    judges = {c for c in COLUMNS if c.endswith(("mpmath", "torch")) and not any(map(c.endswith, missing))}
+    assert set(row.failures) == judges  # differences agree: all is of the other option
 
 
 @pytest.mark.parametrize("library", ["mpmath", "torch"])

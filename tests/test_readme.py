@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from xent import check
 from xent.cli import main
 from xent.spec import OPTIONS_DOC, LossSpec
 
@@ -48,6 +49,19 @@ def test_explain_excerpt(capsys: pytest.CaptureFixture[str], monkeypatch: pytest
     while not printed[0]:
         printed.pop(0)
     assert shown == printed[: len(shown)]
+
+
+def test_check_excerpt() -> None:
+    """Its numbers differ by rounding from machine to machine; its variants and their count do not."""
+    (excerpt,) = (text for text in blocks("README.md", "text") if text.startswith("$ xent check"))
+    names = re.findall(r"^ (\w.*?) +(?:0|\de-\d\d) ", excerpt, re.MULTILINE)
+    *variants, last = names
+    assert last == "tolerance"
+    everything = list(check.VARIANTS)
+    above = excerpt.partition(" ...\n")[0]
+    split = sum(f" {name} " in above for name in variants)
+    assert variants == everything[:split] + everything[split - len(variants) :]
+    assert excerpt.endswith(f"\n{len(everything)} variants agree.\n")
 
 
 def test_options_table() -> None:

@@ -1,8 +1,9 @@
 """Verification: every variant's loss, gradient and Hessian product against three independent ways.
 
 Central finite differences; the definition in mpmath at 50 digits; the definition in PyTorch under
-autograd. The definitions below are written from the text of the options, and share no code with the
-closed forms that they judge: −Σ_k c_k t_k log p_k with t the target distribution.
+autograd; each on small logits and on large ones. The definitions below are written from the text of the
+options, and share no code with the closed forms that they judge: −Σ_k c_k t_k log p_k with t the target
+distribution.
 """
 
 from __future__ import annotations
@@ -19,8 +20,10 @@ from xent.binary import binary_cross_entropy, binary_cross_entropy_with_grad
 Array = np.ndarray[Any, Any]
 
 ROWS, CLASSES = 6, 4
+SCALES = (0.02, 3.0)  # of the logits: beside large ones a class too many in the sum would hide
 WEIGHTS = {"class_weight": [0.5, 2.0, 1.0, 3.0]}
 ROW_WEIGHTS = {"sample_weight": [1.0, 0.5, 2.0, 0.0, 3.0, 1.0]}
+BINARY, BINARY_LABELS, POS_WEIGHT = {"targets": "binary"}, {"targets": "binary labels"}, {"pos_weight": 3.0}
 
 # Name → options; "targets" says what they are where it is not labels.
 VARIANTS: dict[str, dict[str, Any]] = {
@@ -51,8 +54,17 @@ VARIANTS: dict[str, dict[str, Any]] = {
         "smoothing_over": "others",
     },
     "soft + z-loss + cap": {"targets": "probabilities", "z_loss": 0.1, "softcap": 5.0},
-    "binary": {"targets": "binary"},
-    "binary + pos_weight": {"targets": "binary", "pos_weight": 3.0} | ROW_WEIGHTS,
+    "binary": BINARY,
+    "binary + pos_weight": BINARY | POS_WEIGHT | ROW_WEIGHTS,
+    "binary smoothing": BINARY | {"label_smoothing": 0.1} | POS_WEIGHT | ROW_WEIGHTS,
+    "binary others": BINARY | {"label_smoothing": 0.2, "smoothing_over": "others"} | POS_WEIGHT,
+    "binary z-loss": BINARY | {"z_loss": 0.1},
+    "binary softcap": BINARY | {"softcap": 5.0},
+    "binary temperature": BINARY | {"temperature": 1.7},
+    "binary labels": BINARY_LABELS | {"ignore_index": 0} | POS_WEIGHT,
+    "binary focal 2": BINARY_LABELS | {"focal_gamma": 2.0},
+    "binary focal + cap": BINARY_LABELS | {"focal_gamma": 0.5, "softcap": 5.0} | POS_WEIGHT | ROW_WEIGHTS,
+    "binary focal + z-loss": BINARY_LABELS | {"focal_gamma": 2.0, "z_loss": 0.1, "temperature": 0.6},
 }
 
 # Largest error accepted, relative to the largest entry. Finite differences of float64 numbers reach
@@ -100,6 +112,11 @@ class Case(NamedTuple):
     options: dict[str, Any]
     binary: bool
 
+    @property
+    def has_labels(self) -> bool:
+        """Whether the targets are labels, not probabilities."""
+        return bool(self.targets.dtype.kind == "i")
+
 
 def run(seed: int = 0, on_row: Callable[[Row], None] | None = None) -> list[Row]:
     """Compare every variant on random logits; a library that is not installed gives None.
@@ -111,7 +128,8 @@ def run(seed: int = 0, on_row: Callable[[Row], None] | None = None) -> list[Row]
     rng = np.random.default_rng(seed)
     rows = []
     for name, options in VARIANTS.items():
-        rows.append(compare(name, _case(options, rng)))
+        scaled = (compare(name, _case(options, scale, rng))[1:] for scale in SCALES)
+        rows.append(Row(name, *map(_worst, zip(*scaled, strict=True))))
         if on_row is not None:
             on_row(rows[-1])
     return rows
@@ -178,17 +196,22 @@ def gradient_check(
     return GradientCheck(_relative(grad, numeric), len(chosen), len(at))
 
 
-def _case(options: dict[str, Any], rng: np.random.Generator) -> Case:
+def _case(options: dict[str, Any], scale: float, rng: np.random.Generator) -> Case:
     options = dict(options)
     kind = options.pop("targets", "labels")
-    shape = (ROWS,) if kind == "binary" else (ROWS, CLASSES)
-    logits, vector = 3.0 * rng.standard_normal(shape), rng.standard_normal(shape)
-    targets: Array = np.arange(ROWS) % CLASSES
+    binary = kind.startswith("binary")
+    shape = (ROWS,) if binary else (ROWS, CLASSES)
+    logits, vector = scale * rng.standard_normal(shape), rng.standard_normal(shape)
+    targets: Array = np.arange(ROWS) % (2 if binary else CLASSES)
     if kind == "probabilities":
         targets = rng.dirichlet(np.ones(CLASSES), ROWS)
     elif kind == "binary":
         targets = rng.random(ROWS)
-    return Case(logits, targets, vector, options, kind == "binary")
+    return Case(logits, targets, vector, options, binary)
+
+
+def _worst(errors: tuple[Any, ...]) -> Any:
+    return None if None in errors else float(np.max(errors))  # of NaN and a number, NaN
 
 
 def _closed_form(case: Case, logits: Array) -> Derivatives:
@@ -203,11 +226,16 @@ def _closed_form(case: Case, logits: Array) -> Derivatives:
     options = dict(case.options)
     pos_weight = options.pop("pos_weight", 1.0)
     zero = np.zeros_like(logits)
+    counts = np.ones(ROWS)
+    targets: Array = np.stack([1 - case.targets, case.targets], -1)
+    if case.has_labels:
+        targets, counts = case.targets, case.targets != options.get("ignore_index", -100)
     hvp = cross_entropy_hvp(
         np.stack([zero, logits], -1),
-        np.stack([1 - case.targets, case.targets], -1),
+        targets,
         np.stack([zero, case.vector], -1),
         class_weight=[1.0, pos_weight],
+        denominator=(counts * options.get("sample_weight", 1.0)).sum(),
         **options,
     )
     return Derivatives(np.array([loss, separate]), grad, hvp[:, 1])
@@ -266,37 +294,44 @@ def _precise_row(case: Case, row: int) -> tuple[Callable[[list[Any]], Any], Any]
 
     o = case.options
     outer = mpf(o.get("sample_weight", np.ones(ROWS))[row])
+    if case.has_labels and case.targets[row] == o.get("ignore_index", -100):
+        outer = mpf(0)
+    smoothing, others = mpf(o.get("label_smoothing", 0.0)), o.get("smoothing_over") == "others"
+    gamma, z_loss = mpf(o.get("focal_gamma", 0.0)), mpf(o.get("z_loss", 0.0))
+    temperature, cap = mpf(o.get("temperature", 1.0)), o.get("softcap")
+
+    def link(z: Any) -> Any:
+        return z / temperature if cap is None else cap * mpmath.tanh(z / temperature / cap)
+
     if case.binary:
-        q, pos_weight = mpf(case.targets[row]), mpf(o.get("pos_weight", 1.0))
+        q, pos_weight = mpf(float(case.targets[row])), mpf(o.get("pos_weight", 1.0))
+        q = q * (1 - smoothing) + smoothing * ((1 - q) if others else mpf(0.5))
 
         def binary(z: list[Any]) -> Any:
-            positive = 1 / (1 + mpmath.exp(-z[0]))
-            return -outer * (pos_weight * q * mpmath.log(positive) + (1 - q) * mpmath.log(1 - positive))
+            positive = 1 / (1 + mpmath.exp(-link(z[0])))
+            negative = 1 - positive
+            ones = pos_weight * q * negative**gamma * mpmath.log(positive)
+            zeros = (1 - q) * positive**gamma * mpmath.log(negative)
+            return outer * (z_loss * mpmath.log(negative) ** 2 - ones - zeros)
 
         return binary, outer
 
     c = [mpf(x) for x in o.get("class_weight", np.ones(CLASSES))]
     share = outer
-    if case.targets.ndim == 1:
+    if case.has_labels:
         label = int(case.targets[row])
         t = [mpf(k == label) for k in range(CLASSES)]
-        if label == o.get("ignore_index", -100):
-            outer = mpf(0)
         share = outer * c[label]
     else:
         t = [mpf(x) for x in case.targets[row]]
-    mass, smoothing = sum(t), mpf(o.get("label_smoothing", 0.0))
-    if o.get("smoothing_over") == "others":
+    mass = sum(t)
+    if others:
         t = [(1 - smoothing) * x + smoothing * (mass - x) / (CLASSES - 1) for x in t]
     else:
         t = [(1 - smoothing) * x + smoothing / CLASSES for x in t]
-    gamma, z_loss = mpf(o.get("focal_gamma", 0.0)), mpf(o.get("z_loss", 0.0))
-    temperature, cap = mpf(o.get("temperature", 1.0)), o.get("softcap")
 
     def categorical(z: list[Any]) -> Any:
-        u = [x / temperature for x in z]
-        if cap is not None:
-            u = [cap * mpmath.tanh(x / cap) for x in u]
+        u = [link(x) for x in z]
         norm = sum(mpmath.exp(x) for x in u)
         p = [mpmath.exp(x) / norm for x in u]
         terms = [-c[k] * t[k] * (1 - p[k]) ** gamma * mpmath.log(p[k]) for k in range(CLASSES) if t[k]]
@@ -320,31 +355,35 @@ def _torch_loss(case: Case, z: Any, torch: Any) -> Any:
     o = case.options
     outer = torch.tensor(o.get("sample_weight", np.ones(ROWS)), dtype=torch.float64)
     targets = torch.tensor(case.targets)
-    if case.binary:
-        pos_weight = torch.tensor(o.get("pos_weight", 1.0), dtype=torch.float64)
-        losses = torch.nn.functional.binary_cross_entropy_with_logits(
-            z, targets, pos_weight=pos_weight, reduction="none"
-        )
-        return (outer * losses).sum() / outer.sum()
-    c = torch.tensor(o.get("class_weight", np.ones(CLASSES)), dtype=torch.float64)
-    if targets.ndim == 1:
-        t = torch.nn.functional.one_hot(targets, CLASSES).double()
+    if case.has_labels:
         outer = outer * (targets != o.get("ignore_index", -100))
-        total = (outer * c[targets]).sum()
-    else:
-        t, total = targets, outer.sum()
-    smoothing = o.get("label_smoothing", 0.0)
-    if o.get("smoothing_over") == "others":
-        spread = (t.sum(-1, keepdim=True) - t) / (CLASSES - 1)
-    else:
-        spread = torch.full_like(t, 1 / CLASSES)
-    t = (1 - smoothing) * t + smoothing * spread
+    smoothing, others = o.get("label_smoothing", 0.0), o.get("smoothing_over") == "others"
+    gamma, z_loss = o.get("focal_gamma", 0.0), o.get("z_loss", 0.0)
     u = z / o.get("temperature", 1.0)
     if "softcap" in o:
         u = o["softcap"] * torch.tanh(u / o["softcap"])
+    if case.binary:
+        pos_weight = torch.tensor(o.get("pos_weight", 1.0), dtype=torch.float64)
+        q = targets.double()
+        q = torch.lerp(q, 1 - q if others else torch.full_like(q, 0.5), smoothing)
+        losses = torch.nn.functional.binary_cross_entropy_with_logits(
+            u, q, pos_weight=pos_weight, reduction="none"
+        )
+        missed = (q - torch.sigmoid(u)).abs()  # 1 − p of the label
+        losses = losses * missed**gamma + z_loss * torch.logaddexp(u, torch.zeros_like(u)) ** 2
+        return (outer * losses).sum() / outer.sum()
+    c = torch.tensor(o.get("class_weight", np.ones(CLASSES)), dtype=torch.float64)
+    if case.has_labels:
+        t = torch.nn.functional.one_hot(targets, CLASSES).double()
+        total = (outer * c[targets]).sum()
+    else:
+        t, total = targets, outer.sum()
+    rest = (t.sum(-1, keepdim=True) - t) / (CLASSES - 1)
+    spread = rest if others else torch.full_like(t, 1 / CLASSES)
+    t = (1 - smoothing) * t + smoothing * spread
     log_p = torch.log_softmax(u, -1)
-    focus = (1 - log_p.exp()) ** o.get("focal_gamma", 0.0)
-    losses = -(c * t * focus * log_p).sum(-1) + o.get("z_loss", 0.0) * torch.logsumexp(u, -1) ** 2
+    focus = (1 - log_p.exp()) ** gamma
+    losses = -(c * t * focus * log_p).sum(-1) + z_loss * torch.logsumexp(u, -1) ** 2
     return (outer * losses).sum() / total
 
 
