@@ -13,6 +13,7 @@ from numpy.lib.stride_tricks import sliding_window_view
 from tolerance import DTYPES
 
 import xent
+from xent.problem import Problem
 
 Array = np.ndarray[Any, Any]
 
@@ -356,3 +357,34 @@ def test_row_of_more_than_2_to_the_31_classes() -> None:
     except MemoryError:
         pytest.skip("the row is copied to float32, and there is no memory for it")
     np.testing.assert_allclose(loss, np.log(num_classes), rtol=1e-6)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("reorder", [lambda z: z, np.asfortranarray, lambda z: z[::-1], lambda z: z[:, ::2]])
+def test_the_short_way_has_the_same_bits(dtype: str, reorder: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    rng = np.random.default_rng(0)
+    z, y = reorder(rng.normal(size=(301, 12)).astype(dtype)), rng.integers(0, 6, 301)
+    z.flags.writeable = y.flags.writeable = False
+    long = xent.cross_entropy_with_grad(z, y, ignore_index=-100)  # an option: the long way
+    with monkeypatch.context() as patch:
+        patch.setattr(Problem, "from_arguments", None)
+        short = xent.cross_entropy_with_grad(z, y)
+        out = np.empty_like(z)
+        assert xent.cross_entropy_with_grad(z, y, out=out)[1] is out
+    for found in (short, (short[0], out)):
+        assert found[0].tobytes() == long[0].tobytes()
+        assert found[0].dtype == dtype
+        assert found[1].tobytes() == long[1].tobytes()
+    assert short[1].strides == long[1].strides
+
+
+def test_the_short_way_knows_where_it_ends() -> None:
+    z, y = np.zeros((3, 2)), np.array([0, 1, -100])
+    assert xent.cross_entropy_with_grad(z, y)[1][2].tolist() == [0, 0]
+    with pytest.raises(ValueError, match="got 2 at row 1"):
+        xent.cross_entropy_with_grad(z, np.array([0, 2, 1]))
+    assert xent.cross_entropy_with_grad(z.astype(">f8"), y)[0] == np.log(2)
+    assert xent.cross_entropy_with_grad(np.zeros((0, 2)), y[:0])[0] == 0
+    with pytest.raises(ValueError, match="overlaps one"):
+        labels = np.zeros(6, np.int64)
+        xent.cross_entropy_with_grad(np.zeros((3, 2)), labels[:3], out=labels.view(np.float64).reshape(3, 2))

@@ -2,18 +2,35 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, Self
 
 import numpy as np
 
 from xent import _native, checks, head, target
-from xent.kernels import registry
+from xent.kernels import cpu, registry
 from xent.link import Link
 from xent.protocol import Kernels, RowStats
 from xent.spec import LossSpec, Options, require_reduction
 from xent.target import Target
 
 Array = np.ndarray[Any, Any]
+FLOATS = (np.dtype(np.float32), np.dtype(np.float64))
+INT64 = np.dtype(np.int64)
+
+
+def mean_of_labels(z: Array, y: Array, buffer: Callable[[Array], Array]) -> tuple[Any, Array] | None:
+    """Mean loss of ``z (N, K)`` with labels and its gradient, in few steps; None if there is more to it.
+
+    The most frequent call, with the bits of `Problem`: at 32×10 half of the time.
+    """
+    if z.dtype not in FLOATS or z.ndim != 2 or y.dtype != INT64 or y.shape != z.shape[:1] or not y.size:
+        return None
+    if not (z.flags.aligned and y.flags.aligned and y.flags.c_contiguous):
+        return None
+    out, scale = buffer(z), 1.0 / y.size
+    total = cpu.label_losses_and_grad(z, y, scale, out)
+    return None if total is None else (z.dtype.type(total * scale), out)
 
 
 class Problem:

@@ -10,8 +10,7 @@ from torch.autograd import Function, forward_ad
 
 from xent import checks
 from xent import target as targeting
-from xent.kernels import cpu
-from xent.problem import Problem
+from xent.problem import Problem, mean_of_labels
 from xent.spec import LossSpec
 from xent.torch import arguments, bridge, composite, memory
 
@@ -150,24 +149,12 @@ class _Loss(Function):
 
 
 def _mean_of_labels(logits: Tensor, others: tuple[Any, ...]) -> tuple[Tensor, Tensor] | None:
-    """Loss and gradient of the most frequent call in few steps; None if there is more to it.
-
-    The same bits as by `Problem`, at 32×10 in 10 µs less of a training step's 70.
-    """
+    """`problem.mean_of_labels`; None if there is more to it."""
     labels, weight, sample_weight = others
-    if weight is not None or sample_weight is not None or labels.dtype != torch.int64 or labels.ndim != 1:
+    if weight is not None or sample_weight is not None or logits.dtype == torch.bfloat16 or logits.is_neg():
         return None
-    if (logits.dtype != torch.float32 and logits.dtype != torch.float64) or logits.is_neg():
-        return None
-    z, y = logits.detach().numpy(), labels.numpy()
-    if not y.flags.c_contiguous or not y.size:
-        return None
-    out = memory.empty_like(z)
-    scale = 1.0 / y.size
-    total = cpu.label_losses_and_grad(z, y, scale, out)
-    if total is None:
-        return None
-    return _tensor(z.dtype.type(total * scale)), torch.from_numpy(out)
+    found = mean_of_labels(logits.detach().numpy(), labels.numpy(), memory.empty_like)
+    return None if found is None else (_tensor(found[0]), torch.from_numpy(found[1]))
 
 
 def _tensor(value: Any) -> Tensor:
