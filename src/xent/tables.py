@@ -223,7 +223,7 @@ def _spelt(path: Path, column: polars.Series) -> polars.Series:
 def _no_feature(path: Path, column: polars.Series) -> DataError:
     return DataError(
         f"{path}: column {column.name!r} holds {column.dtype}; expected numbers, booleans or text: convert "
-        f"it, or leave it out by --drop {column.name}"
+        f"it, or have `fit` leave it out by --drop {column.name}"
     )
 
 
