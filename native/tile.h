@@ -368,14 +368,13 @@ class alignas(64) Tile : TileMemory<S, CAP, LANES> {
     if (!direct) scatter_rows();
   }
 
-  int64_t top(int j) const {
+  int64_t top(int j) const {  // the first of the largest; NaN is none of them
     const S* z = this->template lane<S>(job.z, j);
     T best = nan_<T>();
     int64_t first = 0;
-    for (int64_t k = 0; k < K; ++k) {
-      const T value = load(z[k * job.z.cls]);
-      if (value > best || (best != best && value == value)) best = value, first = k;
-    }
+    for (int64_t k = 0; k < K; ++k)
+      if (const T value = load(z[k * job.z.cls]); value > best || (best != best && value == value))
+        best = value, first = k;
     return first;
   }
 };
