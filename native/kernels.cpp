@@ -40,6 +40,7 @@ bool by_layout(const Job& job, int64_t begin, int64_t end) {
 
 template <class S, Op OP>
 bool run(const Job& job, int64_t begin, int64_t end) {
+  const NoSubnormals zeros;
   const bool cap = job.softcap != 0, dense = job.dense.data != nullptr;
   if (cap) return dense ? by_layout<S, true, true, OP>(job, begin, end) : by_layout<S, true, false, OP>(job, begin, end);
   return dense ? by_layout<S, false, true, OP>(job, begin, end) : by_layout<S, false, false, OP>(job, begin, end);

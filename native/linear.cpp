@@ -310,6 +310,7 @@ class Pass {
 
 template <class S, class T>
 bool piece(const LinearJob& job, int64_t begin, int64_t end, void* scratch, double* sums) {
+  const NoSubnormals zeros;
   return Pass<S, T>(job, scratch).run(begin, end, sums);
 }
 

@@ -5,7 +5,7 @@
 #include <cstring>
 #include <cstdlib>
 
-#if defined(__AVX2__)
+#if defined(__SSE2__)
 #include <immintrin.h>
 #endif
 
@@ -136,6 +136,20 @@ XENT_INLINE void fence() {
   _mm_sfence();
 #endif
 }
+
+// While it lives, results that are subnormal become 0 on this thread, as exp_ has it of probabilities: on them some
+// processors take a hundred cycles (a Xeon, logits of deviation 20: 5.8 ns an element against 1.2).
+struct NoSubnormals {
+#if defined(__SSE2__)
+  const unsigned before = _mm_getcsr();
+  NoSubnormals() { _mm_setcsr(before | 0x8000); }  // flush to zero; what is read stays: halves are read as such
+  ~NoSubnormals() { _mm_setcsr(before); }
+#else
+  NoSubnormals() {}
+#endif
+  NoSubnormals(const NoSubnormals&) = delete;
+  NoSubnormals& operator=(const NoSubnormals&) = delete;
+};
 
 // Scratch memory of one call, freed on return.
 struct Scratch {
