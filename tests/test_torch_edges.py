@@ -267,3 +267,11 @@ def test_modules_say_their_options_and_know_no_others() -> None:
 def test_integers_are_not_cast_by_autocast() -> None:
     with torch.autocast("cpu", torch.bfloat16), pytest.raises(ValueError, match="`input` must be float64"):
         xt.linear_cross_entropy(torch.ones(2, 3, dtype=torch.long), torch.ones(4, 3), torch.zeros(2).long())
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32, torch.float64], ids=str)
+def test_probabilities_of_any_dtype_beside_plain_logits(dtype: Any) -> None:
+    z, q = torch.randn(4, 3, requires_grad=True), torch.softmax(torch.randn(4, 3), -1).to(dtype)
+    ours, theirs = xt.cross_entropy(z, q), F.cross_entropy(z, q.float())
+    close(ours, theirs)
+    close(torch.autograd.grad(ours, z), torch.autograd.grad(theirs, z))

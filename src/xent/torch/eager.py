@@ -151,7 +151,9 @@ class _Loss(Function):
 def _mean_of_labels(logits: Tensor, others: tuple[Any, ...]) -> tuple[Tensor, Tensor] | None:
     """`problem.mean_of_labels`; None if there is more to it."""
     labels, weight, sample_weight = others
-    if weight is not None or sample_weight is not None or logits.dtype == torch.bfloat16 or logits.is_neg():
+    if weight is not None or sample_weight is not None or labels.dtype != torch.int64:
+        return None
+    if logits.dtype == torch.bfloat16 or logits.is_neg():
         return None
     found = mean_of_labels(logits.detach().numpy(), labels.numpy(), memory.empty_like)
     return None if found is None else (_tensor(found[0]), torch.from_numpy(found[1]))
