@@ -13,7 +13,7 @@ from xent.torch import composite
 Tensor = torch.Tensor
 
 
-class Rows:
+class DealtRows:
     """How the rows of ``x (..., D)``, a DTensor, are dealt: by a leading axis, or all to every rank.
 
     The last row axis is shorter by ``shift`` in the losses.
@@ -33,7 +33,7 @@ class Rows:
     @staticmethod
     def are_dealt(x: Any) -> bool:
         """Whether each rank has whole rows of ``x``."""
-        if Rows.are_whole(x):
+        if DealtRows.are_whole(x):
             return True
         dealt = isinstance(x, DTensor) and x.device_mesh.ndim == 1 and isinstance(x.placements[0], Shard)
         return dealt and x.placements[0].dim < x.ndim - 1

@@ -10,7 +10,7 @@ import torch
 from xent.spec import LossSpec
 from xent.torch import composite, distributed, functional, linear
 from xent.torch.distributed import Call
-from xent.torch.dtensor_rows import Rows
+from xent.torch.dtensor_rows import DealtRows
 from xent.torch.projected import Operands
 from xent.torch.sharded import Shard
 
@@ -37,8 +37,8 @@ def cross_entropy(
 
     Targets and factors are DTensors of any placement, or whole and the same on every rank.
     """
-    if Rows.are_dealt(logits):
-        rows = Rows(logits)
+    if DealtRows.are_dealt(logits):
+        rows = DealtRows(logits)
         local = logits.to_local()
         y, omega = rows.mine(targets), rows.mine(sample_weight)
         factors, divisor = _whole(weight, logits), _whole(denominator, logits)
@@ -72,8 +72,8 @@ def linear_cross_entropy(
     is. With a replicated weight the rows stay where they are.
     """
     inputs, linear_weight, bias = cast(Any, operands)
-    if Rows.are_dealt(inputs) and Rows.are_whole(linear_weight):
-        rows = Rows(inputs, shift)
+    if DealtRows.are_dealt(inputs) and DealtRows.are_whole(linear_weight):
+        rows = DealtRows(inputs, shift)
         whole = Operands(inputs.to_local(), rows.shared(linear_weight), rows.shared(bias))
         y, omega = rows.mine(targets), rows.mine(sample_weight)
         factors, divisor = _whole(weight, inputs), _whole(denominator, inputs)
