@@ -122,5 +122,10 @@ def test_operators():
     torch.library.opcheck(
         torch.ops.xent.row_hvp.default, (*arguments, *columns, z.detach()), test_utils=tests
     )
-    torch.library.opcheck(torch.ops.xent.row_stats_ahead.default, (z, *arguments[1:], *columns[:2]))
-    torch.library.opcheck(torch.ops.xent.row_grad_ahead.default, (*arguments, *columns), test_utils=tests)
+    for labels, dense in ((y, v), (y, None), (None, v)):
+        given = (labels, dense, 2.0, 3.0)
+        dx, ds = (None if there is None else c for there, c in zip((labels, dense), columns, strict=False))
+        torch.library.opcheck(torch.ops.xent.row_stats_ahead.default, (z, *given, dx, ds))
+        torch.library.opcheck(
+            torch.ops.xent.row_grad_ahead.default, (z.detach(), *given, columns[2], dx, ds), test_utils=tests
+        )

@@ -19,8 +19,8 @@ from xent.torch import bridge, ops
 
 Tensor = torch.Tensor
 
-# By the address of the statistics, which live as long as their graph: (dlogits, dx, ds).
-_made: dict[int, tuple[Tensor, Tensor, Tensor]] = {}
+# By the address of the statistics, which live as long as their graph: dlogits, and its cotangents.
+_made: dict[int, tuple[Tensor, list[Tensor]]] = {}
 
 
 def row_stats(
@@ -28,7 +28,8 @@ def row_stats(
 ) -> RowStats:
     """log_prob and dense_log_prob, derivable once, where their cotangents will probably be ``expected``."""
     rows = logits.new_zeros(logits.shape[:-1], dtype=torch.float64)
-    dx, ds = rows + expected.log_prob, rows + expected.dense_log_prob
+    dx = None if labels is None else rows + expected.log_prob
+    ds = None if dense is None else rows + expected.dense_log_prob
     x, sigma = row_stats_ahead(logits, labels, dense, link.temperature, link.softcap or 0.0, dx, ds)
     return RowStats(log_prob=None if labels is None else x, dense_log_prob=None if dense is None else sigma)
 
@@ -40,29 +41,39 @@ def row_stats_ahead(
     dense: Tensor | None,
     temperature: float,
     softcap: float,
-    dx: Tensor,
-    ds: Tensor,
+    dx: Tensor | None,
+    ds: Tensor | None,
 ) -> tuple[Tensor, Tensor]:
-    """(log_prob, dense_log_prob), whose cotangents (...) are expected to be ``dx`` and ``ds``."""
+    """(log_prob, dense_log_prob), whose cotangents (...) are expected to be ``dx`` and ``ds``.
+
+    Empty tensors for what has no labels, or no probabilities, and no cotangents.
+    """
     link = ops.link_of(temperature, softcap)
     want = ("log_prob",) * (labels is not None) + ("dense_log_prob",) * (dense is not None)
-    stats, dlogits = bridge.row_stats_and_grad(logits, labels, dense, link, Cotangents(0.0, dx, ds), want)
+    stats, dlogits = bridge.row_stats_and_grad(logits, labels, dense, link, _cotangents(dx, ds), want)
     x, sigma = (
-        torch.zeros_like(dx) if column is None else column
+        ops.column(logits, False) if column is None else column
         for column in (stats.log_prob, stats.dense_log_prob)
     )
     if logits.numel():
-        kept = x.numpy().copy()
-        x = torch.from_numpy(kept)
-        _made[x.data_ptr()] = dlogits, dx.clone(), ds.clone()
-        weakref.finalize(kept, _made.pop, x.data_ptr(), None).atexit = False
+        first = sigma if labels is None else x
+        _made[first.data_ptr()] = dlogits, [c.clone() for c in _there(dx, ds)]
+        weakref.finalize(first.untyped_storage(), _made.pop, first.data_ptr(), None).atexit = False
     return x, sigma
+
+
+def _cotangents(dx: Tensor | None, ds: Tensor | None) -> Cotangents:
+    return Cotangents(0.0, 0.0 if dx is None else dx, 0.0 if ds is None else ds)
+
+
+def _there(*columns: Tensor | None) -> list[Tensor]:
+    return [c for c in columns if c is not None]
 
 
 @row_stats_ahead.register_fake
 def _(logits: Tensor, *arguments: Any) -> tuple[Tensor, Tensor]:
-    x, sigma = (logits.new_empty(logits.shape[:-1], dtype=torch.float64) for _ in range(2))
-    return x, sigma
+    labels, dense, *_ = arguments
+    return ops.column(logits, labels is not None), ops.column(logits, dense is not None)
 
 
 @torch.library.custom_op("xent::row_grad_ahead", mutates_args=())
@@ -72,16 +83,16 @@ def row_grad_ahead(
     dense: Tensor | None,
     temperature: float,
     softcap: float,
-    log_prob: Tensor,
-    dx: Tensor,
-    ds: Tensor,
+    first: Tensor,
+    dx: Tensor | None,
+    ds: Tensor | None,
 ) -> Tensor:
-    """Equation (2) of a function of the two statistics that `row_stats_ahead` gave."""
-    made = _made.pop(log_prob.data_ptr(), None)
-    if made is not None and torch.equal(made[1], dx) and torch.equal(made[2], ds):
+    """Equation (2) of a function of the statistics that `row_stats_ahead` gave, the ``first`` among them."""
+    made = _made.pop(first.data_ptr(), None)
+    if made is not None and all(map(torch.equal, made[1], _there(dx, ds))):
         return made[0]
     link = ops.link_of(temperature, softcap)
-    return bridge.row_stats_and_grad(logits, labels, dense, link, Cotangents(0.0, dx, ds), ())[1]
+    return bridge.row_stats_and_grad(logits, labels, dense, link, _cotangents(dx, ds), ())[1]
 
 
 @row_grad_ahead.register_fake
@@ -91,12 +102,13 @@ def _(logits: Tensor, *arguments: Any) -> Tensor:
 
 def _setup_context(ctx: Any, inputs: Any, output: Any) -> None:
     logits, labels, dense, ctx.temperature, ctx.softcap, _, _ = inputs
-    ctx.save_for_backward(logits, labels, dense, output[0])
+    ctx.save_for_backward(logits, labels, dense, output[labels is None])
 
 
-def _backward(ctx: Any, dx: Tensor, ds: Tensor) -> Any:
-    logits, labels, dense, log_prob = ctx.saved_tensors
-    dlogits = row_grad_ahead(logits, labels, dense, ctx.temperature, ctx.softcap, log_prob, dx, ds)
+def _backward(ctx: Any, dx: Any, ds: Any) -> Any:
+    logits, labels, dense, first = ctx.saved_tensors
+    dx, ds = None if labels is None else dx, None if dense is None else ds
+    dlogits = row_grad_ahead(logits, labels, dense, ctx.temperature, ctx.softcap, first, dx, ds)
     return dlogits, None, None, None, None, None, None
 
 

@@ -30,14 +30,14 @@ def row_stats(
     there = _there(labels, dense, all)
     want = tuple(name for name, is_there in zip(RowStats._fields, there, strict=True) if is_there)
     stats = bridge.row_stats(logits, labels, dense, link_of(temperature, softcap), want)
-    return tuple(_column(logits, False) if s is None else s for s in stats)  # type: ignore[return-value]
+    return tuple(column(logits, False) if s is None else s for s in stats)  # type: ignore[return-value]
 
 
 @row_stats.register_fake
 def _(
     logits: Tensor, labels: Tensor | None, dense: Tensor | None, temperature: float, softcap: float, all: bool
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    *columns, argmax = (_column(logits, is_there) for is_there in _there(labels, dense, all))
+    *columns, argmax = (column(logits, is_there) for is_there in _there(labels, dense, all))
     return (*columns, argmax.long() if all else argmax)  # type: ignore[return-value]
 
 
@@ -45,7 +45,8 @@ def _there(labels: Tensor | None, dense: Tensor | None, all: bool) -> tuple[bool
     return True, labels is not None, dense is not None, dense is not None, all, all
 
 
-def _column(logits: Tensor, is_there: bool) -> Tensor:
+def column(logits: Tensor, is_there: bool) -> Tensor:
+    """New memory for a statistic of ``logits``; none if it is not there."""
     return logits.new_empty(logits.shape[:-1] if is_there else (0,), dtype=torch.float64)
 
 
