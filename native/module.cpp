@@ -183,12 +183,18 @@ void row_hvp(const In& z, const Maybe<Labels>& labels, const Maybe<In>& dense, d
 
 // Whether every label is in [0, classes): y and classes − 1 − y then both have their sign bit clear.
 bool all_in_range(const Labels& labels, int64_t classes) {
-  const int64_t size = labels.size();
+  const int64_t size = labels.size(), last = classes - 1;
   const int64_t* y = labels.data();
   nb::gil_scoped_release release;
   uint64_t signs = 0;
+  const int threads = threads_for(size, size);
+  if (threads <= 1) {
 #pragma omp simd reduction(| : signs)
-  for (int64_t i = 0; i < size; ++i) signs |= uint64_t(y[i]) | (uint64_t(classes - 1) - uint64_t(y[i]));
+    for (int64_t i = 0; i < size; ++i) signs |= uint64_t(y[i]) | (uint64_t(last) - uint64_t(y[i]));
+  } else {
+#pragma omp parallel for simd reduction(| : signs) num_threads(threads)
+    for (int64_t i = 0; i < size; ++i) signs |= uint64_t(y[i]) | (uint64_t(last) - uint64_t(y[i]));
+  }
   return !(signs >> 63);
 }
 
@@ -215,9 +221,27 @@ double pairwise(const double* x, int64_t size) {
   return sum;
 }
 
+// `pairwise` in PARTS of its halves, which threads share: the same bits.
 double total(const InDoubles& column) {
+  constexpr int PARTS = 16;
+  const double* x = column.data();
+  const int64_t size = column.size();
   nb::gil_scoped_release release;
-  return pairwise(column.data(), column.size());
+  const int threads = threads_for(size, PARTS);
+  if (threads <= 1) return pairwise(x, size);
+  int64_t begin[PARTS + 1] = {0, size};
+  for (int parts = 1; parts < PARTS; parts *= 2)
+    for (int i = parts; i > 0; --i) {
+      begin[2 * i] = begin[i];
+      const int64_t part = begin[2 * i] - begin[i - 1];
+      begin[2 * i - 1] = begin[i - 1] + (part / 2 - part / 2 % 8);
+    }
+  double sums[PARTS];
+#pragma omp parallel for num_threads(threads)
+  for (int i = 0; i < PARTS; ++i) sums[i] = pairwise(x + begin[i], begin[i + 1] - begin[i]);
+  for (int parts = PARTS; parts > 1; parts /= 2)
+    for (int i = 0; i < parts / 2; ++i) sums[i] = sums[2 * i] + sums[2 * i + 1];
+  return sums[0];
 }
 
 std::vector<std::string> isas() {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import signal
 import subprocess
@@ -16,6 +17,7 @@ from tolerance import DTYPES
 from variants import FEW, FEW_CASES, Kind, Variant
 
 import xent
+from xent import _native
 
 Array = np.ndarray[Any, Any]
 # Narrow, wide, few wide rows, classes first: each large enough to be shared out.
@@ -48,6 +50,21 @@ def test_same_bits_for_any_number_of_threads(
         with threadpoolctl.threadpool_limits(threads):
             results.append(digest(variant, kind, dtype, shape))
     assert results[0] == results[1] == results[2]
+
+
+@pytest.mark.parametrize("size", [65_536, 65_537, 99_999, 1_000_003])
+def test_sums_and_checks_of_long_columns(size: int) -> None:
+    threadpoolctl = pytest.importorskip("threadpoolctl")
+    rng = np.random.default_rng(size)
+    columns, labels = np.exp(9 * rng.normal(size=(9, size))), rng.integers(0, 7, size)
+    for threads in (1, 2, 3):
+        with threadpoolctl.threadpool_limits(threads):
+            assert [_native.total(c) for c in columns] == [c.sum() for c in columns]  # NumPy's order
+            assert _native.all_in_range(labels, 7)
+            for place, label in itertools.product((0, size // 2, size - 1), (-1, 7, 1 << 62, -(1 << 63))):
+                wrong = labels.copy()
+                wrong[place] = label
+                assert not _native.all_in_range(wrong, 7)
 
 
 def run(code: str, **environment: str) -> subprocess.CompletedProcess[str]:
