@@ -39,34 +39,42 @@ XENT_INLINE int64_t into_line(const S* to) {
 // and to do without them takes as long as exp.
 template <class S, class T>
 XENT_INLINE void widen(const S* from, T* to, int64_t n) {
-  int64_t i = 0;
+  int64_t whole = 0;
 #if defined(__AVX512F__)
-  if constexpr (std::is_same_v<S, Half>)
-    for (; i + 16 <= n; i += 16)
+  if constexpr (std::is_same_v<S, Half>) {
+    whole = n / 16 * 16;
+    for (int64_t i = 0; i < whole; i += 16)
       _mm512_storeu_ps(to + i, _mm512_maskz_cvtph_ps(0xffff, _mm256_loadu_si256((const __m256i*)(from + i))));
+  }
 #elif defined(__F16C__)
-  if constexpr (std::is_same_v<S, Half>)
-    for (; i + 8 <= n; i += 8)
+  if constexpr (std::is_same_v<S, Half>) {
+    whole = n / 8 * 8;
+    for (int64_t i = 0; i < whole; i += 8)
       _mm256_storeu_ps(to + i, _mm256_cvtph_ps(_mm_loadu_si128((const __m128i*)(from + i))));
+  }
 #endif
 #pragma omp simd
-  for (int64_t j = i; j < n; ++j) to[j] = load(from[j]);
+  for (int64_t i = whole; i < n; ++i) to[i] = load(from[i]);
 }
 
 template <class S, class T>
 XENT_INLINE void narrow(const T* from, S* to, int64_t n) {
-  int64_t i = 0;
+  int64_t whole = 0;
 #if defined(__AVX512F__)
-  if constexpr (std::is_same_v<S, Half>)
-    for (; i + 16 <= n; i += 16)
+  if constexpr (std::is_same_v<S, Half>) {
+    whole = n / 16 * 16;
+    for (int64_t i = 0; i < whole; i += 16)
       _mm256_storeu_si256((__m256i*)(to + i), _mm512_maskz_cvtps_ph(0xffff, _mm512_loadu_ps(from + i), 0));
+  }
 #elif defined(__F16C__)
-  if constexpr (std::is_same_v<S, Half>)
-    for (; i + 8 <= n; i += 8)
+  if constexpr (std::is_same_v<S, Half>) {
+    whole = n / 8 * 8;
+    for (int64_t i = 0; i < whole; i += 8)
       _mm_storeu_si128((__m128i*)(to + i), _mm256_cvtps_ph(_mm256_loadu_ps(from + i), 0));
+  }
 #endif
 #pragma omp simd
-  for (int64_t j = i; j < n; ++j) to[j] = store<S>(from[j]);
+  for (int64_t i = whole; i < n; ++i) to[i] = store<S>(from[i]);
 }
 
 // to[i] = store(f(i)), whole lines of them past the cache, so that memory which is only written is not read first.

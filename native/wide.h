@@ -231,19 +231,26 @@ class Wide {
     const S* from = z + k;
     T *u = now.w + (CAP ? k : 0), part[SIDE];
     for (T& largest : part) largest = lowest_<T>();
-    const auto take = [&](int64_t i, int count) {
-      T some[SIDE];
-      widen(from + i, some, count);
+    const auto take = [&](const S* some, int64_t i) {
+      const T* values;
+      if constexpr (std::is_same_v<S, T>)
+        values = some;
+      else
+        widen(some, u + i, SIDE), values = u + i;
 #pragma omp simd
-      for (int j = 0; j < count; ++j) {
-        const T value = link.value(some[j]);
-        if constexpr (!as_it_is) u[i + j] = value;
+      for (int j = 0; j < SIDE; ++j) {
+        const T value = link.value(values[j]);
+        if constexpr (CAP) u[i + j] = value;
         part[j] = value > part[j] ? value : part[j];
       }
     };
     int64_t i = 0;
-    for (; i + SIDE <= n; i += SIDE) take(i, SIDE);
-    take(i, int(n - i));
+    for (; i + SIDE <= n; i += SIDE) take(from + i, i);
+    if (i < n) {  // as if the last logit were repeated
+      S end[SIDE];
+      for (int64_t j = 0; j < SIDE; ++j) end[j] = from[i + j < n ? i + j : n - 1];
+      take(end, i);
+    }
     max = fold<SIDE>(part, [](T a, T b) { return b > a ? b : a; });
     if constexpr (as_it_is) return from;
     return u;
