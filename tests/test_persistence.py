@@ -214,7 +214,7 @@ WRONG_METADATA = [
     (STATE + "parameters.alpha", "1", "`alpha` must be a number"),
     (STATE + "parameters.alpha", -1.0, "`alpha` must be a number, finite and >= 0; got -1.0"),
     (STATE + "parameters.alpha", [1], r"`alpha` must be a number, .*got \[1\]"),
-    (STATE + "parameters.label_smoothing", 10**400, "int too large"),
+    (STATE + "parameters.label_smoothing", 10**400, "`label_smoothing` must be in"),
     (STATE + "parameters.label_smoothing", "x", "`label_smoothing` must be a number"),
     (STATE + "parameters.solver", {"a": 1}, "`solver` must be one of"),
     (STATE + "parameters.max_iter", True, "`max_iter` must be an integer"),

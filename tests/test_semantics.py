@@ -462,3 +462,15 @@ def test_a_small_probability_keeps_its_digits_where_the_label_does_not_count(num
     wide = logits.astype(np.float64)
     expected = 2 * xent.logsumexp(wide)[:, None] * xent.softmax(wide)
     np.testing.assert_allclose(grad, expected, rtol=1e-5)
+
+
+@pytest.mark.parametrize("option", ["softcap", "temperature"])
+@pytest.mark.parametrize("value", [1e-30, 1e30])
+def test_extreme_options_are_finite_in_float32(option: str, value: float) -> None:
+    for scale in (1.0, 1e4):
+        z = (scale * np.array([[1.0, 2.0, 3.0]])).astype(np.float32)
+        loss, grad = xent.cross_entropy_with_grad(z, [1], **{option: value})
+        exact, exact_grad = xent.cross_entropy_with_grad(z.astype(np.float64), [1], **{option: value})
+        np.testing.assert_allclose(loss, exact, rtol=1e-6)
+        np.testing.assert_allclose(grad, exact_grad, rtol=1e-5, atol=1e-6 * np.abs(exact_grad).max())
+        assert np.isfinite(xent.cross_entropy_hvp(z, [1], z, **{option: value})).all()

@@ -275,3 +275,57 @@ def test_probabilities_of_any_dtype_beside_plain_logits(dtype: Any) -> None:
     ours, theirs = xt.cross_entropy(z, q), F.cross_entropy(z, q.float())
     close(ours, theirs)
     close(torch.autograd.grad(ours, z), torch.autograd.grad(theirs, z))
+
+
+Z, X = torch.zeros(2, 3), torch.zeros(2, 1)
+ELSEWHERE = {  # calls with labels and a weight that are not where Z and X are
+    "`target` must be on that of `input`": lambda y, w: xt.cross_entropy(Z, y),
+    "`weight` must be on that of `input`": lambda y, w: xt.cross_entropy(Z, torch.tensor([0, 1]), w),
+    "`targets` must be on that of `logits`": lambda y, w: xent.cross_entropy(Z, y),
+    "`labels` must be on that of `logits`": lambda y, w: xt.row_statistics(Z, y),
+    "`linear_weight` must be on that of `input`": lambda y, w: xt.linear_cross_entropy(X, w[:, None], y),
+    "`targets` must be on that of `inputs`": lambda y, w: xent.linear_cross_entropy(X, Z.T[:, :1], y),
+    "`pos_weight` must be on that of `input`": lambda y, w: xt.binary_cross_entropy_with_logits(
+        Z, Z, pos_weight=w
+    ),
+}
+
+
+@pytest.mark.parametrize("message", ELSEWHERE)
+def test_a_tensor_on_another_device_is_named(message: str) -> None:
+    y, w = torch.zeros(2, dtype=torch.int64, device="meta"), torch.ones(3, device="meta")
+    with pytest.raises(ValueError, match=f"same device: {message}, cpu; got meta"):
+        ELSEWHERE[message](y, w)
+
+
+def test_a_sparse_tensor_is_named() -> None:
+    z, y = torch.eye(3), torch.arange(3)
+    for loss in (xt.cross_entropy, xent.cross_entropy):
+        with pytest.raises(
+            ValueError, match=r"must be a dense tensor, torch\.strided; got torch\.sparse_coo"
+        ):
+            loss(z.to_sparse(), y)
+        with pytest.raises(ValueError, match=r"`targets?` must be a dense tensor"):
+            loss(z, z.to_sparse())
+
+
+def test_tensors_without_values() -> None:
+    x, w, y = (a.to("meta") for a in operands(torch.float32))
+    assert xt.linear_cross_entropy(x, w, y).shape == ()
+    z = (x @ w.T).requires_grad_()
+    xt.cross_entropy(z, y).backward()
+    assert z.grad.shape == z.shape
+
+
+@pytest.mark.parametrize("name", ["weight", "pos_weight"])
+def test_binary_factors_do_not_widen_the_input(name: str) -> None:
+    z, q = torch.zeros(4, 3), torch.zeros(4, 3)
+    for good in ((), (1,), (3,), (4, 1), (4, 3)):
+        assert xt.binary_cross_entropy_with_logits(
+            z, q, reduction="none", **{name: torch.ones(good)}
+        ).shape == (4, 3)
+    for bad in ((4,), (1, 4, 3), (2, 3), (0,)):
+        with pytest.raises(ValueError, match=rf"`{name}` must broadcast to the shape of `input`, \(4, 3\)"):
+            xt.binary_cross_entropy_with_logits(z, q, **{name: torch.ones(bad)})
+    with pytest.raises(TypeError, match=f"`{name}` must be a torch.Tensor; got `float`"):
+        xt.binary_cross_entropy_with_logits(z, q, **{name: 2.0})

@@ -9,6 +9,8 @@ from dataclasses import dataclass, fields
 from functools import lru_cache
 from typing import Any, Literal, TypedDict, TypeVar
 
+import numpy as np
+
 Reduction = Literal["mean", "sum", "none"]
 Denominator = Literal["rows"] | float | None
 
@@ -50,9 +52,9 @@ OPTIONS_DOC = {
     ``γ`` of the focal loss ``−(1−p)^γ log p`` (Lin et al., 2017); labels only.""",
     "z_loss": """float >= 0, default 0.0
     ``λ`` of ``λ·logsumexp²`` (PaLM: Chowdhery et al., 2022).""",
-    "softcap": """float > 0, default None
+    "softcap": """float from 1e-30 to 1e30, default None
     ``C`` of ``C·tanh(z/(T·C))``. Infinite logits pass through it unchanged.""",
-    "temperature": """float > 0, default 1.0
+    "temperature": """float from 1e-30 to 1e30, default 1.0
     ``T`` of ``z/T``.""",
 }
 
@@ -75,9 +77,11 @@ class LossSpec:
         _require_choice("smoothing_over", self.smoothing_over, SMOOTHING_OVER)
         self._require_float("focal_gamma", "finite and >= 0", lambda x: x >= 0)
         self._require_float("z_loss", "finite and >= 0", lambda x: x >= 0)
+        # Beyond these float32 has not the numbers that the kernels make of them.
+        expected, holds = "finite and > 0 (1e-30 to 1e30)", lambda x: 1e-30 <= x <= 1e30
         if self.softcap is not None:
-            self._require_float("softcap", "None or finite and > 0", lambda x: x > 0)
-        self._require_float("temperature", "finite and > 0", lambda x: x > 0)
+            self._require_float("softcap", f"None or {expected}", holds)
+        self._require_float("temperature", expected, holds)
         if self.focal_gamma and self.label_smoothing:
             raise ValueError(
                 "`focal_gamma` and `label_smoothing` cannot be combined: the focal loss is defined "
@@ -88,10 +92,9 @@ class LossSpec:
     def _require_float(self, name: str, expected: str, holds: Callable[[float], bool]) -> None:
         """Raise unless the option is a number for which ``holds``; it is a float from then on."""
         value = getattr(self, name)
-        try:
-            number = float("no number" if isinstance(value, str | bytes) else value)
-        except (TypeError, ValueError):
-            raise TypeError(f"`{name}` must be a number, {expected}; got {value!r}") from None
+        number = _as_float(value)
+        if number is None:
+            raise TypeError(f"`{name}` must be a number, {expected}; got {value!r}")
         if not (-math.inf < number < math.inf and holds(number)):
             raise ValueError(f"`{name}` must be {expected}; got {value!r}")
         object.__setattr__(self, name, number)
@@ -157,6 +160,18 @@ def with_options(omit: tuple[str, ...] = ()) -> Callable[[F], F]:
         return function
 
     return decorate
+
+
+def _as_float(value: Any) -> float | None:
+    """None for what is no number; `float` itself reads text, also an array's."""
+    if isinstance(value, str | bytes) or (isinstance(value, np.ndarray) and value.dtype.kind in "SU"):
+        return None
+    try:
+        return float(value)
+    except OverflowError:  # of an integer
+        return math.inf
+    except (TypeError, ValueError):
+        return None
 
 
 def _require_choice(name: str, value: object, choices: tuple[str, ...]) -> None:

@@ -38,6 +38,7 @@ def is_readable(x: Tensor) -> bool:
     return (
         not torch.compiler.is_compiling()
         and x.is_cpu
+        and x.layout == torch.strided
         and type(x) in PLAIN
         and not torch._C._are_functorch_transforms_active()
         and torch._C._len_torch_dispatch_stack() == 0
@@ -56,6 +57,23 @@ def require_local(**tensors: Tensor | None) -> None:
         if x is not None and type(x) not in PLAIN and hasattr(x, "to_local"):
             raise NotImplementedError(
                 f"`{name}` must be a tensor of this rank; got a DTensor: give its rows by `.to_local()`"
+            )
+
+
+def require_together(**tensors: Tensor | None) -> None:
+    """Raise unless the tensors are dense and on the device of the first one."""
+    first = device = None
+    for name, x in tensors.items():
+        if not isinstance(x, Tensor):
+            continue
+        if x.layout != torch.strided:
+            raise ArgumentError(f"`{name}` must be a dense tensor, torch.strided; got {x.layout}")
+        if first is None:
+            first, device = name, x.device
+        elif x.device != device:
+            raise ArgumentError(
+                f"Expected all tensors to be on the same device: `{name}` must be on that of `{first}`, "
+                f"{device}; got {x.device}"
             )
 
 

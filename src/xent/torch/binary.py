@@ -77,11 +77,13 @@ def binary_cross_entropy_with_logits(
     require_reduction(reduction)
     spec = arguments.spec_of(label_smoothing=label_smoothing, **options)
     _require(input, target, spec, validate)
+    _require_factors(input, weight=weight, pos_weight=pos_weight)
     if denominator is not None and not isinstance(denominator, Tensor):
         denominator = checks.as_denominator(denominator)
     counts = Target(None, 0.0, None, 0.0, None, total=input.numel(), rows=input.numel())
     loss = BinaryCrossEntropy(spec, reduction, targeting.denominator(counts, reduction, denominator))
     if isinstance(denominator, Tensor) or not eager.is_plain(input, target, weight, pos_weight):
+        arguments.require_together(input=input, target=target, weight=weight, pos_weight=pos_weight)
         return loss.differentiable(input, target, weight, pos_weight)
     return eager.loss(loss, input, target, weight, pos_weight)
 
@@ -152,3 +154,18 @@ def _require(input: Tensor, q: Tensor, spec: LossSpec, validate: bool | None) ->
     if validate is False or not arguments.is_readable(q):
         return
     checks.check_probabilities(bridge.view(q.to(bridge.loss_dtype(input))), "target", upper=1.0)
+
+
+def _require_factors(input: Tensor, **factors: Any) -> None:
+    """Raise unless each is None or a tensor that is stretched to the shape of ``input``, not beyond."""
+    for name, x in factors.items():
+        if x is None:
+            continue
+        arguments.require_tensor(x, name)
+        front = input.ndim - x.ndim
+        if front < 0 or any(
+            n not in (1, whole) for n, whole in zip(x.shape, input.shape[front:], strict=True)
+        ):
+            raise arguments.ArgumentError(
+                f"`{name}` must broadcast to the shape of `input`, {tuple(input.shape)}; got {tuple(x.shape)}"
+            )

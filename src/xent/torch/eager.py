@@ -90,8 +90,10 @@ def is_plain(logits: Tensor, *others: Tensor | None) -> bool:
         return False
     if torch._C._autograd._top_saved_tensors_default_hooks(False) is not None:
         return False
-    for x in others:  # noqa: SIM110 (a generator takes 0.5 µs of a 50 µs training step)
-        if x is not None and (type(x) not in arguments.PLAIN or x.requires_grad):
+    for x in others:
+        if x is None:
+            continue
+        if type(x) not in arguments.PLAIN or x.requires_grad or not x.is_cpu or x.layout != torch.strided:
             return False
     return True
 

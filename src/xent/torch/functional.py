@@ -118,6 +118,7 @@ def row_statistics(
     spec = arguments.spec_of(ignore_index=ignore_index, softcap=softcap, temperature=temperature)
     arguments.require_tensor(logits, "logits")
     arguments.require_local(logits=logits, labels=labels)
+    arguments.require_together(logits=logits, labels=labels)
     if labels is not None:
         arguments.require_labels(labels, logits.shape[:-1])
         if eager.is_plain(logits, labels):
@@ -168,6 +169,8 @@ def of_rows(
     tensors = (logits, targets, weight, sample_weight)
     if not isinstance(denominator, Tensor) and eager.is_plain(*tensors):
         return eager.loss(loss, *tensors)
+    names = {"input" if name == "target" else "logits": logits, name: targets}
+    arguments.require_together(**names, weight=weight, sample_weight=sample_weight)
     if on_device.is_plain(*tensors, denominator if isinstance(denominator, Tensor) else None):
         if validate:
             arguments.require_targets(targets, logits.shape[-1], spec.ignore_index, name)

@@ -122,8 +122,9 @@ def checked(input: Tensor, weight: Tensor, bias: Tensor | None, names: tuple[str
     for name, x in zip(names, (input, weight, bias), strict=True):
         if x is not None:
             arguments.require_tensor(x, name)
+    arguments.require_together(**dict(zip(names, (input, weight, bias), strict=True)))
     device = input.device.type
-    if torch.is_autocast_enabled(device):
+    if torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device):
         to = torch.get_autocast_dtype(device)
         input, weight = _autocast(input, to), _autocast(weight, to)
         bias = None if bias is None else _autocast(bias, to)
@@ -192,6 +193,11 @@ def of_rows(
     _require_targets(targets, (*shape, num_classes), spec, name)
     arguments.require_weight(class_weight, num_classes)
     arguments.require_rows(sample_weight, shape)
+    arguments.require_together(
+        **{"input" if name == "target" else "inputs": input, name: targets},
+        weight=class_weight,
+        sample_weight=sample_weight,
+    )
     if not isinstance(denominator, Tensor):
         denominator = checks.as_denominator(denominator)
     flat = Operands(rows.matrix(input), weight, bias)
