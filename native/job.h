@@ -41,6 +41,7 @@ using Rows = bool (*)(const Job&, int64_t begin, int64_t end);
 struct Linear;     // linear.h
 struct Evaluates;  // evaluate.h
 struct Sparse;     // sparse.h
+struct Binary;     // binary.h
 
 // One instruction set's kernels. Rows are handed out in multiples of `granule`, so that a row is always
 // computed in the same place of the same loop, whatever the number of threads.
@@ -51,6 +52,7 @@ struct Kernels {
   const Linear* linear;  // by Widths
   const Evaluates* evaluates;
   const Sparse* sparse;
+  const Binary* binary;
 };
 
 }  // namespace xent

@@ -60,6 +60,7 @@ constexpr void fill(Rows (&row)[STORAGES]) {
 extern const Linear linear[];
 extern const Evaluates evaluates;
 extern const Sparse sparse;
+extern const Binary binary;
 extern const Kernels kernels;
 const Kernels kernels = [] {
   Kernels k{};
@@ -72,6 +73,7 @@ const Kernels kernels = [] {
   k.linear = linear;
   k.evaluates = &evaluates;
   k.sparse = &sparse;
+  k.binary = &binary;
   return k;
 }();
 

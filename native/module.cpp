@@ -198,29 +198,6 @@ bool all_in_range(const Labels& labels, int64_t classes) {
   return !(signs >> 63);
 }
 
-// Σ over halves, and halves of them: NumPy's order and bits, without its 1 µs (8 in a loop that trains) a call.
-double pairwise(const double* x, int64_t size) {
-  if (size > 128) {
-    const int64_t half = size / 2 - size / 2 % 8;
-    return pairwise(x, half) + pairwise(x + half, size - half);
-  }
-  if (size < 8) {
-    double sum = 0.0;
-    for (int64_t i = 0; i < size; ++i) sum += x[i];
-    return sum;
-  }
-  double lanes[8];
-#pragma GCC unroll 8
-  for (int j = 0; j < 8; ++j) lanes[j] = x[j];
-  int64_t i = 8;
-  for (; i + 8 <= size; i += 8)
-#pragma GCC unroll 8
-    for (int j = 0; j < 8; ++j) lanes[j] += x[i + j];
-  double sum = ((lanes[0] + lanes[1]) + (lanes[2] + lanes[3])) + ((lanes[4] + lanes[5]) + (lanes[6] + lanes[7]));
-  for (; i < size; ++i) sum += x[i];
-  return sum;
-}
-
 // `pairwise` in PARTS of its halves, which threads share: the same bits.
 double total(const InDoubles& column) {
   constexpr int PARTS = 16;
@@ -281,6 +258,7 @@ NB_MODULE(_native, m) {
   bind_linear(m);
   bind_evaluate(m);
   bind_sparse(m);
+  bind_binary(m);
   m.def("isas", &isas);
   m.def("set_isa", &set_isa);
 }

@@ -6,8 +6,7 @@ from typing import Any, Unpack
 
 import numpy as np
 
-from xent import checks, target
-from xent.blocks import Blocks
+from xent import checks, elements, target
 from xent.spec import LossSpec, Options, require_reduction, with_options
 from xent.target import Target
 
@@ -144,7 +143,7 @@ def _run(
     counts = Target(None, 0.0, None, 0.0, None, total, rows)
     divisor = target.denominator(counts, reduction, checks.as_denominator(denominator))
     pi = None if pos_weight is None else np.float64(_as_pos_weight(pos_weight))
-    problem = Blocks(z, q, pi, weight, spec, reduction, float(divisor))
+    problem = elements.problem(z, q, pi, weight, spec, reduction, float(divisor))
     return problem.loss() if out is None else problem.loss_and_grad(out)[0]
 
 

@@ -177,9 +177,17 @@ def as_labels(
     return y, ignored
 
 
+def all_within(x: Array, upper: float) -> bool:
+    """Whether all of ``x`` is in [0, upper]; NaN is not. bfloat16 may come as its bits."""
+    flags = x.flags
+    if x.dtype.char in "dfeH" and x.dtype.isnative and flags.forc and flags.aligned:
+        return _native.all_within(x.ravel("K"), upper)
+    return not x.size or bool(x.min() >= 0 and x.max() <= upper)
+
+
 def check_probabilities(q: Array, name: str = "targets", upper: float = math.inf) -> None:
     """Raise ValueError at the first entry of ``q`` that is NaN, negative or above ``upper``."""
-    if q.size and not (q.min() >= 0 and (upper == math.inf or q.max() <= upper)):
+    if not all_within(q, upper):
         where = np.unravel_index(int((~((q >= 0) & (q <= upper))).argmax()), q.shape)
         expected = "not negative and not NaN" if upper == math.inf else f"in [0, {upper:g}]"
         raise ValueError(f"`{name}` must be {expected}; got {q[where]} at {place(where)}")

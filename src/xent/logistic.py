@@ -25,11 +25,16 @@ def measure(q: Array, pos_weight: Array | None, weight: Array | None, spec: Loss
     if spec.focal_gamma:
         alpha = 1.0 if pos_weight is None else xp.where(q == 1, pos_weight, 1.0)
         return Target(q, alpha, None, 0.0, weight, total, rows)
-    smoothing = spec.label_smoothing * (2 if spec.smoothing_over == "others" else 1)
+    smoothing = smoothing_of(spec)
     if smoothing:
         q = (1.0 - smoothing) * q + smoothing / 2
     dense = (1.0 - q, q if pos_weight is None else pos_weight * q)
     return Target(None, 0.0, dense, 1.0, weight, total, rows)
+
+
+def smoothing_of(spec: LossSpec) -> float:
+    """The part of a probability that is shared by the two classes."""
+    return spec.label_smoothing * (2 if spec.smoothing_over == "others" else 1)
 
 
 # The kernels, on NumPy arrays (...), as `protocol.Kernels`; `dense` is a pair of arrays.

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple, Unpack
 
-import numpy as np
 import torch
 from torch.nn.functional import logsigmoid
 
-from xent import checks, head, logistic
+from xent import checks, elements, head, logistic
 from xent import target as targeting
-from xent.blocks import Blocks
 from xent.link import Link
 from xent.protocol import RowStats
 from xent.spec import Further, LossSpec, require_reduction, with_options
@@ -96,16 +94,19 @@ class BinaryCrossEntropy(NamedTuple):
     divisor: Any
     is_plain_mean: bool = False
 
-    def problem(self, *tensors: Any) -> Blocks:
+    def problem(self, *tensors: Any) -> Any:
         """See `eager.Loss`."""
         logits, q, weight, pos_weight = tensors
         dtype = bridge.loss_dtype(logits)
-        if logits.dtype == torch.bfloat16:  # which NumPy does not know
+        as_they_are = (torch.bool, torch.uint8, logits.dtype) if self.spec.is_linear else ()
+        if logits.dtype == torch.bfloat16 and not self.spec.is_linear:  # NumPy does not know it
             logits = logits.to(dtype)
-        targets = bridge.view(q.to(dtype)) if q.is_floating_point() else bridge.view(q).astype(np.int64)
+        if q.dtype not in as_they_are:
+            q = q.to(dtype) if q.is_floating_point() else q.long()
+        targets = bridge.view(q)
         pi, omega = (None if x is None else bridge.view(x.to(dtype)) for x in (pos_weight, weight))
         z = bridge.view(logits)
-        return Blocks(z, targets, pi, omega, self.spec, self.reduction, float(self.divisor))
+        return elements.problem(z, targets, pi, omega, self.spec, self.reduction, float(self.divisor))
 
     def differentiable(self, *tensors: Any) -> Tensor:
         """See `eager.Loss`."""
@@ -151,7 +152,9 @@ def _require(input: Tensor, q: Tensor, spec: LossSpec, validate: bool | None) ->
             "`focal_gamma` and probability `target` cannot be combined: the focal loss is defined for "
             f"labels, integers or booleans; got focal_gamma={spec.focal_gamma}"
         )
-    if validate is False or not arguments.is_readable(q):
+    if validate is False or not arguments.is_readable(q) or q.dtype == torch.bool:
+        return
+    if q.is_floating_point() and checks.all_within(bridge.view(q), 1.0):
         return
     checks.check_probabilities(bridge.view(q.to(bridge.loss_dtype(input))), "target", upper=1.0)
 
