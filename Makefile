@@ -26,6 +26,7 @@ sanitize: $(VENV)/.test ## the kernel tests under address and undefined-behaviou
 bench: $(VENV)/.test ## writes bench/results; wants a quiet machine for an hour
 	$(BIN)/python -m bench.run
 	$(BIN)/python -m bench.bounds
+	$(BIN)/python -m bench.binary
 	$(BIN)/python -m bench.linear_pass
 	$(BIN)/python -m bench.evaluation
 	$(BIN)/python -m bench.fits

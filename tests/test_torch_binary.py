@@ -12,6 +12,7 @@ torch = pytest.importorskip("torch")
 import xent  # noqa: E402
 import xent.torch as xt  # noqa: E402
 from tests.test_torch import way  # noqa: E402, F401
+from xent import elements  # noqa: E402
 
 F = torch.nn.functional
 bce = xt.binary_cross_entropy_with_logits
@@ -107,3 +108,56 @@ def test_memory_is_that_of_the_gradient():
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert peak < 1.5 * z.nbytes  # `out` itself, and some blocks
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16], ids=str)
+def test_operators(dtype):
+    z = torch.randn(4, 3, dtype=dtype, requires_grad=True)
+    weight, pi = torch.rand(4, 1, dtype=dtype), torch.rand(3, dtype=dtype)
+    scalars = (0.1, "others", 2.0, 3.0)
+    tests = ("test_schema", "test_faketensor", "test_aot_dispatch_static")
+    for q in (torch.rand(4, 3, dtype=dtype), torch.rand(4, 3) < 0.5, torch.randint(0, 2, (4, 3))):
+        for each, upstream in ((True, torch.rand(4, 3)), (False, torch.tensor(2.0))):
+            torch.library.opcheck(torch.ops.xent.binary_losses.default, (z, q, weight, pi, *scalars, each))
+            torch.library.opcheck(
+                torch.ops.xent.binary_grad.default,
+                (z.detach(), q, None, pi, *scalars, upstream.to(dtype)),
+                test_utils=tests,
+            )
+
+
+@pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float16], ids=str)
+def test_a_compiled_graph_calls_the_kernel(reduction, dtype, monkeypatch):
+    torch._dynamo.reset()
+    calls = []
+    run = elements.Elements.total
+    monkeypatch.setattr(elements.Elements, "total", lambda *a: (calls.append(1), run(*a))[1])
+    z = torch.randn(40, 5, dtype=dtype, requires_grad=True)
+    q, weight, pi = torch.rand(40, 5), torch.rand(5), torch.rand(40, 1)
+    options = {"reduction": reduction, "softcap": 3.0, "label_smoothing": 0.1}
+
+    def f(z):
+        return bce(z, q, weight, pos_weight=pi, **options)
+
+    loss = torch.compile(f, fullgraph=True, backend="aot_eager")(z)
+    upstream = torch.rand(loss.shape, dtype=loss.dtype)
+    (grad,) = torch.autograd.grad(loss, z, upstream)
+    assert len(calls) == 2
+    assert loss.dtype == bce(z, q).dtype
+    assert grad.dtype == dtype
+    torch.testing.assert_close(loss, f(z))
+    torch.testing.assert_close(grad, torch.autograd.grad(f(z), z, upstream)[0])
+
+
+def test_a_compiled_graph_derives_its_weights_too():
+    torch._dynamo.reset()
+    z, q = torch.randn(6, dtype=torch.float64), torch.rand(6, dtype=torch.float64)
+    weight = torch.rand(6, dtype=torch.float64)
+    for place in range(3):
+        operands = [x.clone().requires_grad_(i == place) for i, x in enumerate((z, q, weight))]
+        found = torch.compile(bce, fullgraph=True, backend="aot_eager")(*operands)
+        truth = F.binary_cross_entropy_with_logits(z, q, weight)
+        torch.testing.assert_close(found, truth)
+        eager = torch.autograd.grad(bce(*operands), operands[place])
+        torch.testing.assert_close(torch.autograd.grad(found, operands[place]), eager)

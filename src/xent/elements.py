@@ -59,31 +59,36 @@ class Elements:
 
     def loss(self, stats: None = None) -> Any:
         """See `Problem`."""
-        return self._run(None, None)
+        return self._loss(None)
 
     def loss_and_grad(self, out: Array) -> tuple[Any, Array]:
         """See `Problem`."""
-        return self._run(None, out), out
+        return self._loss(out), out
 
     def grad(self, stats: None, dloss: Any, out: Array) -> Array:
         """See `Problem`."""
-        self._run(dloss, out)
+        self.total(None, dloss, out)
         return out
 
-    def _run(self, dloss: Any, out: Array | None) -> Any:
-        """The loss, and its gradient times ``dloss`` into ``out``."""
+    def _loss(self, out: Array | None) -> Any:
+        if self.reduction != "none":
+            return self.dtype.type(self.total(None, 1.0, out) * self.scale)
+        losses = np.empty(self.logits.shape, self.dtype)
+        self.total(losses, 1.0, out)
+        return losses[()]
+
+    def total(self, losses: Array | None, dloss: Any, out: Array | None) -> float:
+        """Σ of the losses, which go into ``losses``; ``dloss`` times the loss's gradient into ``out``."""
         is_row = np.ndim(dloss) > 0
         upstream = self._cycle(dloss) if is_row else None
-        scale = self.scale if dloss is None or is_row else self.scale * float(dloss)
-        losses = np.empty(self.logits.size, self.dtype) if self.reduction == "none" else None
-        target = None if out is None else _bits(out)
-        flat = None if target is None else _flat(target)
-        total = _native.binary_loss(*self.arrays, upstream, *self.scalars, scale, losses, flat)
-        if target is not None and flat is not None and not np.may_share_memory(flat, target):
-            target[...] = flat.reshape(target.shape)
-        if losses is not None:
-            return losses.reshape(self.logits.shape)[()]
-        return self.dtype.type(total * self.scale)
+        scale = self.scale if is_row else self.scale * float(dloss)
+        each = None if losses is None else losses.reshape(-1)
+        bits = None if out is None else _bits(out)
+        flat = None if bits is None else _flat(bits)
+        sum: float = _native.binary_loss(*self.arrays, upstream, *self.scalars, scale, each, flat)
+        if bits is not None and flat is not None and not np.may_share_memory(flat, bits):
+            bits[...] = flat.reshape(bits.shape)
+        return sum
 
     def _cycle(self, x: Any) -> Array | None:
         """Factors as the kernel takes them: as many as there are elements, or those of the last axes."""

@@ -7,13 +7,13 @@ from typing import Any, NamedTuple, Unpack
 import torch
 from torch.nn.functional import logsigmoid
 
-from xent import checks, elements, head, logistic
+from xent import checks, head, logistic
 from xent import target as targeting
 from xent.link import Link
 from xent.protocol import RowStats
 from xent.spec import Further, LossSpec, require_reduction, with_options
 from xent.target import Target
-from xent.torch import arguments, bridge, composite, eager
+from xent.torch import arguments, binary_ops, bridge, composite, eager
 
 Tensor = torch.Tensor
 
@@ -96,22 +96,16 @@ class BinaryCrossEntropy(NamedTuple):
 
     def problem(self, *tensors: Any) -> Any:
         """See `eager.Loss`."""
-        logits, q, weight, pos_weight = tensors
-        dtype = bridge.loss_dtype(logits)
-        as_they_are = (torch.bool, torch.uint8, logits.dtype) if self.spec.is_linear else ()
-        if logits.dtype == torch.bfloat16 and not self.spec.is_linear:  # NumPy does not know it
-            logits = logits.to(dtype)
-        if q.dtype not in as_they_are:
-            q = q.to(dtype) if q.is_floating_point() else q.long()
-        targets = bridge.view(q)
-        pi, omega = (None if x is None else bridge.view(x.to(dtype)) for x in (pos_weight, weight))
-        z = bridge.view(logits)
-        return elements.problem(z, targets, pi, omega, self.spec, self.reduction, float(self.divisor))
+        return binary_ops.problem(tensors, self.spec, self.reduction, float(self.divisor))
 
     def differentiable(self, *tensors: Any) -> Tensor:
         """See `eager.Loss`."""
         logits, q, weight, pos_weight = tensors
         dtype = bridge.loss_dtype(logits)
+        if self.spec.is_linear and binary_ops.has_one_gradient(*tensors):
+            losses = binary_ops.losses(tensors, self.spec, each=self.reduction == "none")
+            scale = 1.0 if self.reduction == "none" else composite.inverse(self.divisor)
+            return (losses * scale).to(dtype)
         q = q.long() if self.spec.focal_gamma else q.to(dtype)
         pi, omega = (None if x is None else x.to(dtype) for x in (pos_weight, weight))
         measure = logistic.measure(q, pi, omega, self.spec, torch)

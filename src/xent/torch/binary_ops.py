@@ -1,0 +1,115 @@
+"""The binary loss of CPU tensors by its kernel, and as operators that a compiled graph calls."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from xent import elements
+from xent.spec import LossSpec
+from xent.torch import arguments, bridge
+
+Tensor = torch.Tensor
+
+
+def problem(tensors: tuple[Any, ...], spec: LossSpec, reduction: str, divisor: float) -> Any:
+    """`elements.problem` of (logits, targets, weight, pos_weight)."""
+    logits, q, weight, pos_weight = tensors
+    dtype = bridge.loss_dtype(logits)
+    as_they_are = (torch.bool, torch.uint8, logits.dtype) if spec.is_linear else ()
+    if logits.dtype == torch.bfloat16 and not spec.is_linear:  # NumPy does not know it
+        logits = logits.to(dtype)
+    if q.dtype not in as_they_are:
+        q = q.to(dtype) if q.is_floating_point() else q.long()
+    pi, omega = (None if x is None else bridge.view(x.to(dtype)) for x in (pos_weight, weight))
+    return elements.problem(bridge.view(logits), bridge.view(q), pi, omega, spec, reduction, divisor)
+
+
+def has_one_gradient(logits: Tensor, *others: Tensor | None) -> bool:
+    """Whether a graph for the CPU is compiled that may ask for the gradient in ``logits`` and no other."""
+    return (
+        torch.compiler.is_compiling()
+        and not torch.compiler.is_exporting()
+        and logits.device.type == "cpu"
+        and not arguments.is_transformed()
+        and not any(x is not None and x.requires_grad for x in others)
+    )
+
+
+def losses(tensors: tuple[Any, ...], spec: LossSpec, each: bool) -> Tensor:
+    """The losses (...), or else their sum in float64; derivable once, in the logits."""
+    scalars = (spec.label_smoothing, spec.smoothing_over, spec.temperature, spec.softcap or 0.0)
+    return binary_losses(*tensors, *scalars, each)
+
+
+@torch.library.custom_op("xent::binary_losses", mutates_args=())
+def binary_losses(
+    logits: Tensor,
+    targets: Tensor,
+    weight: Tensor | None,
+    pos_weight: Tensor | None,
+    label_smoothing: float,
+    smoothing_over: str,
+    temperature: float,
+    softcap: float,
+    each: bool,
+) -> Tensor:
+    """See `losses`; a softcap of 0 is none."""
+    spec = _spec(label_smoothing, smoothing_over, temperature, softcap)
+    found = problem((logits, targets, weight, pos_weight), spec, "none" if each else "sum", 1.0)
+    if each:
+        return torch.from_numpy(found.loss()) if logits.ndim else torch.tensor(found.loss())
+    return torch.tensor(found.total(None, 1.0, None), dtype=torch.float64)
+
+
+@binary_losses.register_fake
+def _(logits: Tensor, *arguments: Any) -> Tensor:
+    shape, dtype = (logits.shape, bridge.loss_dtype(logits)) if arguments[-1] else ((), torch.float64)
+    return logits.new_empty(shape, dtype=dtype)
+
+
+@torch.library.custom_op("xent::binary_grad", mutates_args=())
+def binary_grad(
+    logits: Tensor,
+    targets: Tensor,
+    weight: Tensor | None,
+    pos_weight: Tensor | None,
+    label_smoothing: float,
+    smoothing_over: str,
+    temperature: float,
+    softcap: float,
+    upstream: Tensor,
+) -> Tensor:
+    """The gradient of `losses` times ``upstream``, (...) or a scalar."""
+    spec = _spec(label_smoothing, smoothing_over, temperature, softcap)
+    found = problem((logits, targets, weight, pos_weight), spec, "sum", 1.0)
+    out, gradient = bridge.empty_like(found.logits)
+    found.grad(None, bridge.view(upstream) if upstream.ndim else upstream.item(), out)
+    return gradient
+
+
+@binary_grad.register_fake
+def _(logits: Tensor, *arguments: Any) -> Tensor:
+    return torch.empty_like(logits)
+
+
+def _spec(label_smoothing: float, smoothing_over: Any, temperature: float, softcap: float) -> LossSpec:
+    return LossSpec(
+        label_smoothing=label_smoothing,
+        smoothing_over=smoothing_over,
+        temperature=temperature,
+        softcap=softcap or None,
+    )
+
+
+def _setup_context(ctx: Any, inputs: Any, output: Any) -> None:
+    ctx.save_for_backward(*inputs[:4])
+    ctx.scalars = inputs[4:8]
+
+
+def _backward(ctx: Any, upstream: Tensor) -> Any:
+    return binary_grad(*ctx.saved_tensors, *ctx.scalars, upstream), *([None] * 8)
+
+
+binary_losses.register_autograd(_backward, setup_context=_setup_context)
