@@ -25,7 +25,6 @@ CASES = {  # shape, dtype, options, calls a sample
     "4096x4096 float32, pos_weight of each class": ((4096, 4096), torch.float32, {"pos_weight": 4096}, 1),
     "4096x4096 float64": ((4096, 4096), torch.float64, {}, 1),
     "4096x4096 bfloat16": ((4096, 4096), torch.bfloat16, {}, 1),
-    "4096x4096 float16": ((4096, 4096), torch.float16, {}, 1),
     "64x1 float32": ((64, 1), torch.float32, {}, 500),
 }
 METHOD = """\
@@ -36,7 +35,7 @@ METHOD = """\
 """
 RATIOS = {"eager / xent": ("torch eager", "xent"), "compiled / xent": ("torch compiled", "xent")}
 ROUNDS = 9
-FORMATS = {torch.float64: 1e-12, torch.float32: 1e-5, torch.bfloat16: 1e-2, torch.float16: 2e-3}
+TOLERANCE = {torch.float64: 1e-12, torch.float32: 1e-5, torch.bfloat16: 1e-2}
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -110,7 +109,7 @@ def _require_right(name: str, found: Any, z: Tensor, q: Tensor, factors: dict[st
         exact, q.double(), **{k: x.double() for k, x in factors.items()}
     )
     (gradient,) = torch.autograd.grad(loss, exact)
-    tolerance = FORMATS[z.dtype]
+    tolerance = TOLERANCE[z.dtype]
     for what, a, e in (("loss", found[0], loss), ("gradient", found[1], gradient)):
         error = ((a.double() - e).abs().max() / e.abs().max()).item()
         if not error <= tolerance:
