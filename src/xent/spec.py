@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import math
+import reprlib
 from collections.abc import Callable
 from dataclasses import dataclass, fields
 from functools import lru_cache
@@ -96,7 +97,7 @@ class LossSpec:
         if number is None:
             raise TypeError(f"`{name}` must be a number, {expected}; got {value!r}")
         if not (-math.inf < number < math.inf and holds(number)):
-            raise ValueError(f"`{name}` must be {expected}; got {value!r}")
+            raise ValueError(f"`{name}` must be {expected}; got {reprlib.repr(value)}")
         object.__setattr__(self, name, number)
 
     @classmethod
