@@ -34,6 +34,17 @@ def is_transformed() -> bool:
     return torch._C._are_functorch_transforms_active()
 
 
+def is_compiled(logits: Tensor, *others: Tensor | None) -> bool:
+    """Whether a graph for the CPU is compiled in which nothing but ``logits`` is derived, and once."""
+    return (
+        torch.compiler.is_compiling()
+        and not torch.compiler.is_exporting()
+        and logits.device.type == "cpu"
+        and not is_transformed()
+        and not any(x is not None and x.requires_grad for x in others)
+    )
+
+
 def is_readable(x: Tensor) -> bool:
     """Whether the values of ``x`` are in this machine's memory, and not traced, mapped or imagined."""
     return (

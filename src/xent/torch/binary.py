@@ -102,7 +102,7 @@ class BinaryCrossEntropy(NamedTuple):
         """See `eager.Loss`."""
         logits, q, weight, pos_weight = tensors
         dtype = bridge.loss_dtype(logits)
-        if self.spec.is_linear and binary_ops.has_one_gradient(*tensors):
+        if self.spec.is_linear and arguments.is_compiled(*tensors):
             losses = binary_ops.losses(tensors, self.spec, each=self.reduction == "none")
             scale = 1.0 if self.reduction == "none" else composite.inverse(self.divisor)
             return (losses * scale).to(dtype)

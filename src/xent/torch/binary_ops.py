@@ -8,7 +8,7 @@ import torch
 
 from xent import elements
 from xent.spec import LossSpec
-from xent.torch import arguments, bridge
+from xent.torch import bridge
 
 Tensor = torch.Tensor
 
@@ -24,17 +24,6 @@ def problem(tensors: tuple[Any, ...], spec: LossSpec, reduction: str, divisor: f
         q = q.to(dtype) if q.is_floating_point() else q.long()
     pi, omega = (None if x is None else bridge.view(x.to(dtype)) for x in (pos_weight, weight))
     return elements.problem(bridge.view(logits), bridge.view(q), pi, omega, spec, reduction, divisor)
-
-
-def has_one_gradient(logits: Tensor, *others: Tensor | None) -> bool:
-    """Whether a graph for the CPU is compiled that may ask for the gradient in ``logits`` and no other."""
-    return (
-        torch.compiler.is_compiling()
-        and not torch.compiler.is_exporting()
-        and logits.device.type == "cpu"
-        and not arguments.is_transformed()
-        and not any(x is not None and x.requires_grad for x in others)
-    )
 
 
 def losses(tensors: tuple[Any, ...], spec: LossSpec, each: bool) -> Tensor:

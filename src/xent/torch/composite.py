@@ -9,7 +9,7 @@ import torch
 from xent import head, target
 from xent.link import Link
 from xent.spec import LossSpec
-from xent.torch import ahead, bridge, statistics
+from xent.torch import ahead, arguments, bridge, statistics
 
 Tensor = torch.Tensor
 
@@ -27,7 +27,8 @@ def cross_entropy(
     t = measure(logits, targets, class_weight, sample_weight, spec)
     scale = inverse(target.denominator(t, reduction, denominator))
     arguments_of = (logits, t.labels, t.dense, Link(spec.temperature, spec.softcap))
-    if reduction != "none" and spec.is_linear and statistics.has_one_gradient(logits, t.dense):
+    derived = torch.is_grad_enabled() and logits.requires_grad
+    if reduction != "none" and spec.is_linear and derived and arguments.is_compiled(logits, t.dense):
         expected = head.cotangents(None, t, spec, scale, torch)
         stats = ahead.row_stats(*arguments_of, expected)
     else:

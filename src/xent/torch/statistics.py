@@ -64,19 +64,6 @@ def _is_derived(x: Tensor) -> bool:
     return x.requires_grad
 
 
-def has_one_gradient(logits: Tensor, dense: Tensor | None) -> bool:
-    """Whether a graph for the CPU is compiled that may ask for the gradient in ``logits`` and no other."""
-    return (
-        torch.compiler.is_compiling()
-        and not torch.compiler.is_exporting()
-        and logits.device.type == "cpu"  # it compares values
-        and not arguments.is_transformed()
-        and torch.is_grad_enabled()
-        and logits.requires_grad
-        and (dense is None or not dense.requires_grad)
-    )
-
-
 def _is_for_formulas() -> bool:
     """Whether `Softmax` is to be used: no operator or Function of ours is asked what PyTorch does here.
 
