@@ -161,3 +161,86 @@ def test_a_compiled_graph_derives_its_weights_too():
         torch.testing.assert_close(found, truth)
         eager = torch.autograd.grad(bce(*operands), operands[place])
         torch.testing.assert_close(torch.autograd.grad(found, operands[place]), eager)
+
+
+@pytest.mark.parametrize("kind", ["binary", "rows"])
+def test_expanded_logits_have_the_gradient_that_was_promised(kind):
+    """PyTorch's layout of what is like an expanded tensor, which the code that inductor writes relies on."""
+    torch._dynamo.reset()
+    z, q, y = torch.randn(1, 4, requires_grad=True), torch.rand(3, 4), torch.tensor([0, 3, 1])
+
+    def f(z):
+        wide = z.expand(3, 4)
+        return bce(wide, q) if kind == "binary" else xt.cross_entropy(wide, y)
+
+    (grad,) = torch.autograd.grad(torch.compile(f)(z), z)
+    torch.testing.assert_close(grad, torch.autograd.grad(f(z), z)[0])
+
+
+@pytest.mark.parametrize("size", [1e39, 1e-39, 1e-42, 1e-46])
+def test_weights_that_float32_does_not_have(size):
+    z, y = np.array([0.3, -1.0, 2.0], np.float32), np.array([0, 1, 1])
+    expected, derivative = xent.binary_cross_entropy_with_grad(z, y)
+    loss, grad = xent.binary_cross_entropy_with_grad(z, y, sample_weight=np.full(3, size))
+    np.testing.assert_allclose(loss, expected, rtol=1e-6)
+    np.testing.assert_allclose(grad, derivative, rtol=1e-6)
+    for dtype in (torch.float32, torch.bfloat16):
+        weight = torch.full((3,), size, dtype=torch.float64)
+        found = xent.binary_cross_entropy(torch.tensor(z, dtype=dtype), torch.tensor(y), sample_weight=weight)
+        np.testing.assert_allclose(found, expected, rtol=1e-6 if dtype == torch.float32 else 1e-2)
+    assert xent.binary_cross_entropy(np.zeros(2, np.float32), [0, 0], pos_weight=size) == np.float32(
+        np.log(2)
+    )
+
+
+def test_an_upstream_gradient_with_the_negative_bit():
+    z, q = torch.randn(4, requires_grad=True), torch.rand(4)
+    loss = bce(z, q, reduction="none")
+    (found,) = torch.autograd.grad(loss, z, torch._neg_view(torch.ones(4)), retain_graph=True)
+    torch.testing.assert_close(found, torch.autograd.grad(loss, z, -torch.ones(4))[0])
+
+
+def test_labels_that_are_none(way):  # noqa: F811
+    for dtype in (torch.uint8, torch.int64):
+        y = torch.tensor([0, 1, 2], dtype=dtype)
+        losses = bce(torch.zeros(3, requires_grad=True), y, reduction="none", validate=False)
+        assert losses.isnan().tolist() == [False, False, True]
+
+
+ZEROS = torch.zeros(2)
+REFUSED = {
+    "`pos_weight` must be finite and >= 0; got -1": lambda: xent.binary_cross_entropy(
+        ZEROS, ZEROS, pos_weight=-1
+    ),
+    "`pos_weight` must be a number, finite and >= 0; got 'a'": lambda: xent.binary_cross_entropy(
+        ZEROS, ZEROS, pos_weight="a"
+    ),
+    "`pos_weight` must be finite and >= 0; got 1000": lambda: xent.binary_cross_entropy(
+        [0.0], [1], pos_weight=10**400
+    ),
+    "`sample_weight` must be finite; got nan at row 1": lambda: xent.binary_cross_entropy(
+        ZEROS, ZEROS, sample_weight=torch.tensor([1.0, torch.nan])
+    ),
+    r"`targets` must have the shape of the logits, \(2,\); got \(3,\)": lambda: xent.binary_cross_entropy(
+        ZEROS, torch.tensor([0, -100, 1])
+    ),
+    "`target` must be booleans, integers, .*; got torch.complex64": lambda: bce(
+        ZEROS, ZEROS.to(torch.complex64)
+    ),
+    "`target` must be booleans, integers, .*; got torch.float8_e5m2": lambda: bce(
+        ZEROS, ZEROS.to(torch.float8_e5m2)
+    ),
+    "`weight` must be real numbers; got torch.complex64": lambda: bce(
+        ZEROS, ZEROS, ZEROS.to(torch.complex64)
+    ),
+    '`denominator` must be None, "rows" or .*; got 1000': lambda: bce(ZEROS, ZEROS, denominator=10**400),
+    r"`target` must be in \[0, 1\]; got 1.8": lambda: xent.binary_cross_entropy(
+        ZEROS, torch.tensor([2**64 - 100, 1], dtype=torch.uint64)
+    ),
+}
+
+
+@pytest.mark.parametrize("message", REFUSED)
+def test_what_is_refused(message):
+    with pytest.raises((ValueError, TypeError), match=message):
+        REFUSED[message]()

@@ -142,7 +142,7 @@ def _run(
     total, rows = target.totals(z.size, weight, None, np)
     counts = Target(None, 0.0, None, 0.0, None, total, rows)
     divisor = target.denominator(counts, reduction, checks.as_denominator(denominator))
-    pi = None if pos_weight is None else np.float64(_as_pos_weight(pos_weight))
+    pi = None if pos_weight is None else np.float64(checks.as_pos_weight(pos_weight))
     problem = elements.problem(z, q, pi, weight, spec, reduction, float(divisor))
     return problem.loss() if out is None else problem.loss_and_grad(out)[0]
 
@@ -159,15 +159,3 @@ def _as_targets(targets: Any, z: Array, validate: bool) -> Array:
     if validate:
         checks.check_probabilities(q, upper=1.0)
     return q
-
-
-def _as_pos_weight(pos_weight: Any) -> float:
-    if pos_weight is None:
-        return 1.0
-    try:
-        weight = float("no number" if isinstance(pos_weight, str | bytes) else pos_weight)
-    except (TypeError, ValueError):
-        raise TypeError(f"`pos_weight` must be a number, finite and >= 0; got {pos_weight!r}") from None
-    if not 0 <= weight < float("inf"):
-        raise ValueError(f"`pos_weight` must be finite and >= 0; got {pos_weight!r}")
-    return weight

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
+import reprlib
 import sys
 from typing import Any
 
 import numpy as np
 
 from xent import _native, target
-from xent.spec import LossSpec
+from xent.spec import LossSpec, as_float
 from xent.target import Target
 
 Array = np.ndarray[Any, Any]
@@ -244,11 +245,25 @@ def as_denominator(value: Any) -> Any:
         return value
     try:
         number = float(value)
+    except OverflowError:  # of an integer
+        number = math.inf
     except (TypeError, ValueError):
         raise TypeError(f"{expected}; got {value!r}") from None
     if not (math.isfinite(number) and number >= 0):
-        raise ValueError(f"{expected}; got {value!r}")
+        raise ValueError(f"{expected}; got {reprlib.repr(value)}")
     return number
+
+
+def as_pos_weight(pos_weight: Any) -> float:
+    """A number, finite and not negative; 1 for None."""
+    if pos_weight is None:
+        return 1.0
+    weight = as_float(pos_weight)
+    if weight is None:
+        raise TypeError(f"`pos_weight` must be a number, finite and >= 0; got {pos_weight!r}")
+    if not 0 <= weight < float("inf"):
+        raise ValueError(f"`pos_weight` must be finite and >= 0; got {reprlib.repr(pos_weight)}")
+    return weight
 
 
 def place(index: tuple[Any, ...]) -> str:

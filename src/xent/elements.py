@@ -20,10 +20,15 @@ def problem(
 ) -> Elements | Blocks:
     """As `Problem`, of ``logits`` and targets ``q`` (...), labels or probabilities.
 
-    ``pos_weight`` and ``weight`` are None or arrays that broadcast to (...). bfloat16 may come as its bits.
+    ``pos_weight`` and ``weight`` are None or arrays that broadcast to (...).
     """
-    kind = Elements if spec.is_linear else Blocks
+    kind = Elements if takes(checks.loss_dtype(logits), spec, pos_weight, weight) else Blocks
     return kind(logits, q, pos_weight, weight, spec, reduction, divisor)
+
+
+def takes(dtype: Any, spec: LossSpec, *factors: Array | None) -> bool:
+    """Whether the kernel has this loss, in ``dtype``: it then takes bfloat16 as its bits, too."""
+    return spec.is_linear and all(x is None or _fits(x, dtype) for x in factors)
 
 
 class Elements:
@@ -101,6 +106,14 @@ class Elements:
         if x.shape != shape[len(shape) - x.ndim :]:
             x = np.broadcast_to(x, shape)
         return _flat(x)
+
+
+def _fits(factors: Any, dtype: Any) -> bool:
+    """Whether ``dtype`` has room for the factors, and for what is made of them."""
+    if factors.dtype == dtype or dtype == np.float64:
+        return True
+    size = np.abs(factors)
+    return bool(size.max(initial=0.0) <= 1e30 and size.min(initial=1.0, where=size > 0) >= 1e-30)
 
 
 def _bits(x: Array) -> Array:

@@ -93,7 +93,7 @@ class LossSpec:
     def _require_float(self, name: str, expected: str, holds: Callable[[float], bool]) -> None:
         """Raise unless the option is a number for which ``holds``; it is a float from then on."""
         value = getattr(self, name)
-        number = _as_float(value)
+        number = as_float(value)
         if number is None:
             raise TypeError(f"`{name}` must be a number, {expected}; got {value!r}")
         if not (-math.inf < number < math.inf and holds(number)):
@@ -163,7 +163,7 @@ def with_options(omit: tuple[str, ...] = ()) -> Callable[[F], F]:
     return decorate
 
 
-def _as_float(value: Any) -> float | None:
+def as_float(value: Any) -> float | None:
     """None for what is no number; `float` itself reads text, also an array's."""
     if isinstance(value, str | bytes) or (isinstance(value, np.ndarray) and value.dtype.kind in "SU"):
         return None

@@ -207,6 +207,12 @@ def labels_of(
         raise LabelError(str(error)) from None
 
 
+def as_int64(labels: Tensor) -> Tensor:
+    """Labels of any width; what is beyond 64 bits with a sign stays large."""
+    wide = labels.long()
+    return wide & torch.iinfo(torch.int64).max if labels.dtype == torch.uint64 else wide
+
+
 def require_targets(targets: Tensor, num_classes: int, ignore_index: int, name: str) -> None:
     """Raise for labels that are no class, probabilities that are negative or NaN; waits for their device."""
     host = targets.detach().cpu()

@@ -106,6 +106,8 @@ class BinaryCrossEntropy(NamedTuple):
             losses = binary_ops.losses(tensors, self.spec, each=self.reduction == "none")
             scale = 1.0 if self.reduction == "none" else composite.inverse(self.divisor)
             return (losses * scale).to(dtype)
+        if not q.is_floating_point() and q.dtype != torch.bool and not self.spec.focal_gamma:
+            q = torch.where((q == 0) | (q == 1), q.to(dtype), torch.nan)  # as the kernel
         q = q.long() if self.spec.focal_gamma else q.to(dtype)
         pi, omega = (None if x is None else x.to(dtype) for x in (pos_weight, weight))
         measure = logistic.measure(q, pi, omega, self.spec, torch)
@@ -137,6 +139,10 @@ def _require(input: Tensor, q: Tensor, spec: LossSpec, validate: bool | None) ->
         raise arguments.ArgumentError(
             f"`input` must be float64, float32, float16 or bfloat16; got {input.dtype}"
         )
+    if q.dtype not in (torch.bool, *arguments.INTEGERS, *bridge.FLOATING):
+        raise arguments.ArgumentError(
+            f"`target` must be booleans, integers, float64, float32, float16 or bfloat16; got {q.dtype}"
+        )
     if q.shape != input.shape:
         raise arguments.ArgumentError(
             f"Target size ({q.shape}) must be the same as input size ({input.shape})"
@@ -159,6 +165,8 @@ def _require_factors(input: Tensor, **factors: Any) -> None:
         if x is None:
             continue
         arguments.require_tensor(x, name)
+        if x.is_complex():
+            raise arguments.ArgumentError(f"`{name}` must be real numbers; got {x.dtype}")
         front = input.ndim - x.ndim
         if front < 0 or any(
             n not in (1, whole) for n, whole in zip(x.shape, input.shape[front:], strict=True)

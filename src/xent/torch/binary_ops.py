@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import torch
 
 from xent import elements
@@ -17,12 +18,14 @@ def problem(tensors: tuple[Any, ...], spec: LossSpec, reduction: str, divisor: f
     """`elements.problem` of (logits, targets, weight, pos_weight)."""
     logits, q, weight, pos_weight = tensors
     dtype = bridge.loss_dtype(logits)
-    as_they_are = (torch.bool, torch.uint8, logits.dtype) if spec.is_linear else ()
-    if logits.dtype == torch.bfloat16 and not spec.is_linear:  # NumPy does not know it
-        logits = logits.to(dtype)
+    factors = (x if x is None or x.dtype == torch.float64 else x.to(dtype) for x in (pos_weight, weight))
+    pi, omega = (None if x is None else bridge.view(x) for x in factors)
+    if elements.takes(np.float64 if dtype == torch.float64 else np.float32, spec, pi, omega):
+        as_they_are: tuple[Any, ...] = (torch.bool, torch.uint8, logits.dtype)
+    else:  # NumPy's operations, which do not know bfloat16
+        as_they_are, logits = (), logits.to(dtype) if logits.dtype == torch.bfloat16 else logits
     if q.dtype not in as_they_are:
         q = q.to(dtype) if q.is_floating_point() else q.long()
-    pi, omega = (None if x is None else bridge.view(x.to(dtype)) for x in (pos_weight, weight))
     return elements.problem(bridge.view(logits), bridge.view(q), pi, omega, spec, reduction, divisor)
 
 
@@ -47,9 +50,8 @@ def binary_losses(
     """See `losses`; a softcap of 0 is none."""
     spec = _spec(label_smoothing, smoothing_over, temperature, softcap)
     found = problem((logits, targets, weight, pos_weight), spec, "none" if each else "sum", 1.0)
-    if each:
-        return torch.from_numpy(found.loss()) if logits.ndim else torch.tensor(found.loss())
-    return torch.tensor(found.total(None, 1.0, None), dtype=torch.float64)
+    loss = torch.from_numpy(np.asarray(found.loss()))
+    return loss if each else loss.double()
 
 
 @binary_losses.register_fake

@@ -44,8 +44,12 @@ def view(x: Tensor) -> Any:
 
 def empty_like(array: Any) -> tuple[Any, Tensor]:
     """A new array of the layout of ``array``, and its tensor."""
-    new = memory.empty_like(array)
-    tensor = torch.from_numpy(new)
+    if 0 in array.strides:  # expanded: NumPy's order of the axes is not PyTorch's, which fake tensors have
+        tensor = torch.empty_like(torch.from_numpy(array))
+        new = tensor.numpy()
+    else:
+        new = memory.empty_like(array)
+        tensor = torch.from_numpy(new)
     return new, tensor.view(torch.bfloat16) if new.dtype == np.uint16 else tensor
 
 

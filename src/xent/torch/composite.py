@@ -76,7 +76,7 @@ def counts(
 
 def readable(labels: Tensor, num_classes: int, ignore_index: int) -> Tensor:
     """Labels as the kernels read them: −1 for a row to leave out, K (NaN) for what is no class."""
-    wide = labels.long()  # 156 of 8 bits would be equal to −100
+    wide = arguments.as_int64(labels)  # 156 of 8 bits would be equal to −100
     y = torch.where((wide < 0) | (wide >= num_classes), num_classes, wide)
     return torch.where(wide == ignore_index, -1, y)
 

@@ -243,7 +243,7 @@ class Call(NamedTuple):
         if self.is_soft:
             return Told(size, self.targets.shape[:-1].numel(), form)
         told = Told(size, self.targets.numel(), form)
-        y = self.targets.long()
+        y = arguments.as_int64(self.targets)
         if not self.validates or not (y := y[y != self.spec.ignore_index]).numel():
             return told
         return told._replace(lowest=int(y.min()), highest=int(y.max()))

@@ -137,7 +137,7 @@ class _Loss(Function):
                 again = ctx.function.differentiable(*tensors)
             return *torch.autograd.grad(again, tensors[0], dloss, create_graph=further), None, None
         gradient, ctx.gradient = ctx.gradient, None  # given away once; the caller may add to it
-        upstream = dloss.double().numpy() if ctx.function.reduction == "none" else dloss.item()
+        upstream = bridge.view(dloss.double()) if ctx.function.reduction == "none" else dloss.item()
         if gradient is not None and upstream == 1.0:
             return gradient, None, None
         # From the logits again, not by scaling what was rounded: float16 would have lost small entries.

@@ -59,13 +59,21 @@ def binary_cross_entropy(
     if "class_weight" in scalars:
         raise TypeError("`class_weight` has no place in a binary loss; use `pos_weight`")
     weight, ignore_index = scalars.pop("sample_weight", None), scalars.pop("ignore_index", -100)
+    if targets.shape != logits.shape:
+        raise arguments.ArgumentError(
+            f"`targets` must have the shape of the logits, {tuple(logits.shape)}; got {tuple(targets.shape)}"
+        )
     arguments.require_rows(weight, logits.shape)
-    if not targets.is_floating_point():
-        ignored = targets.long() == ignore_index
+    if weight is not None and validate and arguments.is_readable(weight) and not weight.is_complex():
+        checks.as_weights(bridge.view(weight.double()), "sample_weight", tuple(logits.shape), True)
+    if not targets.is_floating_point() and targets.dtype in (torch.bool, *arguments.INTEGERS):
+        ignored = arguments.as_int64(targets) == ignore_index
         if not arguments.is_readable(targets) or bool(ignored.any()):
             ones = torch.ones_like(logits, dtype=bridge.loss_dtype(logits)) if weight is None else weight
             weight, targets = torch.where(ignored, 0.0, ones), torch.where(ignored, 0, targets)
     if pos_weight is not None:
+        if not isinstance(pos_weight, Tensor):
+            pos_weight = checks.as_pos_weight(pos_weight)
         pos_weight = torch.as_tensor(pos_weight, dtype=torch.float64, device=logits.device)
     total: Any = logits.numel()
     rows = total
