@@ -1,7 +1,7 @@
 // The loss and the gradient of rows (0, z): CMake compiles this file once for each instruction set.
 //
-// With small = σ(−|u|) no difference of large numbers is left at either end: of V·σ(u) − v₁ the one that is
-// v₀ − V·small for u > 0 and V·small − v₁ else.
+// Equation (12) of docs/maths.md as its section 7 has it: with small = σ(−|u|) no difference of large numbers is
+// left at either end.
 #include "binary.h"
 
 #include <algorithm>
@@ -102,7 +102,7 @@ class alignas(64) Elements {
     for (int64_t i = 0; i < n; ++i) q[i] = labels[i] == 0 ? T(0) : labels[i] == 1 ? T(1) : nan_<T>();
   }
 
-  // (1): V·log1p(e⁻ᵃ) and a = |u| times the mass of the unlikelier class.
+  // (12): V·log1p(e⁻ᵃ) and a = |u| times the mass of the unlikelier class.
   XENT_ONCE void lose(int64_t n) {
     const LinkOf<T, CAP> link = phi;
     const T keep = T(job.keep), add = T(job.add), infinity = std::numeric_limits<T>::infinity();
@@ -118,7 +118,7 @@ class alignas(64) Elements {
     }
   }
 
-  // (2)
+  // (12) derived: V·small against the mass of the unlikelier class.
   XENT_ONCE void derive(int64_t n) {
     const LinkOf<T, CAP> link = phi;
     const T keep = T(job.keep), add = T(job.add), scale = T(job.scale);
