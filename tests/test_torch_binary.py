@@ -234,7 +234,11 @@ REFUSED = {
         ZEROS, ZEROS, ZEROS.to(torch.complex64)
     ),
     '`denominator` must be None, "rows" or .*; got 1000': lambda: bce(ZEROS, ZEROS, denominator=10**400),
-    r"`target` must be in \[0, 1\]; got 1.8": lambda: xent.binary_cross_entropy(
+    "`logits` must be float64, .*; got torch.int64": lambda: xent.binary_cross_entropy(ZEROS.long(), ZEROS),
+    "`sample_weight` must be real numbers; got torch.complex64": lambda: xent.binary_cross_entropy(
+        ZEROS, ZEROS, sample_weight=ZEROS.to(torch.complex64)
+    ),
+    r"`targets` must be in \[0, 1\]; got 1.8": lambda: xent.binary_cross_entropy(
         ZEROS, torch.tensor([2**64 - 100, 1], dtype=torch.uint64)
     ),
 }

@@ -7,6 +7,7 @@ from typing import Any, Unpack
 import numpy as np
 
 from xent import checks, elements, target
+from xent.blocks import BinaryCase
 from xent.spec import LossSpec, Options, require_reduction, with_options
 from xent.target import Target
 
@@ -143,7 +144,7 @@ def _run(
     counts = Target(None, 0.0, None, 0.0, None, total, rows)
     divisor = target.denominator(counts, reduction, checks.as_denominator(denominator))
     pi = None if pos_weight is None else np.float64(checks.as_pos_weight(pos_weight))
-    problem = elements.problem(z, q, pi, weight, spec, reduction, float(divisor))
+    problem = elements.problem(BinaryCase(z, q, pi, weight, spec, reduction, float(divisor)))
     return problem.loss() if out is None else problem.loss_and_grad(out)[0]
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 
@@ -17,27 +17,24 @@ Array = np.ndarray[Any, Any]
 BLOCK = 1 << 15  # elements: a dozen float32 arrays fit in a 2 MiB level-2 cache
 
 
+class BinaryCase(NamedTuple):
+    """Checked arguments of a binary loss."""
+
+    logits: Array
+    q: Array  # (...) labels or probabilities
+    pos_weight: Any  # like `weight`, None or an array that broadcasts to (...)
+    weight: Any
+    spec: LossSpec
+    reduction: str
+    divisor: float
+
+
 class Blocks:
-    """As `Problem`, of logits ``z`` and targets ``q`` (...), labels or probabilities, block by block.
+    """As `Problem`, of one logit an element, block by block."""
 
-    ``pos_weight`` and ``weight`` are None or arrays that broadcast to (...).
-    """
-
-    def __init__(
-        self,
-        logits: Array,
-        q: Array,
-        pos_weight: Any,
-        weight: Any,
-        spec: LossSpec,
-        reduction: str,
-        divisor: float,
-    ) -> None:
-        self.logits = logits
-        self.spec = spec
-        self.reduction = reduction
-        self.divisor = divisor
-        self.columns = [None if x is None else _flat(x, logits.shape) for x in (q, pos_weight, weight)]
+    def __init__(self, case: BinaryCase) -> None:
+        self.logits, *columns, self.spec, self.reduction, self.divisor = case
+        self.columns = [None if x is None else _flat(x, self.logits.shape) for x in columns]
 
     def stats(self) -> None:
         """None: each block has its own."""

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from xent import _native, checks
-from xent.blocks import Blocks
+from xent.blocks import BinaryCase, Blocks
 from xent.logistic import smoothing_of
 from xent.spec import LossSpec
 
@@ -15,15 +15,10 @@ Array = np.ndarray[Any, Any]
 BITS = {"V": np.uint16, "b": np.uint8}  # bfloat16 and booleans, as the kernel knows them
 
 
-def problem(
-    logits: Array, q: Array, pos_weight: Any, weight: Any, spec: LossSpec, reduction: str, divisor: float
-) -> Elements | Blocks:
-    """As `Problem`, of ``logits`` and targets ``q`` (...), labels or probabilities.
-
-    ``pos_weight`` and ``weight`` are None or arrays that broadcast to (...).
-    """
-    kind = Elements if takes(checks.loss_dtype(logits), spec, pos_weight, weight) else Blocks
-    return kind(logits, q, pos_weight, weight, spec, reduction, divisor)
+def problem(case: BinaryCase) -> Elements | Blocks:
+    """As `Problem`, of one logit an element."""
+    is_taken = takes(checks.loss_dtype(case.logits), case.spec, case.pos_weight, case.weight)
+    return Elements(case) if is_taken else Blocks(case)
 
 
 def takes(dtype: Any, spec: LossSpec, *factors: Array | None) -> bool:
@@ -34,27 +29,13 @@ def takes(dtype: Any, spec: LossSpec, *factors: Array | None) -> bool:
 class Elements:
     """See `problem`."""
 
-    def __init__(
-        self,
-        logits: Array,
-        q: Array,
-        pos_weight: Any,
-        weight: Any,
-        spec: LossSpec,
-        reduction: str,
-        divisor: float,
-    ) -> None:
-        self.logits = logits
+    def __init__(self, case: BinaryCase) -> None:
+        self.logits, q, *factors, spec, self.reduction, divisor = case
         self.spec = spec
-        self.reduction = reduction
         self.scale = 1.0 / divisor if divisor else 0.0
-        self.dtype = checks.loss_dtype(logits)
+        self.dtype = checks.loss_dtype(self.logits)
         smoothing = smoothing_of(spec)
-        self.arrays = (
-            _flat(_bits(logits)),
-            _flat(_bits(q)),
-            *(self._cycle(x) for x in (pos_weight, weight)),
-        )
+        self.arrays = (_flat(_bits(self.logits)), _flat(_bits(q)), *map(self._cycle, factors))
         self.scalars = (1.0 - smoothing, smoothing / 2, 1.0 / spec.temperature, spec.softcap or 0.0)
 
     def stats(self) -> None:

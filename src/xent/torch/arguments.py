@@ -179,6 +179,8 @@ def require_rows(sample_weight: Tensor | None, rows: tuple[int, ...]) -> None:
     if sample_weight is None:
         return
     require_tensor(sample_weight, "sample_weight")
+    if sample_weight.is_complex():
+        raise ArgumentError(f"`sample_weight` must be real numbers; got {sample_weight.dtype}")
     if sample_weight.shape != rows:
         raise ArgumentError(
             "`sample_weight` must have the shape of the rows, "

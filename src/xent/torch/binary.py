@@ -72,18 +72,42 @@ def binary_cross_entropy_with_logits(
     tensor([ 0.2500, -0.2500])
     """
     reduction = arguments.legacy_reduction(size_average, reduce, reduction)
-    require_reduction(reduction)
     spec = arguments.spec_of(label_smoothing=label_smoothing, **options)
-    _require(input, target, spec, validate)
-    _require_factors(input, weight=weight, pos_weight=pos_weight)
+    return of_elements(input, target, weight, pos_weight, spec, reduction, denominator, validate)
+
+
+class Names(NamedTuple):
+    """What the caller wrote, for errors."""
+
+    logits: str = "input"
+    targets: str = "target"
+    weight: str = "weight"
+
+
+def of_elements(
+    input: Tensor,
+    target: Tensor,
+    weight: Tensor | None,
+    pos_weight: Tensor | None,
+    spec: LossSpec,
+    reduction: str,
+    denominator: Any,
+    validate: bool | None,
+    names: Names = Names(),  # noqa: B008 (immutable)
+) -> Tensor:
+    """The loss of checked options; see `binary_cross_entropy_with_logits`."""
+    require_reduction(reduction)
+    _require(input, target, spec, validate, names)
+    _require_factors(input, names, {names.weight: weight, "pos_weight": pos_weight})
     if denominator is not None and not isinstance(denominator, Tensor):
         denominator = checks.as_denominator(denominator)
     counts = Target(None, 0.0, None, 0.0, None, total=input.numel(), rows=input.numel())
     loss = BinaryCrossEntropy(spec, reduction, targeting.denominator(counts, reduction, denominator))
-    if isinstance(denominator, Tensor) or not eager.is_plain(input, target, weight, pos_weight):
-        arguments.require_together(input=input, target=target, weight=weight, pos_weight=pos_weight)
-        return loss.differentiable(input, target, weight, pos_weight)
-    return eager.loss(loss, input, target, weight, pos_weight)
+    tensors = (input, target, weight, pos_weight)
+    if isinstance(denominator, Tensor) or not eager.is_plain(*tensors):
+        arguments.require_together(**dict(zip((*names, "pos_weight"), tensors, strict=True)))
+        return loss.differentiable(*tensors)
+    return eager.loss(loss, *tensors)
 
 
 class BinaryCrossEntropy(NamedTuple):
@@ -132,16 +156,17 @@ def _stats(z: Tensor, labels: Tensor | None, dense: Any, spec: LossSpec) -> RowS
     return RowStats(lse=-log_p[0], log_prob=torch.where(labels == 1, log_p[1], log_p[0]))
 
 
-def _require(input: Tensor, q: Tensor, spec: LossSpec, validate: bool | None) -> None:
-    arguments.require_tensor(input, "input")
-    arguments.require_tensor(q, "target")
+def _require(input: Tensor, q: Tensor, spec: LossSpec, validate: bool | None, names: Names) -> None:
+    arguments.require_tensor(input, names.logits)
+    arguments.require_tensor(q, names.targets)
     if input.dtype not in bridge.FLOATING:
         raise arguments.ArgumentError(
-            f"`input` must be float64, float32, float16 or bfloat16; got {input.dtype}"
+            f"`{names.logits}` must be float64, float32, float16 or bfloat16; got {input.dtype}"
         )
     if q.dtype not in (torch.bool, *arguments.INTEGERS, *bridge.FLOATING):
         raise arguments.ArgumentError(
-            f"`target` must be booleans, integers, float64, float32, float16 or bfloat16; got {q.dtype}"
+            f"`{names.targets}` must be booleans, integers, float64, float32, float16 or bfloat16; "
+            f"got {q.dtype}"
         )
     if q.shape != input.shape:
         raise arguments.ArgumentError(
@@ -149,17 +174,17 @@ def _require(input: Tensor, q: Tensor, spec: LossSpec, validate: bool | None) ->
         )
     if spec.focal_gamma and q.is_floating_point():
         raise arguments.ArgumentError(
-            "`focal_gamma` and probability `target` cannot be combined: the focal loss is defined for "
-            f"labels, integers or booleans; got focal_gamma={spec.focal_gamma}"
+            f"`focal_gamma` and probability `{names.targets}` cannot be combined: the focal loss is defined "
+            f"for labels, integers or booleans; got focal_gamma={spec.focal_gamma}"
         )
     if validate is False or not arguments.is_readable(q) or q.dtype == torch.bool:
         return
     if q.is_floating_point() and checks.all_within(bridge.view(q), 1.0):
         return
-    checks.check_probabilities(bridge.view(q.to(bridge.loss_dtype(input))), "target", upper=1.0)
+    checks.check_probabilities(bridge.view(q.to(bridge.loss_dtype(input))), names.targets, upper=1.0)
 
 
-def _require_factors(input: Tensor, **factors: Any) -> None:
+def _require_factors(input: Tensor, names: Names, factors: dict[str, Any]) -> None:
     """Raise unless each is None or a tensor that is stretched to the shape of ``input``, not beyond."""
     for name, x in factors.items():
         if x is None:
@@ -172,5 +197,6 @@ def _require_factors(input: Tensor, **factors: Any) -> None:
             n not in (1, whole) for n, whole in zip(x.shape, input.shape[front:], strict=True)
         ):
             raise arguments.ArgumentError(
-                f"`{name}` must broadcast to the shape of `input`, {tuple(input.shape)}; got {tuple(x.shape)}"
+                f"`{name}` must broadcast to the shape of `{names.logits}`, {tuple(input.shape)}; "
+                f"got {tuple(x.shape)}"
             )

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 
 from xent import elements
+from xent.blocks import BinaryCase
 from xent.spec import LossSpec
 from xent.torch import bridge
 
@@ -26,11 +27,12 @@ def problem(tensors: tuple[Any, ...], spec: LossSpec, reduction: str, divisor: f
         as_they_are, logits = (), logits.to(dtype) if logits.dtype == torch.bfloat16 else logits
     if q.dtype not in as_they_are:
         q = q.to(dtype) if q.is_floating_point() else q.long()
-    return elements.problem(bridge.view(logits), bridge.view(q), pi, omega, spec, reduction, divisor)
+    arrays = (bridge.view(logits), bridge.view(q), pi, omega)
+    return elements.problem(BinaryCase(*arrays, spec, reduction, divisor))
 
 
 def losses(tensors: tuple[Any, ...], spec: LossSpec, each: bool) -> Tensor:
-    """The losses (...), or else their sum in float64; derivable once, in the logits."""
+    """The losses (...), or else their sum, as float64; derivable once, in the logits."""
     scalars = (spec.label_smoothing, spec.smoothing_over, spec.temperature, spec.softcap or 0.0)
     return binary_losses(*tensors, *scalars, each)
 

@@ -10,8 +10,7 @@ from xent import checks
 from xent.spec import Options
 from xent.target import Target
 from xent.target import denominator as denominator_of
-from xent.torch import arguments, bridge, functional, linear
-from xent.torch.binary import binary_cross_entropy_with_logits
+from xent.torch import arguments, binary, bridge, functional, linear
 
 Tensor = torch.Tensor
 
@@ -64,7 +63,7 @@ def binary_cross_entropy(
             f"`targets` must have the shape of the logits, {tuple(logits.shape)}; got {tuple(targets.shape)}"
         )
     arguments.require_rows(weight, logits.shape)
-    if weight is not None and validate and arguments.is_readable(weight) and not weight.is_complex():
+    if weight is not None and validate and arguments.is_readable(weight):
         checks.as_weights(bridge.view(weight.double()), "sample_weight", tuple(logits.shape), True)
     if not targets.is_floating_point() and targets.dtype in (torch.bool, *arguments.INTEGERS):
         ignored = arguments.as_int64(targets) == ignore_index
@@ -82,17 +81,10 @@ def binary_cross_entropy(
         if arguments.is_readable(weight) and not weight.requires_grad:
             total, rows = total.item(), rows.item()
     counts = Target(None, 0.0, None, 0.0, None, total=total, rows=rows)
-    divisor = denominator_of(counts, reduction, checks.as_denominator(denominator))
-    return binary_cross_entropy_with_logits(
-        logits,
-        targets,
-        weight,
-        reduction=reduction,
-        pos_weight=pos_weight,
-        denominator=divisor if reduction == "mean" else None,
-        validate=validate,
-        **scalars,
-    )
+    divisor: Any = denominator_of(counts, reduction, checks.as_denominator(denominator))
+    spec, names = arguments.spec_of(**scalars), binary.Names("logits", "targets", "sample_weight")
+    divisor = divisor if reduction == "mean" else None
+    return binary.of_elements(logits, targets, weight, pos_weight, spec, reduction, divisor, validate, names)
 
 
 def linear_cross_entropy(
