@@ -4,8 +4,6 @@
 // left at either end.
 #include "binary.h"
 
-#include <algorithm>
-
 #include "row.h"
 
 namespace xent {

@@ -187,14 +187,9 @@ bool all_in_range(const Labels& labels, int64_t classes) {
   const int64_t* y = labels.data();
   nb::gil_scoped_release release;
   uint64_t signs = 0;
-  const int threads = threads_for(size, size);
-  if (threads <= 1) {
-#pragma omp simd reduction(| : signs)
-    for (int64_t i = 0; i < size; ++i) signs |= uint64_t(y[i]) | (uint64_t(last) - uint64_t(y[i]));
-  } else {
-#pragma omp parallel for simd reduction(| : signs) num_threads(threads)
-    for (int64_t i = 0; i < size; ++i) signs |= uint64_t(y[i]) | (uint64_t(last) - uint64_t(y[i]));
-  }
+  const int threads = std::max(threads_for(size, size), 1);
+#pragma omp parallel for simd reduction(| : signs) num_threads(threads) if (threads > 1)
+  for (int64_t i = 0; i < size; ++i) signs |= uint64_t(y[i]) | (uint64_t(last) - uint64_t(y[i]));
   return !(signs >> 63);
 }
 

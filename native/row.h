@@ -1,6 +1,7 @@
 // What the two layouts of the kernels share: offsets, coefficients of a row, and equation (2) at the one
 // class where cancellation would spoil it.
 #pragma once
+#include <algorithm>
 #include <cmath>
 #include <cstring>
 #include <cstdlib>

@@ -225,21 +225,16 @@ class Wide {
   // Linked logits of one block in the compute type, the row itself where there is nothing to do, and their maximum.
   XENT_ONCE const T* fetch(const S* z, int64_t k, T& max) const {
     const LinkOf<T, CAP> link = phi;
-    constexpr bool as_it_is = !CAP && std::is_same_v<S, T>;
     constexpr int SIDE = 128 / sizeof(T);
     const int64_t n = size(k);
     const S* from = z + k;
     T *u = now.w + (CAP ? k : 0), part[SIDE];
     for (T& largest : part) largest = lowest_<T>();
     const auto take = [&](const S* some, int64_t i) {
-      const T* values;
-      if constexpr (std::is_same_v<S, T>)
-        values = some;
-      else
-        widen(some, u + i, SIDE), values = u + i;
+      if constexpr (!std::is_same_v<S, T>) widen(some, u + i, SIDE);
 #pragma omp simd
       for (int j = 0; j < SIDE; ++j) {
-        const T value = link.value(values[j]);
+        const T value = link.value(std::is_same_v<S, T> ? load(some[j]) : u[i + j]);
         if constexpr (CAP) u[i + j] = value;
         part[j] = value > part[j] ? value : part[j];
       }
@@ -252,7 +247,7 @@ class Wide {
       take(end, i);
     }
     max = fold<SIDE>(part, [](T a, T b) { return b > a ? b : a; });
-    if constexpr (as_it_is) return from;
+    if constexpr (!CAP && std::is_same_v<S, T>) return from;
     return u;
   }
 
@@ -372,9 +367,7 @@ class Wide {
     return 0;
   }
 
-  void fill(S* out, T value) const {
-    for (int64_t i = 0; i < K; ++i) out[i] = store<S>(value);
-  }
+  void fill(S* out, T value) const { std::fill(out, out + K, store<S>(value)); }
 
   void absent(int64_t row, S* out) const {
     double* const statistics[] = {job.lse, job.log_prob, job.dense_log_prob, job.mass, job.entropy};
