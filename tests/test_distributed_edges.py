@@ -93,6 +93,7 @@ def edges() -> None:
         (y, "labels", {"z_loss": 0.1}),
         (y, "labels", {"focal_gamma": 2.0}),
         (y, "labels", {"softcap": 5.0}),
+        (y, "labels", {"label_smoothing": 1.0, "smoothing_over": "others"}),
         (y, "labels", {"sample_weight": np.eye(12)[11]}),
         (np.eye(K)[y], "probabilities", {}),
     ):

@@ -91,6 +91,12 @@ VARIANTS = (
         {"label_smoothing": 0.3, "smoothing_over": "others", "class_weight": class_weight},
         BOTH,
     ),
+    Variant(
+        "smoothing_others_all",  # nothing is left on the label
+        {"label_smoothing": 1.0, "smoothing_over": "others", "class_weight": class_weight},
+        BOTH,
+        ignored=0.2,
+    ),
     Variant("focal_half", {"focal_gamma": 0.5}),
     Variant("focal_1", {"focal_gamma": 1.0}),
     Variant("focal_2", {"focal_gamma": 2.0}),

@@ -11,7 +11,7 @@ from xent.kernels import registry
 from xent.link import Link
 from xent.problem import Problem, mean_of_labels
 from xent.protocol import Cotangents, RowStatistics, RowStats
-from xent.spec import LossSpec, Options, require_reduction, with_options
+from xent.spec import LossSpec, Options, as_index, require_reduction, with_options
 
 Array = np.ndarray[Any, Any]
 
@@ -321,14 +321,18 @@ def row_statistics(
 
 
 def logsumexp(logits: Any, axis: int = -1) -> Any:
-    """``log Σ exp z_i`` along ``axis``, in the loss's dtype; NaN where all are −inf.
+    """``log Σ exp z_i`` along ``axis``, in the loss's dtype.
+
+    −inf where all are −inf, +inf where one is +inf, NaN where one is NaN.
 
     >>> import xent
     >>> round(float(xent.logsumexp([0.0, 0.0, 0.0, 0.0])), 6)
     1.386294
     """
-    z = np.moveaxis(checks.as_logits(logits), axis, -1)
+    z = _axis_last(checks.as_logits(logits), axis)
     lse = registry.get("cpu").row_stats(z, None, None, Link(), ("lse",)).lse
+    if (has_none := np.isnan(lse)).any():  # the kernels' word for a row without a softmax
+        lse[has_none] = z[has_none].astype(np.float64).max(-1)
     return lse.astype(checks.loss_dtype(z), copy=False)[()]
 
 
@@ -340,9 +344,10 @@ def softmax(logits: Any, axis: int = -1, *, out: Array | None = None) -> Array:
     array([0.5, 0.5])
     """
     z = checks.as_logits(logits)
+    rows = _axis_last(z, axis)
     p = checks.as_out(out, z)
     registry.get("cpu").row_stats_and_grad(
-        np.moveaxis(z, axis, -1), None, None, Link(), Cotangents(lse=1.0), (), np.moveaxis(p, axis, -1)
+        rows, None, None, Link(), Cotangents(lse=1.0), (), _axis_last(p, axis)
     )
     return p
 
@@ -355,7 +360,7 @@ def log_softmax(logits: Any, axis: int = -1) -> Array:
     array([-0.6931, -0.6931])
     """
     z = checks.as_logits(logits)
-    moved = np.moveaxis(z, axis, -1)
+    moved = _axis_last(z, axis)
     if not z.size:
         return np.empty_like(z, subok=False)
     kernels = registry.get("cpu")
@@ -365,10 +370,21 @@ def log_softmax(logits: Any, axis: int = -1) -> Array:
     highest = kernels.row_stats(moved, likeliest, None, Link(), ("log_prob",)).log_prob
     wide = z.astype(np.float32) if checks.is_half(z.dtype) else z
     log_p = np.empty_like(wide, subok=False)
-    with np.errstate(invalid="ignore"):  # inf − inf is the NaN of such a row
+    # inf − inf is the NaN of such a row; what is too large for the dtype is −inf.
+    with np.errstate(invalid="ignore", over="ignore"):
         np.subtract(wide, np.moveaxis(largest, -1, axis), out=log_p, dtype=np.float64, casting="same_kind")
         np.add(log_p, np.expand_dims(highest, axis), out=log_p, dtype=np.float64, casting="same_kind")
-    return log_p.astype(z.dtype, copy=False)
+        return log_p.astype(z.dtype, copy=False)
+
+
+def _axis_last(x: Array, axis: int) -> Array:
+    """A view of ``x`` with this axis last."""
+    place = as_index("axis", axis)
+    if not -x.ndim <= place < x.ndim:
+        raise ValueError(
+            f"`axis` must be in [-{x.ndim}, {x.ndim}) for an array of shape {x.shape}; got {axis}"
+        )
+    return np.moveaxis(x, place, -1)
 
 
 def _gradient_buffer(problem: Problem, out: Array | None, *inputs: Any) -> Array:

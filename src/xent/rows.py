@@ -81,8 +81,8 @@ def of_labels(
     if leave_out:
         index, (labels, weight) = counted(ignored, weight, place, (labels, weight), xp)
         ignored = None
-    whole = targeting.from_labels(labels, ignored, num_classes, class_weight, weight, spec, xp)
-    return Rows(index, lambda rows: targeting.part(whole, rows), whole)
+    whole = targeting.signed_from_labels(labels, ignored, num_classes, class_weight, weight, spec, xp)
+    return Rows(index, lambda rows: targeting.not_negative(targeting.part(whole, rows), spec, xp), whole)
 
 
 def of_probabilities(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import math
+import operator
 import reprlib
 from collections.abc import Callable
 from dataclasses import dataclass, fields
@@ -73,7 +74,7 @@ class LossSpec:
     temperature: float = 1.0
 
     def __post_init__(self) -> None:
-        _require_index("ignore_index", self.ignore_index)
+        object.__setattr__(self, "ignore_index", _as_label("ignore_index", self.ignore_index))
         self._require_float("label_smoothing", "in [0, 1]", lambda x: 0 <= x <= 1)
         _require_choice("smoothing_over", self.smoothing_over, SMOOTHING_OVER)
         self._require_float("focal_gamma", "finite and >= 0", lambda x: x >= 0)
@@ -181,6 +182,20 @@ def _require_choice(name: str, value: object, choices: tuple[str, ...]) -> None:
         raise ValueError(f"`{name}` must be one of {expected}; got {value!r}")
 
 
-def _require_index(name: str, value: object) -> None:
-    if isinstance(value, bool) or not (isinstance(value, int) or hasattr(value, "__index__")):
-        raise TypeError(f"`{name}` must be an integer; got {value!r}")
+def as_index(name: str, value: Any) -> int:
+    """``value`` as an int; TypeError for what is no integer, booleans among it."""
+    if isinstance(value, int) and not isinstance(value, bool):
+        return value
+    try:
+        if not isinstance(value, bool) and not str(getattr(value, "dtype", "")).endswith("bool"):
+            return operator.index(value)
+    except TypeError:
+        pass
+    raise TypeError(f"`{name}` must be an integer; got {value!r}")
+
+
+def _as_label(name: str, value: Any) -> int:
+    index = as_index(name, value)
+    if not -(2**63) <= index < 2**63:
+        raise ValueError(f"`{name}` must be an integer of 64 bits; got {reprlib.repr(value)}")
+    return index

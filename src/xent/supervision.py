@@ -109,7 +109,8 @@ def measure(known: Supervision, class_weight: Any, spec: LossSpec, seen: Array |
     if known.labels is None:
         result = target.from_probabilities(known.probabilities, factors, known.weight, spec, np)
     else:
-        result = target.from_labels(known.labels, None, len(known.classes), factors, known.weight, spec, np)
+        labels, num_classes = known.labels, len(known.classes)
+        result = target.signed_from_labels(labels, None, num_classes, factors, known.weight, spec, np)
     if not result.total > 0:
         raise ValueError("`sample_weight` times `class_weight` must not be 0 in every row")
     return result

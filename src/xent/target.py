@@ -32,6 +32,20 @@ def from_labels(
     xp: Any,
 ) -> Target:
     """The measure of ``labels`` (...) int64; ``ignored`` (...) marks rows to leave out, None for none."""
+    measure = signed_from_labels(labels, ignored, num_classes, class_weight, weight, spec, xp)
+    return not_negative(measure, spec, xp)
+
+
+def signed_from_labels(
+    labels: Array,
+    ignored: Array | None,
+    num_classes: int,
+    class_weight: Array | None,
+    weight: Array | None,
+    spec: LossSpec,
+    xp: Any,
+) -> Target:
+    """As `from_labels`, in memory for rows and for classes but not for both: α may be negative."""
     if ignored is class_weight is weight is None and not spec.label_smoothing:
         rows = math.prod(labels.shape)
         return Target(labels, 1.0, None, 0.0, None, rows, rows)
@@ -58,6 +72,33 @@ def from_labels(
     return Target(labels, alpha, dense, smoothing / max(num_classes, 1), weight, total, rows)
 
 
+def not_negative(target: Target, spec: LossSpec, xp: Any) -> Target:
+    """The same measure without a negative α, which `is_signed` says that there is."""
+    if target.dense is None or not is_signed(spec, num_classes := target.dense.shape[-1]):
+        return target
+    dense = smoothed_labels(target.labels, target.dense, num_classes, spec, xp)
+    return target._replace(alpha=0.0, dense=dense, beta=1.0)
+
+
+def is_signed(spec: LossSpec, num_classes: int) -> bool:
+    """Whether smoothing over the others leaves a label less than each of them, so that α < 0.
+
+    α x − β σ would then be a difference of large numbers; of infinite ones, where the label's logit is −inf.
+    """
+    return _smoothing(spec, num_classes) > 1
+
+
+def smoothed_labels(
+    labels: Array, factors: Array, num_classes: int, spec: LossSpec, xp: Any, offset: int = 0
+) -> Array:
+    """v (..., K_s) of labels smoothed over the others, ``factors (K_s,)`` of the classes from ``offset``."""
+    y = labels[..., None]
+    classes = xp.arange(offset, offset + factors.shape[-1], device=labels.device)
+    epsilon = spec.label_smoothing
+    dense = xp.where(y == classes, (1.0 - epsilon) * factors, epsilon / (num_classes - 1) * factors)
+    return xp.where(y < num_classes, dense, xp.nan)  # else the label is no class
+
+
 def from_probabilities(
     probabilities: Array, class_weight: Array | None, weight: Array | None, spec: LossSpec, xp: Any
 ) -> Target:
@@ -67,15 +108,21 @@ def from_probabilities(
             "`focal_gamma` and probability `targets` cannot be combined: the focal loss is defined "
             f"for labels; got focal_gamma={spec.focal_gamma} and floating `targets`"
         )
-    num_classes = probabilities.shape[-1]
-    smoothing = _smoothing(spec, num_classes)
-    dense = probabilities
-    if smoothing:
-        dense = (1.0 - smoothing) * dense + smoothing / max(num_classes, 1)
+    dense = smoothed(probabilities, probabilities.shape[-1], spec)
     if class_weight is not None:
         dense = dense * class_weight
     total, rows = totals(math.prod(probabilities.shape[:-1]), weight, None, xp)
     return Target(None, 0.0, dense, 1.0, weight, total, rows)
+
+
+def smoothed(probabilities: Array, num_classes: int, spec: LossSpec) -> Array:
+    """(1−ε)q + ε/K, or over the others (1−ε)q + ε(1−q)/(K−1): sums of what is not negative."""
+    epsilon = spec.label_smoothing
+    if not _smoothing(spec, num_classes):
+        return probabilities
+    if spec.smoothing_over == "others":
+        return (1.0 - epsilon) * probabilities + epsilon / (num_classes - 1) * (1.0 - probabilities)
+    return (1.0 - epsilon) * probabilities + epsilon / max(num_classes, 1)
 
 
 def part(target: Target, rows: slice) -> Target:

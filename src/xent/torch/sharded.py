@@ -78,6 +78,7 @@ class Batch:
         self.labels, self.probabilities, self.places = labels, probabilities, places
         self.class_weight, self.weight = class_weight, weight
         self.smoothing = targeting._smoothing(spec, shard.num_classes)
+        self.is_signed = targeting.is_signed(spec, shard.num_classes)
         self.read: Tensor | None = None
         self.here: Tensor | None = None
         if labels is not None:
@@ -104,11 +105,14 @@ class Batch:
             if not self.smoothing:
                 return None
             ones = torch.ones(self.shard.size, dtype=torch.float64, device=like.device)
-            return ones if self.class_weight is None else self.class_weight
+            factors = ones if self.class_weight is None else self.class_weight
+            if self.labels is None or not self.is_signed:
+                return factors
+            classes = self.shard.num_classes, self.spec, torch, self.shard.offset
+            return targeting.smoothed_labels(self.labels, factors, *classes)
         q = self.probabilities if self.places is None else self.probabilities[self.places]
         q = q.to(bridge.loss_dtype(like))
-        if self.smoothing:
-            q = (1.0 - self.smoothing) * q + self.smoothing / self.shard.num_classes
+        q = targeting.smoothed(q, self.shard.num_classes, self.spec)
         return q if self.class_weight is None else q * self.class_weight
 
     def stats(self, logits: Tensor) -> RowStats:
@@ -160,7 +164,7 @@ class Batch:
             if self.class_weight is not None:
                 columns["factor"] = self._factors()
         if mass is not None:
-            if self.probabilities is None:  # one v for all rows
+            if self.probabilities is None and not self.is_signed:  # one v for all rows
                 mass = cast(Tensor, self.dense(top)).double().sum()
             shifted = torch.where(gap == -torch.inf, -torch.inf, local.dense_log_prob + mass * gap)
             columns["dense_log_prob"] = torch.where(mass == 0, 0.0, shifted)
@@ -183,7 +187,7 @@ class Batch:
         if self.labels is None:
             total, rows = targeting.totals(num_rows, self.weight, None, torch)
             return Target(None, 0.0, self.probabilities, 1.0, self.weight, total, rows)
-        alpha: Any = 1.0 - self.smoothing
+        alpha: Any = 0.0 if self.is_signed else 1.0 - self.smoothing
         if factor is not None:
             factor = torch.where(self.labels == self.shard.num_classes, 1.0, factor)  # its row stays NaN
             alpha = alpha * factor
@@ -191,7 +195,7 @@ class Batch:
         counted = counts if self.weight is None else torch.where(counts, self.weight, 0.0)
         total, rows = targeting.totals(num_rows, counted, factor, torch)
         dense = self.labels if self.smoothing else None
-        beta = self.smoothing / max(self.shard.num_classes, 1)
+        beta = 1.0 if self.is_signed else self.smoothing / max(self.shard.num_classes, 1)
         return Target(self.labels, alpha, dense, beta, self.weight, total, rows)
 
     def _factors(self) -> Tensor:
