@@ -116,12 +116,62 @@ def test_what_the_training_rows_did_not_have_counts_as_nothing_and_is_said():
     assert {
         name: value for name, value in row.items() if "=" in name or name in ("one", "size is missing")
     } == (dict.fromkeys([*(n for n in learnt.feature_names if "=" in n), "one", "size is missing"], 0.0))
-    assert dict(learnt.surprises(new)) == {("amount", None): 2, ("colour", None): 1, ("size", "XL"): 1}
-    said = describe_surprises(learnt.surprises(new))
-    assert [
-        part in text for part, text in zip(("no value in 2 rows", "1 row:", "'XL'"), said, strict=True)
-    ] == [True] * 3
+    assert dict(learnt.surprises(new)) == {
+        ("amount", None, False): 2,
+        ("colour", None, True): 1,
+        ("size", "XL", True): 1,
+    }
+    assert describe_surprises(learnt.surprises(new)) == [
+        "column 'amount': no value in 2 rows: the training rows all had one; their median stands in",
+        "column 'colour': no value in 1 row: the training rows all had one, so its features are all 0",
+        "column 'size': 'XL' in 1 row: never in the training rows, so its features are all 0",
+    ]
     assert not learnt.surprises(data)
+
+
+def test_missing_values_and_new_levels_of_one_column_are_counted_apart():
+    learnt = Preprocessor.fit(pl.DataFrame({"c": ["red", "green"] * 9}), ["c"])
+    new = pl.DataFrame({"c": [None, "blue", "blue", "grey", "red", "pink"]})
+    assert describe_surprises(learnt.surprises(new), "held-out row") == [
+        "column 'c': no value in 1 held-out row: the training rows all had one, so its features are all 0",
+        "column 'c': 'blue' and 2 more levels in 4 held-out rows: never in the training rows, so its features "
+        "are all 0",
+    ]
+    two = describe_surprises(learnt.surprises(new[1:4]))
+    assert "'blue' and 1 more level in 3 rows" in two[0]
+
+
+def wide(rows: int, levels: int, missing: bool = True) -> pl.DataFrame:
+    """Two columns of numbers, one with missing values, and two of many levels."""
+    rng = np.random.default_rng(1)
+    amount, age = rng.normal(50, 20, rows), rng.normal(50, 20, rows).round(1)
+    age[::7] = np.nan
+    codes = rng.integers(0, levels, (2, rows))
+    town, shop = ([f"{name} {k}" for k in each] for name, each in zip(("town", "shop"), codes, strict=True))
+    town[3::50] = [None] * len(town[3::50]) if missing else town[3::50]
+    return pl.DataFrame({"amount": amount, "town": town, "age": age, "one": [3.0] * rows, "shop": shop})
+
+
+@pytest.mark.parametrize("narrow", [False, True])
+def test_many_levels_are_sparse_and_hold_the_numbers_of_the_dense_columns(narrow, monkeypatch):
+    data = wide(400, 60)
+    if narrow:
+        data = data.cast(dict.fromkeys(("amount", "age", "one"), pl.Float32))
+    learnt = Preprocessor.fit(data, data.columns)
+    new = pl.concat([wide(50, 90, False), data[:50]], how="vertical_relaxed").cast(dict(data.schema))
+    sparse = [learnt.transform(each) for each in (data, new, data[:1], data[:0])]
+    monkeypatch.setattr("xent.preprocess.SPARSE_FROM", np.inf)
+    for one, each in zip(sparse, (data, new, data[:1], data[:0]), strict=True):
+        dense = learnt.transform(each)
+        assert one.dtype == dense.dtype == (np.float32 if narrow else np.float64)
+        assert sp.issparse(one)
+        assert one.has_canonical_format
+        assert one.nnz <= len(data.columns) * len(each)
+        np.testing.assert_array_equal(one.toarray(), dense)
+
+
+def test_few_levels_stay_dense():
+    assert not sp.issparse(Preprocessor.fit(table(), table().columns).transform(table()))
 
 
 def test_a_column_without_any_value_is_a_constant():
@@ -181,7 +231,7 @@ def test_other_columns_than_in_training_are_refused():
 
 
 def test_too_many_levels_and_too_large_values_are_named(monkeypatch):
-    monkeypatch.setattr("xent.preprocess.MOST_ELEMENTS", 1000)
+    monkeypatch.setattr("xent.preprocess.MOST_LEVELS", 49)
     names = pl.DataFrame({"n": [f"row {i}" for i in range(50)]})
     with pytest.raises(ValueError, match=r"column 'n' has 50 levels in 50 rows"):
         Preprocessor.fit(names, ["n"])

@@ -110,9 +110,56 @@ def test_the_search_for_a_leak_fits_few_trees(rows, monkeypatch):
     assert len(tried) <= suspicion.TREES
 
 
-def test_a_name_of_each_row_is_no_leak():
+def test_a_name_of_each_row_is_no_leak_but_a_name():
     table = polars.DataFrame({"number": FEATURES[:, 0], "name": [f"row {i}" for i in range(ROWS)]})
-    assert texts(table) == []
+    assert texts(table) == [
+        "'name' has another value in nearly each row (200 in 200): leave it out by --drop name"
+    ]
+
+
+@pytest.mark.parametrize("order", ["shuffled", "filtered"])
+def test_rows_may_be_counted_in_any_order_and_with_some_left_out(order):
+    numbers = np.sort(RNG.choice(2 * ROWS, ROWS, replace=False))
+    if order == "shuffled":
+        numbers = RNG.permutation(ROWS) + 1000
+    assert texts(with_column(numbers)) == ["'x4' counts the rows: leave it out"]
+    assert texts(with_column(numbers + RNG.random(ROWS))) == []
+
+
+def of_categories(columns: int, rows: int = 900) -> tuple[np.ndarray, np.ndarray]:
+    """Columns of 0 and 1 that depend on each other, as votes do, and a class that depends on them."""
+    party = RNG.integers(0, 2, rows)
+    votes = (RNG.random((rows, columns)) < np.where(party, 0.97, 0.03)[:, None]).astype(float)
+    return votes, np.array(["no", "yes"])[np.where(RNG.random(rows) < 0.8, party, 1 - party)]
+
+
+def shared(features: Any, labels: np.ndarray) -> bool:
+    rows = len(labels)
+    names = getattr(features, "columns", None) or [f"x{i}" for i in range(features.shape[1])]
+    dataset = data.Dataset("made", features, labels, names)
+    found = findings(dataset, np.arange(4 * rows // 5), np.arange(4 * rows // 5, rows))
+    return any("have the features of a training row" in f.text for f in found)
+
+
+@pytest.mark.parametrize("columns", [1, 3, 16])
+def test_rows_of_categories_are_bound_to_be_alike(columns):
+    features, labels = of_categories(columns)
+    assert not shared(features, labels)
+    levels = np.where(features > 0, "yes", "no").astype(object)
+    assert not shared(polars.DataFrame({f"v{k}": levels[:, k].tolist() for k in range(columns)}), labels)
+    quantity = RNG.normal(size=len(labels))
+    quantity[-60:] = quantity[:60]
+    features[-60:] = features[:60]
+    assert not shared(features, labels)
+    assert shared(np.column_stack([features, quantity]), labels)
+
+
+def test_rounded_quantities_agree_by_chance_if_they_are_few():
+    features, labels = of_categories(2)
+    ages = RNG.integers(18, 80, (len(labels), 6)).astype(float)
+    assert not shared(np.column_stack([features, ages[:, :1]]), labels)
+    ages[-60:], features[-60:] = ages[:60], features[:60]
+    assert shared(np.column_stack([features, ages]), labels)
 
 
 def test_missing_values_are_no_leak_and_no_error():

@@ -170,6 +170,7 @@ class GradientCheck(NamedTuple):
     error: float
     checked: int
     total: int
+    rows: int | None = None  # that the loss was of, where it is one of rows
 
     @property
     def passed(self) -> bool:
@@ -188,11 +189,15 @@ def gradient_check(
     chosen = np.random.default_rng(seed).permutation(len(at))[:most]
     grad = objective(at)[1][chosen]
     numeric = np.empty_like(grad)
+    moved = at.copy()
     for i, j in enumerate(chosen):
-        step = np.zeros_like(at)
-        step[j] = 1e-5 * max(1.0, abs(at[j]))
-        width = (at[j] + step[j]) - (at[j] - step[j])
-        numeric[i] = (objective(at + step)[0] - objective(at - step)[0]) / width
+        step = 1e-5 * max(1.0, abs(at[j]))
+        values = []
+        for place in (at[j] + step, at[j] - step):
+            moved[j] = place
+            values.append(objective(moved)[0])
+        moved[j] = at[j]
+        numeric[i] = (values[0] - values[1]) / ((at[j] + step) - (at[j] - step))
     return GradientCheck(_relative(grad, numeric), len(chosen), len(at))
 
 

@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
 import numpy as np
+
+from xent.words import counted, listed
 
 if TYPE_CHECKING:
     import polars
@@ -15,8 +17,17 @@ if TYPE_CHECKING:
 Array = np.ndarray[Any, Any]
 
 BLOCK = 1 << 17  # elements scaled at a time, in float64: 1 MiB
-MOST_ELEMENTS = 1 << 28  # of one-hot columns: 1 GiB of float32, 2 GiB of float64
+MOST_LEVELS = 1 << 20  # of all columns of categories: each is a column of the features, and has its name
+SPARSE_FROM = 8  # features for each entry of a row, from which on they are CSR: a fifth of the memory
 MOST_NAMED = 6  # columns, levels
+
+
+class Surprise(NamedTuple):
+    """What a row has and no training row had: a level, or a missing value."""
+
+    column: str
+    level: str | None  # None: the value is missing
+    is_category: bool  # of the column
 
 
 @dataclass(frozen=True, eq=False)
@@ -116,10 +127,11 @@ class Preprocessor:
         return [*self.numbers, *(f"{name} is missing" for name in self.indicators), *coded]
 
     def transform(self, table: Any) -> Any:
-        """Features of a table like the one of `fit`: (N, F) of its floating dtype, or CSR for CSR.
+        """Features of a table like the one of `fit`: (N, F) of its floating dtype, dense or CSR.
 
-        A DataFrame is read by the names of its columns. Raises ValueError for columns that are not there
-        and for values so far from the training rows that their feature overflows.
+        They are CSR where the table is, and where most are columns of levels (`has_mostly_levels`). A
+        DataFrame is read by the names of its columns. Raises ValueError for columns that are not there and
+        for values so far from the training rows that their feature overflows.
         """
         if _is_sparse(table):
             self._require_width(table.shape[1])
@@ -129,11 +141,31 @@ class Preprocessor:
                 return scaled
             table = table.toarray()
         x = _numbers(table, self._require(table))
+        levels = sum(map(len, self.levels.values()))
+        first = len(self.numbers) + len(self.indicators)
+        out = np.zeros((len(x), first if self.has_mostly_levels else first + levels), x.dtype)
+        self._scale(x, out)
+        codes = (_codes(table[name], each) for name, each in self.levels.items())
+        starts = np.cumsum([first, *map(len, self.levels.values())])
+        if self.has_mostly_levels:
+            return _with_levels(out, list(codes), starts)
+        for start, each in zip(starts, codes, strict=False):
+            rows = np.flatnonzero(each >= 0)
+            out[rows, start + each[rows]] = 1
+        return out
+
+    @property
+    def has_mostly_levels(self) -> bool:
+        """Whether features are so much wider than a row has entries that they are kept as CSR."""
+        entries = len(self.columns) + len(self.indicators)
+        levels = sum(map(len, self.levels.values()))
+        return entries - len(self.levels) + levels > SPARSE_FROM * entries
+
+    def _scale(self, x: Array, out: Array) -> None:
+        """Write the features of the columns of numbers, and of their missing values, into ``out``."""
         place = {name: k for k, name in enumerate(self.numbers)}
         flags = [place[name] for name in self.indicators]
         constants = [place[name] for name in self.constants if name in place]
-        width = len(place) + len(flags) + sum(len(levels) for levels in self.levels.values())
-        out = np.zeros((len(x), width), x.dtype)
         step = max(1, BLOCK // max(1, x.shape[1]))
         for start in range(0, len(x), step):
             block = x[start : start + step]
@@ -148,29 +180,23 @@ class Preprocessor:
                 far = f"too far from those of the training rows: {block[n, k]:.3g}"
                 raise ValueError(f"the values of column {self.numbers[k]!r} are {far}")
             out[start : start + step, len(place) : len(place) + len(flags)] = missing[:, flags]
-        first = len(place) + len(flags)
-        for name, levels in self.levels.items():
-            codes = _codes(table[name], levels)
-            rows = np.flatnonzero(codes >= 0)
-            out[rows, first + codes[rows]] = 1
-            first += len(levels)
-        return out
 
-    def surprises(self, table: Any) -> Counter[tuple[str, str | None]]:
-        """Rows of ``table`` by (column, what the training rows did not have in it): a level, or None
-        for a missing value; empty if there is nothing new."""
-        found: Counter[tuple[str, str | None]] = Counter()
+    def surprises(self, table: Any) -> Counter[Surprise]:
+        """Rows of ``table`` by what the training rows did not have; empty if there is nothing new."""
+        found: Counter[Surprise] = Counter()
         if _is_sparse(table):
             return found
         numbers = self._require(table)
         missing = np.isnan(_numbers(table, numbers)).sum(axis=0)
         for name, count in zip(numbers, missing.tolist(), strict=True):
             if count and name not in self.indicators and name not in self.constants:
-                found[name, None] = count
+                found[Surprise(name, None, is_category=False)] = count
         for name, levels in self.levels.items():
             column = table[name]
             new = column.filter(_codes(column, levels) < 0)
-            found.update({(name, level): count for level, count in new.value_counts().iter_rows()})
+            counts = sorted(new.value_counts().iter_rows(), key=lambda each: (-each[1], each[0] or ""))
+            for level, count in counts:
+                found[Surprise(name, level, is_category=True)] = count
         return found
 
     def to_json(self) -> dict[str, Any]:
@@ -235,44 +261,58 @@ def describe(learnt: Preprocessor) -> list[tuple[str, str]]:
     scaled = "scaled to mean 0, deviation 1 by" if not learnt.sparse else "divided by their largest value in"
     lines = []
     if numbers:
-        one = "1 column of numbers" if numbers == 1 else f"{numbers:,} columns of numbers"
-        lines.append(("columns", f"{one}, {scaled} the training rows"))
+        of_numbers = counted(numbers, "column of numbers", "columns of numbers")
+        lines.append(("columns", f"{of_numbers}, {scaled} the training rows"))
     for name, each in list(levels.items())[:MOST_NAMED]:
         known = [repr(level) if "," in level else level for level in each if level is not None]
-        count = "1 level" if len(each) == 1 else f"{len(each):,} levels"
-        missing = ", one for missing" if None in each else ""
-        lines.append(("category", f"{name}: {count}{missing}: {listed(known, MOST_NAMED)}"))
+        missing = ", one for missing" if known and None in each else ""
+        names = listed(known, MOST_NAMED) if known else "missing in each row"
+        lines.append(("category", f"{name}: {counted(len(each), 'level')}{missing}: {names}"))
     if len(levels) > MOST_NAMED:
-        lines.append(("category", f"and {len(levels) - MOST_NAMED:,} more columns of categories"))
+        more = counted(len(levels) - MOST_NAMED, "more column of categories", "more columns of categories")
+        lines.append(("category", f"and {more}"))
     if learnt.indicators:
         counts = [f"{name} ({count:,})" for name, count in learnt.indicators.items()]
-        lines.append(("missing", f"{listed(counts, MOST_NAMED)}: their median, and a feature that says so"))
+        filled = "their median stands in, and a feature says so"
+        lines.append(("missing", f"{listed(counts, MOST_NAMED)}: {filled}"))
     if learnt.constants:
-        lines.append(("constant", f"{listed(list(learnt.constants), MOST_NAMED)}: no effect"))
+        lines.append(("constant", f"{listed(learnt.constants, MOST_NAMED)}: no effect"))
     return lines
 
 
-def describe_surprises(found: Counter[tuple[str, str | None]], rows: str = "rows") -> list[str]:
-    """A sentence for each of `Preprocessor.surprises`, the first of each column only."""
+def describe_surprises(found: Mapping[Surprise, int], rows: str = "row") -> list[str]:
+    """A sentence for each column and kind of `Preprocessor.surprises`; ``rows`` is the noun, singular."""
     sentences = []
-    for column in dict.fromkeys(name for name, _ in found):
-        counts = {level: n for (name, level), n in found.items() if name == column}
-        total = sum(counts.values())
-        if None in counts:
-            what, result = "no value", "the training rows all had one; their median stands in"
-        else:
-            more = f" and {len(counts) - 1} more levels" if len(counts) > 1 else ""
-            what = f"{next(iter(counts))!r}{more}"
-            result = "never in the training rows, so none of the known levels"
-        where = f"{total:,} {rows if total > 1 else rows.removesuffix('s')}"
-        sentences.append(f"column {column!r}: {what} in {where}: {result}")
+    for column in dict.fromkeys(each.column for each in found):
+        of_column = {each: count for each, count in found.items() if each.column == column}
+        missing = sum(count for each, count in of_column.items() if each.level is None)
+        if missing:
+            result = "the training rows all had one; their median stands in"
+            if next(iter(of_column)).is_category:
+                result = "the training rows all had one, so its features are all 0"
+            sentences.append(f"column {column!r}: no value in {counted(missing, rows)}: {result}")
+        levels = {each.level: count for each, count in of_column.items() if each.level is not None}
+        if levels:
+            more = f" and {counted(len(levels) - 1, 'more level')}" if len(levels) > 1 else ""
+            where = counted(sum(levels.values()), rows)
+            result = "never in the training rows, so its features are all 0"
+            sentences.append(f"column {column!r}: {next(iter(levels))!r}{more} in {where}: {result}")
     return sentences
 
 
-def listed(names: list[str], most: int = 20) -> str:
-    """The first ``most``, and how many more."""
-    more = f" and {len(names) - most:,} more" if len(names) > most else ""
-    return ", ".join(names[:most]) + more
+def _with_levels(numbers: Array, codes: list[Array], starts: Array) -> Any:
+    """CSR features: dense ``numbers (N, first)``, then a 1 at ``starts[k] + codes[k]`` if that is a level."""
+    import scipy.sparse
+
+    rows, first = numbers.shape
+    columns = np.empty((rows, first + len(codes)), np.int32)
+    values = np.empty(columns.shape, numbers.dtype)
+    columns[:, :first], values[:, :first] = np.arange(first), numbers
+    for k, (start, each) in enumerate(zip(starts, codes, strict=False), first):
+        columns[:, k], values[:, k] = start + each, each >= 0
+    stored = values != 0
+    ends = np.concatenate([[0], np.cumsum(stored.sum(axis=1))])
+    return scipy.sparse.csr_array((values[stored], columns[stored], ends), shape=(rows, int(starts[-1])))
 
 
 def _is_sparse(table: Any) -> bool:
@@ -312,7 +352,7 @@ def _levels(table: Any, columns: list[str]) -> dict[str, tuple[str | None, ...]]
             values = table[name].unique().to_list()
             missing = (None,) if None in values else ()
             found[name] = (*sorted(value for value in values if value is not None), *missing)
-    if found and table.height * sum(map(len, found.values())) > MOST_ELEMENTS:
+    if sum(map(len, found.values())) > MOST_LEVELS:
         name = max(found, key=lambda each: len(found[each]))
         raise ValueError(
             f"column {name!r} has {len(found[name]):,} levels in {table.height:,} rows, too many for a "

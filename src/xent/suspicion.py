@@ -8,6 +8,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from xent.data import Dataset
+from xent.text_columns import names_of_rows, quantities
+from xent.words import counted
 
 Array = np.ndarray[Any, Any]
 
@@ -15,6 +17,9 @@ FEW_ROWS = 5  # of a class
 MANY_LEVELS = 20  # distinct numbers from which on labels may be a quantity
 MOST_NAMES = 4  # shown of a list
 DUPLICATES = 0.01  # share of the held-out rows that may be training rows too
+FEW_VALUES = 10  # distinct numbers up to which a column is like one of categories
+CONTINUOUS = 0.4  # distinct numbers, as a share of the rows, from which on no two are expected to be equal
+DENSE = 0.05  # share of the numbers between the first and the last row's that are some row's
 MAJORITY = 0.95
 LEAK = 0.98  # accuracy of one column alone
 SAMPLE = 4096  # training rows that the search for a leak reads
@@ -67,7 +72,9 @@ def findings(data: Dataset, train: Array, test: Array) -> list[Finding]:
         _softmax_outputs(columns),
         _leak(columns, data.labels, train, test),
         _row_numbers(columns),
-        _shared_rows(keys, train, test),
+        Finding("No column of text has another value in nearly each row", names_of_rows(columns), True),
+        Finding("No column of text holds dates or quantities", quantities(columns), True),
+        _shared_rows(keys, columns, train, test),
         _contradictions(keys, data.labels),
         _constant(columns),
     ]
@@ -118,9 +125,8 @@ def _majority(labels: Array) -> Finding:
     if share <= MAJORITY:
         return Finding(check, "")
     name = names[counts.argmax()].item()
-    return Finding(
-        check, f"{share:.1%} of the rows are {name!r}: accuracy says little here, look at the loss"
-    )
+    text = f"{share:.1%} of the rows are {name!r}: accuracy says little here, look at the loss"
+    return Finding(check, text, True)
 
 
 def _quantity(labels: Array) -> Finding:
@@ -132,7 +138,8 @@ def _quantity(labels: Array) -> Finding:
         names.astype(np.float64)
     except ValueError:
         return Finding(check, "")
-    text = f"{len(names)} distinct numbers in {len(labels)} rows: a quantity to estimate rather than classes?"
+    values = f"{len(names):,} distinct numbers in {counted(len(labels), 'row')}"
+    text = f"{values}: a quantity to estimate rather than classes?"
     return Finding(check, text, True)
 
 
@@ -221,23 +228,54 @@ def _row_numbers(columns: dict[str, Array]) -> Finding:
         for name, column in columns.items()
         if column.dtype.kind == "f"
         and len(column) > MANY_LEVELS
-        and all(np.all(np.diff(part) == 1) for part in (column[:HEAD], column))
+        and all(_may_count(part) for part in (column[:HEAD], column))
+        and _counts(column)
     ]
     if not counting:
         return Finding(check, "")
     return Finding(check, f"{_listed(counting)} counts the rows: leave it out", True)
 
 
-def _shared_rows(keys: Array, train: Array, test: Array) -> Finding:
-    check = "Held-out rows are not training rows too"
+def _may_count(column: Array) -> bool:
+    """Whether they are whole numbers, and no two the same."""
+    return bool((column == np.round(column)).all()) and len(np.unique(column)) == len(column)
+
+
+def _counts(column: Array) -> bool:
+    """Whether different whole numbers are those of rows: in any order without a gap, or rising with some."""
+    width = float(column.max() - column.min()) + 1
+    return width == len(column) or bool((np.diff(column) > 0).all() and width <= len(column) / DENSE)
+
+
+def _shared_rows(keys: Array, columns: dict[str, Array], train: Array, test: Array) -> Finding:
+    check = "Held-out rows are training rows too no more often than by chance"
     count = int(np.isin(keys[test], keys[train]).sum())
-    if count < 2 or count < DUPLICATES * len(test):
+    if count < 2 or count < DUPLICATES * len(test) or count < 2 * _shared_by_chance(columns, train, test):
         return Finding(check, "")
     text = (
-        f"{count} of {len(test)} held-out rows ({count / len(test):.0%}) have the features of a training "
-        "row: the held-out numbers are partly of rows that were learnt"
+        f"{count:,} of {counted(len(test), 'held-out row')} ({count / len(test):.0%}) have the features of a "
+        "training row: the held-out numbers are partly of rows that were learnt"
     )
     return Finding(check, text, True)
+
+
+def _shared_by_chance(columns: dict[str, Array], train: Array, test: Array) -> float:
+    """How many held-out rows are expected to have all quantities of a training row, were these independent.
+
+    Columns of few values say nothing here: they depend on each other, and rows of such columns only are
+    bound to be alike.
+    """
+    twins: Array = np.full(len(test), float(len(train)))  # expected of each row
+    for column in columns.values():
+        if column.dtype.kind == "f" and not _is_constant(column):
+            values, place, counts = np.unique(column, return_inverse=True, return_counts=True)
+            if len(values) > MANY_LEVELS and len(values) > CONTINUOUS * len(column):
+                return 0.0  # its ties are what there is to explain
+            if len(values) > FEW_VALUES:
+                twins *= (counts[place[test]] - 1) / (len(column) - 1)
+                if twins.sum() < 0.5:  # and no further column can make it more
+                    break
+    return float(-np.expm1(-twins).sum())
 
 
 def _contradictions(keys: Array, labels: Array) -> Finding:
@@ -247,7 +285,7 @@ def _contradictions(keys: Array, labels: Array) -> Finding:
     rows = int((classes_of_key[keys] > 1).sum())
     if not rows:
         return Finding(check, "")
-    text = f"{rows} of {len(labels)} rows are like another row of another class: no model gets both right"
+    text = f"{rows:,} of {len(labels):,} rows are like another row of another class: no model gets both right"
     return Finding(check, text)
 
 
@@ -262,7 +300,7 @@ def _constant(columns: dict[str, Array]) -> Finding:
 def _more_columns_than_rows(data: Dataset, train: Array) -> Finding:
     check = "There are more training rows than features"
     width = data.features.shape[1]
-    text = f"{width:,} features for {len(train):,} training rows: the penalty decides much"
+    text = f"{counted(width, 'feature')} for {counted(len(train), 'training row')}: the penalty decides much"
     return Finding(check, text if width >= len(train) else "")
 
 

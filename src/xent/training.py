@@ -14,6 +14,7 @@ from xent.api import cross_entropy
 from xent.check import GradientCheck, gradient_check
 from xent.data import Dataset
 from xent.diagnosis import Diagnosis, Measures, Reason, diagnose, measures, reasons
+from xent.objective import Objective
 from xent.persistence import Model
 from xent.preprocess import Preprocessor, describe_surprises
 from xent.regression import SoftmaxRegression
@@ -22,7 +23,10 @@ from xent.tables import DataError
 
 Array = np.ndarray[Any, Any]
 
-CHECK_BUDGET = 1 << 25  # elements of X read by the gradient check, 16 to 256 coordinates
+CHECK_WORK = 1 << 27  # multiplications of the gradient check: about 0.1 s; fewer rows where they are long
+CHECK_ROWS = 64  # at least
+CHECK_PARAMETERS = (16, 256)  # at least and at most
+EXPONENTIAL = 16  # multiplications
 
 
 class Settings(NamedTuple):
@@ -80,7 +84,7 @@ def run(data: Dataset, settings: Settings, on_step: Callable[[int, float], None]
     train, test = _split(data, classes, labels, settings)
     learnt = _preprocessor(data, train)
     x, x_test = (learnt.transform(data.features[part]) for part in (train, test))
-    surprises = describe_surprises(learnt.surprises(data.features[test]), "held-out rows")
+    surprises = describe_surprises(learnt.surprises(data.features[test]), "held-out row")
     y, y_test = labels[train], labels[test]
     curve: list[tuple[float, float]] = []
     estimator = SoftmaxRegression(
@@ -113,9 +117,6 @@ def run(data: Dataset, settings: Settings, on_step: Callable[[int, float], None]
     curve.insert(0, (math.log(len(classes)),) * 2)
 
     objective = estimator.objective(x, data.labels[train])
-    spread = 1 / math.sqrt(x.shape[1])
-    point = np.random.default_rng(settings.seed).normal(0.0, spread, objective.num_parameters)
-    most = int(np.clip(CHECK_BUDGET // max(1, x.size), 16, 256))
     scores, scores_test = (_class_scores(each, estimator.coef_, estimator.intercept_) for each in (x, x_test))
     names = [c.item() for c in classes]
     found = diagnose(scores_test, y_test)
@@ -130,7 +131,7 @@ def run(data: Dataset, settings: Settings, on_step: Callable[[int, float], None]
         findings=findings(data, train, test),
         uniform=math.log(len(classes)),
         curve=curve,
-        gradient=gradient_check(objective, point, most, settings.seed),
+        gradient=_verified(objective, settings.seed),
         optimality_gap=estimator.optimality_gap_,
         solver=estimator.solver_,
         steps=estimator.n_iter_,
@@ -169,6 +170,22 @@ def _preprocessor(data: Dataset, train: Array) -> Preprocessor:
         return Preprocessor.fit(data.features[train], data.feature_names)
     except ValueError as error:
         raise DataError(f"{data.name}: {error}") from None
+
+
+def _verified(objective: Objective, seed: int) -> GradientCheck:
+    """The check of the gradient at random parameters, on so many rows that it takes `CHECK_WORK`."""
+    rng = np.random.default_rng(seed)
+    rows, scores, parameters = objective.num_rows, objective.num_scores, objective.num_parameters
+    entries = objective.features.size / rows
+    point = rng.normal(0.0, 1 / math.sqrt(max(1.0, entries)), parameters)
+    fewest, most = (min(parameters, each) for each in CHECK_PARAMETERS)
+    of_row, of_parameters = (entries + EXPONENTIAL) * scores, 4 * parameters  # of one evaluation
+    checked = int(np.clip((CHECK_WORK / (2 * most) - of_parameters) / of_row, min(rows, CHECK_ROWS), rows))
+    most = int(np.clip(CHECK_WORK / (2 * (checked * of_row + of_parameters)), fewest, most))
+    if checked < rows:
+        some = np.sort(rng.choice(rows, checked, replace=False))
+        objective = objective.subset(some, objective.divisor * checked / rows)
+    return gradient_check(objective, point, most, seed)._replace(rows=checked)
 
 
 def _class_scores(x: Array, coef: Array, intercept: Array) -> Array:

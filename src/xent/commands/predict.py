@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     import polars
 
     from xent.persistence import Model
+    from xent.preprocess import Surprise
 
 
 def predict(
@@ -79,7 +80,7 @@ class _Job:
         self.columns = [f"p_{str(c).lower() if isinstance(c, bool) else c}" for c in self.classes]
         self.schema = {"label": self.label_type} | dict.fromkeys(self.columns, polars.Float64)
         self.rows = self.blank = 0
-        self.surprises: Counter[tuple[str, str | None]] = Counter()
+        self.surprises: Counter[Surprise] = Counter()
 
     def frames(self, update: Callable[[str], None]) -> Generator[polars.DataFrame]:
         """Predictions, batch by batch; at least one, which may be empty."""
