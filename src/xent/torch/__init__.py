@@ -1,5 +1,10 @@
 """`xent` for PyTorch: its losses under its own names, every option, the whole autograd contract."""
 
+from __future__ import annotations
+
+import importlib
+from types import ModuleType
+
 from xent.protocol import RowStatistics
 from xent.torch.binary import binary_cross_entropy_with_logits
 from xent.torch.functional import cross_entropy, row_statistics
@@ -19,3 +24,10 @@ __all__ = [
     "linear_row_statistics",
     "row_statistics",
 ]
+
+
+def __getattr__(name: str) -> ModuleType:
+    """`xent.torch.distributed`, loaded when it is asked for."""
+    if name == "distributed":
+        return importlib.import_module("xent.torch.distributed")
+    raise AttributeError(f"module `xent.torch` has no attribute `{name}`")

@@ -2,40 +2,58 @@
 
 from __future__ import annotations
 
+import json
 import zlib
-from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple, TypeVar
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Generic, NamedTuple, TypeVar
 
 import torch
 import torch.distributed as dist
 
+from xent import rows
+from xent.torch import arguments
 from xent.torch.sharded import Shard
 
+Tensor = torch.Tensor
 T = TypeVar("T")
+
+MOST_TENSORS = 6  # that are compared: input, target, class weight, sample weight, denominator, bias
+ERRORS = (arguments.LabelError, arguments.ArgumentError, NotImplementedError, TypeError, ValueError)
+INTEGERS = {2: torch.int16, 4: torch.int32, 8: torch.int64}  # as wide as floats of so many bytes
+
+
+class Whose(NamedTuple):
+    """The ranks that must agree, in words."""
+
+    ranks: str
+    advice: str = ""  # for who gave every rank rows of its own
+
+
+class Own(NamedTuple, Generic[T]):
+    """What a rank finds of its own arguments, and what of them must be the same on every rank."""
+
+    found: T
+    num_rows: int = 0
+    facts: Mapping[str, Any] = {}  # options and what is not a tensor's values, by the argument's name
+    tensors: Mapping[str, Tensor] = {}  # compared by checksums
 
 
 class Told(NamedTuple):
-    """By each rank, of its arguments; 8 bytes each."""
+    """By each rank, 8 bytes each; checksums of tensors follow."""
 
     size: int  # its number of classes
     num_rows: int = 0
-    form: int = 0  # what decides which all-reduces follow, as a checksum
-    lowest: int = 0  # of the labels that are checked
-    highest: int = -1
+    facts: int = 0  # their checksum
     refused: int = 1
 
 
-def form_of(*facts: Any) -> int:
-    """A number that is the same for the same ``facts`` in every process."""
-    return zlib.crc32(repr(facts).encode())
-
-
 def agreed(
-    check: Callable[[], tuple[Told, T]],
+    check: Callable[[], Own[T]],
     group: Any,
     sizes: Sequence[int] | None,
     size: int,
     device: torch.device,
+    whose: Whose,
 ) -> tuple[T, Shard]:
     """(what ``check`` found, the shard of this rank); an error on one rank is an error on all.
 
@@ -44,47 +62,122 @@ def agreed(
     rank, world = dist.get_rank(group), dist.get_world_size(group)
     if rank < 0:
         raise ValueError("this process must be one of `group`; it is not")
-    own, found, error = Told(size), None, None
+    own, told, sums, error = None, Told(size), [], None
     try:
-        told, found = check()
-        own = told._replace(refused=0)
-        if sizes is not None and (len(sizes) != world or sizes[rank] != size):
+        own = check()
+        if sizes is None:
+            sums = [_fingerprint(x) for x in own.tensors.values()]
+        elif len(sizes) != world or sizes[rank] != size:
             raise ValueError(
                 f"`sizes` must be the number of classes of each of {world} ranks, {size} at rank {rank}; "
                 f"got {list(sizes)}"
             )
+        facts = {name: repr(value)[:200] for name, value in own.facts.items()}
+        own = own._replace(facts=facts)
+        told = Told(size, own.num_rows, zlib.crc32(repr(facts).encode()), refused=0)
     except Exception as refusal:
         error = refusal
     if sizes is None:
-        table = torch.zeros(world, len(own), dtype=torch.int64, device=device)
-        table[rank] = torch.tensor(own)
+        table = torch.zeros(world, len(told) + MOST_TENSORS, dtype=torch.int64, device=device)
+        table[rank, : len(told)] = torch.tensor(told)
+        if error is None and sums:
+            table[rank, len(told) : len(told) + len(sums)] = torch.stack(sums)
         dist.all_reduce(table, group=group)
-        ranks = [Told(*row) for row in table.tolist()]
-        sizes = [told.size for told in ranks]
-        if error is None:
-            _compare(ranks, rank)
+        ranks = table.tolist()
+        sizes = [row[0] for row in ranks]
+        if any(row[1:] != ranks[0][1:] or Told(*row[: len(told)]).refused for row in ranks):
+            difference = _difference(ranks, own, error, group, device, whose)
+            error = error or difference
     if error is not None:
         raise error
-    assert found is not None
-    return found, Shard(group, sum(sizes[:rank]), size, sum(sizes), max(sizes))
+    assert own is not None
+    return own.found, Shard(group, sum(sizes[:rank]), size, sum(sizes), max(sizes))
 
 
-def _compare(ranks: list[Told], own: int) -> None:
-    """Raise for what another rank will raise for, or what would let ranks wait for each other."""
-    num_classes = sum(told.size for told in ranks)
-    if refused := [rank for rank, told in enumerate(ranks) if told.refused]:
-        raise ValueError(f"rank {refused[0]} of `group` refused its arguments; its own error says why")
-    if len({told.num_rows for told in ranks}) > 1:
-        raise ValueError(
-            "`labels` must have the same rows on every rank of `group`; got "
-            f"{[told.num_rows for told in ranks]} rows"
+def refuse(error: Exception, group: Any, device: torch.device, whose: Whose) -> None:
+    """Tell the other ranks of an ``error``, where they wait in `agreed`; raises it."""
+
+    def check() -> Own[None]:
+        raise error
+
+    agreed(check, group, None, 0, device, whose)
+
+
+def checksum(x: Tensor) -> Tensor:
+    """int64 (...) of ``x (..., D)``: the same for the same bits, and for others hardly ever.
+
+    Each number's bits times a number of its place, summed; what exceeds 64 bits wraps around.
+    """
+    x = x.detach()
+    most_rows = max(1, (1 << 22) // max(1, x.shape[-1]))  # 32 MiB at a time
+    if x.ndim > 1 and x.shape[0] > most_rows:
+        return torch.cat([checksum(part) for part in x.split(most_rows)])
+    factors = torch.arange(1, x.shape[-1] + 1, device=x.device) * -0x61C8864680B583EB
+    factors = ((factors ^ (factors >> 32)) * -0x40A7B892E31B1A47) | 1
+    bits = x.contiguous().view(INTEGERS[x.itemsize]) if x.is_floating_point() else x.long()
+    return (bits * factors).sum(-1)
+
+
+def plain(**tensors: Any) -> dict[str, Tensor]:
+    """The tensors among them that are no DTensors: whole, and thus the same on every rank."""
+    return {name: x for name, x in tensors.items() if isinstance(x, Tensor) and not hasattr(x, "to_local")}
+
+
+def kind_of(x: Any) -> Any:
+    """What ranks must have in common of a tensor, whatever its values; other arguments are returned."""
+    if not isinstance(x, Tensor):
+        return x
+    kind = str(x.dtype) if x.is_floating_point() else "not of floats"
+    kind += f" {x.placements}" if hasattr(x, "placements") else ""
+    return kind + (" and derived" if x.requires_grad and torch.is_grad_enabled() else "")
+
+
+def _fingerprint(x: Tensor) -> Tensor:
+    return checksum(checksum(rows.matrix(x) if x.ndim > 1 else x.reshape(1, -1)))
+
+
+def _difference(
+    ranks: list[list[int]],
+    own: Own[Any] | None,
+    error: Exception | None,
+    group: Any,
+    device: torch.device,
+    whose: Whose,
+) -> Exception:
+    """What to raise where a rank refused its arguments, or the ranks do not agree. All ranks call it."""
+    kind = None if error is None else next((k for k in ERRORS if isinstance(error, k)), ValueError)
+    facts = {} if own is None else own.facts
+    said = _said((None if kind is None else ERRORS.index(kind), str(error)[:2000], facts), group, device)
+    for rank, (refused, text, _) in enumerate(said):
+        if refused is not None:
+            return ERRORS[refused](f"rank {rank} of {whose.ranks} refused its arguments: {text}")
+    num_rows = [Told(*row[: len(Told._fields)]).num_rows for row in ranks]
+    if len(set(num_rows)) > 1:
+        return ValueError(
+            f"every rank of {whose.ranks} must give the same rows; got {num_rows} rows{whose.advice}"
         )
-    for rank, told in enumerate(ranks):
-        if told.form != ranks[0].form:
-            raise ValueError(
-                "every rank of `group` must give the same options and the same optional arguments; "
-                f"rank {rank} and rank 0 do not"
-            )
-    bad = [rank for rank, told in enumerate(ranks) if told.lowest < 0 or told.highest >= num_classes]
-    if bad and own not in bad:  # a rank of these names the label
-        raise ValueError(f"rank {bad[0]} of `group` has a label that is no class; its own error says which")
+    assert own is not None
+    for rank, (row, (_, _, theirs)) in enumerate(zip(ranks, said, strict=True)):
+        first = said[0][2]
+        for name in first | theirs:
+            if first.get(name) != theirs.get(name):
+                return ValueError(
+                    f"every rank of {whose.ranks} must give the same options and the same optional "
+                    f"arguments; `{name}` is {first.get(name)} on rank 0, {theirs.get(name)} on rank {rank}"
+                )
+        for column, name in enumerate(own.tensors, len(Told._fields)):
+            if row[column] != ranks[0][column]:
+                return ValueError(
+                    f"`{name}` must be the same on every rank of {whose.ranks}; rank {rank} has other "
+                    f"values than rank 0{whose.advice}"
+                )
+    raise AssertionError("the ranks agree")
+
+
+def _said(words: Any, group: Any, device: torch.device) -> list[Any]:
+    """The words of every rank. (`all_gather_object` fails under the transforms of torch.func.)"""
+    own = json.dumps(words).encode()
+    every = torch.zeros(dist.get_world_size(group), 1 << 14, dtype=torch.uint8, device=device)
+    every[dist.get_rank(group), : len(own)] = torch.tensor(list(own), dtype=torch.uint8)
+    dist.all_reduce(every, group=group)
+    return [json.loads(bytes(rank).rstrip(b"\0")) for rank in every.tolist()]

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from typing import Any, cast
+import sys
+from typing import Any, NoReturn, cast
 
 import torch
 
@@ -63,13 +64,23 @@ def require_tensor(x: Any, name: str) -> None:
         raise TypeError(f"`{name}` must be a torch.Tensor; got `{type(x).__name__}`")
 
 
-def require_local(**tensors: Tensor | None) -> None:
+def require_local(**tensors: Any) -> None:
     """Raise for a DTensor: what is given for each row is the rows' own."""
     for name, x in tensors.items():
         if x is not None and type(x) not in PLAIN and hasattr(x, "to_local"):
             raise NotImplementedError(
-                f"`{name}` must be a tensor of this rank; got a DTensor: give its rows by `.to_local()`"
+                f"`{name}` must be a tensor of this rank; got a DTensor: give its rows by `.to_local()`, or "
+                "all of it by `.full_tensor()`"
             )
+
+
+def refuse_together(error: Exception, *tensors: Any) -> NoReturn:
+    """Raise ``error``, on every rank of the mesh of a DTensor among ``tensors``: none waits for this one."""
+    if "torch.distributed.tensor" in sys.modules:
+        from xent.torch import dtensors
+
+        dtensors.refuse(error, *tensors)
+    raise error
 
 
 def require_together(**tensors: Tensor | None) -> None:
@@ -188,14 +199,14 @@ def require_rows(sample_weight: Tensor | None, rows: tuple[int, ...]) -> None:
         )
 
 
-def require_labels(labels: Tensor, rows: tuple[int, ...]) -> None:
+def require_labels(labels: Tensor, rows: tuple[int, ...], name: str = "labels") -> None:
     """Raise unless ``labels`` are integers, one a row."""
-    require_tensor(labels, "labels")
+    require_tensor(labels, name)
     if labels.dtype not in INTEGERS:
-        raise ArgumentError(f"`labels` must have an integer dtype; got {labels.dtype}")
+        raise ArgumentError(f"`{name}` must have an integer dtype; got {labels.dtype}")
     if labels.shape != rows:
         raise ArgumentError(
-            f"`labels` must have the shape of the rows, {tuple(rows)}; got {tuple(labels.shape)}"
+            f"`{name}` must have the shape of the rows, {tuple(rows)}; got {tuple(labels.shape)}"
         )
 
 

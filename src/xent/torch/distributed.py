@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
+from dataclasses import asdict
 from typing import Any, NamedTuple, Unpack
 
 import torch
@@ -13,12 +15,14 @@ from xent.projection import require_chunk_bytes
 from xent.spec import Further, LossSpec, require_reduction, with_options
 from xent.target import Target
 from xent.torch import arguments, bridge, composite, linear, sharded_layers
-from xent.torch.agreement import Told, agreed, form_of
+from xent.torch.agreement import Own, Whose, agreed, checksum, kind_of, plain
 from xent.torch.projected import Operands
 from xent.torch.sharded import Batch, Shard
 from xent.torch.sharded_layers import Sums
 
 Tensor = torch.Tensor
+
+GROUP = Whose("`group`", ": the ranks of `group` share the rows, and have classes of their own")
 
 
 @with_options(omit=("class_weight", "sample_weight", "ignore_index", "label_smoothing"))
@@ -59,8 +63,10 @@ def vocab_parallel_cross_entropy(
     validate : bool, default None
         Check the range of labels and the sign of probabilities. None: on the CPU.
     sizes : sequence of int, default None
-        K_s of each rank. None: the ranks tell each other, with what else must agree and whether one of them
-        refuses its arguments (48 bytes a rank; on a GPU the host waits for it).
+        K_s of each rank. None: the ranks tell each other, with checksums of all that must be the same and
+        whether one of them refuses its arguments (80 bytes a rank; on a GPU the host waits for it). With
+        ``sizes`` nothing of that is checked: a rank with other rows makes the loss of all wrong, and one that
+        raises lets the others wait.
 
     OPTIONS
 
@@ -72,7 +78,8 @@ def vocab_parallel_cross_entropy(
     Raises
     ------
     ValueError
-        As for `xent.torch.cross_entropy`; where another rank refused its arguments; where rows differ.
+        As for `xent.torch.cross_entropy`; on all ranks if one refuses its arguments, or if their options,
+        labels, ``sample_weight`` or ``denominator`` differ.
     NotImplementedError
         For what would derive it twice, or in anything but the logits.
 
@@ -87,9 +94,10 @@ def vocab_parallel_cross_entropy(
     >>> def loss_of(shard, labels):
     ...     return vocab_parallel_cross_entropy(shard, labels, group=None, label_smoothing=0.1)
     """
-    arguments.require_tensor(logits_shard, "logits_shard")
 
-    def check() -> tuple[Told, Call]:
+    def check() -> Own[Call]:
+        arguments.require_tensor(logits_shard, "logits_shard")
+        arguments.require_local(logits_shard=logits_shard)
         spec = arguments.spec_of(ignore_index=ignore_index, label_smoothing=label_smoothing, **options)
         if logits_shard.dtype not in bridge.FLOATING or not logits_shard.ndim:
             raise arguments.ArgumentError(
@@ -97,11 +105,13 @@ def vocab_parallel_cross_entropy(
                 f"{logits_shard.dtype} of shape {tuple(logits_shard.shape)}"
             )
         call = Call(labels, weight, sample_weight, spec, reduction, denominator, validate)
-        call = call.checked(logits_shard.shape)
-        return call.told(logits_shard.shape[-1]), call
+        call = call.checked(logits_shard.shape, logits_shard=logits_shard)
+        call.require_derivable()
+        call.require_values()
+        facts = {"logits_shard": kind_of(logits_shard), **call.facts()}
+        return Own(call, math.prod(call.row_shape), facts, call.same() if sizes is None else {})
 
-    size = logits_shard.shape[-1] if logits_shard.ndim else 0
-    call, shard = agreed(check, group, sizes, size, logits_shard.device)
+    call, shard = agreed(check, group, sizes, *_size_and_device(logits_shard, -1), GROUP)
     return _outside_graphs(of_logits)(logits_shard, call, shard)
 
 
@@ -135,8 +145,9 @@ def vocab_parallel_linear_cross_entropy(
     Parameters
     ----------
     hidden : (..., D) tensor, the same on every rank
-        Its gradient is complete on every rank. What gathered it from ranks that each had some of the rows
-        (sequence parallelism) is to keep its own rows of the gradient, and to sum nothing.
+        To the last bit, in rows that count. Its gradient is complete on every rank. What gathered it from
+        ranks that each had some of the rows (sequence parallelism) is to keep its own rows of the gradient,
+        and to sum nothing.
     weight_shard : (K_s, D) tensor
     bias : (K_s,) tensor, default None
         This rank's; all ranks have one or none.
@@ -164,22 +175,23 @@ def vocab_parallel_linear_cross_entropy(
     >>> def loss_of(hidden, head, tokens):
     ...     return vocab_parallel_linear_cross_entropy(hidden, head.weight, tokens, group=None, shift=1)
     """
-    arguments.require_tensor(weight_shard, "weight_shard")
 
-    def check() -> tuple[Told, tuple[Call, Operands]]:
-        arguments.require_tensor(hidden, "hidden")
+    def check() -> Own[tuple[Call, Operands]]:
         spec = arguments.spec_of(ignore_index=ignore_index, label_smoothing=label_smoothing, **options)
         require_chunk_bytes(chunk_bytes)
         operands = linear.checked(hidden, weight_shard, bias, ("hidden", "weight_shard", "bias"))
+        arguments.require_local(hidden=hidden, weight_shard=weight_shard, bias=bias)
         rows.shifted(hidden.shape[:-1], shift, torch, hidden.device)
         call = Call(labels, weight, sample_weight, spec, reduction, denominator, validate)
-        call = call.checked((*hidden.shape[:-1], weight_shard.shape[0]))
-        derived = sharded_layers.is_derived(operands), operands.inputs.requires_grad
-        told = call.told(weight_shard.shape[0], bias is not None, shift, chunk_bytes, derived)
-        return told, (call, operands)
+        call = call.checked((*hidden.shape[:-1], weight_shard.shape[0]), hidden=hidden)
+        call.require_derivable()
+        call.require_values()
+        of_operands = zip(("hidden", "weight_shard", "bias"), map(kind_of, operands), strict=True)
+        facts = {**dict(of_operands), **call.facts(), "shift": shift, "chunk_bytes": chunk_bytes}
+        tensors = {"hidden": call.counted(hidden, shift), **call.same()} if sizes is None else {}
+        return Own((call, operands), math.prod(call.row_shape), facts, tensors)
 
-    size = weight_shard.shape[0] if weight_shard.ndim else 0
-    (call, operands), shard = agreed(check, group, sizes, size, weight_shard.device)
+    (call, operands), shard = agreed(check, group, sizes, *_size_and_device(weight_shard, 0), GROUP)
     return _outside_graphs(of_operands)(operands, call, shard, shift, chunk_bytes)
 
 
@@ -193,6 +205,7 @@ class Call(NamedTuple):
     reduction: str
     denominator: Any
     validate: bool | None
+    name: str = "labels"  # of the targets
 
     @property
     def is_soft(self) -> bool:
@@ -202,51 +215,88 @@ class Call(NamedTuple):
     def validates(self) -> bool:
         return self.targets.is_cpu if self.validate is None else self.validate
 
-    def checked(self, shape: tuple[int, ...]) -> Call:
-        """Raise unless all goes together with logits (..., K_s) of ``shape``."""
+    @property
+    def row_shape(self) -> tuple[int, ...]:
+        return tuple(self.targets.shape[:-1] if self.is_soft else self.targets.shape)
+
+    @property
+    def tensors(self) -> dict[str, Any]:
+        """By the names of the arguments; None, or no tensor, for some."""
+        return {
+            self.name: self.targets,
+            "class_weight" if self.name == "targets" else "weight": self.class_weight,
+            "sample_weight": self.sample_weight,
+            "denominator": self.denominator,
+        }
+
+    def checked(self, shape: tuple[int, ...], **first: Tensor) -> Call:
+        """Raise unless all goes together with logits (..., K) of ``shape``, on the device of ``first``."""
         require_reduction(self.reduction)
-        arguments.require_tensor(self.targets, "labels")
+        arguments.require_tensor(self.targets, self.name)
         if self.is_soft:
             arguments.require_no_labels(self.spec)
             if self.targets.shape != shape:
                 raise arguments.ArgumentError(
-                    "`labels` of a floating dtype are probabilities of this rank's classes, of shape "
-                    f"{tuple(shape)}; got {tuple(self.targets.shape)}"
+                    f"`{self.name}` of a floating dtype are probabilities, of shape {tuple(shape)} here; got "
+                    f"{tuple(self.targets.shape)}"
                 )
-            if self.validates:
-                arguments.require_targets(self.targets, shape[-1], self.spec.ignore_index, "labels")
         else:
-            arguments.require_labels(self.targets, shape[:-1])
+            arguments.require_labels(self.targets, shape[:-1], self.name)
         arguments.require_weight(self.class_weight, shape[-1])
         arguments.require_rows(self.sample_weight, shape[:-1])
+        call = self
+        if not isinstance(self.denominator, Tensor):
+            call = self._replace(denominator=checks.as_denominator(self.denominator))
+        call.divisor(1, 1)
+        arguments.require_together(**first, **self.tensors)
+        return call
+
+    def require_derivable(self) -> None:
+        """Raise where a loss of classes in shards would lose a gradient."""
         others = (self.targets, self.class_weight, self.sample_weight)
         if torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in others):
             raise NotImplementedError(
                 "a loss whose classes are split over processes is derivable in logits, hidden states and "
-                "weights of the projection; `labels`, `weight` and `sample_weight` must not require gradients"
+                f"weights of the projection; `{self.name}`, `weight` and `sample_weight` must not require "
+                "gradients"
             )
         if arguments.is_transformed():
             raise NotImplementedError(
                 "a loss whose classes are split over processes has no transforms of torch.func"
             )
-        call = self
-        if not isinstance(self.denominator, Tensor):
-            call = self._replace(denominator=checks.as_denominator(self.denominator))
-        call.divisor(1, 1)
-        return call
 
-    def told(self, size: int, *facts: Any) -> Told:
-        """What the other ranks are to know of this call, and of ``facts`` beside it."""
-        optional = tuple(x is not None for x in (self.class_weight, self.sample_weight))
-        divisor = "tensor" if isinstance(self.denominator, Tensor) else self.denominator
-        form = form_of(self.spec, self.reduction, self.is_soft, optional, divisor, facts)
-        if self.is_soft:
-            return Told(size, self.targets.shape[:-1].numel(), form)
-        told = Told(size, self.targets.numel(), form)
-        y = arguments.as_int64(self.targets)
-        if not self.validates or not (y := y[y != self.spec.ignore_index]).numel():
-            return told
-        return told._replace(lowest=int(y.min()), highest=int(y.max()))
+    def require_values(self, num_classes: int | None = None) -> None:
+        """Raise for labels that are none of ``num_classes``, and for probabilities that are negative or NaN.
+
+        Of a DTensor each rank looks at its own part; labels wait for their number of classes.
+        """
+        if self.validates and (self.is_soft or num_classes is not None):
+            local = self.targets.to_local() if hasattr(self.targets, "to_local") else self.targets
+            arguments.require_targets(local, num_classes or 0, self.spec.ignore_index, self.name)
+
+    def facts(self) -> dict[str, Any]:
+        """What must be the same on every rank, but for the values of tensors."""
+        kinds = {name: kind_of(x) for name, x in self.tensors.items()}
+        options = {"reduction": self.reduction, "validate": self.validate, **asdict(self.spec)}
+        return {**kinds, **options, "shape of the rows": self.row_shape}
+
+    def same(self) -> dict[str, Tensor]:
+        """Tensors that must be the same on every rank; the rest is of this rank's classes."""
+        mine = (self.name, "weight") if self.is_soft else ("weight",)
+        return plain(**{name: x for name, x in self.tensors.items() if name not in mine})
+
+    def counted(self, inputs: Tensor, shift: int) -> Tensor:
+        """Checksums (R,) of the rows of ``inputs``, 0 where a row does not count."""
+        _, places = rows.shifted(inputs.shape[:-1], shift, torch, inputs.device)
+        sums = checksum(rows.matrix(inputs))
+        sums = sums if places is None else sums[places]
+        whole = plain(labels=self.targets, sample_weight=self.sample_weight)
+        if "labels" in whole and not self.is_soft:
+            ignored = arguments.as_int64(rows.flat(self.targets, shift)) == self.spec.ignore_index
+            sums = torch.where(ignored, 0, sums)
+        if "sample_weight" in whole:
+            sums = torch.where(rows.flat(self.sample_weight, shift) == 0, 0, sums)
+        return sums
 
     def labels(self, num_classes: int) -> Tensor:
         """The labels as the kernels of one process would read them."""
@@ -306,6 +356,13 @@ def of_operands(operands: Operands, call: Call, shard: Shard, shift: int, chunk_
     if places is not None:
         losses = losses.new_zeros(shape.numel()).index_put((places,), losses)
     return rows.unflat(losses, shape, left).to(dtype)
+
+
+def _size_and_device(shard: Any, axis: int) -> tuple[int, torch.device]:
+    """Of the classes of this rank; of what is no tensor, which is refused."""
+    if not isinstance(shard, Tensor):
+        return 0, torch.device("cpu")
+    return shard.shape[axis] if shard.ndim else 0, shard.device
 
 
 def _outside_graphs(function: Callable[..., Tensor]) -> Callable[..., Tensor]:

@@ -32,32 +32,22 @@ class DealtRows:
 
     @staticmethod
     def are_dealt(x: Any) -> bool:
-        """Whether each rank has whole rows of ``x``."""
-        if DealtRows.are_whole(x):
-            return True
-        dealt = isinstance(x, DTensor) and x.device_mesh.ndim == 1 and isinstance(x.placements[0], Shard)
-        return dealt and x.placements[0].dim < x.ndim - 1
-
-    @staticmethod
-    def are_whole(x: Any) -> bool:
-        """Whether each rank has all of ``x``."""
-        return isinstance(x, DTensor) and x.device_mesh.ndim == 1 and x.placements[0] == Replicate()
+        """Whether each rank has whole rows of ``x``, a DTensor on a mesh of one dimension."""
+        placement = x.placements[0]
+        return placement == Replicate() or (isinstance(placement, Shard) and placement.dim < x.ndim - 1)
 
     def mine(self, x: Any) -> Any:
-        """This rank's rows of a DTensor, or of a tensor that is the same on every rank."""
-        if x is None or not isinstance(x, Tensor) or not x.ndim:
-            return x
-        whole = (
-            x if isinstance(x, DTensor) else DTensor.from_local(x, self.mesh, [Replicate()], run_check=False)
-        )
-        return whole.redistribute(self.mesh, [self.placement]).to_local()
+        """This rank's rows of a DTensor, or of a whole tensor; its gradient is whole then."""
+        if x is None:
+            return None
+        return self._whole(x).redistribute(self.mesh, [self.placement]).to_local()
 
     def shared(self, x: Any) -> Any:
         """All of a parameter; its gradient is the sum of those that the ranks' rows give."""
-        if not isinstance(x, DTensor):
-            return x
+        if x is None:
+            return None
         sums = [Partial() if isinstance(self.placement, Shard) else Replicate()]
-        return x.redistribute(self.mesh, [Replicate()]).to_local(grad_placements=sums)
+        return self._whole(x).redistribute(self.mesh, [Replicate()]).to_local(grad_placements=sums)
 
     def reduced(
         self,
@@ -70,19 +60,26 @@ class DealtRows:
 
         ``counts_of`` gives what a mean of these divides by: their total weight and their number.
         """
-        if reduction == "none":
-            losses = losses_of("none", None)
-            return self._dealt(losses, self.placement, self.shape)
-        if isinstance(self.placement, Replicate):
-            return self._dealt(losses_of(reduction, denominator), Replicate(), ())
-        total = self._dealt(losses_of("sum", None), Partial(), ())
+        if isinstance(self.placement, Replicate) or reduction == "none":
+            losses = losses_of(reduction, denominator)
+            shape = self.shape if reduction == "none" else ()
+            return self._dealt(losses, self.placement, shape)
+        total = self._summed(losses_of("sum", None))
         if reduction == "mean":
             if denominator is None or denominator == "rows":
                 counted = torch.as_tensor(counts_of()[denominator == "rows"], dtype=torch.float64)
-                counted = counted.to(total.device)
-                denominator = self._dealt(counted, Partial(), ()).full_tensor()
+                denominator = self._summed(counted.to(total.device))
             total = total * composite.inverse(denominator)
-        return cast(Tensor, total.redistribute(self.mesh, [Replicate()]))
+        return self._dealt(total, Replicate(), ())
+
+    def _summed(self, x: Tensor) -> Tensor:
+        """The sum of the ranks' numbers, on every rank."""
+        return cast(Tensor, self._dealt(x, Partial(), ()).full_tensor())
+
+    def _whole(self, x: Any) -> Any:
+        if isinstance(x, DTensor):
+            return x
+        return DTensor.from_local(x, self.mesh, [Replicate()], run_check=False)
 
     def _dealt(self, x: Tensor, placement: Any, shape: tuple[int, ...]) -> Any:
         stride = torch.empty(shape, device="meta").stride()

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import math
 import sys
 from typing import Any, cast
 
 import torch
 
+from xent.projection import require_chunk_bytes
+from xent.rows import shifted
 from xent.spec import LossSpec
-from xent.torch import composite, distributed, functional, linear
+from xent.torch import agreement, arguments, composite, distributed, functional, linear
+from xent.torch.agreement import Own, Whose, agreed, kind_of, plain
 from xent.torch.distributed import Call
 from xent.torch.dtensor_rows import DealtRows
 from xent.torch.projected import Operands
@@ -16,11 +20,23 @@ from xent.torch.sharded import Shard
 
 Tensor = torch.Tensor
 
+MESH = Whose(
+    "the mesh",
+    ": a plain tensor beside DTensors is whole; give what each rank has a part of as a DTensor",
+)
+
 
 def is_sharded(*tensors: Any) -> bool:
     """Whether one of them is a DTensor; loads nothing."""
     module = sys.modules.get("torch.distributed.tensor")
     return module is not None and any(isinstance(x, module.DTensor) for x in tensors)
+
+
+def refuse(error: Exception, *tensors: Any) -> None:
+    """Tell the ranks of a DTensor of an ``error`` that comes before its loss; they wait for this rank."""
+    for x in tensors:
+        if is_sharded(x) and x.device_mesh.ndim == 1:
+            agreement.refuse(error, x.device_mesh.get_group(), x.to_local().device, MESH)
 
 
 def cross_entropy(
@@ -32,26 +48,42 @@ def cross_entropy(
     reduction: str,
     denominator: Any,
     validate: bool | None,
+    name: str,
 ) -> Tensor:
-    """`functional.of_rows` of a DTensor ``logits (..., K)``: a replicated one, or one loss a row.
+    """`functional.of_rows` of a DTensor ``logits (..., K)``: whole, or with its rows or classes in shards.
 
-    Targets and factors are DTensors of any placement, or whole and the same on every rank.
+    Targets and factors are DTensors, or whole and the same on every rank.
     """
-    if DealtRows.are_dealt(logits):
-        rows = DealtRows(logits)
-        local = logits.to_local()
-        y, omega = rows.mine(targets), rows.mine(sample_weight)
-        factors, divisor = _whole(weight, logits), _whole(denominator, logits)
-        return rows.reduced(
-            lambda r, d: functional.of_rows(local, y, factors, omega, spec, r, d, validate),
-            lambda: composite.counts(y, logits.shape[-1], factors, omega, spec),
-            reduction,
-            divisor,
+    of_logits = "input" if name == "target" else "logits"
+    if logits.device_mesh.ndim != 1:
+        raise _layout(of_logits, "Replicate(), or Shard of its rows or classes", logits)
+    call = Call(targets, weight, sample_weight, spec, reduction, denominator, validate, name)
+    by_rows = _is_partial(logits) or DealtRows.are_dealt(logits)
+
+    def check() -> Own[Call]:
+        checked = call.checked(tuple(logits.shape), **{of_logits: logits})
+        if not by_rows:
+            checked.require_derivable()
+        _require_dealt(logits.device_mesh, **{of_logits: logits}, **checked.tensors)
+        checked.require_values(logits.shape[-1])
+        facts = {of_logits: kind_of(logits), **checked.facts()}
+        return Own(checked, math.prod(logits.shape[:-1]), facts, plain(**checked.tensors))
+
+    call, shard = _agreed(check, logits, logits.ndim - 1, MESH)
+    if not by_rows:
+        return _replicated(
+            distributed.of_logits(logits.to_local(), _local(call, logits, shard), shard), logits
         )
-    shard = _shard(logits, logits.ndim - 1, "logits")
-    local = logits.to_local()
-    call = _call(targets, weight, sample_weight, spec, reduction, denominator, validate, logits, shard)
-    return _replicated(distributed.of_logits(local, call.checked(local.shape), shard), logits)
+    if _is_partial(logits):
+        logits = _gathered(logits)
+    rows, local = DealtRows(logits), logits.to_local()
+    y, omega, factors = rows.mine(call.targets), rows.mine(call.sample_weight), rows.shared(call.class_weight)
+    return rows.reduced(
+        lambda r, d: functional.of_rows(local, y, factors, omega, spec, r, d, validate, name),
+        lambda: composite.counts(y, logits.shape[-1], factors, omega, spec),
+        reduction,
+        _whole(call.denominator),
+    )
 
 
 def linear_cross_entropy(
@@ -65,111 +97,173 @@ def linear_cross_entropy(
     validate: bool | None,
     shift: int,
     chunk_bytes: int | None,
+    name: str,
 ) -> Tensor:
-    """`linear.of_rows` with a DTensor for a weight (K, D): a replicated one, or one loss a row.
+    """`linear.of_rows` with a DTensor for a weight (K, D): one of ``Shard(0)``, or a replicated one.
 
     With a weight of ``Shard(0)`` inputs of any placement are gathered, and a bias is sharded as the weight
     is. With a replicated weight the rows stay where they are.
     """
+    names = ("input", "linear_weight", "linear_bias") if name == "target" else ("inputs", "weight", "bias")
     inputs, linear_weight, bias = cast(Any, operands)
-    if DealtRows.are_dealt(inputs) and DealtRows.are_whole(linear_weight):
-        rows = DealtRows(inputs, shift)
-        whole = Operands(inputs.to_local(), rows.shared(linear_weight), rows.shared(bias))
-        y, omega = rows.mine(targets), rows.mine(sample_weight)
-        factors, divisor = _whole(weight, inputs), _whole(denominator, inputs)
-        later = y[..., shift:, :] if y.is_floating_point() else y[..., shift:]
-        late = omega if omega is None else omega[..., shift:]
-        return rows.reduced(
-            lambda r, d: linear.of_rows(whole, y, factors, omega, spec, r, d, validate, shift, chunk_bytes),
-            lambda: composite.counts(later, linear_weight.shape[0], factors, late, spec),
-            reduction,
-            divisor,
+    of_inputs, of_weight, of_bias = names
+    for of_operand, x in zip(names, operands, strict=True):
+        if is_sharded(x) and cast(Any, x).device_mesh.ndim != 1:
+            raise _layout(of_operand, "Replicate(), or Shard(0)", x)
+    first = linear_weight if is_sharded(linear_weight) else inputs
+    call = Call(targets, weight, sample_weight, spec, reduction, denominator, validate, name)
+    by_rows = is_sharded(inputs) and is_sharded(linear_weight) and _is_whole(linear_weight)
+
+    def check() -> Own[Call]:
+        require_chunk_bytes(chunk_bytes)
+        shifted(inputs.shape[:-1], shift, torch, inputs.device)
+        checked = call.checked((*inputs.shape[:-1], linear_weight.shape[0]), **{of_inputs: inputs})
+        _require_dealt(first.device_mesh, **dict(zip(names, operands, strict=True)), **checked.tensors)
+        facts = {n: kind_of(x) for n, x in zip(names, operands, strict=True)}
+        facts |= {"shift": shift, "chunk_bytes": chunk_bytes, **checked.facts()}
+        tensors = plain(**checked.tensors, **{of_bias: bias})
+        if not by_rows:
+            if not is_sharded(linear_weight) or linear_weight.placements[0] != _split(0):
+                raise _layout(
+                    of_weight, f"Shard(0), or Replicate() beside `{of_inputs}` as a DTensor", linear_weight
+                )
+            if bias is not None and not is_sharded(bias):
+                raise ValueError(
+                    f"`{of_bias}` must be a DTensor with Shard(0), as `{of_weight}` is; got a Tensor"
+                )
+            checked.require_derivable()
+            if not is_sharded(inputs):
+                tensors[of_inputs] = checked.counted(inputs, shift)
+        else:
+            DealtRows(inputs, shift)
+        checked.require_values(linear_weight.shape[0])
+        return Own(checked, math.prod(inputs.shape[:-1]), facts, tensors)
+
+    advice = MESH.advice
+    if not by_rows:
+        advice = (
+            f": beside a sharded `{of_weight}` a plain `{of_inputs}` is whole. Where each rank has its own "
+            f"rows (data parallelism, FSDP), gather `{of_weight}` by {_gather(first)}, or give `{of_inputs}` "
+            f"and `{name}` as DTensors"
         )
-    shard = _shard(linear_weight, 0, "linear_weight")
-    if bias is not None and not is_sharded(bias):
-        raise ValueError("`linear_bias` must be a DTensor with Shard(0), as `linear_weight` is; got a Tensor")
-    local = linear.checked(
-        _whole(inputs, linear_weight),
-        _columns(linear_weight, linear_weight, shard, 0),
-        _columns(bias, linear_weight, shard, 0),
-        ("input", "linear_weight", "linear_bias"),
-    )
-    call = _call(targets, weight, sample_weight, spec, reduction, denominator, validate, linear_weight, shard)
-    call = call.checked((*local.inputs.shape[:-1], shard.size))
-    loss = distributed.of_operands(local, call, shard, shift, chunk_bytes)
-    return _replicated(loss, linear_weight)
-
-
-def _shard(x: Any, dim: int, name: str) -> Shard:
-    """The classes of this rank, as a DTensor deals them: in equal parts, the last of them smaller."""
-    from torch.distributed.tensor import Shard as Split
-
-    if (
-        not is_sharded(x)
-        or x.device_mesh.ndim != 1
-        or x.placements[0] not in (Split(dim), Split(dim - x.ndim))
-    ):
-        found = f"{x.placements} on {x.device_mesh.ndim} dimensions" if is_sharded(x) else type(x).__name__
-        raise NotImplementedError(
-            f"`{name}` must be a DTensor with its classes sharded, Shard({dim}), or whole beside rows in "
-            f"shards, on a mesh of one dimension; got {found}"
-        )
-    mesh, num_classes = x.device_mesh, x.shape[dim]
-    each = -(-num_classes // mesh.size())
-    offset = min(mesh.get_local_rank() * each, num_classes)
-    shard = Shard(mesh.get_group(), offset, min(each, num_classes - offset), num_classes, each)
-    if x.to_local().shape[dim] != shard.size:
-        raise ValueError(
-            f"`{name}` must hold {shard.size} of {num_classes} classes on this rank, as Shard({dim}) deals "
-            f"them; got {x.to_local().shape[dim]}: `vocab_parallel_cross_entropy` takes shards of any sizes"
-        )
-    return shard
-
-
-def _call(
-    targets: Any,
-    weight: Any,
-    sample_weight: Any,
-    spec: LossSpec,
-    reduction: str,
-    denominator: Any,
-    validate: bool | None,
-    like: Any,
-    shard: Shard,
-) -> Call:
-    soft = targets.is_floating_point()
-    return Call(
-        _columns(targets, like, shard, targets.ndim - 1) if soft else _whole(targets, like),
-        _columns(weight, like, shard, 0),
-        _whole(sample_weight, like),
-        spec,
+    call, shard = _agreed(check, first, 0, MESH._replace(advice=advice))
+    if not by_rows:
+        local = Operands(_whole(inputs), linear_weight.to_local(), _columns(bias, linear_weight, shard, 0))
+        loss = distributed.of_operands(local, _local(call, linear_weight, shard), shard, shift, chunk_bytes)
+        return _replicated(loss, linear_weight)
+    if not DealtRows.are_dealt(inputs):
+        inputs = _gathered(inputs)
+    rows = DealtRows(inputs, shift)
+    whole = Operands(inputs.to_local(), rows.shared(linear_weight), rows.shared(bias))
+    y, omega, factors = rows.mine(call.targets), rows.mine(call.sample_weight), rows.shared(call.class_weight)
+    later = y[..., shift:, :] if call.is_soft else y[..., shift:]
+    late = omega if omega is None else omega[..., shift:]
+    return rows.reduced(
+        lambda r, d: linear.of_rows(whole, y, factors, omega, spec, r, d, validate, shift, chunk_bytes, name),
+        lambda: composite.counts(later, linear_weight.shape[0], factors, late, spec),
         reduction,
-        _whole(denominator, like),
-        validate,
+        _whole(call.denominator),
     )
 
 
-def _columns(x: Any, like: Any, shard: Shard, dim: int) -> Any:
+def _agreed(check: Any, x: Any, axis: int, whose: Whose) -> tuple[Call, Shard]:
+    local = x.to_local()
+    return agreed(check, x.device_mesh.get_group(), None, local.shape[axis], local.device, whose)
+
+
+def _require_dealt(mesh: Any, **tensors: Any) -> None:
+    """Raise unless the DTensors are on ``mesh`` and dealt in equal parts, the last of them smaller.
+
+    The first one may also be partial sums.
+    """
+    first = next(iter(tensors))
+    for name, x in tensors.items():
+        if not is_sharded(x):
+            continue
+        if x.device_mesh != mesh:
+            raise arguments.ArgumentError(
+                f"`{name}` must be on the mesh of the other DTensors, {mesh}; got {x.device_mesh}"
+            )
+        if _is_partial(x) and name != first:
+            raise arguments.ArgumentError(
+                f"`{name}` must be sharded or whole; got {x.placements}: `.redistribute` it to [Replicate()]"
+            )
+        if (axis := getattr(x.placements[0], "dim", None)) is None:
+            continue
+        each = -(-x.shape[axis] // mesh.size())
+        size = max(0, min(each, x.shape[axis] - mesh.get_local_rank() * each))
+        if x.to_local().shape[axis] != size:
+            raise arguments.ArgumentError(
+                f"`{name}` must have {size} of {x.shape[axis]} on this rank, as {x.placements[0]} deals "
+                f"them; got {x.to_local().shape[axis]}"
+            )
+
+
+def _local(call: Call, like: Any, shard: Shard) -> Call:
+    """The arguments of a call, which were checked, beside this rank's classes."""
+    return call._replace(
+        targets=_columns(call.targets, like, shard, -1) if call.is_soft else _whole(call.targets),
+        class_weight=_columns(call.class_weight, like, shard, 0),
+        sample_weight=_whole(call.sample_weight),
+        denominator=_whole(call.denominator),
+        validate=False,
+    )
+
+
+def _columns(x: Any, like: Any, shard: Shard, axis: int) -> Any:
     """This rank's classes of ``x``."""
     if x is None:
         return None
     if not is_sharded(x):
-        return x.narrow(dim, shard.offset, shard.size)
-    from torch.distributed.tensor import Shard as Split
-
-    return x.redistribute(like.device_mesh, [Split(dim)]).to_local()
+        return x.narrow(axis, shard.offset, shard.size)
+    return x.redistribute(like.device_mesh, [_split(axis % x.ndim)]).to_local()
 
 
-def _whole(x: Any, like: Any) -> Any:
+def _whole(x: Any) -> Any:
     """All of ``x``; its gradient is whole on every rank and goes back to where its parts came from."""
-    if not is_sharded(x):
-        return x
+    return _gathered(x).to_local() if is_sharded(x) else x
+
+
+def _gathered(x: Any) -> Any:
     from torch.distributed.tensor import Replicate
 
-    return x.redistribute(like.device_mesh, [Replicate()]).to_local()
+    return x.redistribute(x.device_mesh, [Replicate()])
 
 
 def _replicated(loss: Tensor, like: Any) -> Tensor:
     from torch.distributed.tensor import DTensor, Replicate
 
     return cast(Tensor, DTensor.from_local(loss, like.device_mesh, [Replicate()], run_check=False))
+
+
+def _split(axis: int) -> Any:
+    from torch.distributed.tensor import Shard as Split
+
+    return Split(axis)
+
+
+def _is_whole(x: Any) -> bool:
+    return bool(x.placements[0].is_replicate())
+
+
+def _is_partial(x: Any) -> bool:
+    return bool(x.placements[0].is_partial())
+
+
+def _gather(x: Any) -> str:
+    """How to make a weight whole that is derived on rows that differ between ranks."""
+    dims = x.device_mesh.ndim
+    return f'`.full_tensor(grad_placements={"" if dims == 1 else f"{dims} * "}[Partial("avg")])`'
+
+
+def _layout(name: str, expected: str, x: Any) -> NotImplementedError:
+    found = f"{x.placements} on {x.device_mesh.ndim} dimensions" if is_sharded(x) else f"a {type(x).__name__}"
+    advice = (
+        f"bring it there by `.redistribute`, or gather it: {_gather(x)} where each rank has its own rows "
+        "(data parallelism, FSDP)"
+        if is_sharded(x)
+        else "`DTensor.from_local` makes it one"
+    )
+    return NotImplementedError(
+        f"`{name}` must be a DTensor on a mesh of one dimension, of {expected}; got {found}: {advice}"
+    )

@@ -74,13 +74,16 @@ def cross_entropy(
     >>> round(loss.item(), 4), z.grad.numpy().round(4)
     (1.4076, array([[ 0.09  , -0.7553,  0.6652]], dtype=float32))
     """
-    if size_average is not None or reduce is not None:
-        reduction = arguments.legacy_reduction(size_average, reduce, reduction)
-    logits, targets = arguments.classes_last(input, target)
-    if options or label_smoothing != 0.0 or ignore_index != -100:
-        spec = arguments.spec_of(ignore_index=ignore_index, label_smoothing=label_smoothing, **options)
-    else:
-        spec = arguments.NO_OPTIONS
+    try:
+        if size_average is not None or reduce is not None:
+            reduction = arguments.legacy_reduction(size_average, reduce, reduction)
+        logits, targets = arguments.classes_last(input, target)
+        if options or label_smoothing != 0.0 or ignore_index != -100:
+            spec = arguments.spec_of(ignore_index=ignore_index, label_smoothing=label_smoothing, **options)
+        else:
+            spec = arguments.NO_OPTIONS
+    except Exception as error:
+        arguments.refuse_together(error, input)
     return of_rows(logits, targets, weight, sample_weight, spec, reduction, denominator, validate)
 
 
@@ -151,7 +154,7 @@ def of_rows(
 
         if dtensors.is_sharded(logits):
             return dtensors.cross_entropy(
-                logits, targets, weight, sample_weight, spec, reduction, denominator, validate
+                logits, targets, weight, sample_weight, spec, reduction, denominator, validate, name
             )
     require_reduction(reduction)
     if targets.is_floating_point():
@@ -170,6 +173,7 @@ def of_rows(
     if not isinstance(denominator, Tensor) and eager.is_plain(*tensors):
         return eager.loss(loss, *tensors)
     names = {"input" if name == "target" else "logits": logits, name: targets}
+    arguments.require_local(**names, weight=weight, sample_weight=sample_weight, denominator=denominator)
     arguments.require_together(**names, weight=weight, sample_weight=sample_weight)
     if on_device.is_plain(*tensors, denominator if isinstance(denominator, Tensor) else None):
         if validate:

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from xent import checks
-from xent.spec import Options
+from xent.spec import LossSpec, Options
 from xent.target import Target
 from xent.target import denominator as denominator_of
 from xent.torch import arguments, binary, bridge, functional, linear
@@ -19,6 +19,18 @@ def cross_entropy(
     logits: Tensor, targets: Any, reduction: str, denominator: Any, validate: bool, options: Options
 ) -> Tensor:
     """`xent.cross_entropy` of a tensor."""
+    try:
+        spec, class_weight, sample_weight = _checked(logits, targets, options)
+    except Exception as error:
+        arguments.refuse_together(error, logits)
+    check = validate and logits.is_cpu  # where it costs no wait for the device
+    return functional.of_rows(
+        logits, targets, class_weight, sample_weight, spec, reduction, denominator, check, "targets"
+    )
+
+
+def _checked(logits: Tensor, targets: Any, options: Options) -> tuple[LossSpec, Any, Any]:
+    """(the scalar options, class_weight, sample_weight)."""
     arguments.require_tensor(targets, "targets")
     if logits.dtype not in bridge.FLOATING:
         raise arguments.ArgumentError(
@@ -34,13 +46,14 @@ def cross_entropy(
         )
     if not soft and targets.dtype not in arguments.INTEGERS:
         raise TypeError(f"`targets` must have an integer or a floating dtype; got {targets.dtype}")
+    return _split(options)
+
+
+def _split(options: Options) -> tuple[LossSpec, Any, Any]:
+    """(the scalar options, class_weight, sample_weight)."""
     scalars: dict[str, Any] = dict(options)
     class_weight, sample_weight = (scalars.pop(name, None) for name in ("class_weight", "sample_weight"))
-    spec = arguments.spec_of(**scalars)
-    check = validate and logits.is_cpu  # where it costs no wait for the device
-    return functional.of_rows(
-        logits, targets, class_weight, sample_weight, spec, reduction, denominator, check, "targets"
-    )
+    return arguments.spec_of(**scalars), class_weight, sample_weight
 
 
 def binary_cross_entropy(
@@ -100,14 +113,17 @@ def linear_cross_entropy(
     options: Options,
 ) -> Tensor:
     """`xent.linear_cross_entropy` of tensors."""
-    scalars: dict[str, Any] = dict(options)
-    class_weight, sample_weight = (scalars.pop(name, None) for name in ("class_weight", "sample_weight"))
+    try:
+        operands = linear.checked(inputs, weight, bias, ("inputs", "weight", "bias"))
+        spec, class_weight, sample_weight = _split(options)
+    except Exception as error:
+        arguments.refuse_together(error, inputs, weight)
     return linear.of_rows(
-        linear.checked(inputs, weight, bias, ("inputs", "weight", "bias")),
+        operands,
         targets,
         class_weight,
         sample_weight,
-        arguments.spec_of(**scalars),
+        spec,
         reduction,
         denominator,
         validate,

@@ -90,9 +90,15 @@ def linear_cross_entropy(
     """
     del options
     index = -100 if ignore_index is None else ignore_index
-    spec = arguments.spec_of(ignore_index=index, label_smoothing=label_smoothing, **further)
-    arguments.require_tensor(linear_weight, "linear_weight")
-    if linear_weight.ndim > 2:  # every position has a projection of its own
+    try:
+        spec = arguments.spec_of(ignore_index=index, label_smoothing=label_smoothing, **further)
+        arguments.require_tensor(linear_weight, "linear_weight")
+        operands = None
+        if linear_weight.ndim <= 2:
+            operands = checked(input, linear_weight, linear_bias, ("input", "linear_weight", "linear_bias"))
+    except Exception as error:
+        arguments.refuse_together(error, input, linear_weight)
+    if operands is None:  # every position has a projection of its own
         if shift or chunk_bytes is not None:
             raise arguments.ArgumentError(
                 "`shift` must be 0 and `chunk_bytes` None for a `linear_weight` of more than two axes, whose "
@@ -111,7 +117,6 @@ def linear_cross_entropy(
             validate=validate,
             **asdict(spec),
         )
-    operands = checked(input, linear_weight, linear_bias, ("input", "linear_weight", "linear_bias"))
     return of_rows(
         operands, target, weight, sample_weight, spec, reduction, denominator, validate, shift, chunk_bytes
     )
@@ -185,6 +190,7 @@ def of_rows(
                 validate,
                 shift,
                 chunk_bytes,
+                name,
             )
     require_reduction(reduction)
     require_chunk_bytes(chunk_bytes)
@@ -193,6 +199,13 @@ def of_rows(
     _require_targets(targets, (*shape, num_classes), spec, name)
     arguments.require_weight(class_weight, num_classes)
     arguments.require_rows(sample_weight, shape)
+    arguments.require_local(
+        **{name: targets},
+        bias=bias,
+        weight=class_weight,
+        sample_weight=sample_weight,
+        denominator=denominator,
+    )
     arguments.require_together(
         **{"input" if name == "target" else "inputs": input, name: targets},
         weight=class_weight,
