@@ -5,6 +5,8 @@
 #include <nanobind/stl/optional.h>
 
 #include <algorithm>
+#include <initializer_list>
+#include <new>
 #include <stdexcept>
 
 #ifdef _OPENMP
@@ -30,10 +32,32 @@ using Maybe = std::optional<A>;
 extern const Kernels* chosen;
 extern bool forked;  // an OpenMP pool does not survive fork(): a child works alone
 
+// Every size that is made of sizes that a caller gives is made here: MemoryError where it is more than memory can hold.
+inline int64_t times(std::initializer_list<int64_t> sizes) {
+  int64_t product = 1;
+  for (const int64_t size : sizes)
+    if (__builtin_mul_overflow(product, size, &product) || product > int64_t(1) << 62) throw std::bad_alloc();
+  return product;
+}
+
+// Room that no kernel's scratch memory exceeds for each class, or each feature: 4 arrays of a tile of 64 rows of double.
+constexpr int64_t SCRATCH_BYTES = 4 * 64 * 8 * 2;
+// Beyond this a class has no place in the int32 that kernels hold it in beside float.
+constexpr int64_t MOST_CLASSES = INT32_MAX;
+
+// The memory of an array, which the kernels take to be aligned; how many bytes it spans fits in an int64_t.
+template <class A>
+auto data_of(const A& x) -> decltype(x.data()) {
+  int64_t bytes = int64_t(x.itemsize());
+  for (size_t i = 0; i < x.ndim(); ++i) bytes = times({bytes, int64_t(x.shape(i))});
+  if (reinterpret_cast<uintptr_t>(x.data()) % x.itemsize()) throw std::invalid_argument("an array must be aligned");
+  return x.data();
+}
+
 template <class A>
 Strided strided(const A& x) {
   Strided s;
-  s.data = const_cast<void*>(static_cast<const void*>(x.data()));
+  s.data = const_cast<void*>(static_cast<const void*>(data_of(x)));
   s.outer = x.stride(0);
   s.inner = x.ndim() == 3 ? x.stride(1) : 0;
   s.cls = x.stride(x.ndim() - 1);
@@ -49,31 +73,42 @@ inline Storage storage(nb::dlpack::dtype dtype) {
   throw nb::type_error("logits must be float64, float32, float16 or uint16 (the bits of bfloat16)");
 }
 
-inline Column column(nb::handle coefficient, int64_t rows) {
-  Column c;
-  if (nb::isinstance<nb::float_>(coefficient)) {
-    c.scalar = nb::cast<double>(coefficient);
+// The coefficients of a call, each a float for all rows or an array of one value a row, which is kept meanwhile.
+class CoefficientArguments {
+  InDoubles kept[5];
+  int count = 0;
+
+ public:
+  Column operator()(nb::handle coefficient, int64_t rows) {
+    Column c;
+    if (nb::isinstance<nb::float_>(coefficient)) {
+      c.scalar = nb::cast<double>(coefficient);
+      return c;
+    }
+    InDoubles& array = kept[count++];
+    if (!nb::try_cast(coefficient, array, false))  // a converted copy would be another array than the caller's
+      throw nb::type_error("a coefficient must be a float or an array of float64 in C order");
+    if (int64_t(array.size()) != rows) throw std::invalid_argument("a coefficient needs one value a row");
+    c.data = data_of(array);
     return c;
   }
-  auto array = nb::cast<InDoubles>(coefficient);  // the caller's argument keeps it alive
-  if (int64_t(array.size()) != rows) throw std::invalid_argument("a coefficient needs one value a row");
-  c.data = array.data();
-  return c;
-}
+};
 
 template <class A>
 auto pointer(const Maybe<A>& array, int64_t rows) -> decltype(array->data()) {
   if (!array) return nullptr;
   if (int64_t(array->size()) != rows) throw std::invalid_argument("a statistic needs one value a row");
-  return array->data();
+  return data_of(*array);
 }
 
 // Threads for work on so many elements in so many pieces.
 inline int threads_for(int64_t elements, int64_t pieces) {
 #ifdef _OPENMP
   constexpr int64_t worth_a_thread = 1 << 15;  // elements; waking the pool costs about 5 µs
+  // OpenMP ends the process where it cannot have as many threads as OMP_NUM_THREADS says.
+  static const int64_t most = 4 * omp_get_num_procs();
   if (!forked)
-    return int(std::min<int64_t>({int64_t(omp_get_max_threads()), pieces, elements / worth_a_thread}));
+    return int(std::min<int64_t>({int64_t(omp_get_max_threads()), most, pieces, elements / worth_a_thread}));
 #endif
   return 1;
 }
@@ -100,6 +135,11 @@ inline double pairwise(const double* x, int64_t size) {
   for (; i < size; ++i) sum += x[i];
   return sum;
 }
+
+// Arguments as they are: a copy that nanobind made of another dtype or layout would take what is written into it along.
+inline auto array() { return nb::arg().noconvert(); }
+inline auto maybe() { return nb::arg().noconvert().none(); }
+inline auto any() { return nb::arg(); }
 
 void bind_linear(nb::module_& m);    // linear_module.cpp
 void bind_evaluate(nb::module_& m);  // evaluate_module.cpp

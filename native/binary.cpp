@@ -162,7 +162,8 @@ template <class S>
 bool within(const void* x, int64_t begin, int64_t end, double upper) {
   using T = typename ComputeOf<S>::type;
   using Int = typename Real<T>::Int;
-  const T most = T(upper);
+  const double largest = double(std::numeric_limits<T>::max());
+  const T most = upper > largest && !std::isinf(upper) ? T(largest) : T(upper);
   alignas(64) T part[BINARY_BLOCK];
   Int outside = 0;
   for (int64_t i = begin; i < end && !outside; i += BINARY_BLOCK) {

@@ -33,17 +33,17 @@ double binary_loss(const In& z, const In& q, const Maybe<In>& positive, const Ma
     if (!a) return {};
     if (storage(a->dtype()) != computed || !is_flat(*a) || a->size() == 0)
       throw std::invalid_argument("factors must be flat, in the dtype of the loss");
-    return {a->data(), int64_t(a->size())};
+    return {data_of(*a), int64_t(a->size())};
   };
   const auto room = [&](const Maybe<Out>& a, Storage wanted) -> void* {
     if (!a) return nullptr;
     if (storage(a->dtype()) != wanted || !is_flat(In(*a)) || int64_t(a->size()) != job.size)
       throw std::invalid_argument("losses and out must be flat, as long as the logits");
-    return a->data();
+    return data_of(*a);
   };
   if (!is_flat(z) || !is_flat(q) || q.size() != z.size())
     throw std::invalid_argument("logits and targets must be flat and of one length");
-  job.z = z.data(), job.q = q.data();
+  job.z = data_of(z), job.q = data_of(q);
   job.targets = targets_of(q, type, computed);
   job.keep = keep, job.add = add;
   job.positive = cycle(positive), job.weight = cycle(weight), job.upstream = cycle(upstream);
@@ -69,7 +69,7 @@ bool all_within(const In& x, double upper) {
   if (!is_flat(x)) throw std::invalid_argument("numbers must be flat");
   const auto within = chosen->binary->within[storage(x.dtype())];
   const int64_t size = int64_t(x.size()), pieces = 64;
-  const void* data = x.data();
+  const void* data = data_of(x);
   nb::gil_scoped_release release;
   const int threads = threads_for(size, pieces);
   if (threads <= 1) return within(data, 0, size, upper);
@@ -83,8 +83,7 @@ bool all_within(const In& x, double upper) {
 }  // namespace
 
 void xent::bind_binary(nb::module_& m) {
-  const auto array = [] { return nb::arg().noconvert(); };
-  m.def("binary_loss", &binary_loss, array(), array(), nb::arg().none(), nb::arg().none(), nb::arg().none(), nb::arg(),
-        nb::arg(), nb::arg(), nb::arg(), nb::arg(), nb::arg().none(), nb::arg().none());
-  m.def("all_within", &all_within, array(), nb::arg());
+  m.def("binary_loss", &binary_loss, array(), array(), maybe(), maybe(), maybe(), any(), any(), any(), any(), any(),
+        maybe(), maybe());
+  m.def("all_within", &all_within, array(), any());
 }

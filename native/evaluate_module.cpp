@@ -19,7 +19,7 @@ Block rows_of(const Labels& labels, const OutDoubles& loss, const OutDoubles& co
               const Narrow& above) {
   Block block;
   block.rows = labels.size();
-  block.labels = labels.data();
+  block.labels = data_of(labels);
   block.loss = pointer(Maybe<OutDoubles>(loss), block.rows);
   block.confidence = pointer(Maybe<OutDoubles>(confidence), block.rows);
   block.predicted = pointer(Maybe<Narrow>(predicted), block.rows);
@@ -32,8 +32,9 @@ void evaluate_rows(const Rows& outputs, const Labels& labels, bool probabilities
                    const Maybe<OutDoubles>& mass, const Maybe<OutDoubles>& lowest) {
   Block block = rows_of(labels, loss, confidence, predicted, above);
   if (int64_t(outputs.shape(0)) != block.rows) throw std::invalid_argument("labels need one value a row");
-  block.outputs = outputs.data();
+  block.outputs = data_of(outputs);
   block.classes = outputs.shape(1);
+  if (block.classes < 1 || block.classes > MOST_CLASSES) throw std::invalid_argument("outputs must have 1 to 2^31 - 1 classes");
   block.mass = pointer(mass, block.rows);
   for (int64_t i = 0; i < block.rows; ++i)
     if (block.labels[i] >= block.classes) throw std::invalid_argument("a label is no class");
@@ -61,8 +62,9 @@ std::array<int64_t, 3> evaluate_fold(const Labels& labels, const OutDoubles& los
   sums.bins = by_bin.shape(0);
   sums.top_k = top_k;
   if (by_class.shape(1) != 4 || by_bin.shape(1) != 4) throw std::invalid_argument("sums are (classes, 4) and (bins, 4)");
-  sums.by_class = by_class.data();
-  sums.by_bin = by_bin.data();
+  if (sums.bins < 1) throw std::invalid_argument("there must be at least one bin");
+  sums.by_class = data_of(by_class);
+  sums.by_bin = data_of(by_bin);
   sums.guessed = pointer(Maybe<OutDoubles>(guessed), sums.classes);
   bool classes = true;
   {
@@ -76,9 +78,6 @@ std::array<int64_t, 3> evaluate_fold(const Labels& labels, const OutDoubles& los
 }  // namespace
 
 void xent::bind_evaluate(nb::module_& m) {
-  m.def("evaluate_rows", &evaluate_rows, nb::arg().noconvert(), nb::arg().noconvert(), nb::arg(), nb::arg().noconvert(),
-        nb::arg().noconvert(), nb::arg().noconvert(), nb::arg().noconvert(), nb::arg().none(), nb::arg().none());
-  m.def("evaluate_fold", &evaluate_fold, nb::arg().noconvert(), nb::arg().noconvert(), nb::arg().noconvert(),
-        nb::arg().noconvert(), nb::arg().noconvert(), nb::arg(), nb::arg().noconvert(), nb::arg().noconvert(),
-        nb::arg().noconvert());
+  m.def("evaluate_rows", &evaluate_rows, array(), array(), any(), array(), array(), array(), array(), maybe(), maybe());
+  m.def("evaluate_fold", &evaluate_fold, array(), array(), array(), array(), array(), any(), array(), array(), array());
 }

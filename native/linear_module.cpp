@@ -16,6 +16,7 @@ using namespace xent;
 struct Free {
   void operator()(void* memory) const { std::free(memory); }
 };
+using OutMatrix = nb::ndarray<double, nb::ndim<2>, nb::c_contig, nb::device::cpu>;
 using Memory = std::unique_ptr<void, Free>;
 
 Memory allocate(size_t bytes) { return Memory(std::aligned_alloc(64, (bytes + 63) / 64 * 64 + 64)); }
@@ -24,6 +25,7 @@ struct LinearCall {
   LinearJob job;
   Widths widths;
   Memory weight, vector;  // padded
+  CoefficientArguments coefficient;
 
   LinearCall(Op op, const In& features, const In& w, const Maybe<In>& b, bool zero_class, const Maybe<Labels>& labels,
              const Maybe<In>& dense, double inv_temperature, double softcap) {
@@ -33,6 +35,8 @@ struct LinearCall {
     if (wide > F32 || narrow > F32 || wide > narrow) throw nb::type_error("weight must be as wide as the features, or wider");
     widths = wide == F32 ? F32_F32 : narrow == F32 ? F32_F64 : F64_F64;
     const int64_t size = wide == F32 ? 4 : 8, lanes = kernel().lanes;
+    if (w.shape(0) < 1 || int64_t(w.shape(0)) >= MOST_CLASSES) throw std::invalid_argument("weight must have 1 to 2^31 - 2 rows");
+    times({int64_t(w.shape(0)), SCRATCH_BYTES}), times({int64_t(w.shape(1)), SCRATCH_BYTES});
     job.op = op;
     job.features = strided(features);
     job.num_features = features.shape(1);
@@ -53,9 +57,9 @@ struct LinearCall {
   }
 
   void set_cotangents(nb::handle dl, nb::handle dx, nb::handle ds) {
-    job.rows.dl = column(dl, job.rows.outer);
-    job.rows.dx = column(dx, job.rows.outer);
-    job.rows.ds = column(ds, job.rows.outer);
+    job.rows.dl = coefficient(dl, job.rows.outer);
+    job.rows.dx = coefficient(dx, job.rows.outer);
+    job.rows.ds = coefficient(ds, job.rows.outer);
   }
   void set_statistics(Maybe<OutDoubles>& lse, Maybe<OutDoubles>& log_prob, Maybe<OutDoubles>& dense_log_prob,
                       Maybe<OutDoubles>& mass) {
@@ -74,6 +78,12 @@ struct LinearCall {
     job.vector_bias = one_a_class(b, wide);
   }
 
+  void run(OutMatrix& dweight, OutDoubles& dbias) const {
+    if (int64_t(dweight.shape(0)) != job.num_scores || int64_t(dweight.shape(1)) != job.num_features || dbias.ndim() != 1 ||
+        int64_t(dbias.shape(0)) != job.num_scores)
+      throw std::invalid_argument("gradients must be (K, D), as weight, and (K,)");
+    run(data_of(dweight), data_of(dbias));
+  }
   // Gradients in W (num_scores, D) and b (num_scores,); null for statistics only.
   void run(double* dweight, double* dbias) const {
     bool enough_memory = true;
@@ -90,8 +100,8 @@ struct LinearCall {
   void set_dense(const In& dense, Storage wide) {
     Strided& d = job.rows.dense;
     if (storage(dense.dtype()) != wide) throw nb::type_error("dense has another dtype than the weight");
-    if (int64_t(dense.shape(dense.ndim() - 1)) != job.rows.classes ||
-        (dense.ndim() == 2 && int64_t(dense.shape(0)) != job.rows.outer) || dense.ndim() > 2)
+    if (dense.ndim() < 1 || dense.ndim() > 2 || int64_t(dense.shape(dense.ndim() - 1)) != job.rows.classes ||
+        (dense.ndim() == 2 && int64_t(dense.shape(0)) != job.rows.outer))
       throw std::invalid_argument("dense must be (K,) or (N, K)");
     d = strided(dense);
     if (dense.ndim() == 1) d.outer = 0;
@@ -109,17 +119,18 @@ struct LinearCall {
     if (b->ndim() != 1 || int64_t(b->shape(0)) != job.num_scores || storage(b->dtype()) != wide ||
         (b->shape(0) > 1 && b->stride(0) != 1))
       throw std::invalid_argument("a bias must have one value a class, in the dtype of the weight");
-    return b->data();
+    return data_of(*b);
   }
 
   // A copy whose rows are whole vectors.
   Memory padded(const In& w, int64_t size) const {
     const int64_t line = job.padded * size, cls = w.stride(0), step = w.stride(1);
-    Memory memory = allocate(size_t(job.num_scores * line));
+    const size_t bytes = size_t(times({job.num_scores, line}));
+    const char* from = static_cast<const char*>(data_of(w));
+    Memory memory = allocate(bytes);
     if (!memory) throw std::bad_alloc();
     char* to = static_cast<char*>(memory.get());
-    const char* from = static_cast<const char*>(w.data());
-    std::memset(to, 0, size_t(job.num_scores * line));
+    std::memset(to, 0, bytes);
     for (int64_t c = 0; c < job.num_scores; ++c)
       for (int64_t d = 0; d < job.num_features; ++d)
         std::memcpy(to + c * line + job.place(d, kernel().lanes) * size, from + (c * cls + d * step) * size, size_t(size));
@@ -135,11 +146,11 @@ struct LinearCall {
 
   bool shared(double* dweight, double* dbias) const {
     const int64_t total = job.rows.outer, step = rows_of_a_piece(), pieces = (total + step - 1) / step;
-    const int64_t sums = (job.num_scores * (job.padded + 1) + 7) / 8 * 8;
-    const Memory partial = allocate(dweight ? size_t(pieces * sums) * sizeof(double) : 0);
+    const int64_t sums = (times({job.num_scores, job.padded + 1}) + 7) / 8 * 8;
+    const Memory partial = allocate(dweight ? size_t(times({pieces, sums, int64_t(sizeof(double))})) : 0);
     if (!partial) return false;
     double* part = static_cast<double*>(partial.get());
-    const int threads = threads_for(total * job.num_features, pieces);
+    const int threads = threads_for(times({total, job.num_features}), pieces);
     const size_t scratch = kernel().scratch_bytes(job);
     std::atomic<bool> ok{true};
     const auto work = [&](int64_t piece, void* memory) {
@@ -175,8 +186,6 @@ struct LinearCall {
   }
 };
 
-using OutMatrix = nb::ndarray<double, nb::ndim<2>, nb::c_contig, nb::device::cpu>;
-
 void linear_stats(const In& features, const In& weight, const Maybe<In>& bias, bool zero_class,
                   const Maybe<Labels>& labels, const Maybe<In>& dense, double inv_temperature, double softcap,
                   Maybe<OutDoubles> lse, Maybe<OutDoubles> log_prob, Maybe<OutDoubles> dense_log_prob,
@@ -196,7 +205,7 @@ void linear_stats_and_grad(const In& features, const In& weight, const Maybe<In>
   LinearCall call(STATS_AND_GRAD, features, weight, bias, zero_class, labels, dense, inv_temperature, softcap);
   call.set_cotangents(dl, dx, ds);
   call.set_statistics(lse, log_prob, dense_log_prob, mass);
-  call.run(dweight.data(), dbias.data());
+  call.run(dweight, dbias);
 }
 
 void linear_hvp(const In& features, const In& weight, const Maybe<In>& bias, bool zero_class,
@@ -205,18 +214,15 @@ void linear_hvp(const In& features, const In& weight, const Maybe<In>& bias, boo
                 const Maybe<In>& vector_bias, OutMatrix dweight, OutDoubles dbias) {
   LinearCall call(HVP, features, weight, bias, zero_class, labels, dense, inv_temperature, softcap);
   call.set_cotangents(dl, dx, ds);
-  call.job.rows.ddl = column(ddl, call.job.rows.outer);
-  call.job.rows.ddx = column(ddx, call.job.rows.outer);
+  call.job.rows.ddl = call.coefficient(ddl, call.job.rows.outer);
+  call.job.rows.ddx = call.coefficient(ddx, call.job.rows.outer);
   call.set_vector(vector, vector_bias);
-  call.run(dweight.data(), dbias.data());
+  call.run(dweight, dbias);
 }
 
 }  // namespace
 
 void xent::bind_linear(nb::module_& m) {
-  const auto array = [] { return nb::arg().noconvert(); };
-  const auto maybe = [] { return nb::arg().none(); };
-  const auto any = [] { return nb::arg(); };
   m.def("linear_stats", &linear_stats, array(), array(), maybe(), any(), maybe(), maybe(), any(), any(), maybe(),
         maybe(), maybe(), maybe(), maybe(), maybe());
   m.def("linear_stats_and_grad", &linear_stats_and_grad, array(), array(), maybe(), any(), maybe(), maybe(), any(),

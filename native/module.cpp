@@ -60,6 +60,7 @@ const std::vector<const Kernels*>& available() {
 struct Call {
   Job job;
   Storage type;
+  CoefficientArguments coefficient;
 
   Call(const In& z, const Maybe<Labels>& labels, const Maybe<In>& dense, double inv_temperature, double softcap)
       : type(storage(z.dtype())) {
@@ -67,6 +68,8 @@ struct Call {
     job.outer = z.shape(0);
     job.inner = z.ndim() == 3 ? z.shape(1) : 1;
     job.classes = z.shape(z.ndim() - 1);
+    if (job.classes < 1) throw std::invalid_argument("logits must have at least one class");
+    times({job.classes, SCRATCH_BYTES});
     job.z = strided(z);
     job.inv_temperature = inv_temperature;
     job.softcap = softcap;
@@ -75,7 +78,7 @@ struct Call {
     if (storage(dense->dtype()) != (type == F64 ? F64 : F32)) throw nb::type_error("dense has another dtype");
     if (dense->ndim() == 1) {
       if (int64_t(dense->shape(0)) != job.classes) throw std::invalid_argument("dense has another length");
-      job.dense.data = const_cast<void*>(dense->data());
+      job.dense.data = const_cast<void*>(data_of(*dense));
       job.dense.cls = dense->stride(0);
     } else {
       job.dense = like_logits(*dense);
@@ -89,17 +92,30 @@ struct Call {
     if (!same) throw std::invalid_argument("an array has another shape than the logits");
     return strided(x);
   }
+  // Whether a longer stride is within the reach of the shorter ones; in no slice of an array it is.
+  static bool overlaps_itself(const Out& out) {
+    int64_t reach = 0, seen[3];
+    for (size_t i = 0; i < out.ndim(); ++i) seen[i] = std::abs(out.stride(i));
+    for (size_t step = 0; step < out.ndim(); ++step) {
+      const size_t i = size_t(std::min_element(seen, seen + out.ndim()) - seen);
+      if (out.shape(i) > 1 && seen[i] <= reach) return true;
+      if (out.shape(i) > 1) reach += seen[i] * (int64_t(out.shape(i)) - 1);
+      seen[i] = INT64_MAX;
+    }
+    return false;
+  }
   void set_out(const Out& out) {
     if (storage(out.dtype()) != type) throw nb::type_error("out has another dtype than the logits");
     job.out = like_logits(out);
+    if (overlaps_itself(out)) throw std::invalid_argument("out must own each of its elements");
     // Past the cache when it could not stay there anyway, and its lines are not there for having been read.
     const int64_t bytes = job.rows() * job.classes * int64_t(out.itemsize());
     job.stream = bytes >= 32 << 20 && job.out.data != job.z.data;
   }
   void set_cotangents(nb::handle dl, nb::handle dx, nb::handle ds) {
-    job.dl = column(dl, job.rows());
-    job.dx = column(dx, job.rows());
-    job.ds = column(ds, job.rows());
+    job.dl = coefficient(dl, job.rows());
+    job.dx = coefficient(dx, job.rows());
+    job.ds = coefficient(ds, job.rows());
   }
   void set_statistics(Maybe<OutDoubles>& lse, Maybe<OutDoubles>& log_prob, Maybe<OutDoubles>& dense_log_prob,
                       Maybe<OutDoubles>& mass) {
@@ -110,17 +126,20 @@ struct Call {
   }
 
   void run(Op op) const {
+    const int64_t granule = chosen->granule(job);
+    if (granule > 1 && job.classes > MOST_CLASSES)  // rows in tiles
+      throw std::invalid_argument("more than 2^31 - 1 classes must be consecutive in memory");
     bool enough_memory = true;
     {
       nb::gil_scoped_release release;
-      enough_memory = shared(chosen->rows[op][type]);
+      enough_memory = shared(chosen->rows[op][type], granule);
     }
     if (!enough_memory) throw std::bad_alloc();
   }
 
   // Rows over threads. A piece of work is a whole number of granules, whoever does it: same bits.
-  bool shared(Rows rows) const {
-    const int64_t total = job.rows(), granule = chosen->granule(job);
+  bool shared(Rows rows, int64_t granule) const {
+    const int64_t total = job.rows();
     const int64_t granules = (total + granule - 1) / granule;
     const int threads = threads_for(total * job.classes, granules);
     if (threads <= 1) return rows(job, 0, total);
@@ -173,8 +192,8 @@ void row_hvp(const In& z, const Maybe<Labels>& labels, const Maybe<In>& dense, d
              nb::handle dl, nb::handle dx, nb::handle ds, nb::handle ddl, nb::handle ddx, const In& vector, Out out) {
   Call call(z, labels, dense, inv_temperature, softcap);
   call.set_cotangents(dl, dx, ds);
-  call.job.ddl = column(ddl, call.job.rows());
-  call.job.ddx = column(ddx, call.job.rows());
+  call.job.ddl = call.coefficient(ddl, call.job.rows());
+  call.job.ddx = call.coefficient(ddx, call.job.rows());
   if (storage(vector.dtype()) != call.type) throw nb::type_error("vector has another dtype than the logits");
   call.job.vector = call.like_logits(vector);
   call.set_out(out);
@@ -183,8 +202,9 @@ void row_hvp(const In& z, const Maybe<Labels>& labels, const Maybe<In>& dense, d
 
 // Whether every label is in [0, classes): y and classes − 1 − y then both have their sign bit clear.
 bool all_in_range(const Labels& labels, int64_t classes) {
+  if (classes < 1) return labels.size() == 0;
   const int64_t size = labels.size(), last = classes - 1;
-  const int64_t* y = labels.data();
+  const int64_t* y = data_of(labels);
   nb::gil_scoped_release release;
   uint64_t signs = 0;
   const int threads = std::max(threads_for(size, size), 1);
@@ -196,7 +216,7 @@ bool all_in_range(const Labels& labels, int64_t classes) {
 // `pairwise` in PARTS of its halves, which threads share: the same bits.
 double total(const InDoubles& column) {
   constexpr int PARTS = 16;
-  const double* x = column.data();
+  const double* x = data_of(column);
   const int64_t size = column.size();
   nb::gil_scoped_release release;
   const int threads = threads_for(size, PARTS);
@@ -239,17 +259,15 @@ NB_MODULE(_native, m) {
 #ifndef _WIN32
   pthread_atfork(nullptr, nullptr, [] { forked = true; });
 #endif
-  m.def("row_stats", &row_stats, nb::arg().noconvert(), nb::arg().none(), nb::arg().none(), nb::arg(), nb::arg(),
-        nb::arg().none(), nb::arg().none(), nb::arg().none(), nb::arg().none(), nb::arg().none(), nb::arg().none());
-  m.def("row_grad", &row_grad, nb::arg().noconvert(), nb::arg().none(), nb::arg().none(), nb::arg(), nb::arg(),
-        nb::arg().noconvert(), nb::arg().none(), nb::arg().none(), nb::arg(), nb::arg(), nb::arg(), nb::arg().noconvert());
-  m.def("row_stats_and_grad", &row_stats_and_grad, nb::arg().noconvert(), nb::arg().none(), nb::arg().none(),
-        nb::arg(), nb::arg(), nb::arg(), nb::arg(), nb::arg(), nb::arg().noconvert(), nb::arg().none(),
-        nb::arg().none(), nb::arg().none(), nb::arg().none());
-  m.def("row_hvp", &row_hvp, nb::arg().noconvert(), nb::arg().none(), nb::arg().none(), nb::arg(), nb::arg(),
-        nb::arg(), nb::arg(), nb::arg(), nb::arg(), nb::arg(), nb::arg().noconvert(), nb::arg().noconvert());
-  m.def("all_in_range", &all_in_range, nb::arg().noconvert(), nb::arg());
-  m.def("total", &total, nb::arg().noconvert());
+  m.def("row_stats", &row_stats, array(), maybe(), maybe(), any(), any(), maybe(), maybe(), maybe(), maybe(), maybe(),
+        maybe());
+  m.def("row_grad", &row_grad, array(), maybe(), maybe(), any(), any(), array(), maybe(), maybe(), any(), any(), any(),
+        array());
+  m.def("row_stats_and_grad", &row_stats_and_grad, array(), maybe(), maybe(), any(), any(), any(), any(), any(), array(),
+        maybe(), maybe(), maybe(), maybe());
+  m.def("row_hvp", &row_hvp, array(), maybe(), maybe(), any(), any(), any(), any(), any(), any(), any(), array(), array());
+  m.def("all_in_range", &all_in_range, array(), any());
+  m.def("total", &total, array());
   bind_linear(m);
   bind_evaluate(m);
   bind_sparse(m);

@@ -6,6 +6,8 @@
 #include "sparse.h"
 
 #include <algorithm>
+#include <limits>
+#include <type_traits>
 
 #include "row.h"
 
@@ -25,13 +27,14 @@ constexpr int64_t AHEAD = 16, LINE = 64;  // entries; bytes
 template <class T, int N>
 using Lanes __attribute__((vector_size(N * sizeof(T)))) = T;
 
-// Sums [first, …) of one row, in Q vectors of N; the last of them may end, and overlap, where the row does.
+// Sums [first, …) of one row, in Q vectors of N; the last of them may end, and overlap, where the row does. Entry
+// `last` is the last one whose column is known to be one.
 template <class T, class I, int N, int Q>
-XENT_INLINE void sums(const SparseJob& job, int64_t begin, int64_t end, int64_t first, T* out) {
+XENT_INLINE void sums(const SparseJob& job, int64_t begin, int64_t end, int64_t last, int64_t first, T* out) {
   const T* entry = static_cast<const T*>(job.entries);
   const I* column = static_cast<const I*>(job.columns);
   const T* dense = static_cast<const T*>(job.dense);
-  const int64_t C = job.num_scores, last = job.num_entries - 1;
+  const int64_t C = job.num_scores;
   int64_t place[Q];
   for (int q = 0; q < Q; ++q) place[q] = std::min(first + q * N, C - N);
   Lanes<T, N> sum[Q] = {};
@@ -55,27 +58,53 @@ void rows_of(const SparseJob& job, int64_t begin, int64_t end) {
   if constexpr (N > 1)
     if (job.num_scores < N) return rows_of<T, I, N / 2>(job, begin, end);
   const I* starts = static_cast<const I*>(job.starts);
-  const int64_t C = job.num_scores;
+  const int64_t C = job.num_scores, last = int64_t(starts[end]) - 1;
   for (int64_t i = begin; i < end; ++i) {
     const int64_t from = int64_t(starts[i]), to = int64_t(starts[i + 1]);
     T* out = static_cast<T*>(job.out) + i * C;
     for (int64_t first = 0; first < C; first += TOGETHER * N) {
       const int64_t vectors = (C - first + N - 1) / N;
-      if (vectors >= 4) sums<T, I, N, 4>(job, from, to, first, out);
-      else if (vectors == 3) sums<T, I, N, 3>(job, from, to, first, out);
-      else if (vectors == 2) sums<T, I, N, 2>(job, from, to, first, out);
-      else sums<T, I, N, 1>(job, from, to, first, out);
+      if (vectors >= 4) sums<T, I, N, 4>(job, from, to, last, first, out);
+      else if (vectors == 3) sums<T, I, N, 3>(job, from, to, last, first, out);
+      else if (vectors == 2) sums<T, I, N, 2>(job, from, to, last, first, out);
+      else sums<T, I, N, 1>(job, from, to, last, first, out);
     }
   }
 }
 
+template <class I>
+bool starts_rise(const void* starts, int64_t rows, int64_t entries) {
+  const I* start = static_cast<const I*>(starts);
+  int64_t falls = 0;
+#pragma omp simd reduction(| : falls)
+  for (int64_t i = 0; i < rows; ++i) falls |= int64_t(start[i + 1] < start[i]);
+  return !falls && start[0] == 0 && int64_t(start[rows]) <= entries;
+}
+
+// As unsigned numbers negative columns are the largest.
+template <class I>
+bool columns_within(const void* columns, int64_t begin, int64_t end, int64_t width) {
+  using U = std::make_unsigned_t<I>;
+  const I* column = static_cast<const I*>(columns);
+  U most = 0;
+#pragma omp simd reduction(max : most)
+  for (int64_t j = begin; j < end; ++j) most = U(column[j]) > most ? U(column[j]) : most;
+  return begin == end || (most <= U(std::numeric_limits<I>::max()) && int64_t(most) < width);
+}
+
+// Just before their columns are read, these are looked at: from then on they are in the cache.
 template <class T, class I>
-constexpr SparseRows of() {
-  return rows_of<T, I, WIDE / int(sizeof(T))>;
+bool products(const SparseJob& job, int64_t begin, int64_t end) {
+  const I* starts = static_cast<const I*>(job.starts);
+  if (!columns_within<I>(job.columns, int64_t(starts[begin]), int64_t(starts[end]), job.num_columns)) return false;
+  rows_of<T, I, WIDE / int(sizeof(T))>(job, begin, end);
+  return true;
 }
 
 extern const Sparse sparse;
-const Sparse sparse = {{{of<double, int64_t>(), of<double, int32_t>()}, {of<float, int64_t>(), of<float, int32_t>()}}};
+const Sparse sparse = {{{products<double, int64_t>, products<double, int32_t>}, {products<float, int64_t>, products<float, int32_t>}},
+                       {starts_rise<int64_t>, starts_rise<int32_t>},
+                       {columns_within<int64_t>, columns_within<int32_t>}};
 
 }  // namespace XENT_ISA
 }  // namespace xent

@@ -8,15 +8,19 @@ struct SparseJob {
   const void* entries = nullptr;  // compute type
   const void* columns = nullptr;  // of the entries; starts: of the rows, one more than there are rows
   const void* starts = nullptr;
-  int64_t num_entries = 0, num_scores = 0;
-  const void* dense = nullptr;  // (columns, num_scores) by rows; compute type
+  int64_t num_entries = 0, num_columns = 0, num_scores = 0;
+  const void* dense = nullptr;  // (num_columns, num_scores) by rows; compute type
   void* out = nullptr;          // (rows, num_scores)
 };
 
-// One instruction set's products of rows [begin, end).
-using SparseRows = void (*)(const SparseJob&, int64_t begin, int64_t end);
+// One instruction set's kernels, by indices of 64 or of 32 bits.
 struct Sparse {
-  SparseRows rows[2][2];  // by arithmetic in F64 or F32, and by indices of 64 or of 32 bits
+  // Products of rows [begin, end), by arithmetic in F64 or F32; false if a column is none of `dense`.
+  bool (*rows[2][2])(const SparseJob&, int64_t begin, int64_t end);
+  // Whether `rows` + 1 starts begin at 0 and never fall, up to `entries` at most.
+  bool (*starts[2])(const void* starts, int64_t rows, int64_t entries);
+  // Whether columns [begin, end) are in [0, width).
+  bool (*columns[2])(const void* columns, int64_t begin, int64_t end, int64_t width);
 };
 
 }  // namespace xent

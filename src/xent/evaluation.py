@@ -20,6 +20,8 @@ Array = np.ndarray[Any, Any]
 CHUNK = 1 << 19  # numbers that a thread works on at a time: half of it costs a tenth more, in calls
 TELL = 1 << 24  # bytes after which it is said how far the reading is
 AHEAD = 16  # pieces that may wait for an earlier one
+FLOATS = ("float64", "float32", "float16", "bfloat16")
+INTEGERS = tuple(f"{u}int{n}" for u in ("", "u") for n in (8, 16, 32, 64))
 NONE = (-1, (0, 0))  # no piece: 0 rows
 
 LOGITS = Settings()
@@ -274,19 +276,19 @@ def _fit_shapes(outputs: Rows, targets: Rows, settings: Settings) -> bool:
         raise ValueError(f"`--top-k` must be >= 1; got {settings.top_k}")
     if len(outputs.shape) < 2 or not outputs.shape[-1]:
         raise ValueError(f"{outputs.name}: expected shape (..., classes); got {outputs.shape}")
-    if "float" not in outputs.dtype and (settings.probabilities or "int" not in outputs.dtype):
-        raise ValueError(f"{outputs.name}: expected floating-point numbers; got {outputs.dtype}")
+    if outputs.dtype not in (FLOATS if settings.probabilities else (*FLOATS, *INTEGERS)):
+        raise ValueError(f"{outputs.name}: expected {', '.join(FLOATS)}; got {outputs.dtype}")
     rows = outputs.shape[:-1]
     if not math.prod(rows):  # before there is memory for classes that may be any number then
         raise ValueError(f"{outputs.name}: no row to score: it has shape {outputs.shape}")
-    if "int" in targets.dtype:
+    if targets.dtype in INTEGERS:
         if targets.shape not in (rows, (*rows, 1)):
             expected = f"labels of shape {rows}, one a row"
             raise ValueError(f"{targets.name}: expected {expected}; got {targets.shape}")
         if targets.row != (1,):  # labels (B, T) of logits (B, T, K) lie one behind the other
             targets.row = ()
         return False
-    if "float" not in targets.dtype:
+    if targets.dtype not in FLOATS:
         raise ValueError(f"{targets.name}: expected integer labels or probabilities; got {targets.dtype}")
     if targets.shape != outputs.shape:
         raise ValueError(

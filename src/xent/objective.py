@@ -149,7 +149,8 @@ class Objective:
         coef, intercept = self.unpack(parameters)
         loss, dcoef, dintercept = (self._fused_pass if self.is_fused else self._blocked_pass)(coef, intercept)
         flat = parameters[: coef.size]
-        loss += 0.5 * self.alpha * float(flat @ flat)
+        if self.alpha:  # the squares of large weights may overflow
+            loss += 0.5 * self.alpha * float(flat @ flat)
         return loss, self._penalised(dcoef, dintercept, parameters)
 
     @property
@@ -232,22 +233,26 @@ class Objective:
 
         (rows, C) float64, scaled: at equal probabilities ``Σ X² ·`` it is exactly the Hessian's spectrum.
         """
-        coef, intercept = self.unpack(parameters)
-        weight = np.ascontiguousarray(coef.T, self.dtype)
         # At p = 1/K the Hessian of K scores is I/K on all that sums to zero, not its diagonal (1−1/K)/K.
         factor = self.num_classes / (self.num_classes - 1) if self.num_scores > 1 else 1.0
-        for x, target in self._blocks():
-            logits = _as_logits(self._project(x, weight) + intercept)
+        for x, target, logits in self.logits(parameters):
             p = softmax(logits)
             spread = (p * (1.0 - p))[:, -self.num_scores :]
-            yield x, spread * (factor / self.divisor * _mass(target, len(p)))[:, None]
+            yield x, spread * (factor / self.divisor * row_mass(target, len(p)))[:, None]
+
+    def logits(self, parameters: Array) -> Iterator[tuple[Any, Target, Array]]:
+        """Blocks of X, their target, and their logits (rows, K)."""
+        coef, intercept = self.unpack(parameters)
+        weight = np.ascontiguousarray(coef.T, self.dtype)
+        for x, target in self._blocks():
+            yield x, target, _as_logits(self._project(x, weight) + intercept)
 
     @cached_property
     def feature_moments(self) -> tuple[Array, Array]:
         """Mean and variance of the features, (D,) each, in float64; a row counts with a m."""
         total, first, second = 0.0, np.zeros(self.num_features), np.zeros(self.num_features)
         for x, target in self._in(np.float64)._blocks():
-            weight = _mass(target, x.shape[0])
+            weight = row_mass(target, x.shape[0])
             total += float(weight.sum())
             first += x.T @ weight
             second += _squared(x).T @ weight
@@ -256,12 +261,10 @@ class Objective:
 
     def intercept_hessian(self, parameters: Array) -> Array:
         """The Hessian in the intercept, (C, C), in float64: Σ a m (diag p − ppᵀ)."""
-        coef, intercept = self.unpack(parameters)
-        weight = np.ascontiguousarray(coef.T, self.dtype)
         hessian = np.zeros((self.num_scores, self.num_scores))
-        for x, target in self._blocks():
-            p = softmax(_as_logits(self._project(x, weight) + intercept))[:, -self.num_scores :]
-            weighted = p * (_mass(target, len(p)) / self.divisor)[:, None]
+        for _, target, logits in self.logits(parameters):
+            p = softmax(logits)[:, -self.num_scores :]
+            weighted = p * (row_mass(target, len(p)) / self.divisor)[:, None]
             hessian += np.diag(weighted.sum(0)) - weighted.T @ p
         return hessian
 
@@ -275,13 +278,6 @@ class Objective:
             by_class = _plus(by_class, self._pull_back(x, t), t)
         assert by_class is not None
         return held, by_class.sum(0), by_class
-
-    @cached_property
-    def row_norm(self) -> float:
-        """Root mean square norm of the rows of X."""
-        x = self.features.data if self.is_sparse else self.features
-        squares = float(np.vdot(x, x)) if x.size else 0.0
-        return (squares / max(1, self.num_rows)) ** 0.5 or 1.0
 
     def pack(self, coef: Array, intercept: Array) -> Array:
         """W (C, D) and, if fitted, the intercept (C,) as one vector in the dtype of W."""
@@ -303,7 +299,7 @@ class Objective:
 
     def _copy(self, dtype: Any) -> Self:
         other = copy(self)
-        for cached in ("_narrow", "transposed", "row_norm", "feature_moments", "_model"):
+        for cached in ("_narrow", "transposed", "feature_moments", "_model"):
             other.__dict__.pop(cached, None)
         other.dtype = np.dtype(dtype)
         return other
@@ -373,7 +369,7 @@ def _dense_target(target: Target, rows: int, num_classes: int) -> Array:
     return t if target.weight is None else t * target.weight[:, None]
 
 
-def _mass(target: Target, rows: int) -> Array:
+def row_mass(target: Target, rows: int) -> Array:
     """ω m (rows,), with m = α + β V."""
     mass = np.broadcast_to(np.asarray(target.alpha, np.float64), rows)
     if target.dense is not None:

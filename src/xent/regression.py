@@ -17,13 +17,13 @@ try:
     from sklearn.exceptions import ConvergenceWarning
     from sklearn.utils.validation import check_is_fitted, validate_data
 
-    from xent import estimator_state, storage
+    from xent import estimator_state, features, storage
     from xent.calibration import fit_temperature
     from xent.objective import Objective
     from xent.parameters import check_parameters
     from xent.solvers import minimise
     from xent.solvers.sgd import one_pass
-    from xent.supervision import Supervision, listed, measure, supervise
+    from xent.supervision import Supervision, listed, measure, require_labels, supervise
 except ModuleNotFoundError as error:
     message = f"SoftmaxRegression needs {error.name}: pip install 'xent[fit]'"
     raise ModuleNotFoundError(message, name=error.name) from error
@@ -158,7 +158,7 @@ class SoftmaxRegression(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         y : (N,) labels of any kind, or (N, K) floats: rows of probabilities of the classes 0 to K−1
         sample_weight : (N,) array >= 0, default None for 1
         """
-        known, objective = self._prepare(X, y, sample_weight)
+        known, objective, kept = self._prepare(X, y, sample_weight)
         curve: list[float] = []
 
         def on_step(parameters: Array, value: float, gap: float | None) -> None:
@@ -178,13 +178,13 @@ class SoftmaxRegression(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
             random_state=self.random_state,
             on_step=on_step,
         )
+        self._keep(objective, result.params, kept)
         self.classes_ = known.classes
         self.loss_curve_ = [result.start_value, *curve]
         self.n_iter_ = result.n_iter
         self.optimality_gap_ = result.optimality_gap
         self.solver_ = result.solver
         self.__dict__.pop("_stream", None)
-        self._keep(objective, result.params)
         if result.message:
             warnings.warn(f"SoftmaxRegression {result.message}", ConvergenceWarning, stacklevel=2)
         return self
@@ -223,17 +223,16 @@ class SoftmaxRegression(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
             Needed at the first call, unless ``y`` is rows of probabilities.
         """
         state, seen = getattr(self, "_stream", (None, 0.0))
-        known, objective = self._prepare(X, y, sample_weight, self._all_classes(classes, y), seen)
-        if state is None:
-            self.loss_curve_, self.n_iter_ = [], 0
+        known, objective, kept = self._prepare(X, y, sample_weight, self._all_classes(classes, y), seen)
+        before = ([], 0) if state is None else (self.loss_curve_, self.n_iter_)
         start = self._start(objective, known.classes, warm=True)
-        self.loss_curve_.append(objective(start)[0])
+        value = objective(start)[0]
         parameters, state = one_pass(objective, start, state, self.random_state)
+        self._keep(objective, parameters, kept)
         self._stream = (state, seen + known.mass)
         self.classes_ = known.classes
-        self.n_iter_ += 1
+        self.loss_curve_, self.n_iter_ = [*before[0], value], before[1] + 1
         self.optimality_gap_, self.solver_ = None, "sgd"
-        self._keep(objective, parameters)
         return self
 
     def decision_function(self, X: Any) -> Array:
@@ -250,6 +249,7 @@ class SoftmaxRegression(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
     def score(self, X: Any, y: Any, sample_weight: Any = None) -> float:
         """Mean accuracy; for ``y`` of probabilities (N, K), the mean of those of the predicted classes."""
         if np.ndim(y) != 2 or np.shape(y)[1] == 1:
+            require_labels(y)
             return float(super().score(X, y, sample_weight))
         scores = self._scores(X)
         known = supervise(scores, y, sample_weight, self.classes_)
@@ -304,27 +304,26 @@ class SoftmaxRegression(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
 
     def _prepare(
         self, X: Any, y: Any, sample_weight: Any, classes: Array | None = None, seen: Array | float = 0.0
-    ) -> tuple[Supervision, Objective]:
-        """Everything that a person gives, checked; ``classes`` are None where ``y`` has all of them."""
+    ) -> tuple[Supervision, Objective, dict[str, Any]]:
+        """Everything that a person gives, checked; ``classes`` are None where ``y`` has all of them.
+
+        Last, what scikit-learn keeps of the features, for `_keep`: what fails leaves the model as it was.
+        """
         spec = check_parameters(self)
         if y is None:
             validate_data(self, X, y)  # scikit-learn's words for a target that is missing
-        X = validate_data(
-            self,
-            X,
-            accept_sparse="csr",
-            dtype=[np.float64, np.float32],
-            order="C",
-            reset=classes is None or not hasattr(self, "coef_"),
-        )
+        reset = classes is None or not hasattr(self, "coef_")
+        X, kept = features.check(self, X, order="C", reset=reset)
         known = supervise(X, y, sample_weight, classes)
         target = measure(known, self.class_weight, spec, seen)
         divisor, num_classes = float(target.total), len(known.classes)
         objective = Objective(X, target, spec, divisor, float(self.alpha), self.fit_intercept, num_classes)
-        return known, objective
+        return known, objective, kept
 
     def _all_classes(self, classes: Any, y: Any) -> Array | None:
         """The classes of `partial_fit`, sorted; None where rows of probabilities say how many there are."""
+        if classes is not None:
+            require_labels(classes, "classes")
         given = None if classes is None else np.unique(classes)
         if hasattr(self, "classes_"):
             if given is not None and not np.array_equal(given, self.classes_):
@@ -354,18 +353,18 @@ class SoftmaxRegression(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
             coef, intercept = new[:, :-1], new[:, -1]
         return objective.pack(coef, intercept)
 
-    def _keep(self, objective: Objective, parameters: Array) -> None:
+    def _keep(self, objective: Objective, parameters: Array, kept: dict[str, Any]) -> None:
         dtype = objective.features.dtype
         coef, intercept = objective.unpack(parameters)
         if len(intercept) > 1:  # what is added to all rows changes no probability: one model, one W and b
             coef, intercept = coef - coef.mean(0), intercept - intercept.mean()
-        self.coef_, self.intercept_ = coef.astype(dtype), intercept.astype(dtype)
-        self.temperature_ = 1.0
+        coef, intercept = features.as_weights(coef, dtype), features.as_weights(intercept, dtype)
+        self.coef_, self.intercept_, self.temperature_ = coef, intercept, 1.0
+        features.keep(self, kept)
 
     def _scores(self, X: Any) -> Array:
         check_is_fitted(self)
-        X = validate_data(self, X, accept_sparse="csr", dtype=[np.float64, np.float32], reset=False)
-        return np.asarray(X @ self.coef_.T + self.intercept_)
+        return features.scores(features.check(self, X, reset=False)[0], self.coef_, self.intercept_)
 
     def __sklearn_tags__(self) -> Any:
         tags = super().__sklearn_tags__()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import secrets
 import stat
 import tempfile
 from collections.abc import Iterator, Mapping
@@ -208,22 +209,56 @@ def write(path: str | Path, content: bytes) -> None:
 def replacing(path: str | Path) -> Iterator[Path]:
     """A file beside ``path`` that takes its place when the block ends, or goes if it fails.
 
-    A reader of ``path`` sees the old file or the new, never a part. A link stays; what it leads to is
-    replaced.
+    A reader of ``path`` sees the old file or the new, never a part, and so after a power cut. A symbolic link
+    stays, and what it leads to is replaced. The new file has the permissions of the one that it replaces;
+    another hard link keeps the old one.
     """
     path = Path(path)
     with _named(path):
         place = _replaceable(path)
-        handle, name = tempfile.mkstemp(dir=place.parent, prefix=f".{place.name}.")
-        os.close(handle)
+        beside = _new_file(place)
     try:
-        yield Path(name)
+        yield beside
         with _named(path):
-            os.chmod(name, 0o666 & ~_umask())  # mkstemp's files are for the owner alone
-            os.replace(name, place)
+            _flush(beside)
+            if place.exists() and _mode(beside) != _mode(place):
+                os.chmod(beside, _mode(place))
+            os.replace(beside, place)
+            _flush(place.parent)
     except BaseException:
-        os.unlink(name)
+        beside.unlink(missing_ok=True)
         raise
+
+
+def _new_file(place: Path) -> Path:
+    """An empty file beside ``place``: for nobody else where that one is, otherwise as the umask has it."""
+    private = place.exists() and not _mode(place) & 0o077
+    while True:
+        beside = place.with_name(f".{place.name[:50]}.{secrets.token_hex(4)}")
+        try:
+            os.close(os.open(beside, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600 if private else 0o666))
+        except FileExistsError:
+            continue
+        return beside
+
+
+def _mode(path: Path) -> int:
+    return path.stat().st_mode & 0o777
+
+
+def _flush(path: Path) -> None:
+    """Wait until the file, or the names in the directory, are on the disk; some file systems cannot."""
+    try:
+        handle = os.open(path, os.O_RDONLY)
+    except OSError:  # a directory that may be written and not read, or a system that opens none
+        return
+    try:
+        os.fsync(handle)
+    except OSError as error:
+        if error.errno != EINVAL:
+            raise
+    finally:
+        os.close(handle)
 
 
 def require_writable(path: str | Path) -> None:
@@ -257,8 +292,3 @@ def _named(path: Path) -> Iterator[None]:
         message = f"cannot be written: {(error.strerror or str(error)).lower()}"
         raise OSError(error.errno, message, str(path)) from None
 
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask

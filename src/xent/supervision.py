@@ -17,6 +17,7 @@ from xent.target import Target
 Array = np.ndarray[Any, Any]
 
 UNNORMALISED = 1e-3  # |1 − Σ q| from which on a row is no distribution
+LEAST_TOTAL = 1e-300  # of the weights: the mean divides by it
 LOOKUP = 1 << 16  # widest range of integer labels that is counted in a table, not sorted
 
 
@@ -66,6 +67,7 @@ def supervise(X: Any, y: Any, sample_weight: Any = None, classes: Array | None =
 
 def _labels(y: Any, classes: Array | None) -> tuple[Array, Array]:
     """(classes, (N,) places among them)."""
+    require_labels(y)
     y = _check_y(y)
     check_classification_targets(y)
     found, place = _unique(y)
@@ -76,6 +78,35 @@ def _labels(y: Any, classes: Array | None) -> tuple[Array, Array]:
     if unknown:
         raise ValueError(f"`y` holds {unknown[0]!r}, which is none of the classes {listed(classes)}")
     return classes, np.array([index[label] for label in found.tolist()], np.int64)[place]
+
+
+def require_labels(y: Any, name: str = "y") -> None:
+    """Raise ValueError at the first label that is missing (None, NaN, pandas' NA) or of another kind."""
+    if isinstance(y, np.ma.MaskedArray):
+        y = y.astype(object).filled(None)
+    values = np.asarray(y).ravel()
+    missing = np.isnan(values) if values.dtype.kind == "f" else np.zeros(1, bool)
+    if values.dtype.kind == "O":
+        missing = np.fromiter(map(_is_missing, values), bool, len(values))
+    if missing.any():
+        row = int(missing.argmax())
+        raise ValueError(f"`{name}` must hold a label in each row; got {values[row]!r} in row {row}")
+    for row, value in enumerate(values if values.dtype.kind == "O" else ()):
+        if _kind(value) is not _kind(values[0]):
+            rows = f"{values[0]!r} in row 0 and {value!r} in row {row}"
+            raise ValueError(f"`{name}` must hold labels of one kind; got {rows}")
+
+
+def _is_missing(value: Any) -> bool:
+    try:
+        return value is None or bool(value != value)
+    except TypeError:  # pandas' NA is neither like nor unlike itself
+        return True
+
+
+def _kind(label: Any) -> type:
+    """Labels of two kinds have no order."""
+    return str if isinstance(label, str) else bytes if isinstance(label, bytes) else object
 
 
 def _probabilities(y: Any, classes: Array | None) -> tuple[Array, None, Array]:
@@ -113,6 +144,11 @@ def measure(known: Supervision, class_weight: Any, spec: LossSpec, seen: Array |
         result = target.signed_from_labels(labels, None, num_classes, factors, known.weight, spec, np)
     if not result.total > 0:
         raise ValueError("`sample_weight` times `class_weight` must not be 0 in every row")
+    if not LEAST_TOTAL <= result.total <= 1 / LEAST_TOTAL:
+        raise ValueError(
+            f"`sample_weight` times `class_weight` must sum to {LEAST_TOTAL:g} to {1 / LEAST_TOTAL:g}; got "
+            f"{float(result.total):g}"
+        )
     return result
 
 

@@ -8,16 +8,19 @@ import numpy as np
 from sklearn.utils import check_random_state
 
 from xent.objective import Objective
+from xent.solvers.certificate import row_norm
 from xent.solvers.lbfgs import lbfgs
 from xent.solvers.line_search import Point, evaluate
 from xent.solvers.newton_cg import newton_cg
 from xent.solvers.progress import OnStep, Progress
+from xent.solvers.separation import separates
 from xent.solvers.sgd import sgd
 from xent.solvers.threads import few_threads
 from xent.solvers.whitening import is_whitened
 
 Array = np.ndarray[Any, Any]
 
+LARGEST = 1e140  # root mean square norm of the rows: beyond it squares of features and gradients overflow
 SAMPLED_ROWS = 100  # rows a parameter from which on a sample of them is looked at first
 SOLVERS = ("auto", "lbfgs", "newton-cg", "sgd")
 
@@ -53,8 +56,11 @@ def minimise(
     name = choose(objective) if solver == "auto" else solver
     # Two fits of the same data are the same; only the noise of "sgd" is drawn anew if not asked otherwise.
     random = check_random_state(0 if random_state is None and name != "sgd" else random_state)
+    overflow = ValueError("the objective overflowed: bring the features to one scale (StandardScaler)")
+    if objective.features.dtype == np.float64 and not row_norm(objective) < LARGEST:
+        raise overflow
     progress = Progress(objective, max_iter, tol, on_step)
-    with few_threads(objective.features.size, objective.num_scores):
+    with few_threads(objective.features.size, objective.num_scores), np.errstate(all="ignore"):
         points = [evaluate(objective, start, progress)]
         start_value = points[0].value
         if name != "sgd" and max_iter and not start.any():
@@ -62,8 +68,10 @@ def minimise(
         del start  # which is long where X is wide: the solver alone has it, and leaves it
         point = _RUN[name](objective, points.pop(), progress, random)
     if not np.isfinite(point.value):
-        raise ValueError("the objective overflowed: bring the features to one scale (StandardScaler)")
+        raise overflow
     progress.evaluated(*point)  # it need not be the last that was looked at
+    if not progress.ended and separates(objective, point.parameters):
+        progress.found_separable()
     gap = float(progress.gap) if objective.is_convex else None
     return Result(
         point.parameters, progress.steps, gap, name, _message(progress, objective, name), start_value
@@ -104,11 +112,18 @@ def _optimum_of_a_sample(
 
 
 def _message(progress: Progress, objective: Objective, solver: str) -> str:
+    if progress.separated:
+        return (
+            f"stopped after {progress.steps} steps, as the classes are separable: without a penalty no "
+            "finite weights are the best, the objective tends to 0 as they grow; set alpha > 0"
+        )
     if progress.converged:
         return ""
     gap = "optimality gap" if objective.is_convex else "expected decrease"
     finding = f"with an {gap} of {progress.gap:.2g} where tol={progress.tol:g} is asked for: "
     scale = "bring the features to one scale (StandardScaler), or raise "
+    if not objective.alpha:
+        scale = f"set alpha > 0, for there may be no optimum without a penalty, {scale}"
     if solver == "sgd":
         scale = f'choose solver="auto", {scale}'
     if progress.exhausted:

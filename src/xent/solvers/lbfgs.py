@@ -33,13 +33,13 @@ def lbfgs(objective: Objective, point: Point, progress: Progress, random: np.ran
     polished = False
     while not progress.exhausted:
         exact = function is objective
-        if exact and progress.converged:
+        if exact and progress.ended:
             break
         tol = 0.5 * (progress.tol if exact else max(progress.tol, ROUNDED_TOL))
         following = None
         if exact and progress.within_reach <= tol and not polished:
             following, polished = step_of_intercept(point, objective, progress), True
-        elif exact or progress.within_reach > tol:
+        elif exact or (progress.within_reach > tol and not progress.separated):
             direction = memory.direction(point.gradient)
             following, polished = step_along(direction, point, function, progress), False
         if following is not None:
@@ -91,9 +91,12 @@ class Memory:
         """Add the pair of a step, if the objective curved upwards along it."""
         step, change = after.parameters - before.parameters, after.gradient - before.gradient
         curvature = float(step @ change)
-        if curvature > 1e-10 * float((step @ step) * (change @ change)) ** 0.5:
+        if not curvature > 1e-10 * float((step @ step) * (change @ change)) ** 0.5:
+            return
+        expected = float(change @ self.estimate(change))
+        if expected > 0 and 1.0 / curvature < np.inf:  # neither underflowed
             self.pairs.append((step, change, 1.0 / curvature))
-            self.scale = curvature / float(change @ self.estimate(change))
+            self.scale = curvature / expected
 
     def direction(self, gradient: Array) -> Array:
         """−H⁻¹ gradient, by the two-loop recursion (Nocedal and Wright, *Numerical Optimization*, 7.4)."""

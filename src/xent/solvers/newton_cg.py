@@ -24,7 +24,7 @@ MAX_PRODUCTS = 200  # a step
 def newton_cg(objective: Objective, point: Point, progress: Progress, random: np.random.RandomState) -> Point:
     """From ``point`` to where ``progress`` was content, or exhausted, or no step lowers the objective."""
     polished = False
-    while not (progress.exhausted or progress.converged):
+    while not (progress.exhausted or progress.ended):
         following = None
         if not polished and progress.within_reach <= 0.5 * progress.tol:
             following, polished = step_of_intercept(point, objective, progress), True

@@ -9,6 +9,7 @@ import numpy as np
 
 from xent.objective import Objective
 from xent.solvers.certificate import Certificate
+from xent.solvers.separation import least_error
 
 Array = np.ndarray[Any, Any]
 OnStep = Callable[[Array, float, float | None], None]
@@ -31,6 +32,10 @@ class Progress:
         self.certificate = Certificate(objective) if objective.is_convex else None
         self.gap = np.inf
         self.steps = 0
+        self.separated = False  # the classes are separable, and have no optimum to come near to
+        self._separating = 0.5 * least_error(
+            objective
+        )  # half: products in float32 are no proof of the last digits
 
     @property
     def exhausted(self) -> bool:
@@ -43,6 +48,11 @@ class Progress:
         return self.gap <= self.tol
 
     @property
+    def ended(self) -> bool:
+        """Whether there is nothing left to do: converged, or without an optimum."""
+        return self.converged or self.separated
+
+    @property
     def within_reach(self) -> float:
         """What the gap of the last point could be after a change of the intercept alone."""
         return self.gap if self.certificate is None else self.certificate.within_reach
@@ -51,6 +61,12 @@ class Progress:
         """Certify a point, whose objective and gradient these are."""
         if self.certificate is not None:
             self.gap = self.certificate.gap(parameters, value, gradient)
+        if value < self._separating:
+            self.found_separable()
+
+    def found_separable(self) -> None:
+        """The infimum is 0, so that all of the objective is above it."""
+        self.separated, self.gap = True, 1.0
 
     def forget(self) -> None:
         """Forget the bounds of the points before."""

@@ -36,7 +36,7 @@ def sgd(objective: Objective, point: Point, progress: Progress, random: np.rando
     longer steps has left off.
     """
     start, state = point.parameters, None
-    while not (progress.exhausted or progress.converged):
+    while not (progress.exhausted or progress.ended):
         parameters, state = one_pass(objective, start, state, random)
         before, point = point, evaluate(objective, parameters, progress)
         if progress.within_reach <= 0.5 * progress.tol < 0.5 * progress.gap:
