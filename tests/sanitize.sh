@@ -12,4 +12,5 @@ PYTHONPATH="$overlay:$packages" OMP_NUM_THREADS=2 \
   LD_PRELOAD="$(${CC:-gcc} -print-file-name=libasan.so) $(${CC:-gcc} -print-file-name=libubsan.so)" \
   ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1:halt_on_error=1 \
   "$PYTHON" -S -m pytest -p no:cacheprovider -q tests/test_arrays.py tests/test_conformance.py \
-  tests/test_evaluation_kernel.py tests/test_sparse.py tests/test_binary_kernel.py -k "evaluation_kernel or sparse or binary_kernel or arrays or layouts or in_place or row_counts or class_counts or without_leading" "$@"
+  tests/test_evaluation_kernel.py tests/test_sparse.py tests/test_binary_kernel.py tests/test_native.py \
+  -k "native or evaluation_kernel or sparse or binary_kernel or arrays or layouts or in_place or row_counts or class_counts or without_leading" "$@"
