@@ -39,6 +39,15 @@ def row_losses(stats: RowStats, target: Target, spec: LossSpec, xp: Any) -> Arra
     return times(target.weight, loss, xp)
 
 
+def silent(target: Target, spec: LossSpec, xp: Any) -> Array | None:
+    """Which rows (1) multiplies by 0 throughout: their loss and gradient are 0. None for none."""
+    rows = None if target.weight is None else target.weight == 0
+    if target.dense is None and not spec.z_loss and not isinstance(target.alpha, (float, int)):
+        of_classes = target.alpha == 0
+        rows = of_classes if rows is None else rows | of_classes
+    return rows
+
+
 def negates_log_prob(spec: LossSpec, target: Target) -> bool:
     """Whether (1) is ℓ = −x in every row: Σℓ then needs no array of losses."""
     plain = target.weight is None and target.dense is None and not spec.focal_gamma and not spec.z_loss
@@ -77,9 +86,13 @@ def curvatures(stats: RowStats, target: Target, spec: LossSpec, dloss: Array | f
 def _f(x: Array, gamma: float, xp: Any) -> Array:
     if gamma == 0:
         return 0.0 - x  # never −0.0
-    # Autograd multiplies the power's pole at q = 0 by 0: there f and its derivatives count as 0.
-    q = -xp.expm1(x)
-    return -xp.where(q == 0, 0.0, xp.where(q == 0, 1.0, q) ** gamma) * x
+    # Autograd multiplies by 0 the power's pole at q = 0, and x = −inf: f and its derivatives count as 0 at
+    # the one, and as those of −x at the other.
+    impossible = x == -xp.inf
+    finite = xp.where(impossible, -1.0, x)
+    q = -xp.expm1(finite)
+    f = -xp.where(q == 0, 0.0, xp.where(q == 0, 1.0, q) ** gamma) * finite
+    return xp.where(impossible, -x, f)
 
 
 def _f_slope(x: Array, gamma: float, xp: Any) -> Array:

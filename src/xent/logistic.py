@@ -112,7 +112,7 @@ def _gradient(
         gradient = _times(np.where(labels < 0, 0.0, dx), np.where(labels > 1, np.nan, bracket))
     if np.ndim(dl) or dl:
         gradient = gradient + _times(dl, p1)
-    return gradient if link == (1.0, None) else gradient * link.slope(logits, np)
+    return gradient if link == (1.0, None) else _times(gradient, link.slope(logits, np))
 
 
 def _written(gradient: Array, out: Array) -> Array:

@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+from xent import head
 from xent import target as targeting
 from xent.problem import Problem
 from xent.spec import LossSpec
@@ -20,6 +21,7 @@ class Rows(NamedTuple):
     places: Array  # (n,) of those that count among the rows of the inputs, or None for all
     measure: Callable[[slice], Target]  # of a part of the n rows
     whole: Target
+    silent: Array = None  # (n,) those among them that do not count after all, or None
 
     def step(self, spec: LossSpec, kernels: Any, xp: Any) -> Callable[..., Any]:
         """Equations (1) and (2) of a chunk of logits, as `projection.Step`; the gradient written over it."""
@@ -82,6 +84,11 @@ def of_labels(
         index, (labels, weight) = counted(ignored, weight, place, (labels, weight), xp)
         ignored = None
     whole = targeting.signed_from_labels(labels, ignored, num_classes, class_weight, weight, spec, xp)
+    unread = head.silent(whole._replace(weight=None), spec, xp) if leave_out else None
+    if unread is not None:  # by its class; it counts among the rows
+        columns = whole.labels, whole.alpha, whole.weight
+        index, (labels, alpha, weight) = counted(unread, None, index, columns, xp)
+        whole = whole._replace(labels=labels, alpha=alpha, weight=weight)
     return Rows(index, lambda rows: targeting.not_negative(targeting.part(whole, rows), spec, xp), whole)
 
 

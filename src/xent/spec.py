@@ -6,6 +6,7 @@ import inspect
 import math
 import operator
 import reprlib
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass, fields
 from functools import lru_cache
@@ -94,6 +95,7 @@ class LossSpec:
     def _require_float(self, name: str, expected: str, holds: Callable[[float], bool]) -> None:
         """Raise unless the option is a number for which ``holds``; it is a float from then on."""
         value = getattr(self, name)
+        require_no_gradient(name, value)
         number = as_float(value)
         if number is None:
             raise TypeError(f"`{name}` must be a number, {expected}; got {value!r}")
@@ -109,25 +111,27 @@ class LossSpec:
         scalars: dict[str, Any] = dict(options)
         class_weight = scalars.pop("class_weight", None)
         sample_weight = scalars.pop("sample_weight", None)
+        types = tuple(map(type, scalars.values()))
         try:
-            return (
-                _cached(tuple(scalars.items()), tuple(map(type, scalars.values()))),
-                class_weight,
-                sample_weight,
-            )
-        except TypeError:  # an unknown name or an unhashable value: say which
+            # A tensor is hashed by its address, whatever it holds by now.
+            spec = _cached(tuple(scalars.items()), types) if _PLAIN.issuperset(types) else cls(**scalars)
+            return spec, class_weight, sample_weight
+        except TypeError:  # of an unknown name: say which
             unknown = sorted(scalars.keys() - {f.name for f in fields(cls)})
             if unknown:
                 known = [*(f.name for f in fields(cls)), "class_weight", "sample_weight"]
                 raise TypeError(
                     f"unknown option `{unknown[0]}`; the options are {', '.join(sorted(known))}"
                 ) from None
-            return cls(**scalars), class_weight, sample_weight
+            raise
 
     @property
     def is_linear(self) -> bool:
         """Whether (1) is linear in the row statistics, so that its cotangents need no first pass."""
         return self.focal_gamma == 0 and self.z_loss == 0
+
+
+_PLAIN = frozenset((int, float, bool, str, type(None)))
 
 
 @lru_cache(maxsize=256)
@@ -172,8 +176,34 @@ def as_float(value: Any) -> float | None:
         return float(value)
     except OverflowError:  # of an integer
         return math.inf
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, RuntimeError):  # PyTorch's, of a tensor of several numbers
         return None
+
+
+def require_no_gradient(name: str, value: Any) -> None:
+    """Raise TypeError for a value of PyTorch or JAX whose derivative a number would lose without a word."""
+    if not _is_derived(value):
+        return
+    advice = f"pass its value, such as `{name}.item()`, if that is meant"
+    if name == "temperature":
+        advice = "divide by it what the logits are computed from"
+    raise TypeError(
+        f"`{name}` must be a number here; got a {type(value).__module__.partition('.')[0]} "
+        f"`{type(value).__name__}` that asks for a gradient, which it would not get: {advice}"
+    )
+
+
+def _is_derived(value: Any) -> bool:
+    """Whether a derivative may be asked for in ``value``; loads neither PyTorch nor JAX."""
+    if value is None or isinstance(value, (float, int, str)):
+        return False
+    torch = sys.modules.get("torch")
+    if torch is None or not isinstance(value, torch.Tensor):
+        return any(base.__name__ == "Tracer" for base in type(value).__mro__)  # JAX's
+    if value.requires_grad or torch._C._functorch.is_functorch_wrapped_tensor(value):
+        return True
+    forward_ad = torch.autograd.forward_ad
+    return forward_ad._current_level >= 0 and forward_ad.unpack_dual(value).tangent is not None
 
 
 def _require_choice(name: str, value: object, choices: tuple[str, ...]) -> None:

@@ -7,6 +7,7 @@ import sys
 from typing import Any, NoReturn, cast
 
 import torch
+from torch.autograd import forward_ad
 
 from xent import checks
 from xent.spec import LossSpec, Options
@@ -33,6 +34,20 @@ class LabelError(ValueError, IndexError):
 def is_transformed() -> bool:
     """Whether a transform of torch.func is under way."""
     return torch._C._are_functorch_transforms_active()
+
+
+def is_derived(x: Tensor) -> bool:
+    """Whether ``x`` may carry a derivative, in reverse mode or (where it cannot be asked) in forward mode."""
+    if torch.compiler.is_compiling():
+        return x.requires_grad or is_transformed()
+    if forward_ad._current_level >= 0:
+        return True
+    functorch = torch._C._functorch
+    while functorch.is_functorch_wrapped_tensor(x):  # the gradient of an outer transform, too
+        if functorch.is_gradtrackingtensor(x):
+            return True
+        x = functorch.get_unwrapped(x)
+    return x.requires_grad
 
 
 def is_compiled(logits: Tensor, *others: Tensor | None) -> bool:

@@ -14,6 +14,7 @@ from xent.protocol import RowStats
 from xent.spec import Further, LossSpec, require_reduction, with_options
 from xent.target import Target
 from xent.torch import arguments, binary_ops, bridge, composite, eager
+from xent.torch.temperature import divided
 
 Tensor = torch.Tensor
 
@@ -72,6 +73,8 @@ def binary_cross_entropy_with_logits(
     tensor([ 0.2500, -0.2500])
     """
     reduction = arguments.legacy_reduction(size_average, reduce, reduction)
+    if "temperature" in options:
+        options["temperature"], input = divided(options["temperature"], input)
     spec = arguments.spec_of(label_smoothing=label_smoothing, **options)
     return of_elements(input, target, weight, pos_weight, spec, reduction, denominator, validate)
 
@@ -134,10 +137,11 @@ class BinaryCrossEntropy(NamedTuple):
             q = torch.where((q == 0) | (q == 1), q.to(dtype), torch.nan)  # as the kernel
         q = q.long() if self.spec.focal_gamma else q.to(dtype)
         pi, omega = (None if x is None else x.to(dtype) for x in (pos_weight, weight))
-        measure = logistic.measure(q, pi, omega, self.spec, torch)
         z = logits.to(dtype)
         if omega is not None:  # what is no number in an element of weight 0 is not read
-            z = torch.where((omega == 0) & ~z.isfinite(), 0.0, z)
+            silent = (omega == 0) & ~(z.isfinite() & q.isfinite())
+            z, q, omega = (torch.where(silent, 0, x) for x in (z, q, omega))
+        measure = logistic.measure(q, pi, omega, self.spec, torch)
         stats = _stats(z, measure.labels, measure.dense, self.spec)
         losses = head.row_losses(stats, measure, self.spec, torch)
         if self.reduction != "none":

@@ -26,6 +26,8 @@ def cross_entropy(
     """Equations (1) and (4) of ``logits (..., K)`` with labels (...) or probabilities (..., K)."""
     t = measure(logits, targets, class_weight, sample_weight, spec)
     scale = inverse(target.denominator(t, reduction, denominator))
+    is_learnt = are_derived(class_weight, sample_weight)
+    t = silenced(t, spec, _have_loss(logits) if is_learnt else None)
     arguments_of = (logits, t.labels, t.dense, Link(spec.temperature, spec.softcap))
     derived = torch.is_grad_enabled() and logits.requires_grad
     if reduction != "none" and spec.is_linear and derived and arguments.is_compiled(logits, t.dense):
@@ -55,6 +57,34 @@ def measure(
     num_classes = logits.shape[-1]
     y = readable(targets, num_classes, spec.ignore_index)
     return target.from_labels(y, y < 0, num_classes, factors, weight, spec, torch)
+
+
+def are_derived(*factors: Tensor | None) -> bool:
+    """Whether a derivative may be asked for in one of them."""
+    return any(x is not None and arguments.is_derived(x) for x in factors)
+
+
+def silenced(t: target.Target, spec: LossSpec, have_loss: Tensor | None) -> target.Target:
+    """``t`` with the label −1, which nothing reads or derives, in rows that (1) multiplies by 0.
+
+    A factor that is derived has a derivative at 0 too, the loss of its row: where ``have_loss`` is given,
+    those rows are as they were.
+    """
+    rows = head.silent(t, spec, torch)
+    if rows is None:
+        return t
+    if have_loss is not None:
+        rows = rows & ~have_loss
+        weight, alpha = (
+            torch.where(rows, 0.0, x) if isinstance(x, Tensor) else x for x in (t.weight, t.alpha)
+        )
+        t = t._replace(weight=weight, alpha=alpha)
+    return t._replace(labels=torch.where(rows, -1, 0 if t.labels is None else t.labels))
+
+
+def _have_loss(logits: Tensor) -> Tensor:
+    """Which rows (...) have neither NaN nor +inf, and not −inf alone."""
+    return statistics.row_stats(logits.detach(), None, None, Link()).lse.isfinite()
 
 
 def counts(

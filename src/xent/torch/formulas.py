@@ -23,7 +23,12 @@ class Softmax:
     def __init__(self, logits: Tensor, labels: Tensor | None, dense: Tensor | None, link: Link) -> None:
         self.logits = logits if logits.dtype == torch.float64 else logits.float()
         self.link = link
-        self.read = None if labels is None else (labels >= 0)[..., None]  # a negative label: not read
+        self.read = None
+        if labels is not None:  # a negative label: the row is not read, for its derivatives would be 0·NaN
+            self.read = (labels >= 0)[..., None]
+            self.logits = torch.where(self.read, self.logits, 0.0)
+            if dense is not None and dense.ndim > 1:
+                dense = torch.where(self.read, dense, 0.0)
         u = link.value(self.logits, torch)
         self.log_p = torch.log_softmax(u, -1)
         self.p = self.log_p.exp()
@@ -39,12 +44,17 @@ class Softmax:
             log_prob = self._where_read(self._at_label(self.log_p))
             log_prob = torch.where(self.labels >= self.logits.shape[-1], torch.nan, log_prob)
         if self.dense is not None:
-            sigma = self._where_read(head.times(self.dense, self.log_p, torch).sum(-1))
-            mass = self._where_read(self.dense.sum(-1).expand(sigma.shape))
+            sigma, mass = self.dense_log_prob()
         entropy = self._where_read(-(self.p * log_p).sum(-1))
         return RowStats(
             self._where_read(lse), log_prob, sigma, mass, entropy, self.logits.detach().argmax(-1)
         )
+
+    def dense_log_prob(self) -> tuple[Tensor, Tensor]:
+        """(σ, V), derivable in the dense part too."""
+        dense: Any = self.dense
+        sigma = self._where_read(head.times(dense, self.log_p, torch).sum(-1))
+        return sigma, self._where_read(dense.sum(-1).expand(sigma.shape))
 
     def jvp(self, vector: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Tangents of (lse, log_prob, dense_log_prob) along ``vector``."""
@@ -78,7 +88,8 @@ class Softmax:
         log_p = torch.where(self.p == 0, 0.0, self.log_p)  # 0·(−inf) = 0
         entropy = -(self.p * log_p).sum(-1, keepdim=True)
         slope = self.link.slope(self.logits, torch)
-        return self._read(-dentropy[..., None] * slope * self.p * (log_p + entropy))
+        product = slope * self.p * (log_p + entropy)
+        return self._read(head.times(-dentropy[..., None], product, torch))
 
     def entropy_jvp(self, vector: Tensor) -> Tensor:
         """Tangent of the entropy along ``vector``."""

@@ -12,6 +12,7 @@ from xent.link import Link
 from xent.protocol import RowStatistics
 from xent.spec import Further, LossSpec, require_reduction, with_options
 from xent.torch import arguments, bridge, composite, eager, on_device, statistics
+from xent.torch.temperature import divided
 
 Tensor = torch.Tensor
 
@@ -79,6 +80,8 @@ def cross_entropy(
             reduction = arguments.legacy_reduction(size_average, reduce, reduction)
         logits, targets = arguments.classes_last(input, target)
         if options or label_smoothing != 0.0 or ignore_index != -100:
+            if "temperature" in options:
+                options["temperature"], logits = divided(options["temperature"], logits)
             spec = arguments.spec_of(ignore_index=ignore_index, label_smoothing=label_smoothing, **options)
         else:
             spec = arguments.NO_OPTIONS
@@ -118,7 +121,8 @@ def row_statistics(
     >>> z.grad
     tensor([[-0.5000,  0.5000]])
     """
-    spec = arguments.spec_of(ignore_index=ignore_index, softcap=softcap, temperature=temperature)
+    number, logits = divided(temperature, logits)
+    spec = arguments.spec_of(ignore_index=ignore_index, softcap=softcap, temperature=number)
     arguments.require_tensor(logits, "logits")
     arguments.require_local(logits=logits, labels=labels)
     arguments.require_together(logits=logits, labels=labels)
@@ -127,7 +131,7 @@ def row_statistics(
         if eager.is_plain(logits, labels):
             arguments.require_targets(labels, logits.shape[-1], spec.ignore_index, "labels")
         labels = composite.readable(labels, logits.shape[-1], spec.ignore_index)
-    stats = statistics.row_stats(logits, labels, None, Link(temperature, softcap), all=True)
+    stats = statistics.row_stats(logits, labels, None, Link(spec.temperature, spec.softcap), all=True)
     dtype = bridge.loss_dtype(logits)
     return RowStatistics(
         stats.lse.to(dtype),

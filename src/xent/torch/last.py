@@ -7,10 +7,11 @@ from typing import Any
 import torch
 
 from xent import checks
-from xent.spec import LossSpec, Options
+from xent.spec import Options
 from xent.target import Target
 from xent.target import denominator as denominator_of
 from xent.torch import arguments, binary, bridge, functional, linear
+from xent.torch.temperature import divided
 
 Tensor = torch.Tensor
 
@@ -20,7 +21,7 @@ def cross_entropy(
 ) -> Tensor:
     """`xent.cross_entropy` of a tensor."""
     try:
-        spec, class_weight, sample_weight = _checked(logits, targets, options)
+        spec, class_weight, sample_weight, logits = _checked(logits, targets, options)
     except Exception as error:
         arguments.refuse_together(error, logits)
     check = validate and logits.is_cpu  # where it costs no wait for the device
@@ -29,8 +30,8 @@ def cross_entropy(
     )
 
 
-def _checked(logits: Tensor, targets: Any, options: Options) -> tuple[LossSpec, Any, Any]:
-    """(the scalar options, class_weight, sample_weight)."""
+def _checked(logits: Tensor, targets: Any, options: Options) -> tuple[Any, ...]:
+    """(the scalar options, class_weight, sample_weight, the logits with the derivative of the temperature)."""
     arguments.require_tensor(targets, "targets")
     if logits.dtype not in bridge.FLOATING:
         raise arguments.ArgumentError(
@@ -46,14 +47,15 @@ def _checked(logits: Tensor, targets: Any, options: Options) -> tuple[LossSpec, 
         )
     if not soft and targets.dtype not in arguments.INTEGERS:
         raise TypeError(f"`targets` must have an integer or a floating dtype; got {targets.dtype}")
-    return _split(options)
+    return _split(options, logits)
 
 
-def _split(options: Options) -> tuple[LossSpec, Any, Any]:
-    """(the scalar options, class_weight, sample_weight)."""
+def _split(options: Options, *parts: Any, keep_dtype: bool = False) -> tuple[Any, ...]:
+    """(the scalar options, class_weight, sample_weight, and the parts: see `temperature.divided`)."""
     scalars: dict[str, Any] = dict(options)
     class_weight, sample_weight = (scalars.pop(name, None) for name in ("class_weight", "sample_weight"))
-    return arguments.spec_of(**scalars), class_weight, sample_weight
+    number, *parts = divided(scalars.pop("temperature", 1.0), *parts, keep_dtype=keep_dtype)
+    return arguments.spec_of(temperature=number, **scalars), class_weight, sample_weight, *parts
 
 
 def binary_cross_entropy(
@@ -68,6 +70,8 @@ def binary_cross_entropy(
     """`xent.binary_cross_entropy` of a tensor: a mean over the weight of the elements that count."""
     arguments.require_tensor(targets, "targets")
     scalars: dict[str, Any] = dict(options)
+    if "temperature" in scalars:
+        scalars["temperature"], logits = divided(scalars["temperature"], logits)
     if "class_weight" in scalars:
         raise TypeError("`class_weight` has no place in a binary loss; use `pos_weight`")
     weight, ignore_index = scalars.pop("sample_weight", None), scalars.pop("ignore_index", -100)
@@ -115,7 +119,8 @@ def linear_cross_entropy(
     """`xent.linear_cross_entropy` of tensors."""
     try:
         operands = linear.checked(inputs, weight, bias, ("inputs", "weight", "bias"))
-        spec, class_weight, sample_weight = _split(options)
+        spec, class_weight, sample_weight, x, b = _split(options, operands[0], operands[2], keep_dtype=True)
+        operands = operands._replace(inputs=x, bias=b)
     except Exception as error:
         arguments.refuse_together(error, inputs, weight)
     return linear.of_rows(

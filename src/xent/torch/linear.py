@@ -16,6 +16,7 @@ from xent.torch import arguments, bridge, composite, linear_ops, projected
 from xent.torch.functional import cross_entropy
 from xent.torch.measured import Measured
 from xent.torch.projected import Operands
+from xent.torch.temperature import divided
 
 Tensor = torch.Tensor
 
@@ -91,6 +92,10 @@ def linear_cross_entropy(
     del options
     index = -100 if ignore_index is None else ignore_index
     try:
+        if "temperature" in further:
+            further["temperature"], input, linear_bias = divided(
+                further["temperature"], input, linear_bias, keep_dtype=True
+            )
         spec = arguments.spec_of(ignore_index=index, label_smoothing=label_smoothing, **further)
         arguments.require_tensor(linear_weight, "linear_weight")
         operands = None
@@ -220,7 +225,7 @@ def of_rows(
     if is_plain and (on_cpu if validate is None else validate):
         arguments.require_targets(targets, num_classes, spec.ignore_index, name)
     measured = Measured(targets, class_weight, sample_weight, spec, shift, chunk_bytes)
-    left, batch = measured.rows(num_classes, bridge.loss_dtype(input), is_plain)
+    left, batch = measured.rows(num_classes, bridge.loss_dtype(input), is_plain, flat.inputs)
     scale = composite.inverse(targeting.denominator(batch.whole, reduction, denominator))
     dtype = bridge.loss_dtype(input)
     is_compiled = torch.compiler.is_compiling() and not arguments.is_transformed()

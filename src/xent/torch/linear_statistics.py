@@ -17,6 +17,7 @@ from xent.torch import arguments, bridge, composite, linear, projected, statisti
 from xent.torch.formulas import Softmax
 from xent.torch.products import default_chunk_bytes
 from xent.torch.projected import Operands, Swept
+from xent.torch.temperature import divided
 
 Tensor = torch.Tensor
 
@@ -61,7 +62,8 @@ def linear_row_statistics(
     >>> stats.log_prob.detach().numpy().round(4), stats.entropy.detach().numpy().round(4)
     (array([-1.3863, -1.3863], dtype=float32), array([1.3863, 1.3863], dtype=float32))
     """
-    spec = arguments.spec_of(ignore_index=ignore_index, softcap=softcap, temperature=temperature)
+    number, inputs, bias = divided(temperature, inputs, bias, keep_dtype=True)
+    spec = arguments.spec_of(ignore_index=ignore_index, softcap=softcap, temperature=number)
     arguments.require_local(inputs=inputs, weight=weight, labels=labels)
     operands = linear.checked(inputs, weight, bias, ("inputs", "weight", "bias"))
     shape, num_classes = operands.inputs.shape[:-1], weight.shape[0]
@@ -77,7 +79,7 @@ def linear_row_statistics(
         y = composite.readable(rows.flat(labels, shift), num_classes, spec.ignore_index)
         if is_plain:
             index, (y,) = rows.counted(y < 0, None, index, (y,), torch)
-    link = Link(temperature, softcap)
+    link = Link(spec.temperature, spec.softcap)
 
     def columns_of(part: slice, logits: Tensor) -> tuple[Tensor, ...]:
         stats = statistics.row_stats(logits, None if y is None else y[part], None, link, all=True)
@@ -98,7 +100,8 @@ def linear_row_statistics(
         dlogits = bridge.row_grad(logits, of, None, link, stats, cotangents, logits)
         return columns, dlogits if bend is None else dlogits.add_(bend)
 
-    swept = Swept(index, step, columns_of, chunk_bytes)
+    silent = None if y is None or is_plain else y < 0
+    swept = Swept(index, step, columns_of, chunk_bytes, silent)
     found = projected.columns(flat, swept) if is_plain else swept.differentiable(flat)
     lse, *log_prob, entropy, argmax = (rows.unflat(c, shape, left) for c in found)
     dtype = bridge.loss_dtype(inputs)
@@ -160,7 +163,10 @@ def linear_kl_divergence(
     require_reduction(reduction)
     if direction not in ("forward", "reverse"):
         raise arguments.ArgumentError(f'`direction` must be "forward" or "reverse"; got {direction!r}')
-    arguments.spec_of(temperature=temperature)
+    number, inputs, bias, teacher_inputs, teacher_bias = divided(
+        temperature, inputs, bias, teacher_inputs, teacher_bias, keep_dtype=True
+    )
+    spec = arguments.spec_of(temperature=number)
     arguments.require_local(
         inputs=inputs, weight=weight, teacher_inputs=teacher_inputs, teacher_weight=teacher_weight
     )
@@ -190,7 +196,16 @@ def linear_kl_divergence(
     )
     whole = Target(None, 0.0, None, 1.0, omega, num_rows, counted)
     scale = composite.inverse(targeting.denominator(whole, reduction, denominator))
-    swept = _divergence(known, omega, index, temperature, direction == "reverse", _share(chunk_bytes, inputs))
+    silent: Tensor | None = None
+    if omega is not None and not is_plain:
+        silent = omega == 0
+        if composite.are_derived(sample_weight):  # its derivative at 0 is the loss of the row, if it has one
+            silent = silent & ~(flat.inputs.isfinite().all(-1) & known.inputs.isfinite().all(-1))
+            omega = torch.where(silent, 0.0, omega)
+        known = known._replace(inputs=torch.where(silent[:, None], 0.0, known.inputs))
+    is_reverse = direction == "reverse"
+    swept = _divergence(known, omega, index, spec.temperature, is_reverse, _share(chunk_bytes, inputs))
+    swept = swept._replace(silent=silent)
     dtype = bridge.loss_dtype(inputs)
     if is_plain and reduction != "none":
         return projected.total(flat, swept, scale).to(dtype)
@@ -215,7 +230,8 @@ def _divergence(
         log_q, log_p = (torch.log_softmax(z.to(dtype) / temperature, -1) for z in (logits, other))
         one, two = (log_q, log_p) if is_reverse else (log_p, log_q)
         weight = one.exp()
-        losses = torch.where(weight == 0, 0.0, weight * (one - two)).sum(-1, dtype=torch.float64)
+        gap = torch.where(weight == 0, 0.0, one - two)  # of classes that are excluded in both, −inf + inf
+        losses = (weight * gap).sum(-1, dtype=torch.float64)
         return losses if omega is None else omega[part] * losses
 
     def columns_of(part: slice, logits: Tensor) -> tuple[Tensor, ...]:

@@ -7,9 +7,11 @@ from typing import NamedTuple
 import torch
 
 from xent import head, rows
+from xent import target as targeting
 from xent.link import Link
 from xent.rows import Rows
 from xent.spec import LossSpec
+from xent.target import Target
 from xent.torch import bridge, composite, statistics
 from xent.torch.projected import Swept
 
@@ -26,10 +28,13 @@ class Measured(NamedTuple):
     shift: int
     chunk_bytes: int | None
 
-    def rows(self, num_classes: int, dtype: torch.dtype, leave_out: bool) -> tuple[tuple[int, ...], Rows]:
+    def rows(
+        self, num_classes: int, dtype: torch.dtype, leave_out: bool, inputs: Tensor | None = None
+    ) -> tuple[tuple[int, ...], Rows]:
         """(the shape of the losses, the rows that count), for a loss of ``dtype``.
 
-        To ``leave_out`` others waits for a GPU.
+        ``leave_out=True`` synchronises with a GPU. Otherwise rows that do not count are marked as silent; if
+        factors are derived, only where ``inputs (M, D)`` are not finite.
         """
         leave_out = leave_out and not _is_captured(self.targets)
         targets, spec, shift = self.targets, self.spec, self.shift
@@ -40,11 +45,29 @@ class Measured(NamedTuple):
         omega = rows.flat(None if self.sample_weight is None else self.sample_weight.double(), shift)
         if not is_soft:
             y = composite.readable(rows.flat(targets, shift), num_classes, spec.ignore_index)
-            return left, rows.of_labels(y, y < 0, num_classes, factors, omega, spec, place, torch, leave_out)
-        q = rows.matrix(targets)
-        return left, rows.of_probabilities(
-            q, shift, factors, omega, spec, place, lambda x: x.to(dtype), torch, leave_out
-        )
+            batch = rows.of_labels(y, y < 0, num_classes, factors, omega, spec, place, torch, leave_out)
+        else:
+            q = rows.matrix(targets)
+            batch = rows.of_probabilities(
+                q, shift, factors, omega, spec, place, lambda x: x.to(dtype), torch, leave_out
+            )
+        return left, batch if leave_out else self._silenced(batch, inputs)
+
+    def _silenced(self, batch: Rows, inputs: Tensor | None) -> Rows:
+        finite = None
+        if inputs is not None and composite.are_derived(self.class_weight, self.sample_weight):
+            finite = inputs.isfinite().all(-1)
+            finite = finite if batch.places is None else finite[batch.places]
+        whole = composite.silenced(batch.whole, self.spec, finite)
+        if whole.labels is None:
+            return batch
+
+        def measure(part: slice) -> Target:
+            marked, own = targeting.part(whole, part), batch.measure(part)
+            alpha = marked.alpha if whole.dense is None else own.alpha
+            return own._replace(labels=marked.labels, alpha=alpha, weight=marked.weight)
+
+        return batch._replace(measure=measure, whole=whole, silent=whole.labels < 0)
 
     def swept(self, batch: Rows) -> Swept:
         """The losses of the rows of ``batch``, by the kernels and in ordinary operations."""
@@ -55,7 +78,8 @@ class Measured(NamedTuple):
             stats = statistics.row_stats(logits, measure.labels, measure.dense, link)
             return (head.row_losses(stats, measure, self.spec, torch),)
 
-        return Swept(batch.places, batch.step(self.spec, bridge, torch), losses_of, self.chunk_bytes)
+        step = batch.step(self.spec, bridge, torch)
+        return Swept(batch.places, step, losses_of, self.chunk_bytes, batch.silent)
 
 
 def _is_captured(x: Tensor) -> bool:

@@ -30,6 +30,14 @@ class _Loss(torch.nn.Module):
                 raise TypeError(f"{type(self).__name__} has no option `{name}`")
         self.reduction = arguments.legacy_reduction(size_average, reduce, reduction)
         self.options = options
+        if isinstance(options.get("temperature"), torch.nn.Parameter):  # one of the module's, to be learnt
+            self.temperature = options.pop("temperature")
+
+    @property
+    def keywords(self) -> dict[str, Any]:
+        """The options, with a temperature that is learnt."""
+        temperature = getattr(self, "temperature", None)
+        return self.options if temperature is None else {**self.options, "temperature": temperature}
 
     def extra_repr(self) -> str:
         """The reduction, and the options that were set."""
@@ -40,7 +48,7 @@ class _Loss(torch.nn.Module):
             if getattr(self, k, default[0]) not in default
         }
         return ", ".join(
-            f"{k}={v!r}" for k, v in {"reduction": self.reduction, **own, **self.options}.items()
+            f"{k}={v!r}" for k, v in {"reduction": self.reduction, **own, **self.keywords}.items()
         )
 
 
@@ -80,7 +88,7 @@ class CrossEntropyLoss(_Loss):
             ignore_index=self.ignore_index,
             reduction=self.reduction,
             label_smoothing=self.label_smoothing,
-            **self.options,
+            **self.keywords,
         )
 
 
@@ -112,7 +120,7 @@ class BCEWithLogitsLoss(_Loss):
     def forward(self, input: Tensor, target: Tensor) -> Tensor:
         """See `xent.torch.binary_cross_entropy_with_logits`."""
         return self.function(
-            input, target, self.weight, reduction=self.reduction, pos_weight=self.pos_weight, **self.options
+            input, target, self.weight, reduction=self.reduction, pos_weight=self.pos_weight, **self.keywords
         )
 
 
@@ -163,5 +171,5 @@ class LinearCrossEntropyLoss(_Loss):
             reduction=self.reduction,
             ignore_index=self.ignore_index,
             label_smoothing=self.label_smoothing,
-            **self.options,
+            **self.keywords,
         )

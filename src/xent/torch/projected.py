@@ -38,11 +38,21 @@ class Swept(NamedTuple):
     step: Step  # by the kernels: columns, and the gradient of Σ dloss·(the first column)
     columns_of: Callable[[slice, Tensor], tuple[Tensor, ...]]  # of a part's logits, in ordinary operations
     chunk_bytes: int | None
+    silent: Tensor | None = None  # which of these rows have no gradient: 0 is read in their place
 
     def projection(self, operands: Operands, copies: int = 1) -> TensorProjection:
         """The logits, chunk by chunk; so many matrices of a chunk's size share the budget."""
         budget = self.chunk_bytes or default_chunk_bytes(operands.inputs.device)
-        return TensorProjection(*operands, self.places, max(1, budget // copies))
+        return TensorProjection(*self._read(operands), self.places, max(1, budget // copies))
+
+    def _read(self, operands: Operands) -> Operands:
+        """The operands without what silent rows hold: a gradient of 0 times NaN would be none."""
+        silent, inputs = self.silent, operands.inputs
+        if silent is None:
+            return operands
+        if self.places is not None:
+            silent = silent.new_zeros(inputs.shape[0]).index_put((self.places,), silent)
+        return operands._replace(inputs=torch.where(silent[:, None], 0.0, inputs))
 
     def sweep(self, operands: Operands, dloss: Any = None, wanted: Wanted | None = None) -> Any:
         """See `Projection.sweep`; gradients are as wide as they were summed."""
@@ -54,7 +64,7 @@ class Swept(NamedTuple):
 
         In plain reverse mode the logits of a part are computed again when they are needed, not kept.
         """
-        inputs, weight, bias = operands
+        inputs, weight, bias = operands = self._read(operands)
         keeps = torch.compiler.is_compiling() or arguments.is_transformed() or forward_ad._current_level >= 0
         x = inputs if self.places is None else inputs[self.places]
 
@@ -230,9 +240,10 @@ def _curvature(
             bent, *along = torch.autograd.grad((dlogits * r).sum(), [z, *upstream], allow_unused=True)
         dlogits = dlogits.detach()
         if sums.inputs is not None:
-            sums.inputs[place] = bent @ weight
+            product = (bent @ weight).to(wide)
             if vector.weight is not None:
-                sums.inputs[place] += dlogits @ vector.weight
+                product += dlogits @ vector.weight
+            sums.inputs[place] = product
         if sums.weight is not None:
             sums.weight.add_(bent.T @ x)
             if vector.inputs is not None:

@@ -141,7 +141,8 @@ class Batch:
         z = logits.gather(-1, y)[..., 0].to(known.stats.lse.dtype)  # before it is written over
         dlogits = bridge.row_grad(logits, None, dense, self.link, stats, Cotangents(dl - dx, 0.0, ds), out)
         v = None if dense is None else dense.expand(logits.shape).gather(-1, y)[..., 0]
-        exact = (self.link.slope(z, torch) * _at_label(known.stats, cotangents, v)).to(dlogits.dtype)
+        bracket = _at_label(known.stats, cotangents, v)
+        exact = head.times(bracket, self.link.slope(z, torch), torch).to(dlogits.dtype)
         value = torch.where(self.here, exact, dlogits.gather(-1, y)[..., 0])
         return dlogits.scatter_(-1, y, value[..., None])
 

@@ -10,9 +10,8 @@ from typing import Any, cast
 
 import torch
 from torch._C._functorch import TransformType
-from torch.autograd import Function, forward_ad
+from torch.autograd import Function
 
-from xent import head
 from xent.link import Link
 from xent.protocol import Cotangents, RowStats
 from xent.torch import arguments, ops
@@ -34,12 +33,9 @@ def row_stats(
     apply = ops.row_stats if torch.compiler.is_compiling() else _Statistics.apply
     stats = RowStats(*apply(logits, labels, known, link.temperature, link.softcap or 0.0, all))
     sigma, mass = stats.dense_log_prob, stats.mass
-    if dense is not None and _is_derived(dense):
-        log_p = torch.log_softmax(link.value(logits.to(dense.dtype), torch), -1)
-        sigma = head.times(dense, log_p, torch).sum(-1)
-        mass = dense.sum(-1)
-        if labels is not None:  # a negative label: the row is not read
-            sigma, mass = (torch.where(labels < 0, 0.0, x) for x in (sigma, mass))
+    if dense is not None and arguments.is_derived(dense):
+        softmax = Softmax(logits.to(dense.dtype), labels, dense, link)
+        sigma, mass = softmax.dense_log_prob()
     return RowStats(
         stats.lse,
         None if labels is None else stats.log_prob,
@@ -48,20 +44,6 @@ def row_stats(
         stats.entropy if all else None,
         stats.argmax if all else None,
     )
-
-
-def _is_derived(x: Tensor) -> bool:
-    """Whether ``x`` may carry a derivative, in reverse mode or (where it cannot be asked) in forward mode."""
-    if torch.compiler.is_compiling():
-        return x.requires_grad
-    if forward_ad._current_level >= 0:
-        return True
-    functorch = torch._C._functorch
-    while functorch.is_functorch_wrapped_tensor(x):  # the gradient of an outer transform, too
-        if functorch.is_gradtrackingtensor(x):
-            return True
-        x = functorch.get_unwrapped(x)
-    return x.requires_grad
 
 
 def _is_for_formulas() -> bool:

@@ -1,0 +1,61 @@
+"""A temperature that is a tensor: its derivative goes by what it divides."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from xent.torch import arguments, bridge
+
+Tensor = torch.Tensor
+
+
+def divided(temperature: Any, *parts: Any, keep_dtype: bool = False) -> tuple[Any, ...]:
+    """(a number T₀, the ``parts`` times T₀/T), for logits that are linear in the parts together.
+
+    Where the value of T can be read, T₀ is that: T₀/T is 1, so that the parts keep their bits, and has the
+    derivative of 1/T. In graphs, under transforms and on a GPU T₀ is 1. What is no tensor, or asks for no
+    derivative, is returned as it is. Half precision becomes float32 unless the parts ``keep_dtype``.
+    """
+    if not isinstance(temperature, Tensor) or _is_number(temperature):
+        return temperature, *parts
+    if any(hasattr(x, "to_local") for x in (temperature, *parts)):
+        if not arguments.is_derived(temperature):
+            return temperature, *parts
+        raise TypeError(
+            "`temperature` must be a number beside DTensors; got a tensor that asks for a gradient: "
+            "divide by it what the logits are computed from"
+        )
+    if temperature.numel() != 1 or temperature.is_complex():
+        raise TypeError(
+            "`temperature` must be a number, or a tensor of one real number; got "
+            f"{temperature.dtype} of shape {tuple(temperature.shape)}"
+        )
+    t = temperature.reshape(()).double()
+    number = 1.0
+    if arguments.is_readable(temperature):
+        number = t.detach().item()
+    else:  # NaN in place of an error, which would have to wait for the value
+        t = torch.where((t >= 1e-30) & (t <= 1e30), t, torch.nan)
+    ratio = number / t
+    return number, *(_times(x, ratio, keep_dtype) for x in parts)
+
+
+def _is_number(temperature: Tensor) -> bool:
+    """Whether the value can be read, and no derivative is lost by that."""
+    if torch.compiler.is_compiling() or torch._C._functorch.is_functorch_wrapped_tensor(temperature):
+        return False
+    if torch._C._len_torch_dispatch_stack() or torch._C._get_tracing_state() is not None:
+        return False
+    return not arguments.is_derived(temperature)
+
+
+def _times(x: Any, ratio: Tensor, keep_dtype: bool) -> Any:
+    """``x · ratio``; infinite logits, and rows that do not count, have no part in its derivative."""
+    if not isinstance(x, Tensor) or x.dtype not in bridge.FLOATING:
+        return x
+    wide = bridge.widened(x)
+    finite = wide.isfinite()
+    product = torch.where(finite, torch.where(finite, wide, 0.0) * ratio.to(x.device), wide)
+    return product.to(x.dtype) if keep_dtype else product

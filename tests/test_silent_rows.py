@@ -1,0 +1,435 @@
+"""A row that does not count has loss 0 and gradient 0 whatever it holds: every loss, in every mode.
+
+Each is compared with the loss without the row. A new mode is an entry of `MODES`, a new loss one of `LOSSES`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import numpy as np
+import pytest
+
+torch = pytest.importorskip("torch")
+
+import xent  # noqa: E402
+import xent.torch as xt  # noqa: E402
+
+# PyTorch's own forward mode loads torch.jit.
+pytestmark = pytest.mark.filterwarnings("ignore:.torch.jit.script:DeprecationWarning")
+
+N, D, K = 4, 2, 3
+HELD = {"NaN": torch.nan, "+inf": torch.inf, "-inf": -torch.inf}
+Tensors = tuple[Any, ...]
+Function = Callable[..., Any]
+
+
+def along(inputs: Tensors) -> Tensors:
+    """A direction: for the rows that are kept the same with and without the other, whose weight stays 0."""
+    return tuple(torch.where(x.isfinite() & (x != 0), torch.cos(3 * x), 0.0).detach() for x in inputs)
+
+
+# Modes: (function, inputs) -> (value, gradients or slopes), all of which must be those without the row.
+
+
+def backward(f: Function, inputs: Tensors) -> Any:
+    leaves = [x.clone().requires_grad_() for x in inputs]
+    value = f(*leaves)
+    return value.detach(), torch.autograd.grad(value, leaves)
+
+
+def twice(f: Function, inputs: Tensors) -> Any:
+    leaves = [x.clone().requires_grad_() for x in inputs]
+    gradients = torch.autograd.grad(f(*leaves), leaves, create_graph=True)
+    slope = sum((g * v).sum() for g, v in zip(gradients, along(inputs), strict=True))
+    return slope.detach(), (*(g.detach() for g in gradients), *torch.autograd.grad(slope, leaves))
+
+
+def batched(f: Function, inputs: Tensors) -> Any:
+    leaves = [x.clone().requires_grad_() for x in inputs]
+    value = f(*leaves)
+    upstream = torch.tensor([1.0, -2.0], dtype=value.dtype)
+    return value.detach(), torch.autograd.grad(value, leaves, upstream, is_grads_batched=True)
+
+
+def transformed(f: Function, inputs: Tensors) -> Any:
+    gradients, value = torch.func.grad_and_value(f, argnums=tuple(range(len(inputs))))(*inputs)
+    return value, gradients
+
+
+def mapped(f: Function, inputs: Tensors) -> Any:
+    return torch.func.vmap(lambda *x: transformed(f, x))(*(torch.stack([x, x / 2]) for x in inputs))
+
+
+def forward(f: Function, inputs: Tensors) -> Any:
+    return torch.func.jvp(f, inputs, along(inputs))
+
+
+def forward_over_forward(f: Function, inputs: Tensors) -> Any:
+    return torch.func.jvp(lambda *x: torch.func.jvp(f, x, along(inputs))[1], inputs, along(inputs))
+
+
+def reverse_over_forward(f: Function, inputs: Tensors) -> Any:
+    return transformed(lambda *x: torch.func.jvp(f, x, along(inputs))[1], inputs)
+
+
+def forward_over_reverse(f: Function, inputs: Tensors) -> Any:
+    gradients, slopes = torch.func.jvp(lambda *x: transformed(f, x)[1], inputs, along(inputs))
+    return torch.zeros(()), (*gradients, *slopes)
+
+
+def dual(f: Function, inputs: Tensors) -> Any:
+    with torch.autograd.forward_ad.dual_level():
+        duals = [
+            torch.autograd.forward_ad.make_dual(x, v) for x, v in zip(inputs, along(inputs), strict=True)
+        ]
+        return tuple(torch.autograd.forward_ad.unpack_dual(f(*duals)))
+
+
+def checkpointed(f: Function, inputs: Tensors) -> Any:
+    return backward(lambda *x: torch.utils.checkpoint.checkpoint(f, *x, use_reentrant=False), inputs)
+
+
+def offloaded(f: Function, inputs: Tensors) -> Any:
+    with torch.autograd.graph.save_on_cpu():
+        return backward(f, inputs)
+
+
+def compiled(f: Function, inputs: Tensors) -> Any:
+    return backward(torch.compile(f, backend="aot_eager", fullgraph=True), inputs)
+
+
+def compiled_transformed(f: Function, inputs: Tensors) -> Any:
+    graph = torch.compile(lambda *x: transformed(f, x), backend="aot_eager", fullgraph=True)
+    return graph(*inputs)
+
+
+MODES = {
+    "backward": backward,
+    "create_graph": twice,
+    "batched": batched,
+    "func.grad": transformed,
+    "vmap of grad": mapped,
+    "jvp": forward,
+    "jvp of jvp": forward_over_forward,
+    "grad of jvp": reverse_over_forward,
+    "jvp of grad": forward_over_reverse,
+    "forward AD": dual,
+    "checkpoint": checkpointed,
+    "save_on_cpu": offloaded,
+    "compile": compiled,
+    "compile of grad": compiled_transformed,
+}
+
+
+# Losses, of inputs that are derived, of which `rows` have one row for each target; of targets and weights.
+
+
+class Loss(NamedTuple):
+    call: Function  # (inputs, targets, sample weight or None, shift) -> a number
+    inputs: Tensors
+    rows: tuple[int, ...] = (0,)
+    targets: str = "labels"
+    ways: tuple[str, ...] = ("ignored", "weight 0", "learnt weight 0")
+
+
+def random(*shape: int) -> Any:
+    return torch.randn(
+        shape, generator=torch.Generator().manual_seed(len(shape) + sum(shape)), dtype=torch.float64
+    )
+
+
+def dense(**options: Any) -> Loss:
+    return Loss(lambda x, y, w, _: xt.cross_entropy(*x, y, sample_weight=w, **options), (2 * random(N, K),))
+
+
+def soft(**options: Any) -> Loss:
+    return dense(**options)._replace(targets="probabilities", ways=("weight 0", "learnt weight 0"))
+
+
+def linear(**options: Any) -> Loss:
+    return Loss(
+        lambda x, y, w, shift: xt.linear_cross_entropy(
+            x[0], x[1], y, linear_bias=x[2], sample_weight=w, shift=shift, chunk_bytes=48, **options
+        ),
+        (random(N, D), random(K, D), random(K)),
+        ways=("ignored", "weight 0", "learnt weight 0", "shifted"),
+    )
+
+
+def linear_soft(**options: Any) -> Loss:
+    ways = ("weight 0", "learnt weight 0", "shifted")
+    return linear(**options)._replace(targets="probabilities", ways=ways)
+
+
+def divergence(direction: str, **excluded: Any) -> Loss:
+    return Loss(
+        lambda x, _, w, shift: xt.linear_kl_divergence(
+            *x, direction=direction, sample_weight=w, temperature=2.0, chunk_bytes=300, **excluded
+        ),
+        (random(N, D), random(K, D), 2 * random(N, D), random(K, D) + 0.5),
+        rows=(0, 2),
+        targets="none",
+        ways=("weight 0", "learnt weight 0"),
+    )
+
+
+def binary(**options: Any) -> Loss:
+    return Loss(
+        lambda x, y, w, _: xent.binary_cross_entropy(*x, y, sample_weight=w, **options),
+        (2 * random(N),),
+        targets="binary labels",
+        ways=("ignored", "weight 0", "learnt weight 0"),
+    )
+
+
+def of_statistics(stats: Any) -> Any:
+    return (stats.lse**2).sum() + (stats.log_prob * stats.entropy).sum() + stats.entropy.expm1().sum()
+
+
+def statistics(**options: Any) -> Loss:
+    call = lambda x, y, w, _: of_statistics(xt.row_statistics(*x, y, **options))  # noqa: E731
+    return Loss(call, (2 * random(N, K),), ways=("ignored",))
+
+
+def linear_statistics(**options: Any) -> Loss:
+    return Loss(
+        lambda x, y, w, shift: of_statistics(
+            xt.linear_row_statistics(x[0], x[1], y, bias=x[2], shift=shift, chunk_bytes=300, **options)
+        ),
+        (random(N, D), random(K, D), random(K)),
+        ways=("ignored", "shifted"),
+    )
+
+
+FACTORS = torch.tensor([0.5, 2.0, 0.0], dtype=torch.float64)  # the last class has weight 0
+EXCLUDED = torch.tensor([0.0, 0.1, -torch.inf], dtype=torch.float64)
+EVERY = {"z_loss": 0.1, "softcap": 5.0, "temperature": 0.7}
+
+LOSSES = {
+    "plain": dense(),
+    "focal": dense(focal_gamma=2.0),
+    "focal, a root": dense(focal_gamma=0.5, **EVERY),
+    "z_loss": dense(z_loss=0.1),
+    "smoothed": dense(label_smoothing=0.1, **EVERY),
+    "class weights": dense(weight=FACTORS)._replace(
+        ways=("ignored", "weight 0", "learnt weight 0", "class of weight 0")
+    ),
+    "smoothed class weights": dense(weight=FACTORS, label_smoothing=0.1, z_loss=0.1),
+    "sum": dense(reduction="sum", focal_gamma=1.5),
+    "soft": soft(),
+    "soft, every option": soft(weight=FACTORS, label_smoothing=0.1, **EVERY),
+    "linear": linear(),
+    "linear, focal": linear(focal_gamma=2.0, **EVERY),
+    "linear, smoothed": linear(label_smoothing=0.1, z_loss=0.1),
+    "linear, class weights": linear(weight=FACTORS)._replace(
+        ways=("ignored", "weight 0", "learnt weight 0", "shifted", "class of weight 0")
+    ),
+    "linear, soft": linear_soft(),
+    "linear, soft, every option": linear_soft(weight=FACTORS, label_smoothing=0.1, **EVERY),
+    "forward divergence": divergence("forward"),
+    "reverse divergence": divergence("reverse"),
+    "reverse divergence, a class excluded": divergence("reverse", bias=EXCLUDED, teacher_bias=EXCLUDED),
+    "binary": binary(),
+    "binary, focal": binary(focal_gamma=2.0, **EVERY),
+    "binary, smoothed": binary(label_smoothing=0.1, pos_weight=2.0, z_loss=0.1),
+    "row_statistics": statistics(),
+    "row_statistics, softcap": statistics(softcap=5.0, temperature=0.7),
+    "linear_row_statistics": linear_statistics(),
+    "linear_row_statistics, softcap": linear_statistics(softcap=5.0, temperature=0.7),
+}
+
+
+def targets_of(kind: str) -> Any:
+    if kind == "probabilities":
+        return torch.softmax(random(N, K), -1)
+    return torch.tensor([0, 1, 1, 0]) if kind != "none" else None
+
+
+def keep(x: Any, kept: list[int]) -> Any:
+    return None if x is None else x[kept]
+
+
+@pytest.fixture(autouse=True)
+def _no_graphs() -> None:
+    torch._dynamo.reset()
+
+
+# Of each kind of loss the one that reads most is tried in every mode, and each loss in a few.
+FULLEST = (
+    *("focal, a root", "class weights", "soft, every option", "linear, focal", "linear, soft, every option"),
+    *("reverse divergence, a class excluded", "binary, focal", "linear_row_statistics, softcap"),
+)
+FEW = ("backward", "create_graph", "func.grad")
+CASES = [
+    pytest.param(
+        mode,
+        loss,
+        way,
+        id=f"{mode}-{name}-{way}",
+        marks=[] if mode in FEW or (name in FULLEST and way != "learnt weight 0") else [pytest.mark.slow],
+    )
+    for name, loss in LOSSES.items()
+    for way in loss.ways
+    for mode in MODES
+]
+
+
+@pytest.mark.parametrize(("mode", "loss", "way"), CASES)
+def test_a_row_that_does_not_count(mode: str, loss: Loss, way: str) -> None:
+    bad = N - 1 if way == "shifted" else 1
+    kept = [n for n in range(N) if n != bad]
+    y, omega, inputs = targets_of(loss.targets), None, loss.inputs
+    if way == "ignored":
+        y[bad] = -100
+    elif way == "class of weight 0":
+        y[bad] = 2
+    elif "weight 0" in way:
+        omega = torch.tensor([0.5, 0.0, 2.0, 1.0], dtype=torch.float64)
+    shift, later = int(way == "shifted"), [n + (way == "shifted") for n in kept]
+    rows = loss.rows
+    if way == "learnt weight 0":
+        rows, inputs = (*rows, len(inputs)), (*inputs, omega)
+
+    def whole(*x: Any) -> Any:
+        w = x[-1] if way == "learnt weight 0" else omega
+        return loss.call(x[: len(loss.inputs)], y, w, shift)
+
+    def without(*x: Any) -> Any:
+        w = x[-1] if way == "learnt weight 0" else keep(omega, later)
+        return loss.call(x[: len(loss.inputs)], keep(y, later), w, 0)
+
+    few = tuple(x[kept] if k in rows else x for k, x in enumerate(inputs))
+    value, expected = backward(without, few) if "compile" in mode else MODES[mode](without, few)
+    for held in HELD.values():
+        full = tuple(x.clone() for x in inputs)
+        for k in loss.rows:
+            full[k][bad] = held
+        found, gradients = MODES[mode](whole, full)
+        close(found, value)
+        assert isinstance(gradients, tuple) == isinstance(expected, tuple)
+        pairs = (
+            zip(gradients, expected, strict=True) if isinstance(expected, tuple) else [(gradients, expected)]
+        )
+        for k, (gradient, of_kept) in enumerate(pairs):
+            if isinstance(expected, tuple) and k % len(inputs) in rows:
+                axis = gradient.ndim - inputs[k % len(inputs)].ndim
+                if way != "learnt weight 0" or k % len(inputs) in loss.rows:
+                    assert not gradient.select(axis, bad).any()
+                gradient = gradient.index_select(axis, torch.tensor(kept))
+            close(gradient, of_kept)
+
+
+def close(a: Any, b: Any) -> None:
+    torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-12)
+
+
+# The functions on arrays.
+
+ARRAYS = {
+    "cross_entropy": lambda z, y, w, **o: xent.cross_entropy_with_grad(z, y, sample_weight=w, **o),
+    "hvp": lambda z, y, w, **o: (0.0, xent.cross_entropy_hvp(z, y, np.ones_like(z), sample_weight=w, **o)),
+    "linear": lambda z, y, w, **o: of_arrays(xent.linear_cross_entropy_with_grad, z, y, w, **o),
+    "binary": lambda z, y, w, **o: xent.binary_cross_entropy_with_grad(
+        z[:, 0], np.where(y > 0, 1, y), sample_weight=w, **o
+    ),
+}
+
+
+def of_arrays(function: Function, z: Any, y: Any, w: Any, **options: Any) -> Any:
+    value, gradients = function(z, np.ones((K, K)) + np.eye(K), y, sample_weight=w, **options)
+    return value, (gradients.dinputs, gradients.dweight)
+
+
+@pytest.mark.parametrize("way", ["ignored", "weight 0", "class of weight 0"])
+@pytest.mark.parametrize(
+    "options", [{}, {"focal_gamma": 2.0, **EVERY}, {"label_smoothing": 0.1, **EVERY}], ids=str
+)
+@pytest.mark.parametrize("function", ARRAYS)
+def test_arrays(function: str, options: dict[str, Any], way: str) -> None:
+    z, y, w = 2 * random(N, K).numpy(), np.array([0, 1, 1, 0]), None
+    kept, options = [0, 2, 3], dict(options)
+    if way == "ignored":
+        y[1] = -100
+    elif way == "weight 0":
+        w = np.array([0.5, 0.0, 2.0, 1.0])
+    elif function == "binary" or options:
+        pytest.skip("the row counts")
+    else:
+        y[1], options["class_weight"] = 2, FACTORS.numpy()
+    value, expected = ARRAYS[function](z[kept], y[kept], keep(w, kept), **options)
+    for held in HELD.values():
+        z[1] = held
+        found, gradients = ARRAYS[function](z, y, w, **options)
+        np.testing.assert_allclose(found, value, rtol=1e-12)
+        each = gradients if isinstance(gradients, tuple) else (gradients,)
+        assert not each[0][1].any()
+        for gradient, of_kept in zip(
+            each, expected if isinstance(expected, tuple) else (expected,), strict=True
+        ):
+            gradient = gradient[kept] if gradient.shape != of_kept.shape else gradient
+            np.testing.assert_allclose(gradient, of_kept, rtol=1e-9, atol=1e-12)
+
+
+# What is left of a row beside others.
+
+
+@pytest.mark.parametrize("gamma", [0.0, 0.5, 2.0])
+@pytest.mark.parametrize("mode", [mode for mode in MODES if mode != "batched"])
+def test_an_impossible_label_has_a_finite_gradient(mode: str, gamma: float) -> None:
+    z = torch.tensor([[1.0, -torch.inf, 2.0]], dtype=torch.float64)
+    p = torch.softmax(z[0], -1)
+    value, gradients = MODES[mode](lambda z: xt.cross_entropy(z, torch.tensor([1]), focal_gamma=gamma), (z,))
+    if mode in ("backward", "func.grad", "checkpoint", "save_on_cpu", "compile", "compile of grad"):
+        assert value == torch.inf
+        close(gradients[0][0], p - torch.tensor([0.0, 1.0, 0.0]))
+    else:
+        assert all(g.isfinite().all() for g in (gradients if isinstance(gradients, tuple) else [gradients]))
+
+
+def test_rows_that_a_caller_leaves_out_of_the_statistics() -> None:
+    z = 2 * random(N, K)
+    z[1] = torch.nan
+    z.requires_grad_()
+    stats = xt.row_statistics(z)
+    (gradient,) = torch.autograd.grad(stats.lse[[0, 2, 3]].sum() + stats.entropy[0], z)
+    assert gradient.isfinite().all()
+    assert not gradient[1].any()
+
+
+PENALISED = {
+    "linear_cross_entropy": lambda x, w, y, **o: xt.linear_cross_entropy(x, w, y, **o),
+    "one loss a row": lambda x, w, y, **o: xt.linear_cross_entropy(x, w, y, reduction="none", **o).sum(),
+    "linear_row_statistics": lambda x, w, y, **o: xt.linear_row_statistics(x, w, y, **o).log_prob.mean(),
+    "linear_kl_divergence": lambda x, w, y, **o: xt.linear_kl_divergence(
+        x, w, 2 * x.detach(), w.detach(), **o
+    ),
+}
+LEFT_OUT = {
+    "ignored": {},
+    "shift": {"shift": 1},
+    "weight 0": {"sample_weight": torch.tensor([1.0, 0.0, 1.0, 2.0])},
+}
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, "autocast"], ids=str)
+@pytest.mark.parametrize("way", LEFT_OUT)
+@pytest.mark.parametrize("function", PENALISED)
+def test_second_derivatives_in_half_precision(function: str, way: str, dtype: Any) -> None:
+    if ("statistics" in function and way == "weight 0") or ("divergence" in function and way != "weight 0"):
+        pytest.skip("no such argument")
+    y = torch.tensor([0, 1, -100, 2])
+    cast = torch.float32 if dtype == "autocast" else dtype
+
+    def penalty(x: Any, w: Any) -> Any:
+        x, w = x.clone().requires_grad_(), w.clone().requires_grad_()
+        with torch.autocast("cpu", torch.bfloat16, enabled=dtype == "autocast" and x.dtype == torch.float32):
+            loss = PENALISED[function](x, w, y, **LEFT_OUT[way])
+            slopes = torch.autograd.grad(loss, (x, w), create_graph=True)
+            return torch.autograd.grad(sum(s.pow(2).sum() for s in slopes), (x, w))
+
+    x, w = random(N, D).bfloat16().to(cast), random(K, D).bfloat16().to(cast)
+    for found, expected in zip(penalty(x, w), penalty(x.double(), w.double()), strict=True):
+        assert found.dtype == cast
+        torch.testing.assert_close(found.double(), expected, rtol=0.1, atol=0.02)
