@@ -31,7 +31,7 @@ def cross_entropy(
 
 
 def _checked(logits: Tensor, targets: Any, options: Options) -> tuple[Any, ...]:
-    """(the scalar options, class_weight, sample_weight, the logits with the derivative of the temperature)."""
+    """(the scalar options, class_weight, sample_weight, the logits: see `_split`)."""
     arguments.require_tensor(targets, "targets")
     if logits.dtype not in bridge.FLOATING:
         raise arguments.ArgumentError(
@@ -54,8 +54,10 @@ def _split(options: Options, *parts: Any, keep_dtype: bool = False) -> tuple[Any
     """(the scalar options, class_weight, sample_weight, and the parts: see `temperature.divided`)."""
     scalars: dict[str, Any] = dict(options)
     class_weight, sample_weight = (scalars.pop(name, None) for name in ("class_weight", "sample_weight"))
-    number, *parts = divided(scalars.pop("temperature", 1.0), *parts, keep_dtype=keep_dtype)
-    return arguments.spec_of(temperature=number, **scalars), class_weight, sample_weight, *parts
+    if "temperature" in scalars:
+        scalars["temperature"], *others = divided(scalars["temperature"], *parts, keep_dtype=keep_dtype)
+        parts = tuple(others)
+    return arguments.spec_of(**scalars), class_weight, sample_weight, *parts
 
 
 def binary_cross_entropy(
