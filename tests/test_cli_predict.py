@@ -16,7 +16,7 @@ from sklearn.model_selection import train_test_split
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import OneHotEncoder, StandardScaler
 
-from xent import persistence, tables
+from xent import data, persistence
 from xent.cli import main
 
 X, Y = load_iris(return_X_y=True)
@@ -69,7 +69,7 @@ def test_probabilities_are_those_of_scikit_learns_pipeline(model):
 @pytest.mark.parametrize("batch", [1 << 20, 50])
 @pytest.mark.parametrize("kind", ["csv", "parquet"])
 def test_files_and_standard_output_say_the_same(model, kind, batch, monkeypatch, capsys):
-    monkeypatch.setattr(tables, "BATCH", batch)
+    monkeypatch.setattr(data, "BATCH", batch)
     frame = people().select("fare", "survived", "port", "age")  # another order, one column more
     frame.write_csv("new.csv") if kind == "csv" else frame.write_parquet("new.parquet")
     for output in ("p.csv", "p.parquet"):
@@ -111,7 +111,7 @@ def test_what_is_new_in_the_rows_is_said_on_stderr(model, capsys):
     assert out.count("\n") == 4
     assert err.splitlines() == [
         "xent: note: column 'fare': no value in 1 row: the training rows all had one; their median stands in",
-        "xent: note: column 'port': 'X' in 1 row: never in the training rows, so none of the known levels",
+        "xent: note: column 'port': 'X' in 1 row: never in the training rows, so its features are all 0",
         "xent: note: 1 blank line was passed over",
     ]
 
@@ -150,17 +150,17 @@ BAD = {
     "text": (
         lambda f: f.with_columns(age=pl.lit("old")),
         "new.csv",
-        ["expected a number in column 'age', row 1; got 'old'"],
+        ["expected a number in column 'age', line 2; got 'old'"],
     ),
     "late text": (
         lambda f: f.with_columns(age=pl.Series([*["1"] * 150, "old", *["1"] * 49])),
         "new.csv --output p.parquet",
-        ["column 'age', row 151; got 'old'"],
+        ["column 'age', line 152; got 'old'"],
     ),
     "late text, CSV": (
         lambda f: f.with_columns(age=pl.Series([*["1"] * 150, "old", *["1"] * 49])),
         "new.csv --output p.csv",
-        ["column 'age', row 151; got 'old'"],
+        ["column 'age', line 152; got 'old'"],
     ),
     "no file": (lambda f: f, "no.csv", ["no.csv: no such file"]),
     "another kind": (lambda f: f, "iris", ["no named columns; the model needs age, port, fare"]),
@@ -172,7 +172,7 @@ BAD = {
 
 @pytest.mark.parametrize("case", BAD)
 def test_a_mistake_is_one_line_and_writes_nothing(model, case, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(tables, "BATCH", 200)
+    monkeypatch.setattr(data, "BATCH", 200)
     change, arguments, expected = BAD[case]
     change(people()).write_csv("new.csv")
     before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}

@@ -11,7 +11,7 @@ import pytest
 import typer.main
 from test_cli_predict import people
 
-from xent import cli, commands, data, tables
+from xent import cells, cli, commands, data
 from xent.cli import main
 
 PAGE = (Path(__file__).parents[1] / "docs/command.md").read_text("utf-8")
@@ -44,7 +44,7 @@ def test_bundled_sets_and_spellings_of_missing_are_the_programs():
     assert all(f"`{name}`" in PAGE for name in data.BUNDLED)
     sentence = PAGE.split("**A missing number**")[1].partition(")")[0]
     spelt = {word.lower() for word in re.findall(r"`([^`]+)`", sentence)}
-    assert spelt | {""} == set(tables.MISSING)
+    assert spelt | {""} == set(cells.MISSING)
 
 
 def test_the_excerpt_is_what_is_printed(tmp_path, monkeypatch, capsys):

@@ -134,7 +134,7 @@ def test_of_several_mistakes_the_first_is_told_whoever_finds_one(tmp_path):
     labels = LABELS.copy()
     labels[[20, 300, 310, 690]] = 99
     for _ in range(10):
-        with pytest.raises(ValueError, match="got 99 in row 20"):
+        with pytest.raises(ValueError, match="got 99 in row 21"):
             score(LOGITS, labels, tmp_path, chunk=30, threads=5)
 
 
@@ -185,7 +185,7 @@ def test_rows_without_a_loss_are_counted_and_left_out(tmp_path):
     broken[301, 0] = np.inf
     kept = np.delete(np.arange(ROWS), [50, 300, 301])
     e = score(broken, LABELS, tmp_path, chunk=1000)
-    assert (e.undefined, e.first_undefined, e.rows) == (3, 50, ROWS - 3)
+    assert (e.undefined, e.first_undefined, e.rows) == (3, 51, ROWS - 3)
     rest = score(LOGITS[kept], LABELS[kept], tmp_path)
     assert e.loss == pytest.approx(rest.loss, rel=1e-12)
     broken = np.where(np.isnan(broken), np.nan, PROBS)
@@ -405,13 +405,13 @@ BAD_VALUES = {
         LOGITS,
         np.where(EVERY == 451, 11, LABELS),
         "",
-        ["[0, 11)", "11 in row 451"],
+        ["[0, 11)", "11 in row 452"],
     ),
-    "label negative": (LOGITS, np.where(EVERY == 9, -1, LABELS), "", ["got -1 in row 9"]),
+    "label negative": (LOGITS, np.where(EVERY == 9, -1, LABELS), "", ["got -1 in row 10"]),
     "labels too few": (LOGITS, LABELS[1:], "", ["labels of shape (700,)", "(699,)"]),
     "labels with a fraction": (LOGITS, LABELS + 0.5, "", ["labels are integers of shape (700,)", "float64"]),
-    "booleans": (LOGITS, LABELS > 3, "", ["expected integer labels or probabilities; got bool"]),
-    "negative targets": (LOGITS, SOFT - 0.1, "", [">= 0", "in row 0, column 0"]),
+    "booleans": (LOGITS, LABELS > 3, "", ["booleans are labels of 2 classes; got bool, but 11"]),
+    "negative targets": (LOGITS, SOFT - 0.1, "", [">= 0", "in row 1, class 0"]),
     "negative probabilities": (
         LOGITS,
         LABELS,
@@ -464,7 +464,7 @@ def test_rows_without_a_loss_end_with_1_and_infinity_is_null(tmp_path, capsys):
     score(np.where(np.arange(ROWS)[:, None] == 5, np.nan, LOGITS), LABELS, tmp_path)
     files = [str(tmp_path / "z.npy"), str(tmp_path / "y.npy")]
     assert main(["eval", *files]) == 1
-    assert "1 row holds NaN or infinity: row 5" in capsys.readouterr().out
+    assert "1 row holds NaN or infinity: row 6" in capsys.readouterr().out
     excluded = LOGITS.copy()
     excluded[3, LABELS[3]] = -np.inf
     score(excluded, LABELS, tmp_path)

@@ -10,15 +10,18 @@ import zipfile
 import zlib
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any, Self
 
 import numpy as np
 
+from xent import foreign, parquetfiles
+from xent.faults import DataError, named_faults, polars_faults
+
 Array = np.ndarray[Any, Any]
 
 KINDS = "npy, npz, safetensors or Parquet"
-PIPE = "is a pipe or a device, which can be read once only; expected a file: save it in one first"
 HEADER_LIMIT = 100 << 20  # bytes of a safetensors header, the format's own limit
 BATCH = 1 << 22  # elements of a Parquet batch
 # What zipfile raises for an archive cut, changed, encrypted or compressed in a way that it does not know.
@@ -74,28 +77,35 @@ def open_rows(name: str) -> Rows:
     A Parquet file without KEY is an array whose columns are its columns. Raises ValueError for what is
     no such array, OSError for what cannot be read.
     """
+    foreign.require_no_address(name)
     path, key = _split(name)
-    if path.is_dir():
-        raise ValueError(f"{path}: is a directory; expected a file, {KINDS}")
-    if path.exists() and not path.is_file():
-        raise ValueError(f"{path}: {PIPE}")
+    foreign.require_file(str(path), KINDS)
+    with named_faults(path):
+        return _open(path, key)
+
+
+def _open(path: Path, key: str | None) -> Rows:
     with path.open("rb") as file:
-        head = file.read(8)
+        head = file.read(1 << 12)
     if head.startswith(b"\x93NUMPY"):
         if key is not None:
             raise ValueError(
                 f"{path}: is an npy file, one array without a name; got {key!r} behind the colon"
             )
         return _npy(path)
-    if head.startswith(b"PK"):
-        return _npz(path, key)
     if head.startswith(b"PAR1"):
         return _Parquet(path, key)
-    if path.suffix == ".safetensors":
+    if path.suffix == ".safetensors" or foreign.is_safetensors(head):
         return _safetensors(path, key)
+    other = foreign.identify(path, KINDS)
+    if other:
+        raise other
+    if head.startswith(b"PK"):
+        return _npz(path, key)
     if not head:
         raise ValueError(f"{path}: is empty; expected {KINDS}")
-    raise ValueError(f"{path}: is no file that can be read here; expected {KINDS}")
+    what = "is text, such as CSV" if foreign.is_text(head) else "is no file that can be read here"
+    raise ValueError(f"{path}: {what}; expected {KINDS}")
 
 
 def _split(name: str) -> tuple[Path, str | None]:
@@ -112,9 +122,9 @@ class _Stream(Rows):
         self.name = name
         self.file = file
         self.shape = shape
-        self.stored = np.dtype("<u2" if dtype == "bfloat16" else dtype)
         self.brain = dtype == "bfloat16"
-        self.dtype = "bfloat16" if self.brain else self.stored.newbyteorder("=").name
+        self.dtype = "bfloat16" if self.brain else np.dtype(dtype).newbyteorder("=").name
+        self.stored = np.dtype({"bfloat16": "<u2", "bool": "u1"}.get(self.dtype, dtype))
         self.row = shape[-1:] if len(shape) > 1 else ()
         self.itemsize = self.stored.itemsize
 
@@ -123,14 +133,12 @@ class _Stream(Rows):
         rows = self._memory(count, reuse)
         view = memoryview(rows.data).cast("B") if rows.size else memoryview(b"")
         filled = 0
-        try:
+        with archive_faults(self.name):
             while filled < len(view):
                 read = self.file.readinto(view[filled:])  # type: ignore[attr-defined]
                 if not read:
                     raise ValueError(f"{self.name}: ends before its array does")
                 filled += read
-        except DAMAGED as error:
-            raise ValueError(f"{self.name}: is damaged: {error}") from None
         if self.brain:
             return _brain(rows)
         return rows if rows.dtype.isnative else rows.astype(rows.dtype.newbyteorder("="))
@@ -155,11 +163,24 @@ def _brain(words: Array) -> Array:
     return words.view(ml_dtypes.bfloat16)
 
 
+@contextmanager
+def archive_faults(name: str | Path) -> Iterator[None]:
+    """What a damaged archive raises, be it of a place in it that cannot be, as one DataError."""
+    try:
+        yield
+    except DAMAGED as error:
+        raise DataError(f"{name}: is damaged or no npz file: {error}") from None
+    except OSError as error:
+        if error.filename is not None:
+            raise
+        raise DataError(f"{name}: is damaged: {error.strerror or error}") from None
+
+
 def _npy(path: Path) -> _Stream:
     file = path.open("rb", buffering=0)
     try:
         shape, dtype = _npy_header(str(path), file)
-        _require_size(path, file.tell() + math.prod(shape) * dtype.itemsize)
+        _require_size(path, file.tell() + math.prod(shape) * dtype.itemsize, exactly=True)
     except BaseException:
         file.close()
         raise
@@ -167,18 +188,16 @@ def _npy(path: Path) -> _Stream:
 
 
 def _npz(path: Path, key: str | None) -> _Stream:
-    try:
-        with zipfile.ZipFile(path) as archive:
-            names = [name.removesuffix(".npy") for name in archive.namelist() if name.endswith(".npy")]
-            key = _only(path, "array", names, key)
-            file = archive.open(f"{key}.npy")
-    except DAMAGED as error:
-        raise ValueError(f"{path}: is damaged or no npz file: {error}") from None
+    with archive_faults(path), zipfile.ZipFile(path) as archive:
+        names = [name.removesuffix(".npy") for name in archive.namelist() if name.endswith(".npy")]
+        key = _only(path, "array", names, key)
+        file = archive.open(f"{key}.npy")
+        size = archive.getinfo(f"{key}.npy").file_size
     name = f"{path}:{key}"
-    try:
+    with archive_faults(name):
         shape, dtype = _npy_header(name, file)
-    except DAMAGED as error:
-        raise ValueError(f"{name}: is damaged: {error}") from None
+        if file.tell() + math.prod(shape) * dtype.itemsize != size:
+            raise ValueError(f"{name}: is damaged: its data are not of the size that its header says")
     return _Stream(name, file, shape, dtype.str)
 
 
@@ -249,57 +268,48 @@ class _Parquet(Rows):
     def __init__(self, path: Path, key: str | None) -> None:
         import polars
 
-        try:
+        with polars_faults(path, parquetfiles.NOT_PARQUET):
             schema = polars.read_parquet_schema(path)
-            names = list(schema)
-            if key is None:
-                if len(names) > 1 and names[0] == "label" and all(n.startswith("p_") for n in names[1:]):
-                    names = names[1:]  # what `xent predict` wrote: its probabilities
-                bad = [name for name in names if not schema[name].is_numeric()]
-                if len(names) > 1 and bad:
-                    raise ValueError(
-                        f"{path}: column {bad[0]!r} is no numbers; name one column as {path}:COLUMN"
-                    )
-            else:
-                names = [_only(path, "column", names, key)]
-            frame = polars.scan_parquet(path, glob=False).select(names)
-            length = int(frame.select(polars.len()).collect().item())
-            first = frame.head(1).collect()
-        except (polars.exceptions.PolarsError, OSError) as error:
-            raise ValueError(
-                f"{path}: is damaged or no Parquet file: {str(error).partition(chr(10))[0]}"
-            ) from None
+        index = parquetfiles.index_columns(path)
+        names = [name for name in schema if name not in index]
+        if key is None:
+            if len(names) > 1 and names[0] == "label" and all(n.startswith("p_") for n in names[1:]):
+                names = names[1:]  # what `xent predict` wrote: its probabilities
+            bad = [name for name in names if not schema[name].is_numeric()]
+            if len(names) > 1 and bad:
+                raise ValueError(f"{path}: column {bad[0]!r} is no numbers; name one column as {path}:COLUMN")
+        else:
+            names = [_only(path, "column", list(schema), key)]
         if not names:
             raise ValueError(f"{path}: has no columns")
         self.name = f"{path}:{key}" if key else str(path)
         self.kind = schema[names[0]]
         self.listed = isinstance(self.kind, polars.List | polars.Array)
-        if not self.listed and not self.kind.is_numeric():
+        if not (self.listed or self.kind.is_numeric() or self.kind == polars.Boolean):
             raise ValueError(
                 f"{self.name}: column {names[0]!r} holds {self.kind}; expected numbers or lists of them"
             )
-        sample = _matrix(self.name, first, None)
+        length = parquetfiles.rows(path)
+        with polars_faults(path, parquetfiles.NOT_PARQUET):
+            frame = parquetfiles.scan(path).select(names)
+            sample = _matrix(self.name, frame.head(1).collect(), None)
         self.row = sample.shape[1:] if self.listed or len(names) > 1 else ()
         self.shape = (length, *self.row)
-        self.dtype = sample.dtype.name
+        self.dtype = "bool" if self.kind == polars.Boolean else sample.dtype.name
         self.itemsize = sample.itemsize
         rows = max(1, BATCH // max(1, math.prod(self.row)))
-        self.batches: Iterator[Any] = frame.collect_batches(chunk_size=rows, maintain_order=True)
+        self.batches: Iterator[Any] = parquetfiles.pieces(path, frame, rows)
         self.rest: Array = sample[:0].reshape(0, *self.row)
 
     def take(self, count: int, reuse: Array | None = None) -> Array:
         """See `Rows`."""
-        import polars
-
         parts, have = [self.rest] if len(self.rest) else [], len(self.rest)
         while have < count:
-            try:
-                batch = next(self.batches, None)
-            except polars.exceptions.PolarsError as error:
-                raise ValueError(f"{self.name}: is damaged: {str(error).partition(chr(10))[0]}") from None
+            batch = next(self.batches, None)
             if batch is None:
                 raise ValueError(f"{self.name}: ends before its array does")
-            parts.append(_matrix(self.name, batch, math.prod(self.row)).reshape(-1, *self.row))
+            with polars_faults(self.name):
+                parts.append(_matrix(self.name, batch, math.prod(self.row)).reshape(-1, *self.row))
             have += len(parts[-1])
         rows = parts[0] if len(parts) == 1 else np.concatenate(parts or [self.rest])
         self.rest = rows[count:]
@@ -328,9 +338,9 @@ def _matrix(name: str, frame: Any, width: int | None) -> Array:
     if isinstance(column.dtype, polars.Array) and column.explode(empty_as_null=False).null_count():
         raise ValueError(f"{name}: has missing values")
     rows = column.to_numpy() if isinstance(column.dtype, polars.Array) else frame.to_numpy(order="c")
-    if rows.dtype.kind not in "iuf":
+    if rows.dtype.kind not in "biuf":
         raise ValueError(f"{name}: holds {column.dtype}; expected numbers or lists of them")
-    return np.asarray(rows)
+    return np.asarray(rows.view(np.uint8) if rows.dtype == bool else rows)
 
 
 def _only(path: Path, what: str, names: list[str], key: str | None) -> str:
@@ -345,7 +355,11 @@ def _only(path: Path, what: str, names: list[str], key: str | None) -> str:
     return key
 
 
-def _require_size(path: Path, size: int) -> None:
+def _require_size(path: Path, size: int, exactly: bool = False) -> None:
     there = path.stat().st_size
     if there < size:
         raise ValueError(f"{path}: is cut short: {there:,} bytes of {size:,}")
+    if exactly and there > size:
+        raise ValueError(
+            f"{path}: holds {there:,} bytes, its header says {size:,}: it is damaged, or of two arrays"
+        )

@@ -12,6 +12,9 @@ FAILED = 1
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the command with ``arguments`` (default: those of the process); return its exit code."""
+    os.environ.setdefault(
+        "RUST_BACKTRACE", "0"
+    )  # polars panics on some damaged files: its text is long enough
     try:
         from xent.commands import invoke
 

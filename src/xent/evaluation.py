@@ -53,7 +53,7 @@ class Evaluation(NamedTuple):
     rows: int
     ignored: int
     undefined: int  # rows with a NaN or +inf, left out
-    first_undefined: int | None
+    first_undefined: int | None  # its row, counted from 1
     infinite: int  # rows whose target has probability 0: then loss, KL and the shares are infinite
     unnormalised: int  # rows of probabilities that do not sum to 1: divided by their sum
     unnormalised_targets: int  # rows of targets that do not: taken as they are
@@ -126,7 +126,7 @@ class Tally:
             rows=rows,
             ignored=sums.ignored,
             undefined=sums.undefined,
-            first_undefined=sums.first_undefined,
+            first_undefined=None if sums.first_undefined is None else sums.first_undefined + 1,
             infinite=int(infinite.sum()),
             unnormalised=self.unnormalised,
             unnormalised_targets=self.unnormalised_targets,
@@ -277,11 +277,18 @@ def _fit_shapes(outputs: Rows, targets: Rows, settings: Settings) -> bool:
     if len(outputs.shape) < 2 or not outputs.shape[-1]:
         raise ValueError(f"{outputs.name}: expected shape (..., classes); got {outputs.shape}")
     if outputs.dtype not in (FLOATS if settings.probabilities else (*FLOATS, *INTEGERS)):
-        raise ValueError(f"{outputs.name}: expected {', '.join(FLOATS)}; got {outputs.dtype}")
+        raise ValueError(
+            f"{outputs.name}: expected floating-point numbers, one of {', '.join(FLOATS)}; got "
+            f"{outputs.dtype}"
+        )
     rows = outputs.shape[:-1]
     if not math.prod(rows):  # before there is memory for classes that may be any number then
         raise ValueError(f"{outputs.name}: no row to score: it has shape {outputs.shape}")
-    if targets.dtype in INTEGERS:
+    if targets.dtype == "bool" and outputs.shape[-1] != 2:
+        raise ValueError(
+            f"{targets.name}: booleans are labels of 2 classes; got bool, but {outputs.shape[-1]:,} classes"
+        )
+    if targets.dtype in (*INTEGERS, "bool"):
         if targets.shape not in (rows, (*rows, 1)):
             expected = f"labels of shape {rows}, one a row"
             raise ValueError(f"{targets.name}: expected {expected}; got {targets.shape}")

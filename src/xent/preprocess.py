@@ -20,6 +20,8 @@ BLOCK = 1 << 17  # elements scaled at a time, in float64: 1 MiB
 MOST_LEVELS = 1 << 20  # of all columns of categories: each is a column of the features, and has its name
 SPARSE_FROM = 8  # features for each entry of a row, from which on they are CSR: a fifth of the memory
 MOST_NAMED = 6  # columns, levels
+HEAD = 100  # rows that most columns show in that they are no booleans; a column of a matrix is slow to read
+BOOLEANS = [["true", "false"], ["1", "0"]]  # a boolean as text and as a number
 
 
 class Surprise(NamedTuple):
@@ -48,6 +50,7 @@ class Preprocessor:
     levels : {name: levels, sorted; None, the missing one, last} of the columns of categories
     indicators : {name: missing values in the training rows} of the columns of numbers that had some
     constants : names of the columns of numbers that had one value only
+    booleans : names of the columns of numbers that held 1 and 0 only, in which True is 1
     sparse : whether the training rows were, so that their numbers were not centred
     fill, mean, scale : (D,) float64 arrays over the columns of numbers, in their order
 
@@ -69,6 +72,7 @@ class Preprocessor:
     mean: Array
     scale: Array
     sparse: bool = False
+    booleans: tuple[str, ...] = ()
 
     @classmethod
     def fit(cls, table: Any, columns: list[str]) -> Self:
@@ -109,6 +113,7 @@ class Preprocessor:
             fill=fill,
             mean=np.asarray(mean, np.float64),
             scale=np.asarray(scale, np.float64),
+            booleans=tuple(name for k, name in enumerate(numbers) if _is_boolean(x[:, k])),
         )
 
     @property
@@ -207,6 +212,7 @@ class Preprocessor:
             "indicators": dict(self.indicators),
             "constants": list(self.constants),
             "sparse": self.sparse,
+            "booleans": list(self.booleans),
         }
 
     def arrays(self) -> dict[str, Array]:
@@ -223,12 +229,15 @@ class Preprocessor:
                 indicators={name: int(count) for name, count in text["indicators"].items()},
                 constants=_strings(text["constants"]),
                 sparse=text["sparse"] is True,
+                booleans=_strings(text["booleans"]),
                 **{name: np.asarray(arrays[name], np.float64) for name in ("fill", "mean", "scale")},
             )
         except (KeyError, TypeError, AttributeError, ValueError) as error:
             raise ValueError(f"the preprocessing is not complete or not of this form: {error}") from None
         numbers, columns = learnt.numbers, set(learnt.columns)
-        known = {*learnt.levels} <= columns and {*learnt.indicators, *learnt.constants} <= {*numbers}
+        known = {*learnt.levels} <= columns and {*learnt.indicators, *learnt.constants, *learnt.booleans} <= {
+            *numbers
+        }
         if not known or len(columns) != len(learnt.columns):
             raise ValueError("the preprocessing names columns twice, or ones that it does not have")
         for name, array in learnt.arrays().items():
@@ -366,11 +375,23 @@ def _codes(column: polars.Series, levels: tuple[str | None, ...]) -> Array:
     import polars
 
     known = [level for level in levels if level is not None]
-    codes = column.cast(polars.String).cast(polars.Enum(known), strict=False).to_physical()
+    text = column.cast(polars.String)
+    for spelt, others in (
+        BOOLEANS,
+        BOOLEANS[::-1],
+    ):  # levels true and false of a column of 1 and 0, or the reverse
+        if known and {*known} <= {*spelt}:
+            text = text.replace(others, spelt)
+    codes = text.cast(polars.Enum(known), strict=False).to_physical()
     result = codes.cast(polars.Int64).fill_null(-1).to_numpy()
     if None in levels:
         result = np.where(column.is_null().to_numpy(), len(known), result)
     return result
+
+
+def _is_boolean(column: Array) -> bool:
+    """Whether it holds 1, 0 and missing values only."""
+    return all(bool(((part == 0) | (part == 1) | np.isnan(part)).all()) for part in (column[:HEAD], column))
 
 
 def _strings(values: Any, last: tuple[None, ...] = ()) -> tuple[Any, ...]:

@@ -228,7 +228,13 @@ def cards(run: Run) -> list[Card]:
             values = np.asarray(run.data.features[row : row + 1], np.float64).reshape(shape)
             picture = thumbnails.data_uri((values - low) / (high - low))
         found.append(
-            Card(sample, row, picture, plots.sample_bars(sample, run.classes), [] if picture else reasons)
+            Card(
+                sample,
+                run.data.number(row),
+                picture,
+                plots.sample_bars(sample, run.classes),
+                [] if picture else reasons,
+            )
         )
     return found
 
@@ -240,7 +246,7 @@ def facts(run: Run, command: str) -> dict[str, Any]:
         "command": command,
         "versions": versions() | {"python": platform.python_version()},
         "data": run.data.name,
-        "rows": {"training": run.train.rows, "held_out": run.test.rows},
+        "rows": {"training": run.train.rows, "held_out": run.test.rows, "unlabelled": run.data.unlabelled},
         "features": len(run.data.feature_names),
         "classes": names,
         "settings": run.settings._asdict(),
@@ -264,7 +270,7 @@ def facts(run: Run, command: str) -> dict[str, Any]:
         ],
         "costliest": [
             {
-                "row": int(run.held_out[s.place]),
+                "row": run.data.number(int(run.held_out[s.place])),
                 "true": names[s.label],
                 "predicted": names[s.predicted],
                 "loss": s.loss,

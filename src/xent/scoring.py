@@ -74,8 +74,8 @@ def score(
 ) -> Scores:
     """``outputs (n, K)`` against labels (n,) or distributions (n, K); ``start`` is the first one's row.
 
-    ``names`` are those of the two files, for the ValueError about a row. ``sample``: whether to look for
-    logits that are like probabilities.
+    ``names`` are those of the two files, for the ValueError about a row, which is counted from 1 there.
+    ``sample``: whether to look for logits that are like probabilities.
     """
     soft = targets.dtype.kind not in "iu"
     z = checks.as_logits(outputs)
@@ -122,7 +122,7 @@ def _of_probabilities(
     if (lowest < 0).any():
         n = int((lowest < 0).argmax())
         raise ValueError(
-            f"{name}: probabilities must be >= 0; got {lowest[n]:.6g} in row {start + n} (if these are "
+            f"{name}: probabilities must be >= 0; got {lowest[n]:.6g} in row {start + n + 1} (if these are "
             "logits, leave out --probabilities)"
         )
     unnormalised = ~(np.abs(mass - 1) <= _slack(p))
@@ -150,7 +150,7 @@ def _labels(targets: Array, num_classes: int, ignore_index: int, start: int, nam
         n = int(outside.argmax())
         raise ValueError(
             f"{name}: labels must be in [0, {num_classes}) or equal --ignore-index {ignore_index}; got "
-            f"{targets.reshape(-1)[n]} in row {start + n}"
+            f"{targets.reshape(-1)[n]} in row {start + n + 1}"
         )
     labels[ignored] = -1
     return labels
@@ -162,7 +162,8 @@ def _distributions(targets: Array, start: int, name: str) -> Array:
     if bad.any():
         n, k = np.unravel_index(int(bad.argmax()), q.shape)
         raise ValueError(
-            f"{name}: probabilities must be finite and >= 0; got {q[n, k]:.6g} in row {start + n}, column {k}"
+            f"{name}: probabilities must be finite and >= 0; got {q[n, k]:.6g} in row {start + n + 1}, "
+            f"class {k}"
         )
     return q
 

@@ -1,142 +1,91 @@
-"""Tables in CSV and Parquet files, whole or in batches; their columns as numbers, categories, labels."""
+"""Columns of a table, of text or of types, as numbers, categories and labels."""
 
 from __future__ import annotations
 
-import csv
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from xent.preprocess import listed
+from xent import cells
+from xent.cells import Reading
+from xent.faults import DataError as DataError
+from xent.words import listed
 
 if TYPE_CHECKING:
     import polars
 
 Array = np.ndarray[Any, Any]
 
-MISSING = ("", "na", "n/a", "nan", "null", "none", "?")
-SPELT = sorted({s for word in MISSING for s in (word, word.upper(), word.capitalize())} | {"NaN"})
-BATCH = 1 << 20  # values of a table read at a time
-EACH_CELL = "fill it in or leave the row out"
-# 0,667 and 1.002,5 and 1,002.5: a comma at the decimals, or between the thousands.
-COMMA = r"^[-+]?(\d*,\d+|\d{1,3}(\.\d{3})+,\d+|\d{1,3}(,\d{3})+\.?\d*)$"
+# 0,667 and 1.002,5 and 1,002.5: a comma at the decimals, or between the thousands; 1.234 where that is both.
+MARKED = r"^[-+]?(\d*,\d+|\d{1,3}(\.\d{3})+,\d+|\d{1,3}(,\d{3})+\.?\d*)$"
 
-
-class DataError(ValueError):
-    """What is wrong with the data and where, in one line."""
-
-
-def read(path: Path, text: Sequence[str | None] = ()) -> polars.DataFrame:
-    """The whole table; columns named in ``text`` stay text. Raises DataError for a file that is none."""
-    import polars
-
-    if is_parquet(path):
-        try:
-            return polars.read_parquet(path, glob=False)
-        except polars.exceptions.PolarsError as error:
-            raise _not_parquet(path, error) from None
-    separator = _separator(path)
-    try:
-        # Numbers where all values are, text elsewhere; a value such as " 3" is found to be one later.
-        table = polars.read_csv(
-            path,
-            infer_schema_length=None,
-            null_values=SPELT,
-            schema_overrides={name: polars.String for name in text if name},
-            separator=separator,
-            glob=False,
-        )
-    except polars.exceptions.PolarsError:
-        try:
-            table = polars.read_csv(path, infer_schema=False, separator=separator, glob=False)
-        except polars.exceptions.PolarsError as error:
-            raise _not_csv(path, separator, error) from None
-    true_or_false = [name for name in table.columns if table[name].dtype == polars.Boolean]
-    if true_or_false:  # categories as they are written, which `batches` must find again
-        return read(path, (*text, *true_or_false))
-    return _with_plain_names(path, table)
-
-
-def batches(path: Path) -> Iterator[polars.DataFrame]:
-    """The table in pieces of some rows; those of a CSV file are text throughout."""
-    import polars
-
-    parquet = is_parquet(path)
-    separator = "" if parquet else _separator(path)
-    try:
-        if parquet:
-            frame = polars.scan_parquet(path, glob=False)
-        else:
-            frame = polars.scan_csv(path, infer_schema=False, separator=separator, glob=False)
-        rows = max(1, BATCH // max(1, len(frame.collect_schema())))
-        for batch in frame.collect_batches(chunk_size=rows, maintain_order=True):
-            yield batch if parquet else _with_plain_names(path, batch)
-    except polars.exceptions.PolarsError as error:
-        if parquet:
-            raise _not_parquet(path, error) from None
-        raise _not_csv(path, separator, error) from None
-
-
-def is_parquet(path: Path) -> bool:
-    """By its first bytes."""
-    with path.open("rb") as file:
-        return file.read(4) == b"PAR1"
-
-
-def filled_rows(path: Path, table: polars.DataFrame) -> Array:
-    """Places of the rows that hold something; in a Parquet file, of all."""
-    import polars
-
-    if is_parquet(path):
-        return np.arange(table.height)
-    blank = table.select(polars.all_horizontal(polars.all().is_null()).alias("blank"))
-    return np.flatnonzero(~blank["blank"].to_numpy())
+LEAVE_OUT = "leave its row out, as --drop-unlabelled does"
 
 
 def columns(
     path: Path,
     table: polars.DataFrame,
     names: Sequence[str],
-    categories: Sequence[str] | None = None,
-    first_row: int = 1,
-    also: Sequence[str] = (),
+    reading: Reading,
+    categories: Collection[str] | None = None,
+    booleans: Collection[str] = (),
+    first: int = 0,
+    also: Collection[str] = (),
 ) -> polars.DataFrame:
     """Columns ``names`` as numbers (floats, null where missing) or categories (text, null where missing).
 
     ``categories`` are those of categories; None finds them out: columns of text, and those in ``also``.
-    ``first_row`` is the number of the table's first row in messages.
+    A column of numbers may hold booleans, 1 and 0, if it is among ``booleans``, or if they are found out
+    and it holds no other numbers. ``first`` is the place in the file of the table's first row.
     """
     import polars
 
     absent = [name for name in names if name not in table.columns]
     if absent:
         raise DataError(f"{path}: no column {absent[0]!r}; the columns are {listed(table.columns)}")
+    guess = categories is None
+    known = also if categories is None else categories
     result = []
     for name in names:
         column = table[name]
-        if column.dtype in (polars.String, polars.Categorical, polars.Enum):
-            column = _text(column)
-            guess = categories is None and name not in also
-            known = name in (categories if categories is not None else also)
-            if known or (guess and _is_text(column)):
-                result.append(column)
+        if name in known:
+            result.append(_categories(path, column, reading))
+        elif column.dtype in (polars.String, polars.Categorical, polars.Enum):
+            numbers, text = cells.floats(column.cast(polars.String), reading)
+            if numbers.null_count() == text.null_count() < text.len():
+                result.append(_finite(path, numbers, reading, first))
                 continue
-            result.append(_parsed(path, column, first_row, guess))
-        elif name in (also if categories is None else categories):
-            result.append(_spelt(path, column))
+            flags = cells.booleans(text)
+            allowed = name in booleans or (guess and _are_flags(numbers, flags, text))
+            if guess and not allowed and _is_text(numbers, text):
+                result.append(_categories(path, column, reading))
+                continue
+            found = numbers.fill_null(flags) if allowed else numbers
+            _require_numbers(path, found, text, reading, first, guess)
+            result.append(_finite(path, found, reading, first))
         else:
-            result.append(_number(path, column, first_row))
+            if column.dtype == polars.Boolean and not (guess or name in booleans):
+                place = reading.numbers.name(first + int(column.is_not_null().arg_max() or 0))
+                raise DataError(f"{path}: expected a number in column {name!r}, {place}; got booleans")
+            result.append(_finite(path, _typed(path, column, reading), reading, first))
     return polars.DataFrame(result)
 
 
-def labels(path: Path, column: polars.Series, rows: Array) -> Array:
-    """A column as labels of ``rows``: integers if all are, text otherwise. Raises DataError."""
+def labels(
+    path: Path, column: polars.Series, rows: Array, reading: Reading, drop_missing: bool = False
+) -> tuple[Array, Array]:
+    """(labels, their rows) of a column in ``rows``: booleans or integers if all are, text otherwise.
+
+    A missing label is a DataError, or with ``drop_missing`` its row is left out.
+    """
     import polars
 
     where = f"column {column.name!r}"
+    if column.dtype.is_decimal():
+        column = column.cast(polars.Float64)
     if column.dtype.is_float():
         whole = column.drop_nulls().drop_nans()
         if not (whole == whole.round()).all():
@@ -145,15 +94,24 @@ def labels(path: Path, column: polars.Series, rows: Array) -> Array:
         if len(large):
             raise DataError(f"{path}: {where} holds {large[0]:g}; expected integers of 64 bits")
         column = column.fill_nan(None).cast(polars.Int64, strict=False)
-    text = (polars.String, polars.Categorical, polars.Enum, polars.Boolean)
+    text = (polars.String, polars.Categorical, polars.Enum, polars.Boolean, polars.Null)
     if not (column.dtype.is_integer() or column.dtype in text):
         raise DataError(f"{path}: {where} holds {column.dtype}; expected integers or text")
-    column = _text(column.cast(polars.String))
-    values = column.to_list()
-    for row in rows:
-        if values[row] is None:
-            raise DataError(f"{path}: missing label in {where}, row {row + 1}: {EACH_CELL}")
-    found = np.array([values[row] for row in rows])
+    spelt = cells.texts(column, reading)[rows]
+    present = spelt.is_not_null().to_numpy()
+    if not drop_missing and not present.all():
+        row = int(rows[present.argmin()])
+        raise DataError(
+            f"{path}: missing label in {where}, {reading.numbers.name(row)}: {_missing(column[row])}"
+        )
+    return _classes(spelt.drop_nulls()), rows[present]
+
+
+def _classes(spelt: polars.Series) -> Array:
+    """Booleans, integers of 64 bits, or text."""
+    if len(spelt) and cells.booleans(spelt).is_not_null().all():
+        return (spelt == "true").to_numpy()
+    found = np.array(spelt.to_list())
     try:
         numbers = found.astype(np.int64)
     except (ValueError, OverflowError):
@@ -161,61 +119,75 @@ def labels(path: Path, column: polars.Series, rows: Array) -> Array:
     return numbers if np.array_equal(numbers.astype(str), found) else found  # "01" is not 1
 
 
-def _text(column: polars.Series) -> polars.Series:
-    """Without blanks around, null where a value is missing."""
-    import polars
-
-    stripped = column.cast(polars.String).str.strip_chars()
-    missing = stripped.str.to_lowercase().is_in(MISSING)
-    return stripped.set(missing.fill_null(False), None)
+def _missing(cell: Any) -> str:
+    """What to do about a label that is missing."""
+    if isinstance(cell, str) and cell.strip():
+        return f"got {cell!r}, which is read as missing: {LEAVE_OUT}, or say --no-missing if it is a class"
+    return f"fill it in or {LEAVE_OUT}"
 
 
-def _is_text(column: polars.Series) -> bool:
+def _are_flags(numbers: polars.Series, flags: polars.Series, text: polars.Series) -> bool:
+    """Whether there are booleans and beside them nothing but 1, 0 and missing values."""
+    if not flags.is_not_null().any():
+        return False
+    others = text.is_not_null() & flags.is_null()
+    return bool((numbers.is_in([0.0, 1.0]) | numbers.is_nan() | ~others).fill_null(False).all())
+
+
+def _is_text(numbers: polars.Series, text: polars.Series) -> bool:
     """Whether fewer than half of the values are numbers, be it with commas, and there are any values."""
-    import polars
-
-    there = column.len() - column.null_count()
-    numbers = column.cast(polars.Float64, strict=False).is_not_null() | column.str.contains(COMMA)
-    return there > 0 and 2 * int(numbers.sum()) < there
+    there = text.len() - text.null_count()
+    like = (numbers.is_not_null() | text.str.contains(MARKED)) & text.is_not_null()
+    return there > 0 and 2 * int(like.sum()) < there
 
 
-def _parsed(path: Path, column: polars.Series, first_row: int, guess: bool) -> polars.Series:
-    import polars
+def _require_numbers(
+    path: Path, numbers: polars.Series, text: polars.Series, reading: Reading, first: int, guess: bool
+) -> None:
+    bad = (numbers.is_null() & text.is_not_null()).arg_true()
+    if not len(bad):
+        return
+    name, value = text.name, text[bad[0]]
+    place = f"column {name!r}, {reading.numbers.name(first + bad[0])}"
+    hint = ""
+    if re.match(MARKED, value) or (reading.decimal == "," and re.match(r"^[-+]?\d*\.\d+$", value)):
+        hint = (
+            f"; this file is read with a decimal {'comma' if reading.decimal == ',' else 'point'}: "
+            "say --decimal , if its fractions follow a comma, --decimal . if they follow a point"
+        )
+    elif value.lower() in cells.MISSING:
+        hint = f"; if it stands for a missing value, say --missing {value}"
+    if guess:
+        hint += f"; if the column holds categories, say --categorical {name}"
+    raise DataError(f"{path}: expected a number in {place}; got {value!r}{hint}")
 
-    numbers = column.cast(polars.Float64, strict=False)
-    bad = (numbers.is_null() & column.is_not_null()).arg_true()
-    if len(bad):
-        place = f"column {column.name!r}, row {bad[0] + first_row}"
-        value = column[bad[0]]
-        hint = "; write numbers with a point and without commas" if re.match(COMMA, value) else ""
-        if guess:
-            hint += f"; if the column holds categories, say --categorical {column.name}"
-        raise DataError(f"{path}: expected a number in {place}; got {value!r}{hint}")
-    return _number(path, numbers, first_row)
 
-
-def _number(path: Path, column: polars.Series, first_row: int) -> polars.Series:
-    """Finite floats, null where missing."""
+def _typed(path: Path, column: polars.Series, reading: Reading) -> polars.Series:
+    """Numbers and booleans as floats."""
     import polars
 
     kind = column.dtype
     if not (kind.is_numeric() or kind in (polars.Boolean, polars.Null)):
         raise _no_feature(path, column)
     numbers = column if kind == polars.Float32 else column.cast(polars.Float64)
+    return cells.without_numbers(numbers, reading)
+
+
+def _finite(path: Path, numbers: polars.Series, reading: Reading, first: int) -> polars.Series:
+    """Finite floats, null where missing."""
     numbers = numbers.fill_nan(None)
     infinite = numbers.is_infinite().arg_true()
     if len(infinite):
-        place = f"column {column.name!r}, row {infinite[0] + first_row}"
+        place = f"column {numbers.name!r}, {reading.numbers.name(first + infinite[0])}"
         raise DataError(f"{path}: expected a finite number in {place}; got '{numbers[infinite[0]]}'")
     return numbers
 
 
-def _spelt(path: Path, column: polars.Series) -> polars.Series:
-    """Values that are no text as categories."""
+def _categories(path: Path, column: polars.Series, reading: Reading) -> polars.Series:
     import polars
 
     try:
-        return _text(column.cast(polars.String))
+        return cells.texts(column, reading)
     except polars.exceptions.PolarsError:  # lists; bytes that are not UTF-8
         raise _no_feature(path, column) from None
 
@@ -225,54 +197,3 @@ def _no_feature(path: Path, column: polars.Series) -> DataError:
         f"{path}: column {column.name!r} holds {column.dtype}; expected numbers, booleans or text: convert "
         f"it, or have `fit` leave it out by --drop {column.name}"
     )
-
-
-def _separator(path: Path) -> str:
-    """Of a CSV file; DataError if it is none at first sight."""
-    with path.open("rb") as file:
-        head = file.read(1 << 16)
-    if not head.strip():
-        raise DataError(f"{path}: is empty; expected a CSV file with a header")
-    if b"\0" in head:
-        raise DataError(f"{path}: is not a CSV file: it holds binary data")
-    if b"\r" in head and b"\n" not in head:
-        raise DataError(f"{path}: its lines end with a carriage return alone; expected line feeds (\\n)")
-    header = head.splitlines()[0]
-    return max(",;\t", key=lambda mark: header.count(mark.encode()))
-
-
-def _with_plain_names(path: Path, table: polars.DataFrame) -> polars.DataFrame:
-    names: set[str] = set()
-    for name in map(str.strip, table.columns):
-        first, mark, number = name.rpartition("_duplicated_")  # polars' name for a second column
-        same = first if mark and number.isdecimal() and first in names else name
-        if same in names:
-            raise DataError(f"{path}: column {same!r} is there twice")
-        names.add(name)
-    return table.rename(str.strip)
-
-
-def _not_parquet(path: Path, error: Exception) -> DataError:
-    return DataError(f"{path}: is damaged or no Parquet file: {_first_line(error)}")
-
-
-def _not_csv(path: Path, separator: str, error: Exception) -> DataError:
-    return DataError(f"{path}: is not a CSV file: {_first_bad_line(path, separator) or _first_line(error)}")
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).partition("\n")[0]
-
-
-def _first_bad_line(path: Path, separator: str) -> str:
-    """What polars refuses without saying where: text that is not UTF-8, a row with too many fields."""
-    try:
-        lines = path.read_bytes().decode("utf-8-sig").splitlines()
-    except UnicodeDecodeError as error:
-        return f"line {error.object.count(10, 0, error.start) + 1} is not UTF-8 text"
-    reader = csv.reader(lines, delimiter=separator)
-    width = len(next(reader))
-    for row in reader:
-        if len(row) > width:
-            return f"line {reader.line_num} has {len(row)} fields, the header {width}"
-    return ""

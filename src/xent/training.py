@@ -62,7 +62,7 @@ class Run(NamedTuple):
     steps: int
     seconds: float
     converged: bool
-    surprises: list[str]  # what the held-out rows had and the training rows had not, in sentences
+    surprises: list[str]  # what was left out of the data, and what was new in the held-out rows, in sentences
     model: Model
 
     @property
@@ -84,7 +84,7 @@ def run(data: Dataset, settings: Settings, on_step: Callable[[int, float], None]
     train, test = _split(data, classes, labels, settings)
     learnt = _preprocessor(data, train)
     x, x_test = (learnt.transform(data.features[part]) for part in (train, test))
-    surprises = describe_surprises(learnt.surprises(data.features[test]), "held-out row")
+    surprises = [*data.notes, *describe_surprises(learnt.surprises(data.features[test]), "held-out row")]
     y, y_test = labels[train], labels[test]
     curve: list[tuple[float, float]] = []
     estimator = SoftmaxRegression(
@@ -207,5 +207,6 @@ def _notes(data: Dataset, settings: Settings) -> dict[str, Any]:
     return {
         "dataset": data.name,
         "target": data.target,
+        "dialect": data.dialect._asdict(),
         "settings": settings._asdict(),
     }

@@ -45,6 +45,8 @@ def invoke(arguments: list[str] | None) -> int:
     """Run; return the exit code. A wrong call is a ValueError, Ctrl-C a KeyboardInterrupt."""
     try:
         words = sys.argv[1:] if arguments is None else arguments
+        for word in words:
+            _require_text(word)
         code = app(words, prog_name="xent", standalone_mode=False, obj=words)
     except typer.Abort:
         raise KeyboardInterrupt from None
@@ -53,6 +55,14 @@ def invoke(arguments: list[str] | None) -> int:
     if code == INTERRUPTED:
         raise KeyboardInterrupt
     return int(code or 0)
+
+
+def _require_text(word: str) -> None:
+    """A file name of other bytes can be opened, but neither printed nor kept in a report or a model."""
+    try:
+        word.encode()
+    except UnicodeEncodeError:
+        raise ValueError(f"{word!r}: is not UTF-8 text: rename the file, or make a link to it") from None
 
 
 UsageError: Any = typer.BadParameter.__base__  # typer gives its base class no name of its own

@@ -44,6 +44,13 @@ def fit(
         list[str] | None,
         typer.Option(metavar="COLUMN", help="Its numbers are categories; may be repeated."),
     ] = None,
+    separator: screen.Separator = None,
+    decimal: screen.Decimal = None,
+    missing: screen.Missing = None,
+    no_missing: screen.NoMissing = False,
+    drop_unlabelled: Annotated[
+        bool, typer.Option("--drop-unlabelled", help="Leave out rows without a label.")
+    ] = False,
     report: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Write an HTML page with pictures here.")
     ] = None,
@@ -72,8 +79,8 @@ def fit(
     each level. All of it is learnt from the training rows and kept in the model file. Rows of every
     class are held out in proportion. Exit code 1 if the gradient is wrong.
     """
+    from xent import csvfiles, persistence, storage, training
     from xent import data as datasets
-    from xent import persistence, storage, training
     from xent import report as reports
 
     if not 0 < test_size < 1:
@@ -87,11 +94,12 @@ def fit(
                 raise ValueError(f"{path}: is the data; it would be overwritten")
     if report is not None and report == model:
         raise ValueError(f"{report}: `--report` and `--model` must be two files")
+    dialect = csvfiles.Dialect(separator, decimal, tuple(missing or ()), not no_missing).checked()
     settings = training.Settings(
         test_size, seed, alpha, max_iter, tol, label_smoothing, focal_gamma, balanced, solver.value
     )
     with screen.status(f"reading {data}"):
-        dataset = datasets.load(data, target, drop or (), categorical or ())
+        dataset = datasets.load(data, target, drop or (), categorical or (), dialect, drop_unlabelled)
     with screen.status("training") as update:
         run = training.run(
             dataset, settings, lambda step, objective: update(f"step {step}, objective {objective:.6f}")

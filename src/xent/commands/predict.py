@@ -13,10 +13,12 @@ import numpy as np
 import typer
 
 from xent.commands import screen
+from xent.words import listed
 
 if TYPE_CHECKING:
     import polars
 
+    from xent.csvfiles import Dialect
     from xent.persistence import Model
     from xent.preprocess import Surprise
 
@@ -28,14 +30,20 @@ def predict(
         Path | None,
         typer.Option(metavar="FILE", help="Write here, .csv or .parquet, not to standard output."),
     ] = None,
+    separator: screen.Separator = None,
+    decimal: screen.Decimal = None,
+    missing: screen.Missing = None,
+    no_missing: screen.NoMissing = False,
     json: screen.Json = False,
 ) -> None:
     """Predict the label and the probability of each class for each row of DATA.
 
     The columns are `label`, then one a class: `p_` and its name. Columns of CSV and Parquet files are
-    found by their names, and others passed over. Rows are read, and written, some at a time.
+    found by their names, and others passed over. Rows are read, and written, some at a time. How CSV is
+    read is remembered from `xent fit`; options given here come first.
     """
-    from xent import persistence, storage
+    from xent import csvfiles, persistence, storage
+    from xent import data as datasets
 
     if output is not None:
         if output.suffix not in (".csv", ".parquet"):
@@ -44,7 +52,12 @@ def predict(
         for other in (Path(data), model):
             if output.exists() and other.exists() and output.samefile(other):
                 raise ValueError(f"{output}: is read from; it would be overwritten")
-    job = _Job(persistence.load(model), data)
+    asked = csvfiles.Dialect(separator, decimal, tuple(missing or ()), not no_missing).checked()
+    datasets.require_table_options(data, asked)
+    loaded = persistence.load(model)
+    with storage.reading(model):
+        remembered = csvfiles.Dialect.from_json(loaded.notes.get("dialect"))
+    job = _Job(loaded, data, asked.over(remembered))
     with screen.status("predicting") as update, closing(job.frames(update)) as frames:
         if output is not None:
             with storage.replacing(output) as beside:
@@ -67,11 +80,12 @@ def predict(
 class _Job:
     """One model on one file."""
 
-    def __init__(self, model: Model, data: str) -> None:
+    def __init__(self, model: Model, data: str, dialect: Dialect) -> None:
         import polars
 
         self.model = model
         self.data = data
+        self.dialect = dialect
         self.classes = model.estimator.classes_.tolist()
         kinds: dict[type, Any] = {str: polars.String, bool: polars.Boolean}
         large = type(self.classes[0]) is int and self.classes[-1] >= 2**63
@@ -81,6 +95,8 @@ class _Job:
         self.schema = {"label": self.label_type} | dict.fromkeys(self.columns, polars.Float64)
         self.rows = self.blank = 0
         self.surprises: Counter[Surprise] = Counter()
+        self.unknown: Counter[str] = Counter()  # rows by column of categories
+        self.new: set[str] = set()  # columns with a level that was not learnt
 
     def frames(self, update: Callable[[str], None]) -> Generator[polars.DataFrame]:
         """Predictions, batch by batch; at least one, which may be empty."""
@@ -89,20 +105,45 @@ class _Job:
         from xent import data as datasets
 
         labels = np.array(self.classes, object)
+        learnt = self.model.preprocessor
+        waiting: list[polars.DataFrame] = []  # until each column of categories has a level that was learnt
         yielded = False
-        for batch in datasets.batches(self.data, self.model.preprocessor):
+        for batch in datasets.batches(self.data, learnt, self.dialect):
             self.blank += batch.blank
             self.rows += batch.features.shape[0]
-            self.surprises += self.model.preprocessor.surprises(batch.features)
+            self._add(learnt.surprises(batch.features))
             if batch.features.shape[0]:
                 p = np.exp(self.model.predict_log_proba(batch.features))
                 columns = dict(zip(self.columns, p.T, strict=True))
                 found = {"label": labels[p.argmax(1)].tolist()} | columns
+                waiting.append(polars.DataFrame(found, schema=self.schema))
+            if waiting and not self._foreign():
                 yielded = True
-                yield polars.DataFrame(found, schema=self.schema)
+                yield from waiting
+                waiting.clear()
             update(f"{self.rows:,} rows")
+        for name in self._foreign():
+            new = next(
+                each.level for each in self.surprises if each.column == name and each.level is not None
+            )
+            raise ValueError(
+                f"{self.data}: column {name!r}: {new!r} and all its other values were never in the training "
+                f"rows; these had {listed([str(level) for level in learnt.levels[name]], 6)}"
+            )
         if not yielded:
             yield polars.DataFrame(schema=self.schema)
+
+    def _add(self, surprises: Counter[Surprise]) -> None:
+        self.surprises += surprises
+        for each, count in surprises.items():
+            if each.is_category:
+                self.unknown[each.column] += count
+                if each.level is not None:
+                    self.new.add(each.column)
+
+    def _foreign(self) -> list[str]:
+        """Columns of categories in which no row so far had a level that was learnt, but some had another."""
+        return [name for name in sorted(self.new) if self.unknown[name] == self.rows]
 
     @property
     def notes(self) -> list[str]:

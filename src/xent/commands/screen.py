@@ -13,6 +13,19 @@ from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.text import Text
 
+Separator = Annotated[
+    str | None, typer.Option(metavar="CHARACTER", help="Between the fields of a CSV file, if not found.")
+]
+Decimal = Annotated[
+    str | None, typer.Option(metavar="MARK", help="Of fractions in a CSV file, a point or a comma.")
+]
+Missing = Annotated[
+    list[str] | None,
+    typer.Option(metavar="WORD", help="Also means a missing value; may be repeated."),
+]
+NoMissing = Annotated[
+    bool, typer.Option("--no-missing", help="NA, None and the like are text; only empty is missing.")
+]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object instead.")]
 
 

@@ -1,0 +1,79 @@
+"""What the rows of a file are called: by the line of a text file, or counted from 1."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+Array = np.ndarray[Any, Any]
+
+PIECE = 1 << 20  # bytes looked at a time
+
+
+class RowNumbers(NamedTuple):
+    """The numbers of the ``total`` rows of one file; ``word`` says of what, "line" or "row".
+
+    Row i, counted from 0, has the number ``first + i``, and one more for each entry of ``skipped`` up
+    to i: these are sorted, and each stands for a line that is no row, or that continues the row before.
+    """
+
+    word: str
+    first: int
+    total: int
+    skipped: Array = np.zeros(0, np.int64)
+
+    def of(self, rows: Any) -> Array:
+        """Numbers of ``rows``, an array of rows counted from 0."""
+        index = np.asarray(rows, np.int64)
+        return self.first + index + np.searchsorted(self.skipped, index, "right")
+
+    def name(self, row: int) -> str:
+        """ "line 17" of one row."""
+        return f"{self.word} {int(self.of(row))}"
+
+
+def counted(count: int) -> RowNumbers:
+    """Of a file without lines."""
+    return RowNumbers("row", 1, count)
+
+
+def of_csv(path: Path, before: int) -> RowNumbers:
+    """The lines on which the rows of a CSV file begin, ``before`` records, the header among them, left out.
+
+    A line feed between quotes continues a row. Quotes are paired in their order, as polars pairs them.
+    """
+    lines, records, quoted = 0, 0, 0  # line feeds, those that end a record, whether within quotes
+    continued = []
+    last = b"\n"
+    with path.open("rb") as file:
+        while piece := file.read(PIECE):
+            last = piece[-1:]
+            if not quoted and b'"' not in piece:
+                ends = piece.count(b"\n")
+                lines, records = lines + ends, records + ends
+                continue
+            content = np.frombuffer(piece, np.uint8)
+            inside = (np.cumsum(content == ord('"')) + quoted) % 2
+            quoted = int(inside[-1])
+            within = inside[content == ord("\n")] == 1
+            ended = np.cumsum(~within)
+            continued.append(records + ended[within])  # the record that each continues
+            lines, records = lines + len(within), records + int(ended[-1] if len(ended) else 0)
+    records += last != b"\n"
+    inner = np.concatenate([*continued, np.zeros(0, np.int64)])
+    in_header = int(np.count_nonzero(inner < before))
+    return RowNumbers("line", before + in_header + 1, records - before, inner[in_header:] - before + 1)
+
+
+def of_svmlight(path: Path) -> RowNumbers:
+    """The lines of an svmlight file that hold more than blanks and a comment."""
+    skipped, rows = [], 0
+    with path.open("rb") as file:
+        for line in file:
+            if line.partition(b"#")[0].strip():
+                rows += 1
+            else:
+                skipped.append(rows)
+    return RowNumbers("line", 1, rows, np.array(skipped, np.int64))
