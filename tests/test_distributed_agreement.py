@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import itertools
 import os
 import subprocess
 import sys
@@ -37,7 +38,9 @@ def is_first() -> bool:
 
 
 def mine(x, axis=0):
-    """This rank's classes of ``x``."""
+    """This rank's classes of ``x``; all of what is none of K classes."""
+    if x.shape[axis] != K:
+        return x
     return x.narrow(axis, 0, 4) if is_first() else x.narrow(axis, 4, 3)
 
 
@@ -52,7 +55,10 @@ def ways():
 
     def linear(inputs, weight, bias):
         def loss(input, linear_weight, linear_bias, labels, **more):
-            operands = laid_out(input, inputs), laid_out(linear_weight, weight)
+            operands = (
+                input if inputs == "plain" else laid_out(input, inputs),
+                laid_out(linear_weight, weight),
+            )
             return xt.linear_cross_entropy(*operands, labels, linear_bias=laid_out(linear_bias, bias), **more)
 
         return loss
@@ -126,10 +132,11 @@ def other_values(name) -> None:
 
 @way
 def other_options(name) -> None:
-    """Options differ, or one rank's are wrong before its loss is under way."""
+    """Options differ, or one rank's are wrong."""
     loss, takes, _ = ways()[name]
     tensors = {n: x for n, x in case().items() if n in takes}
-    more = [("shift", 1), ("chunk_bytes", 400)] if "input" in takes else []
+    tensors["labels"] = torch.tensor([0, 6, 3, 1, 2])
+    more = [("shift", 1), ("chunk_bytes", 400)] if "input" in takes and "rows" not in name else []
     for option, value in (
         ("reduction", "sum"),
         ("denominator", "rows"),
@@ -221,7 +228,7 @@ def as_one_process(name) -> None:
 
 @way
 def rows_that_do_not_count(name) -> None:
-    """What a row holds that is ignored, of weight 0 or left out by a shift does not matter; on one rank neither."""
+    """What a row holds that is ignored, of weight 0 or left out by a shift does not matter, on any rank."""
     loss, takes, _ = ways()[name]
     tensors = {n: x for n, x in case().items() if n in takes}
     first = "input" if "input" in takes else "logits"
@@ -231,7 +238,7 @@ def rows_that_do_not_count(name) -> None:
         x = tensors[first].clone()
         expected = loss(**{**tensors, "sample_weight": omega}, **shift)
         if dist.get_rank() == 1:  # where the ranks share the rows, the other one has numbers there
-            out = (2, 0, 4) if shift else (0, 3)
+            out = (2, 4) if shift else (0, 3)
             for row in out:
                 x[row] = value
         if "rows" in name:
@@ -239,6 +246,11 @@ def rows_that_do_not_count(name) -> None:
         x.requires_grad_()
         found = loss(**{**tensors, first: x, "sample_weight": omega}, **shift)
         assert torch.equal(whole(found), whole(expected))
+        if "layer" in name and "rows" not in name:
+            whole(found).backward()
+            out = [2, 4] if shift else [0, 3]
+            assert not x.grad[out].any()
+            assert x.grad.isfinite().all()
     in_step()
 
 
@@ -247,9 +259,11 @@ del way
 
 @CHECKS
 def data_parallel_head() -> None:
-    """A head in shards of FSDP beside each rank's own rows is refused, and the error says how to go on."""
-    from torch.distributed.fsdp import fully_shard
-    from torch.distributed.tensor import Partial, init_device_mesh
+    """A head in shards beside each rank's own rows is refused, and the error says how to go on.
+
+    `fully_shard` leaves such weights outside of a module's forward; to import it takes seconds.
+    """
+    from torch.distributed.tensor import Partial, Replicate, Shard, distribute_tensor, init_device_mesh
 
     x, w = (torch.tensor(a) for a in arrays((2, 6, 5), (K, 5)))
     y = torch.arange(12).reshape(2, 6) % K
@@ -257,38 +271,52 @@ def data_parallel_head() -> None:
     expected = w.clone().requires_grad_()
     xt.linear_cross_entropy(x.flatten(0, 1), expected, y.flatten()).backward()
     for head_mesh in (mesh(), init_device_mesh("cpu", (1, 2))):
-        head = torch.nn.Linear(5, K, bias=False, dtype=torch.float64)
-        head.weight.data.copy_(w)
-        fully_shard(head, mesh=head_mesh)
+        placements = [Replicate(), Shard(0)][-head_mesh.ndim :]
+        weight = distribute_tensor(w, head_mesh, placements).requires_grad_()
         words = "`linear_weight`", "full_tensor(grad_placements=", '[Partial("avg")])'
-        assert_refused(lambda head=head: xt.linear_cross_entropy(x[rank], head.weight, y[rank]), *words)
+        assert_refused(lambda weight=weight: xt.linear_cross_entropy(x[rank], weight, y[rank]), *words)
         ignored = torch.full((6,), -100)
         if head_mesh.ndim == 1:  # nothing counts
-            assert xt.linear_cross_entropy(x[rank], head.weight, ignored).full_tensor() == 0
-        for rows in (x[rank], x[0]):  # the same labels
-            call = lambda rows=rows, head=head: xt.linear_cross_entropy(  # noqa: E731
-                rows, head.weight, y[0] if rows is not x[0] else y[rank]
-            )
+            assert xt.linear_cross_entropy(x[rank], weight, ignored).full_tensor() == 0
+        for rows, labels in ((x[rank], y[0]), (x[0], y[rank])):  # one of them is the same
+            call = functools.partial(xt.linear_cross_entropy, rows, weight, labels)
             assert_refused(call, *words)
-        whole_weight = head.weight.full_tensor(grad_placements=head_mesh.ndim * [Partial("avg")])
+        whole_weight = weight.full_tensor(grad_placements=head_mesh.ndim * [Partial("avg")])
         xt.linear_cross_entropy(x[rank], whole_weight, y[rank]).backward()
-        torch.testing.assert_close(head.weight.grad.full_tensor(), expected.grad)
+        torch.testing.assert_close(weight.grad.full_tensor(), expected.grad)
         assert_refused(
-            lambda head=head: vocab_parallel_linear_cross_entropy(x[0], head.weight, y[0], group=None),
+            lambda weight=weight: vocab_parallel_linear_cross_entropy(x[0], weight, y[0], group=None),
             "`weight_shard` must be a tensor of this rank; got a DTensor",
         )
 
 
 @CHECKS
+def logits_that_do_not_count() -> None:
+    tensors = case()
+    for layout, value in itertools.product(("first axis", "last axis"), (float("nan"), float("inf"))):
+        found = []
+        for filling in (value, 0.0):
+            z = tensors["logits"].clone()
+            z[3] = filling
+            z = laid_out(z, layout).requires_grad_()
+            loss = xt.cross_entropy(z, tensors["labels"], z_loss=0.1)
+            loss.backward()
+            found.append((whole(loss), whole(z.grad)))
+        assert torch.equal(found[0][0], found[1][0])
+        assert torch.equal(found[0][1], found[1][1])
+        assert not found[0][1][3].any()
+
+
+@CHECKS
 def meshes() -> None:
     """Of two dimensions, or two of them: an error that names the tensor."""
-    from torch.distributed.tensor import DTensor, Replicate, Shard, init_device_mesh
+    from torch.distributed.tensor import DTensor, Replicate, Shard, distribute_tensor, init_device_mesh
 
     x, w, z = (torch.tensor(a) for a in arrays((6, 5), (K, 5), (6, K)))
     y = torch.arange(6)
     two = init_device_mesh("cpu", (1, 2), mesh_dim_names=("data", "classes"))
     for placements in ([Replicate(), Shard(0)], [Replicate(), Replicate()], [Shard(0), Replicate()]):
-        lay = functools.partial(DTensor.from_local, device_mesh=two, placements=placements, run_check=False)
+        lay = functools.partial(distribute_tensor, device_mesh=two, placements=placements)
         for call, name in (
             (lambda lay=lay: xt.cross_entropy(lay(z), lay(y)), "input"),
             (lambda lay=lay: xt.cross_entropy(laid_out(z, "whole"), lay(y)), "target"),

@@ -74,7 +74,7 @@ def linear(tensors, **options):
 
 
 def compare(function, layouts, derived, **options):
-    """The loss of tensors in ``layouts`` (name → layout) and its gradients in ``derived`` are of one process."""
+    """Tensors in ``layouts`` (name → layout) give one process's loss and its gradients in ``derived``."""
     found = []
     for lay in (laid_out, lambda x, layout: x.detach().clone()):
         tensors = {name: lay(case()[name], layout) for name, layout in layouts.items()}

@@ -188,7 +188,7 @@ def vocab_parallel_linear_cross_entropy(
         call.require_values()
         of_operands = zip(("hidden", "weight_shard", "bias"), map(kind_of, operands), strict=True)
         facts = {**dict(of_operands), **call.facts(), "shift": shift, "chunk_bytes": chunk_bytes}
-        tensors = {"hidden": call.counted(hidden, shift), **call.same()} if sizes is None else {}
+        tensors = {**call.same(), "hidden": call.counted(hidden, shift)} if sizes is None else {}
         return Own((call, operands), math.prod(call.row_shape), facts, tensors)
 
     (call, operands), shard = agreed(check, group, sizes, *_size_and_device(weight_shard, 0), GROUP)
