@@ -174,6 +174,62 @@ def test_a_link_stays_and_what_it_leads_to_is_replaced(model, saved, tmp_path):
     assert len(list(tmp_path.iterdir())) == 4
 
 
+@pytest.mark.parametrize("mode", [0o600, 0o640, 0o644, 0o664, 0o666, 0o400])
+def test_a_file_that_is_replaced_keeps_its_permissions(mode, model, tmp_path):
+    path = tmp_path / "m"
+    path.write_bytes(b"old")
+    path.chmod(mode)
+    (tmp_path / "link").symlink_to("m")
+    for name in ("m", "link"):
+        model.save(tmp_path / name)
+        assert path.stat().st_mode & 0o777 == mode
+    assert sorted(each.name for each in tmp_path.iterdir()) == ["link", "m"]
+
+
+def test_a_private_file_is_never_open_to_others_on_the_way(tmp_path):
+    path = tmp_path / "m"
+    path.touch(0o600)
+    with storage.replacing(path) as beside:
+        assert beside.stat().st_mode & 0o077 == 0
+    with storage.replacing(tmp_path / "new") as beside:
+        beside.write_bytes(b"new")
+    assert (tmp_path / "new").read_bytes() == b"new"
+
+
+def test_another_hard_link_keeps_the_old_file(model, saved, tmp_path):
+    (tmp_path / "m").write_bytes(b"old")
+    os.link(tmp_path / "m", tmp_path / "other")
+    model.save(tmp_path / "m")
+    assert ((tmp_path / "m").read_bytes(), (tmp_path / "other").read_bytes()) == (saved, b"old")
+
+
+@pytest.mark.parametrize("umask", [0o000, 0o022, 0o077])
+def test_a_new_file_has_what_the_umask_leaves_and_nobody_else_sees_the_umask_change(umask, model, tmp_path):
+    code = (
+        "import os, sys; from xent import storage; os.umask(int(sys.argv[1]))\n"
+        "def refuse(mask): raise AssertionError('the umask is of the whole process')\n"
+        "os.umask = refuse; storage.write(sys.argv[2], b'new')"
+    )
+    subprocess.run([sys.executable, "-c", code, str(umask), str(tmp_path / "m")], check=True)
+    assert (tmp_path / "m").stat().st_mode & 0o777 == 0o666 & ~umask
+
+
+def test_a_file_is_on_the_disk_before_it_takes_the_place_of_another(tmp_path, monkeypatch):
+    done = []
+    plain = os.replace
+    monkeypatch.setattr(os, "fsync", lambda handle: done.append(os.path.realpath(f"/proc/self/fd/{handle}")))
+    monkeypatch.setattr(os, "replace", lambda *paths: (done.append("replaced"), plain(*paths)))
+    storage.write(tmp_path / "m", b"new")
+    assert done == [done[0], "replaced", str(tmp_path.resolve())]
+    assert done[0].startswith(str(tmp_path.resolve() / ".m."))
+
+
+def test_names_may_be_as_long_as_the_system_allows(tmp_path):
+    for name in ("n" * 255, "ü" * 127):
+        storage.write(tmp_path / name, b"new")
+        assert (tmp_path / name).read_bytes() == b"new"
+
+
 # Files as an enemy writes them: safetensors in order, with a checksum that fits.
 
 
