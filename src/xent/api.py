@@ -297,7 +297,12 @@ def row_statistics(
         from xent.torch import functional
 
         return functional.row_statistics(
-            logits, labels, ignore_index=ignore_index, softcap=softcap, temperature=temperature
+            logits,
+            labels,
+            ignore_index=ignore_index,
+            softcap=softcap,
+            temperature=temperature,
+            validate=None if validate else False,
         )
     options = Options(ignore_index=ignore_index, softcap=softcap, temperature=temperature)
     spec, _, _ = LossSpec.from_options(options)

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from xent import _native, target
-from xent.spec import LossSpec, as_float, require_no_gradient
+from xent.spec import LossSpec, as_float
 from xent.target import Target
 
 Array = np.ndarray[Any, Any]
@@ -116,12 +116,12 @@ def is_labels(targets: Array, shape: tuple[int, ...], name: str = "targets") -> 
         return True
     if not is_floating(targets.dtype):
         raise TypeError(
-            "`targets` must have an integer dtype (labels) or a floating dtype (probabilities); "
+            f"`{name}` must have an integer dtype (labels) or a floating dtype (probabilities); "
             f"got {targets.dtype}"
         )
     if targets.shape != shape:
         raise ValueError(
-            "`targets` of a floating dtype are probabilities and must have the shape of the "
+            f"`{name}` of a floating dtype are probabilities and must have the shape of the "
             f"logits, {shape}; got {targets.shape} (labels must have an integer dtype)"
         )
     return False
@@ -134,14 +134,12 @@ def as_probabilities(q: Array, dtype: np.dtype[Any]) -> Array:
 
 def as_class_weight(weights: Any, num_classes: int, validate: bool) -> Array:
     """Finite weights (K,), none negative, as float64."""
-    array = as_weights(weights, "class_weight", (num_classes,), validate)
-    if validate and array.size and array.min() < 0:
-        k = int(array.argmin())
-        raise ValueError(f"`class_weight` must be >= 0; got {array[k]} at class {k}")
-    return array
+    return as_weights(weights, "class_weight", (num_classes,), validate, is_signed=False)
 
 
-def as_weights(weights: Any, name: str, shape: tuple[int, ...], validate: bool) -> Array:
+def as_weights(
+    weights: Any, name: str, shape: tuple[int, ...], validate: bool, is_signed: bool = True
+) -> Array:
     """Finite weights of ``shape`` as float64."""
     array = as_array(weights, name)
     if array.dtype.kind not in "biuf":
@@ -149,11 +147,21 @@ def as_weights(weights: Any, name: str, shape: tuple[int, ...], validate: bool) 
     if array.shape != shape:
         raise ValueError(f"`{name}` must have shape {shape}; got {array.shape}")
     array = array.astype(np.float64)
-    if validate and not np.isfinite(array).all():
-        where = np.unravel_index(int((~np.isfinite(array)).argmax()), array.shape)
-        at = f"class {where[0]}" if name == "class_weight" else place(where)
-        raise ValueError(f"`{name}` must be finite; got {array[where]} at {at}")
+    if validate:
+        check_weights(array, name, is_signed, "class" if name == "class_weight" else "row")
     return array
+
+
+def check_weights(weights: Array, name: str, is_signed: bool, axis: str = "row") -> None:
+    """Raise ValueError at the first of float64 ``weights`` that is not finite, or negative unless signed."""
+    bad = ~np.isfinite(weights)
+    expected = "finite"
+    if not bad.any() and not is_signed:
+        bad, expected = weights < 0, ">= 0"
+    if bad.any():
+        where = np.unravel_index(int(bad.argmax()), bad.shape)
+        at = f"class {where[0]}" if axis == "class" else place(where)
+        raise ValueError(f"`{name}` must be {expected}; got {weights[where]} at {at}")
 
 
 def as_labels(
@@ -243,13 +251,11 @@ def as_denominator(value: Any) -> Any:
         if value not in (None, "rows"):
             raise ValueError(f"{expected}; got {value!r}")
         return value
-    try:
-        number = float(value)
-    except OverflowError:  # of an integer
-        number = math.inf
-    except (TypeError, ValueError):
-        raise TypeError(f"{expected}; got {value!r}") from None
-    if not (math.isfinite(number) and number >= 0):
+    is_bool = isinstance(value, bool) or getattr(value, "dtype", None) == np.bool_
+    number = None if is_bool or is_tensor(value) else as_float(value)
+    if number is None:
+        raise TypeError(f"{expected}; got {value!r}")
+    if not 0 <= number < math.inf:
         raise ValueError(f"{expected}; got {reprlib.repr(value)}")
     return number
 
@@ -258,8 +264,7 @@ def as_pos_weight(pos_weight: Any) -> float:
     """A number, finite and not negative; 1 for None."""
     if pos_weight is None:
         return 1.0
-    require_no_gradient("pos_weight", pos_weight)
-    weight = as_float(pos_weight)
+    weight = None if is_tensor(pos_weight) else as_float(pos_weight)
     if weight is None:
         raise TypeError(f"`pos_weight` must be a number, finite and >= 0; got {pos_weight!r}")
     if not 0 <= weight < float("inf"):

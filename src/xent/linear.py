@@ -197,6 +197,7 @@ def linear_row_statistics(
             ignore_index=ignore_index,
             softcap=softcap,
             temperature=temperature,
+            validate=None if validate else False,
             shift=shift,
             chunk_bytes=chunk_bytes,
         )
@@ -209,7 +210,7 @@ def linear_row_statistics(
         array = checks.as_array(labels, "labels")
         if array.dtype.kind not in "iu":
             raise TypeError(f"`labels` must have an integer dtype; got {array.dtype}")
-        checks.is_labels(array, (*x.shape[:-1], w.shape[0]))
+        checks.is_labels(array, (*x.shape[:-1], w.shape[0]), "labels")
         y, ignored = checks.as_labels(array, w.shape[0], ignore_index, validate, "labels")
         index, (y,) = rows.counted(rows.flat(ignored, shift), None, index, (rows.flat(y, shift),), np)
     link = Link(spec.temperature, spec.softcap)

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 from xent import head
 from xent import target as targeting
 from xent.problem import Problem
-from xent.spec import LossSpec
+from xent.spec import LossSpec, as_index
 from xent.target import Target
 
 Array = Any
@@ -38,10 +38,11 @@ class Rows(NamedTuple):
 
 def shifted(shape: tuple[int, ...], shift: int, xp: Any, device: Any) -> tuple[tuple[int, ...], Array]:
     """(the shape of the rows that have a target ``shift`` further on, their places; None for all)."""
+    shift = as_index("shift", shift)
     if not shift:
         return shape, None
-    if not isinstance(shift, int) or shift < 0 or not shape:
-        raise ValueError(f"`shift` must be an integer >= 0, and 0 for a single row; got {shift!r}")
+    if shift < 0 or not shape:
+        raise ValueError(f"`shift` must be >= 0, and 0 for a single row; got {shift!r}")
     length = max(0, shape[-1] - shift)
     places = xp.arange(math.prod(shape), device=device).reshape(shape)[..., :length]
     return (*shape[:-1], length), places.reshape(-1)

@@ -19,6 +19,7 @@ Denominator = Literal["rows"] | float | None
 
 REDUCTIONS = ("mean", "sum", "none")
 SMOOTHING_OVER = ("all", "others")
+NUMPY = (np.ndarray, np.generic)  # a union of types is none to PyTorch's compiler
 
 
 class Further(TypedDict, total=False):
@@ -169,8 +170,10 @@ def with_options(omit: tuple[str, ...] = ()) -> Callable[[F], F]:
 
 
 def as_float(value: Any) -> float | None:
-    """None for what is no number; `float` itself reads text, also an array's."""
-    if isinstance(value, str | bytes) or (isinstance(value, np.ndarray) and value.dtype.kind in "SU"):
+    """None for what is no real scalar; `float` itself reads text, and the real part of NumPy's complex."""
+    if isinstance(value, str | bytes):
+        return None
+    if isinstance(value, NUMPY) and (value.ndim or value.dtype.kind not in "biufO"):
         return None
     try:
         return float(value)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import sys
-from typing import Any, NoReturn, cast
+from typing import Any, NamedTuple, NoReturn, cast
 
 import torch
 from torch.autograd import forward_ad
@@ -21,6 +21,18 @@ INTEGERS = (
 )
 PLAIN = (Tensor, torch.nn.Parameter)
 NO_OPTIONS = LossSpec()
+
+
+class Names(NamedTuple):
+    """What the caller wrote, for errors."""
+
+    logits: str
+    targets: str
+    weight: str
+
+
+TORCH = Names("input", "target", "weight")
+OURS = Names("logits", "targets", "class_weight")
 
 
 class ArgumentError(ValueError, RuntimeError):
@@ -69,6 +81,22 @@ def is_readable(x: Tensor) -> bool:
         and x.layout == torch.strided
         and type(x) in PLAIN
         and not torch._C._are_functorch_transforms_active()
+        and torch._C._len_torch_dispatch_stack() == 0
+    )
+
+
+def looks_at(x: Tensor, validate: bool | None) -> bool:
+    """Whether the values of ``x`` are checked: where no device is waited for, or where it is asked for."""
+    if validate is False:
+        return False
+    if is_readable(x):
+        return True
+    return (
+        validate is True
+        and not torch.compiler.is_compiling()
+        and not is_transformed()
+        and type(x) in PLAIN
+        and not x.is_meta
         and torch._C._len_torch_dispatch_stack() == 0
     )
 
@@ -174,44 +202,103 @@ def classes_last(input: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
     return (input.movedim(1, -1) if input.ndim > 2 else input), target
 
 
-def require_no_labels(spec: LossSpec) -> None:
+def require_no_labels(spec: LossSpec, name: str = "target") -> None:
     """Raise if ``spec`` says something of labels, for targets that are probabilities."""
     if spec.focal_gamma:
         raise ArgumentError(
-            "`focal_gamma` and probability `target` cannot be combined: the focal loss is defined for "
+            f"`focal_gamma` and probability `{name}` cannot be combined: the focal loss is defined for "
             f"labels; got focal_gamma={spec.focal_gamma}"
         )
     if spec.ignore_index >= 0:
         raise ArgumentError(
-            "ignore_index is not supported for floating point target: `target` are probabilities; "
+            f"ignore_index is not supported for floating point target: `{name}` are probabilities; "
             "mark rows to leave out by `sample_weight`"
         )
 
 
-def require_weight(weight: Tensor | None, num_classes: int) -> None:
-    """Raise unless ``weight`` is None or one factor a class."""
+def require_weight(
+    weight: Tensor | None, num_classes: int, name: str = "weight", validate: bool | None = False
+) -> None:
+    """Raise unless ``weight`` is None or one factor a class. PyTorch's ``weight`` may be negative."""
     if weight is None:
         return
-    require_tensor(weight, "weight")
+    _require_real(weight, name)
     if weight.shape != (num_classes,):
         raise ArgumentError(
-            f"weight tensor should be defined either for all {num_classes} classes or no classes but got "
-            f"weight tensor of shape: {list(weight.shape)}"
+            f"`{name}`: weight tensor should be defined either for all {num_classes} classes or no classes "
+            f"but got weight tensor of shape: {list(weight.shape)}"
         )
+    if looks_at(weight, validate):
+        require_finite(weight, name, is_signed=name == TORCH.weight, axis="class")
 
 
-def require_rows(sample_weight: Tensor | None, rows: tuple[int, ...]) -> None:
+def require_rows(sample_weight: Tensor | None, rows: tuple[int, ...], validate: bool | None = False) -> None:
     """Raise unless ``sample_weight`` is None or one factor a row."""
     if sample_weight is None:
         return
-    require_tensor(sample_weight, "sample_weight")
-    if sample_weight.is_complex():
-        raise ArgumentError(f"`sample_weight` must be real numbers; got {sample_weight.dtype}")
+    _require_real(sample_weight, "sample_weight")
     if sample_weight.shape != rows:
         raise ArgumentError(
             "`sample_weight` must have the shape of the rows, "
             f"{tuple(rows)}; got {tuple(sample_weight.shape)}"
         )
+    if looks_at(sample_weight, validate):
+        require_finite(sample_weight, "sample_weight")
+
+
+def require_factor(
+    x: Tensor | None,
+    name: str,
+    shape: tuple[int, ...],
+    like: str,
+    validate: bool | None,
+    is_signed: bool = True,
+) -> None:
+    """Raise unless ``x`` is None or a tensor that is stretched to ``shape``, that of ``like``, not beyond."""
+    if x is None:
+        return
+    _require_real(x, name)
+    front = len(shape) - x.ndim
+    if front < 0 or any(n not in (1, whole) for n, whole in zip(x.shape, shape[front:], strict=True)):
+        raise ArgumentError(
+            f"`{name}` must broadcast to the shape of `{like}`, {tuple(shape)}; got {tuple(x.shape)}"
+        )
+    if looks_at(x, validate):
+        require_finite(x, name, is_signed)
+
+
+def _require_real(x: Any, name: str) -> None:
+    require_tensor(x, name)
+    if x.is_complex():
+        raise ArgumentError(f"`{name}` must be real numbers; got {x.dtype}")
+
+
+def require_finite(weight: Tensor, name: str, is_signed: bool = True, axis: str = "row") -> None:
+    """Raise for a weight that is not finite, or negative unless ``is_signed``; waits for its device."""
+    host = weight.detach().cpu()
+    host = host if host.dtype in bridge.FLOATING else host.double()
+    if not checks.all_within(bridge.view(host), torch.finfo(host.dtype).max):
+        try:
+            checks.check_weights(bridge.view(host.double()), name, is_signed, axis)
+        except ValueError as error:
+            raise ArgumentError(str(error)) from None
+
+
+def as_denominator(value: Any) -> Any:
+    """As `checks.as_denominator`; a tensor that must stay one for its derivatives or its device stays one."""
+    if not isinstance(value, Tensor):
+        return checks.as_denominator(value)
+    if value.is_complex() or value.dtype == torch.bool or value.layout != torch.strided:
+        raise ArgumentError(f"`denominator` must be a real number; got {value.dtype}, {value.layout}")
+    if value.ndim:
+        raise ArgumentError(f"`denominator` must be a number, of shape (); got {tuple(value.shape)}")
+    if value.is_meta or not is_readable(value):
+        return value
+    try:
+        number = checks.as_denominator(value.item())
+    except ValueError as error:
+        raise ArgumentError(str(error)) from None
+    return value if value.requires_grad or forward_ad._current_level >= 0 else number
 
 
 def require_labels(labels: Tensor, rows: tuple[int, ...], name: str = "labels") -> None:

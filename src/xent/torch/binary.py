@@ -76,15 +76,11 @@ def binary_cross_entropy_with_logits(
     if "temperature" in options:
         options["temperature"], input = divided(options["temperature"], input)
     spec = arguments.spec_of(label_smoothing=label_smoothing, **options)
-    return of_elements(input, target, weight, pos_weight, spec, reduction, denominator, validate)
-
-
-class Names(NamedTuple):
-    """What the caller wrote, for errors."""
-
-    logits: str = "input"
-    targets: str = "target"
-    weight: str = "weight"
+    arguments.require_tensor(input, "input")
+    require_reduction(reduction)
+    counts = Target(None, 0.0, None, 0.0, None, total=input.numel(), rows=input.numel())
+    divisor = targeting.denominator(counts, reduction, arguments.as_denominator(denominator))
+    return of_elements(input, target, weight, pos_weight, spec, reduction, divisor, validate)
 
 
 def of_elements(
@@ -94,20 +90,18 @@ def of_elements(
     pos_weight: Tensor | None,
     spec: LossSpec,
     reduction: str,
-    denominator: Any,
+    divisor: Any,
     validate: bool | None,
-    names: Names = Names(),  # noqa: B008 (immutable)
+    names: arguments.Names = arguments.TORCH,
 ) -> Tensor:
-    """The loss of checked options; see `binary_cross_entropy_with_logits`."""
+    """The loss of checked options, by D of (4); see `binary_cross_entropy_with_logits`."""
     require_reduction(reduction)
     _require(input, target, spec, validate, names)
-    _require_factors(input, names, {names.weight: weight, "pos_weight": pos_weight})
-    if denominator is not None and not isinstance(denominator, Tensor):
-        denominator = checks.as_denominator(denominator)
-    counts = Target(None, 0.0, None, 0.0, None, total=input.numel(), rows=input.numel())
-    loss = BinaryCrossEntropy(spec, reduction, targeting.denominator(counts, reduction, denominator))
+    arguments.require_factor(weight, names.weight, input.shape, names.logits, validate)
+    arguments.require_factor(pos_weight, "pos_weight", input.shape, names.logits, validate)
+    loss = BinaryCrossEntropy(spec, reduction, divisor)
     tensors = (input, target, weight, pos_weight)
-    if isinstance(denominator, Tensor) or not eager.is_plain(*tensors):
+    if isinstance(divisor, Tensor) or not eager.is_plain(*tensors):
         arguments.require_together(**dict(zip((*names, "pos_weight"), tensors, strict=True)))
         return loss.differentiable(*tensors)
     return eager.loss(loss, *tensors)
@@ -160,7 +154,7 @@ def _stats(z: Tensor, labels: Tensor | None, dense: Any, spec: LossSpec) -> RowS
     return RowStats(lse=-log_p[0], log_prob=torch.where(labels == 1, log_p[1], log_p[0]))
 
 
-def _require(input: Tensor, q: Tensor, spec: LossSpec, validate: bool | None, names: Names) -> None:
+def _require(input: Tensor, q: Tensor, spec: LossSpec, validate: bool | None, names: arguments.Names) -> None:
     arguments.require_tensor(input, names.logits)
     arguments.require_tensor(q, names.targets)
     if input.dtype not in bridge.FLOATING:
@@ -174,33 +168,17 @@ def _require(input: Tensor, q: Tensor, spec: LossSpec, validate: bool | None, na
         )
     if q.shape != input.shape:
         raise arguments.ArgumentError(
-            f"Target size ({q.shape}) must be the same as input size ({input.shape})"
+            f"Target size ({q.shape}) must be the same as input size ({input.shape}): "
+            f"`{names.targets}` and `{names.logits}` must have the same shape"
         )
     if spec.focal_gamma and q.is_floating_point():
         raise arguments.ArgumentError(
             f"`focal_gamma` and probability `{names.targets}` cannot be combined: the focal loss is defined "
             f"for labels, integers or booleans; got focal_gamma={spec.focal_gamma}"
         )
-    if validate is False or not arguments.is_readable(q) or q.dtype == torch.bool:
+    if q.dtype == torch.bool or not arguments.looks_at(q, validate):
         return
+    q = q if q.is_cpu else q.detach().cpu()
     if q.is_floating_point() and checks.all_within(bridge.view(q), 1.0):
         return
     checks.check_probabilities(bridge.view(q.to(bridge.loss_dtype(input))), names.targets, upper=1.0)
-
-
-def _require_factors(input: Tensor, names: Names, factors: dict[str, Any]) -> None:
-    """Raise unless each is None or a tensor that is stretched to the shape of ``input``, not beyond."""
-    for name, x in factors.items():
-        if x is None:
-            continue
-        arguments.require_tensor(x, name)
-        if x.is_complex():
-            raise arguments.ArgumentError(f"`{name}` must be real numbers; got {x.dtype}")
-        front = input.ndim - x.ndim
-        if front < 0 or any(
-            n not in (1, whole) for n, whole in zip(x.shape, input.shape[front:], strict=True)
-        ):
-            raise arguments.ArgumentError(
-                f"`{name}` must broadcast to the shape of `{names.logits}`, {tuple(input.shape)}; "
-                f"got {tuple(x.shape)}"
-            )

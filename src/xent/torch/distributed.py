@@ -9,7 +9,7 @@ from typing import Any, NamedTuple, Unpack
 
 import torch
 
-from xent import checks, rows
+from xent import rows
 from xent import target as targeting
 from xent.projection import require_chunk_bytes
 from xent.spec import Further, LossSpec, require_reduction, with_options
@@ -220,11 +220,15 @@ class Call(NamedTuple):
         return tuple(self.targets.shape[:-1] if self.is_soft else self.targets.shape)
 
     @property
+    def weight_name(self) -> str:
+        return "class_weight" if self.name == "targets" else "weight"
+
+    @property
     def tensors(self) -> dict[str, Any]:
         """By the names of the arguments; None, or no tensor, for some."""
         return {
             self.name: self.targets,
-            "class_weight" if self.name == "targets" else "weight": self.class_weight,
+            self.weight_name: self.class_weight,
             "sample_weight": self.sample_weight,
             "denominator": self.denominator,
         }
@@ -234,7 +238,7 @@ class Call(NamedTuple):
         require_reduction(self.reduction)
         arguments.require_tensor(self.targets, self.name)
         if self.is_soft:
-            arguments.require_no_labels(self.spec)
+            arguments.require_no_labels(self.spec, self.name)
             if self.targets.shape != shape:
                 raise arguments.ArgumentError(
                     f"`{self.name}` of a floating dtype are probabilities, of shape {tuple(shape)} here; got "
@@ -242,11 +246,9 @@ class Call(NamedTuple):
                 )
         else:
             arguments.require_labels(self.targets, shape[:-1], self.name)
-        arguments.require_weight(self.class_weight, shape[-1])
-        arguments.require_rows(self.sample_weight, shape[:-1])
-        call = self
-        if not isinstance(self.denominator, Tensor):
-            call = self._replace(denominator=checks.as_denominator(self.denominator))
+        arguments.require_weight(self.class_weight, shape[-1], self.weight_name, self.validate)
+        arguments.require_rows(self.sample_weight, shape[:-1], self.validate)
+        call = self._replace(denominator=arguments.as_denominator(self.denominator))
         call.divisor(1, 1)
         arguments.require_together(**first, **self.tensors)
         return call

@@ -48,13 +48,13 @@ def cross_entropy(
     reduction: str,
     denominator: Any,
     validate: bool | None,
-    name: str,
+    names: arguments.Names,
 ) -> Tensor:
     """`functional.of_rows` of a DTensor ``logits (..., K)``: whole, or with its rows or classes in shards.
 
     Targets and factors are DTensors, or whole and the same on every rank.
     """
-    of_logits = "input" if name == "target" else "logits"
+    of_logits, name, _ = names
     if logits.device_mesh.ndim != 1:
         raise _layout(of_logits, "Replicate(), or Shard of its rows or classes", logits)
     call = Call(targets, weight, sample_weight, spec, reduction, denominator, validate, name)
@@ -79,7 +79,7 @@ def cross_entropy(
     rows, local = DealtRows(logits), logits.to_local()
     y, omega, factors = rows.mine(call.targets), rows.mine(call.sample_weight), rows.shared(call.class_weight)
     return rows.reduced(
-        lambda r, d: functional.of_rows(local, y, factors, omega, spec, r, d, validate, name),
+        lambda r, d: functional.of_rows(local, y, factors, omega, spec, r, d, validate, names),
         lambda: composite.counts(y, logits.shape[-1], factors, omega, spec),
         reduction,
         _whole(call.denominator),
@@ -97,17 +97,18 @@ def linear_cross_entropy(
     validate: bool | None,
     shift: int,
     chunk_bytes: int | None,
-    name: str,
+    names: arguments.Names,
 ) -> Tensor:
     """`linear.of_rows` with a DTensor for a weight (K, D): one of ``Shard(0)``, or a replicated one.
 
     With a weight of ``Shard(0)`` inputs of any placement are gathered, and a bias is sharded as the weight
     is. With a replicated weight the rows stay where they are.
     """
-    names = ("input", "linear_weight", "linear_bias") if name == "target" else ("inputs", "weight", "bias")
+    name = names.targets
+    of_operands = linear.OPERANDS if names == arguments.TORCH else ("inputs", "weight", "bias")
     inputs, linear_weight, bias = cast(Any, operands)
-    of_inputs, of_weight, of_bias = names
-    for of_operand, x in zip(names, operands, strict=True):
+    of_inputs, of_weight, of_bias = of_operands
+    for of_operand, x in zip(of_operands, operands, strict=True):
         if is_sharded(x) and cast(Any, x).device_mesh.ndim != 1:
             raise _layout(of_operand, "Replicate(), or Shard(0)", x)
     first = linear_weight if is_sharded(linear_weight) else inputs
@@ -118,8 +119,8 @@ def linear_cross_entropy(
         require_chunk_bytes(chunk_bytes)
         shifted(inputs.shape[:-1], shift, torch, inputs.device)
         checked = call.checked((*inputs.shape[:-1], linear_weight.shape[0]), **{of_inputs: inputs})
-        _require_dealt(first.device_mesh, **dict(zip(names, operands, strict=True)), **checked.tensors)
-        facts = {n: kind_of(x) for n, x in zip(names, operands, strict=True)}
+        _require_dealt(first.device_mesh, **dict(zip(of_operands, operands, strict=True)), **checked.tensors)
+        facts = {n: kind_of(x) for n, x in zip(of_operands, operands, strict=True)}
         facts |= {"shift": shift, "chunk_bytes": chunk_bytes, **checked.facts()}
         tensors = plain(**checked.tensors, **{of_bias: bias})
         if not by_rows:
@@ -159,7 +160,9 @@ def linear_cross_entropy(
     later = y[..., shift:, :] if call.is_soft else y[..., shift:]
     late = omega if omega is None else omega[..., shift:]
     return rows.reduced(
-        lambda r, d: linear.of_rows(whole, y, factors, omega, spec, r, d, validate, shift, chunk_bytes, name),
+        lambda r, d: linear.of_rows(
+            whole, y, factors, omega, spec, r, d, validate, shift, chunk_bytes, names
+        ),
         lambda: composite.counts(later, linear_weight.shape[0], factors, late, spec),
         reduction,
         _whole(call.denominator),

@@ -7,7 +7,6 @@ from typing import Any, Unpack
 
 import torch
 
-from xent import checks
 from xent.link import Link
 from xent.protocol import RowStatistics
 from xent.spec import Further, LossSpec, require_reduction, with_options
@@ -52,7 +51,8 @@ def cross_entropy(
     denominator
         As for `xent.cross_entropy`.
     validate : bool, default None
-        Check the range of labels and the sign of probabilities. None: on the CPU, outside of transforms.
+        Check the range of labels, the sign of probabilities, and that weights are finite. None: on the CPU,
+        outside of transforms.
 
     OPTIONS
 
@@ -97,6 +97,7 @@ def row_statistics(
     ignore_index: int = -100,
     softcap: float | None = None,
     temperature: float = 1.0,
+    validate: bool | None = None,
 ) -> RowStatistics:
     """Log-sum-exp, label log-probability, entropy and argmax of each row: `xent.row_statistics`, derivable.
 
@@ -106,6 +107,8 @@ def row_statistics(
         Classes on the last axis.
     labels : (...) tensor of integers, default None
         Without them ``log_prob`` is None. Rows whose label is ``ignore_index`` are 0 throughout.
+    validate : bool, default None
+        As for `cross_entropy`. Without it a label that is no class gives NaN.
 
     Returns
     -------
@@ -128,7 +131,7 @@ def row_statistics(
     arguments.require_together(logits=logits, labels=labels)
     if labels is not None:
         arguments.require_labels(labels, logits.shape[:-1])
-        if eager.is_plain(logits, labels):
+        if arguments.looks_at(labels, validate):
             arguments.require_targets(labels, logits.shape[-1], spec.ignore_index, "labels")
         labels = composite.readable(labels, logits.shape[-1], spec.ignore_index)
     stats = statistics.row_stats(logits, labels, None, Link(spec.temperature, spec.softcap), all=True)
@@ -150,7 +153,7 @@ def of_rows(
     reduction: str,
     denominator: Any,
     validate: bool | None,
-    name: str = "target",
+    names: arguments.Names = arguments.TORCH,
 ) -> Tensor:
     """The loss of ``logits (..., K)``, by one node where nothing but reverse mode asks for more."""
     if type(logits) not in arguments.PLAIN and "torch.distributed.tensor" in sys.modules:
@@ -158,29 +161,29 @@ def of_rows(
 
         if dtensors.is_sharded(logits):
             return dtensors.cross_entropy(
-                logits, targets, weight, sample_weight, spec, reduction, denominator, validate, name
+                logits, targets, weight, sample_weight, spec, reduction, denominator, validate, names
             )
     require_reduction(reduction)
     if targets.is_floating_point():
-        arguments.require_no_labels(spec)
+        arguments.require_no_labels(spec, names.targets)
     if weight is not None:
-        arguments.require_weight(weight, logits.shape[-1])
+        arguments.require_weight(weight, logits.shape[-1], names.weight, validate)
     if sample_weight is not None:
-        arguments.require_rows(sample_weight, logits.shape[:-1])
-    if denominator is not None and not isinstance(denominator, Tensor):
-        denominator = checks.as_denominator(denominator)
+        arguments.require_rows(sample_weight, logits.shape[:-1], validate)
+    if denominator is not None:
+        denominator = arguments.as_denominator(denominator)
     if spec is arguments.NO_OPTIONS and reduction == "mean" and denominator is None and validate is not False:
-        loss = eager.MEAN[name]
+        loss = eager.MEAN[names.targets]
     else:
-        loss = eager.CrossEntropy(spec, reduction, denominator, validate is not False, name)
+        loss = eager.CrossEntropy(spec, reduction, denominator, validate is not False, names.targets)
     tensors = (logits, targets, weight, sample_weight)
     if not isinstance(denominator, Tensor) and eager.is_plain(*tensors):
         return eager.loss(loss, *tensors)
-    names = {"input" if name == "target" else "logits": logits, name: targets}
-    arguments.require_local(**names, weight=weight, sample_weight=sample_weight, denominator=denominator)
-    arguments.require_together(**names, weight=weight, sample_weight=sample_weight)
+    together = dict(zip(names, (logits, targets, weight), strict=True))
+    arguments.require_local(**together, sample_weight=sample_weight, denominator=denominator)
+    arguments.require_together(**together, sample_weight=sample_weight)
+    if arguments.looks_at(targets, validate):
+        arguments.require_targets(targets, logits.shape[-1], spec.ignore_index, names.targets)
     if on_device.is_plain(*tensors, denominator if isinstance(denominator, Tensor) else None):
-        if validate:
-            arguments.require_targets(targets, logits.shape[-1], spec.ignore_index, name)
         return on_device.loss(loss, *tensors)
     return loss.differentiable(*tensors)

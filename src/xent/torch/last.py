@@ -24,9 +24,9 @@ def cross_entropy(
         spec, class_weight, sample_weight, logits = _checked(logits, targets, options)
     except Exception as error:
         arguments.refuse_together(error, logits)
-    check = validate and logits.is_cpu  # where it costs no wait for the device
+    check, names = _where_free(validate), arguments.OURS
     return functional.of_rows(
-        logits, targets, class_weight, sample_weight, spec, reduction, denominator, check, "targets"
+        logits, targets, class_weight, sample_weight, spec, reduction, denominator, check, names
     )
 
 
@@ -76,21 +76,25 @@ def binary_cross_entropy(
         scalars["temperature"], logits = divided(scalars["temperature"], logits)
     if "class_weight" in scalars:
         raise TypeError("`class_weight` has no place in a binary loss; use `pos_weight`")
-    weight, ignore_index = scalars.pop("sample_weight", None), scalars.pop("ignore_index", -100)
+    weight = scalars.pop("sample_weight", None)
+    spec = arguments.spec_of(**scalars)
     if targets.shape != logits.shape:
         raise arguments.ArgumentError(
             f"`targets` must have the shape of the logits, {tuple(logits.shape)}; got {tuple(targets.shape)}"
         )
-    arguments.require_rows(weight, logits.shape)
-    if weight is not None and validate and arguments.is_readable(weight):
-        checks.as_weights(bridge.view(weight.double()), "sample_weight", tuple(logits.shape), True)
+    check = _where_free(validate)
+    arguments.require_together(logits=logits, targets=targets, sample_weight=weight, pos_weight=pos_weight)
+    arguments.require_rows(weight, logits.shape, check)
     if not targets.is_floating_point() and targets.dtype in (torch.bool, *arguments.INTEGERS):
-        ignored = arguments.as_int64(targets) == ignore_index
+        ignored = arguments.as_int64(targets) == spec.ignore_index
         if not arguments.is_readable(targets) or bool(ignored.any()):
             ones = torch.ones_like(logits, dtype=bridge.loss_dtype(logits)) if weight is None else weight
             weight, targets = torch.where(ignored, 0.0, ones), torch.where(ignored, 0, targets)
     if pos_weight is not None:
-        if not isinstance(pos_weight, Tensor):
+        if isinstance(pos_weight, Tensor):
+            like = logits.shape, "logits"
+            arguments.require_factor(pos_weight, "pos_weight", *like, check, is_signed=False)
+        else:
             pos_weight = checks.as_pos_weight(pos_weight)
         pos_weight = torch.as_tensor(pos_weight, dtype=torch.float64, device=logits.device)
     total: Any = logits.numel()
@@ -100,10 +104,14 @@ def binary_cross_entropy(
         if arguments.is_readable(weight) and not weight.requires_grad:
             total, rows = total.item(), rows.item()
     counts = Target(None, 0.0, None, 0.0, None, total=total, rows=rows)
-    divisor: Any = denominator_of(counts, reduction, checks.as_denominator(denominator))
-    spec, names = arguments.spec_of(**scalars), binary.Names("logits", "targets", "sample_weight")
-    divisor = divisor if reduction == "mean" else None
-    return binary.of_elements(logits, targets, weight, pos_weight, spec, reduction, divisor, validate, names)
+    divisor = denominator_of(counts, reduction, arguments.as_denominator(denominator))
+    names = arguments.OURS._replace(weight="sample_weight")
+    return binary.of_elements(logits, targets, weight, pos_weight, spec, reduction, divisor, check, names)
+
+
+def _where_free(validate: bool) -> bool | None:
+    """``validate`` of `xent`, where True is the default: no device is waited for."""
+    return None if validate else False
 
 
 def linear_cross_entropy(
@@ -133,8 +141,8 @@ def linear_cross_entropy(
         spec,
         reduction,
         denominator,
-        validate,
+        _where_free(validate),
         shift,
         chunk_bytes,
-        "targets",
+        arguments.OURS._replace(logits="inputs"),
     )

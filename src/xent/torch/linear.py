@@ -8,10 +8,10 @@ from typing import Any, Unpack
 
 import torch
 
-from xent import checks, rows
+from xent import rows
 from xent import target as targeting
 from xent.projection import require_chunk_bytes
-from xent.spec import Further, LossSpec, require_reduction, with_options
+from xent.spec import Further, LossSpec, as_index, require_reduction, with_options
 from xent.torch import arguments, bridge, composite, linear_ops, projected
 from xent.torch.functional import cross_entropy
 from xent.torch.measured import Measured
@@ -19,6 +19,8 @@ from xent.torch.projected import Operands
 from xent.torch.temperature import divided
 
 Tensor = torch.Tensor
+
+OPERANDS = ("input", "linear_weight", "linear_bias")
 
 
 @with_options(omit=("class_weight", "sample_weight", "ignore_index", "label_smoothing"))
@@ -100,7 +102,7 @@ def linear_cross_entropy(
         arguments.require_tensor(linear_weight, "linear_weight")
         operands = None
         if linear_weight.ndim <= 2:
-            operands = checked(input, linear_weight, linear_bias, ("input", "linear_weight", "linear_bias"))
+            operands = checked(input, linear_weight, linear_bias, OPERANDS)
     except Exception as error:
         arguments.refuse_together(error, input, linear_weight)
     if operands is None:  # every position has a projection of its own
@@ -109,9 +111,9 @@ def linear_cross_entropy(
                 "`shift` must be 0 and `chunk_bytes` None for a `linear_weight` of more than two axes, whose "
                 f"logits are held whole; got shift={shift!r} and chunk_bytes={chunk_bytes!r}"
             )
-        bias = None if linear_bias is None else linear_bias.flatten()
-        logits = torch.nn.functional.linear(input, linear_weight.flatten(0, -2), bias)
-        logits = logits.unflatten(-1, linear_weight.shape[:-1])
+        x, w, b = checked(input, linear_weight, linear_bias, OPERANDS, is_stack=True)
+        logits = torch.nn.functional.linear(x, w.flatten(0, -2), None if b is None else b.flatten())
+        logits = logits.unflatten(-1, w.shape[:-1])
         return cross_entropy(
             logits,
             target,
@@ -127,8 +129,17 @@ def linear_cross_entropy(
     )
 
 
-def checked(input: Tensor, weight: Tensor, bias: Tensor | None, names: tuple[str, str, str]) -> Operands:
-    """Operands whose shapes and dtypes go together, as autocast would have them."""
+def checked(
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    names: tuple[str, str, str],
+    is_stack: bool = False,
+) -> Operands:
+    """Operands whose shapes and dtypes go together, as autocast would have them.
+
+    The weight is (K, D), or a stack (K, d1, ..., D) of them.
+    """
     for name, x in zip(names, (input, weight, bias), strict=True):
         if x is not None:
             arguments.require_tensor(x, name)
@@ -142,19 +153,20 @@ def checked(input: Tensor, weight: Tensor, bias: Tensor | None, names: tuple[str
         raise arguments.ArgumentError(
             f"`{names[0]}` must be float64, float32, float16 or bfloat16; got {input.dtype}"
         )
-    if weight.ndim != 2 or input.ndim == 0 or weight.shape[1] != input.shape[-1]:
+    is_fit = weight.ndim > 2 if is_stack else weight.ndim == 2
+    if not is_fit or input.ndim == 0 or weight.shape[-1] != input.shape[-1]:
         raise arguments.ArgumentError(
-            f"`{names[1]}` must have shape (K, D) to go with `{names[0]}` (..., D) of shape "
-            f"{tuple(input.shape)}; got {tuple(weight.shape)}"
+            f"`{names[1]}` must have shape {'(K, d1, ..., D)' if is_stack else '(K, D)'} to go with "
+            f"`{names[0]}` (..., D) of shape {tuple(input.shape)}; got {tuple(weight.shape)}"
         )
     for name, x in ((names[1], weight), (names[2], bias)):
         if x is not None and x.dtype != input.dtype:
             raise arguments.ArgumentError(
                 f"`{name}` must have the dtype of `{names[0]}`, {input.dtype}; got {x.dtype}"
             )
-    if bias is not None and bias.shape != weight.shape[:1]:
+    if bias is not None and bias.shape != weight.shape[:-1]:
         raise arguments.ArgumentError(
-            f"`{names[2]}` must have shape {tuple(weight.shape[:1])}; got {tuple(bias.shape)}"
+            f"`{names[2]}` must have shape {tuple(weight.shape[:-1])}; got {tuple(bias.shape)}"
         )
     return Operands(input, weight, bias)
 
@@ -174,9 +186,9 @@ def of_rows(
     validate: bool | None,
     shift: int,
     chunk_bytes: int | None,
-    name: str = "target",
+    names: arguments.Names = arguments.TORCH,
 ) -> Tensor:
-    """The loss of the operands' rows; see `linear_cross_entropy`. Errors say ``name`` for the targets."""
+    """The loss of the operands' rows; see `linear_cross_entropy`."""
     if (
         any(type(x) not in arguments.PLAIN for x in operands[:2])
         and "torch.distributed.tensor" in sys.modules
@@ -195,35 +207,25 @@ def of_rows(
                 validate,
                 shift,
                 chunk_bytes,
-                name,
+                names,
             )
     require_reduction(reduction)
     require_chunk_bytes(chunk_bytes)
+    shift = as_index("shift", shift)
     input, weight, bias = operands
     shape, num_classes = input.shape[:-1], weight.shape[0]
-    _require_targets(targets, (*shape, num_classes), spec, name)
-    arguments.require_weight(class_weight, num_classes)
-    arguments.require_rows(sample_weight, shape)
-    arguments.require_local(
-        **{name: targets},
-        bias=bias,
-        weight=class_weight,
-        sample_weight=sample_weight,
-        denominator=denominator,
-    )
-    arguments.require_together(
-        **{"input" if name == "target" else "inputs": input, name: targets},
-        weight=class_weight,
-        sample_weight=sample_weight,
-    )
-    if not isinstance(denominator, Tensor):
-        denominator = checks.as_denominator(denominator)
+    _require_targets(targets, (*shape, num_classes), spec, names.targets)
+    arguments.require_weight(class_weight, num_classes, names.weight, validate)
+    arguments.require_rows(sample_weight, shape, validate)
+    by_name = dict(zip(names[1:], (targets, class_weight), strict=True)) | {"sample_weight": sample_weight}
+    arguments.require_local(**by_name, bias=bias, denominator=denominator)
+    arguments.require_together(**{names.logits: input}, **by_name)
+    denominator = arguments.as_denominator(denominator)
     flat = Operands(rows.matrix(input), weight, bias)
     others = (targets, class_weight, sample_weight, denominator if isinstance(denominator, Tensor) else None)
     is_plain = projected.is_plain(flat, *others)
-    on_cpu = input.device.type == "cpu"
-    if is_plain and (on_cpu if validate is None else validate):
-        arguments.require_targets(targets, num_classes, spec.ignore_index, name)
+    if arguments.looks_at(targets, validate):
+        arguments.require_targets(targets, num_classes, spec.ignore_index, names.targets)
     measured = Measured(targets, class_weight, sample_weight, spec, shift, chunk_bytes)
     left, batch = measured.rows(num_classes, bridge.loss_dtype(input), is_plain, flat.inputs)
     scale = composite.inverse(targeting.denominator(batch.whole, reduction, denominator))
@@ -256,4 +258,4 @@ def _require_targets(targets: Tensor, shape: tuple[int, ...], spec: LossSpec, na
             f"`{name}` of {targets.dtype} must have shape {tuple(expected)}; got {tuple(targets.shape)}"
         )
     if is_soft:
-        arguments.require_no_labels(spec)
+        arguments.require_no_labels(spec, name)

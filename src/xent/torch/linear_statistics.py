@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 import torch
 
-from xent import checks, rows
+from xent import rows
 from xent import target as targeting
 from xent.link import Link
 from xent.projection import require_chunk_bytes
@@ -33,6 +33,7 @@ def linear_row_statistics(
     ignore_index: int = -100,
     softcap: float | None = None,
     temperature: float = 1.0,
+    validate: bool | None = None,
     shift: int = 0,
     chunk_bytes: int | None = None,
 ) -> RowStatistics:
@@ -45,8 +46,8 @@ def linear_row_statistics(
     labels : (...) tensor of integers, default None
         Without them ``log_prob`` is None. Ignored rows are 0 throughout and cost nothing.
     bias : (K,) tensor, default None
-    softcap, temperature, shift, chunk_bytes
-        As for `linear_cross_entropy`.
+    softcap, temperature, validate, shift, chunk_bytes
+        As for `linear_cross_entropy`. Without ``validate`` a label that is no class gives NaN.
 
     Returns
     -------
@@ -74,7 +75,8 @@ def linear_row_statistics(
     y: Tensor | None = None
     if labels is not None:
         arguments.require_labels(labels, shape)
-        if is_plain and inputs.is_cpu:
+        arguments.require_together(inputs=inputs, labels=labels)
+        if arguments.looks_at(labels, validate):
             arguments.require_targets(labels, num_classes, spec.ignore_index, "labels")
         y = composite.readable(rows.flat(labels, shift), num_classes, spec.ignore_index)
         if is_plain:
@@ -122,6 +124,7 @@ def linear_kl_divergence(
     sample_weight: Tensor | None = None,
     reduction: str = "mean",
     denominator: Any = None,
+    validate: bool | None = None,
     chunk_bytes: int | None = None,
 ) -> Tensor:
     """KL divergence between a teacher's and a student's softmax, each a hidden state and its weight.
@@ -140,13 +143,14 @@ def linear_kl_divergence(
     direction : {"forward", "reverse"}, default "forward"
     sample_weight : (...) tensor, default None
         Factor of each row; rows of weight 0 cost nothing.
-    reduction, denominator, chunk_bytes
+    reduction, denominator, validate, chunk_bytes
         As for `linear_cross_entropy`.
 
     Returns
     -------
     Tensor
         In nats; float64 for float64 ``inputs``, float32 for all others. Derivable in student and teacher.
+        Where the two are almost equal, the rounding of their log-probabilities may leave it below 0.
 
     Raises
     ------
@@ -181,14 +185,16 @@ def linear_kl_divergence(
             f"{tuple(teacher.weight.shape)}"
         )
     if sample_weight is not None:
-        arguments.require_rows(sample_weight, shape)
-    if not isinstance(denominator, Tensor):
-        denominator = checks.as_denominator(denominator)
+        arguments.require_rows(sample_weight, shape, validate)
+    of_teacher = dict(zip(names, (teacher_inputs, teacher_weight, teacher_bias), strict=True))
+    arguments.require_together(inputs=inputs, **of_teacher, sample_weight=sample_weight)
+    denominator = arguments.as_denominator(denominator)
     flat = student._replace(inputs=rows.matrix(student.inputs))
     known = teacher._replace(inputs=rows.matrix(teacher.inputs))
     omega = None if sample_weight is None else sample_weight.double().reshape(-1)
     index: Tensor | None = None
-    is_plain = projected.is_plain(flat, *known, sample_weight)
+    divisor = denominator if isinstance(denominator, Tensor) else None
+    is_plain = projected.is_plain(flat, *known, sample_weight, divisor)
     if is_plain:
         index, (omega,) = rows.counted(None, omega, None, (omega,), torch)
     num_rows, counted = targeting.totals(

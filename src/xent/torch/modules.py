@@ -16,7 +16,10 @@ Tensor = torch.Tensor
 
 
 class _Loss(torch.nn.Module):
-    """A reduction, and options by name: keywords of ``function``, which is called with them."""
+    """A reduction, and options by name: keywords of ``function``, which is called with them.
+
+    ``sample_weight`` and ``denominator`` may be given at the call too; they win over the constructor's.
+    """
 
     function: Callable[..., Tensor]
 
@@ -33,11 +36,11 @@ class _Loss(torch.nn.Module):
         if isinstance(options.get("temperature"), torch.nn.Parameter):  # one of the module's, to be learnt
             self.temperature = options.pop("temperature")
 
-    @property
-    def keywords(self) -> dict[str, Any]:
-        """The options, with a temperature that is learnt."""
-        temperature = getattr(self, "temperature", None)
-        return self.options if temperature is None else {**self.options, "temperature": temperature}
+    def keywords(self, **given: Any) -> dict[str, Any]:
+        """The options, with a temperature that is learnt; and in place of them what the call gave."""
+        learnt = {"temperature": getattr(self, "temperature", None)}
+        of_call = {name: value for name, value in (learnt | given).items() if value is not None}
+        return self.options | of_call
 
     def extra_repr(self) -> str:
         """The reduction, and the options that were set."""
@@ -48,7 +51,7 @@ class _Loss(torch.nn.Module):
             if getattr(self, k, default[0]) not in default
         }
         return ", ".join(
-            f"{k}={v!r}" for k, v in {"reduction": self.reduction, **own, **self.keywords}.items()
+            f"{k}={v!r}" for k, v in {"reduction": self.reduction, **own, **self.keywords()}.items()
         )
 
 
@@ -79,7 +82,9 @@ class CrossEntropyLoss(_Loss):
         self.ignore_index = ignore_index
         self.label_smoothing = label_smoothing
 
-    def forward(self, input: Tensor, target: Tensor) -> Tensor:
+    def forward(
+        self, input: Tensor, target: Tensor, *, sample_weight: Tensor | None = None, denominator: Any = None
+    ) -> Tensor:
         """See `xent.torch.cross_entropy`."""
         return self.function(
             input,
@@ -88,7 +93,7 @@ class CrossEntropyLoss(_Loss):
             ignore_index=self.ignore_index,
             reduction=self.reduction,
             label_smoothing=self.label_smoothing,
-            **self.keywords,
+            **self.keywords(sample_weight=sample_weight, denominator=denominator),
         )
 
 
@@ -117,10 +122,24 @@ class BCEWithLogitsLoss(_Loss):
         self.register_buffer("weight", weight)
         self.register_buffer("pos_weight", pos_weight)
 
-    def forward(self, input: Tensor, target: Tensor) -> Tensor:
-        """See `xent.torch.binary_cross_entropy_with_logits`."""
+    def forward(
+        self, input: Tensor, target: Tensor, *, sample_weight: Tensor | None = None, denominator: Any = None
+    ) -> Tensor:
+        """See `xent.torch.binary_cross_entropy_with_logits`, whose ``weight`` is ``sample_weight`` here."""
+        weight = self.weight
+        if sample_weight is not None:
+            arguments.require_tensor(input, "input")
+            validate = self.options.get("validate")
+            arguments.require_together(input=input, sample_weight=sample_weight)
+            arguments.require_factor(sample_weight, "sample_weight", input.shape, "input", validate)
+            weight = sample_weight
         return self.function(
-            input, target, self.weight, reduction=self.reduction, pos_weight=self.pos_weight, **self.keywords
+            input,
+            target,
+            weight,
+            reduction=self.reduction,
+            pos_weight=self.pos_weight,
+            **self.keywords(denominator=denominator),
         )
 
 
@@ -159,7 +178,9 @@ class LinearCrossEntropyLoss(_Loss):
         self.ignore_index = ignore_index
         self.label_smoothing = label_smoothing
 
-    def forward(self, input: Tensor, target: Tensor) -> Tensor:
+    def forward(
+        self, input: Tensor, target: Tensor, *, sample_weight: Tensor | None = None, denominator: Any = None
+    ) -> Tensor:
         """See `xent.torch.linear_cross_entropy`."""
         bias = self.linear.bias
         return self.function(
@@ -171,5 +192,5 @@ class LinearCrossEntropyLoss(_Loss):
             reduction=self.reduction,
             ignore_index=self.ignore_index,
             label_smoothing=self.label_smoothing,
-            **self.keywords,
+            **self.keywords(sample_weight=sample_weight, denominator=denominator),
         )
