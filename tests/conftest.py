@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import subprocess
 import sys
 import warnings
 from collections.abc import Callable, Iterator
@@ -95,9 +96,29 @@ def interpreter(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")
 
 
+def _only_font(family: str, folder: Path) -> dict[str, str]:
+    """The environment of a process that finds the fonts beside that of ``family`` and no others."""
+    command = ["fc-list", "--format=%{file}\\n", f":family={family}"]
+    files = subprocess.run(command, capture_output=True, text=True, check=False).stdout.split("\n")
+    folders = {str(Path(file).parent) for file in files if file} if shutil.which("fc-list") else set()
+    if not folders:
+        pytest.skip(f"the font {family} is not installed")
+    config = folder / "fonts.conf"
+    places = "".join(f"<dir>{each}</dir>" for each in sorted(folders))
+    alias = f"<alias><family>sans-serif</family><prefer><family>{family}</family></prefer></alias>"
+    cache = f"<cachedir>/var/cache/fontconfig</cachedir><cachedir>{folder}</cachedir>"
+    config.write_text(f'<?xml version="1.0"?><fontconfig>{places}{cache}{alias}</fontconfig>')
+    return {**os.environ, "FONTCONFIG_FILE": str(config)}
+
+
 @pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    """A headless Chromium (playwright's Browser); without one a skip, or a failure where it is required."""
+def browser(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+    """A headless Chromium (playwright's Browser); without one a skip, or a failure where it is required.
+
+    With a parameter, the family of a font, it finds no others.
+    """
+    family = getattr(request, "param", None)
+    fonts = {} if family is None else {"env": _only_font(family, tmp_path_factory.mktemp("fonts"))}
     found = filter(None, map(shutil.which, BROWSERS))
     executable = next(found, None)
     if executable is None:
@@ -108,7 +129,7 @@ def browser() -> Iterator[Any]:
         _without_browser("playwright is not installed")
     with sync_playwright() as playwright:
         options = ["--no-sandbox", "--disable-dev-shm-usage", "--font-render-hinting=none"]
-        browser = playwright.chromium.launch(executable_path=executable, args=options)
+        browser = playwright.chromium.launch(executable_path=executable, args=options, **fonts)
         yield browser
         browser.close()
 

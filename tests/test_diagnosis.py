@@ -137,7 +137,7 @@ def test_equal_costs_keep_their_order():
 @pytest.mark.parametrize(("right", "accuracy"), [([True, True, True, False], 0.75), ([False] * 4, 0.0)])
 def test_reliability_of_an_honest_and_of_a_boastful_model(right, accuracy):
     (found,) = diagnosis.reliability(np.full(4, 0.75), np.array(right), 10)
-    assert found == (pytest.approx(0.75), accuracy, 4)
+    assert found == (4, pytest.approx(0.75), accuracy)
 
 
 def test_the_ends_of_the_intervals_belong_somewhere():

@@ -134,8 +134,8 @@ def test_missing_values_and_new_levels_of_one_column_are_counted_apart():
     new = pl.DataFrame({"c": [None, "blue", "blue", "grey", "red", "pink"]})
     assert describe_surprises(learnt.surprises(new), "held-out row") == [
         "column 'c': no value in 1 held-out row: the training rows all had one, so its features are all 0",
-        "column 'c': 'blue' and 2 more levels in 4 held-out rows: never in the training rows, so its features "
-        "are all 0",
+        "column 'c': 'blue' and 2 more levels in 4 held-out rows: never in the training rows, so its "
+        "features are all 0",
     ]
     two = describe_surprises(learnt.surprises(new[1:4]))
     assert "'blue' and 1 more level in 3 rows" in two[0]

@@ -82,7 +82,12 @@ def test_many_classes_and_rows_make_no_large_file(runs):
     labels = np.arange(20_000) % 300
     d = diagnose(rng.standard_normal((20_000, 300)) + 3 * np.eye(300)[labels], labels)
     names = [f"class number {k}" for k in range(300)]
-    run = runs["iris"]._replace(diagnosis=d, classes=names, held_out=np.arange(20_000), reasons=[[]] * 20)
+    model = runs["iris"].model._replace(estimator=xent.SoftmaxRegression())
+    model.estimator.classes_ = np.array(names)
+    model.estimator.coef_, model.estimator.intercept_ = rng.standard_normal((300, 4)), np.zeros(300)
+    run = runs["iris"]._replace(
+        diagnosis=d, classes=names, held_out=np.arange(20_000), reasons=[[]] * 20, model=model
+    )
     html = report.html(run, "x")
     assert len(html) < 2_000_000
     assert "The 60 classes with most of the loss, of 300" in html
@@ -208,7 +213,7 @@ def test_the_printed_parts_add_up(parts):
 
 def test_a_loss_above_guessing_stays_on_the_scale(runs):
     run = runs["digits"]
-    worse = run._replace(diagnosis=run.diagnosis._replace(measures=Measures(360, 4.6, 0.2)))
+    worse = run._replace(diagnosis=run.diagnosis._replace(measures=Measures(360, 4.6, 0.2, 4.6, 0.2)))
     scale = report.loss_scale(worse)
     assert [mark.place >= 0 for mark in scale["marks"]] == [True, True]
     assert scale["marks"][0].place == 0
@@ -279,7 +284,7 @@ def test_few_rows_are_called_few(runs):
 
 def test_a_loss_above_the_baseline_is_called_that(runs):
     run = runs["digits"]
-    measures = Measures(360, 2.4, 0.2)
+    measures = Measures(360, 2.4, 0.2, 2.4, 0.2)
     finding, _ = report.verdict(run._replace(diagnosis=run.diagnosis._replace(measures=measures)))
     assert "no better than guessing" in finding
 

@@ -10,10 +10,10 @@ import numpy as np
 from xent import information
 from xent.api import cross_entropy, cross_entropy_with_grad, log_softmax
 from xent.calibration import fit_temperature
+from xent.scoring import BINS, Bin, calibration_error
 
 Array = np.ndarray[Any, Any]
 
-BINS = 10  # of the confidence of all rows
 CLASS_BINS = 5  # of one class's probability: a class has fewer rows
 COSTLIEST = 20
 MOST_REASONS = 3
@@ -27,14 +27,8 @@ class Measures(NamedTuple):
     rows: int
     loss: float  # mean cross-entropy, nats
     accuracy: float
-
-
-class Bin(NamedTuple):
-    """The rows whose probability lies in one interval."""
-
-    confidence: float  # mean of the probability
-    accuracy: float  # share of these rows that it was right about
-    rows: int
+    balanced_loss: float  # means over the classes of their means: what --balanced is about
+    balanced_accuracy: float
 
 
 class Parts(NamedTuple):
@@ -103,8 +97,8 @@ class Diagnosis(NamedTuple):
 
     @property
     def calibration_error(self) -> float:
-        """Mean gap between confidence and accuracy."""
-        return sum(abs(b.confidence - b.accuracy) * b.rows for b in self.reliability) / self.measures.rows
+        """Mean gap between confidence and accuracy, over `BINS` bins of confidence."""
+        return calibration_error(self.reliability)
 
 
 def diagnose(logits: Any, labels: Any) -> Diagnosis:
@@ -138,9 +132,12 @@ def diagnose(logits: Any, labels: Any) -> Diagnosis:
 
 
 def measures(logits: Array, labels: Array) -> Measures:
-    """Rows, mean cross-entropy and accuracy."""
-    accuracy = float(np.mean(logits.argmax(1) == labels))
-    return Measures(len(labels), float(cross_entropy(logits, labels)), accuracy)
+    """Rows, mean cross-entropy and accuracy, of all rows alike and of all classes alike."""
+    losses, right = cross_entropy(logits, labels, reduction="none"), logits.argmax(1) == labels
+    counts = np.bincount(labels)
+    sums = (np.bincount(labels, each)[counts > 0] for each in (losses, right))
+    balanced = (float(np.mean(each / counts[counts > 0])) for each in sums)
+    return Measures(len(labels), float(cross_entropy(logits, labels)), float(np.mean(right)), *balanced)
 
 
 def parts(logits: Array, labels: Array) -> Parts:
@@ -226,7 +223,7 @@ def reliability(stated: Array, true: Array, bins: int) -> list[Bin]:
     """Stated probabilities (N,) against what was ``true`` (N,), in ``bins`` equal intervals, none empty."""
     index = np.minimum((stated * bins).astype(int), bins - 1)
     members = [index == b for b in range(bins)]
-    return [Bin(float(stated[m].mean()), float(true[m].mean()), int(m.sum())) for m in members if m.any()]
+    return [Bin(int(m.sum()), float(stated[m].mean()), float(true[m].mean())) for m in members if m.any()]
 
 
 def spread_rows(labels: Array, losses: Array, most: int) -> Array:

@@ -13,7 +13,7 @@ import numpy as np
 
 from xent import information, scoring
 from xent.arrayfiles import Rows
-from xent.scoring import Scores, Settings
+from xent.scoring import Bin, Scores, Settings
 
 Array = np.ndarray[Any, Any]
 
@@ -25,14 +25,6 @@ INTEGERS = tuple(f"{u}int{n}" for u in ("", "u") for n in (8, 16, 32, 64))
 NONE = (-1, (0, 0))  # no piece: 0 rows
 
 LOGITS = Settings()
-
-
-class Bin(NamedTuple):
-    """The rows whose highest probability lies in one fifteenth of [0, 1]."""
-
-    rows: int
-    confidence: float  # mean of the highest probability
-    accuracy: float
 
 
 class ClassScore(NamedTuple):
@@ -120,7 +112,7 @@ class Tally:
             return float(sum_) / rows if rows else math.nan
 
         shares = support if self.target is None else self.target
-        gaps = confidence - bin_right
+        bins = [Bin(int(n), c / n, r / n) for n, r, c, _ in sums.by_bin.tolist() if n]
         return Evaluation(
             num_classes=len(support),
             rows=rows,
@@ -138,9 +130,9 @@ class Tally:
             accuracy=mean(right.sum()),
             top_k=self.top_k,
             top_k_accuracy=mean(among_top.sum()),
-            calibration_error=mean(np.abs(gaps).sum()),
-            calibration_gap=mean(gaps.sum()),
-            bins=[Bin(int(n), c / n, r / n) for n, r, c, _ in sums.by_bin.tolist() if n],
+            calibration_error=scoring.calibration_error(bins),
+            calibration_gap=mean((confidence - bin_right).sum()),
+            bins=bins,
             classes=_classes(sums, total),
         )
 

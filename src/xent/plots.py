@@ -9,14 +9,18 @@ from typing import Any
 
 import numpy as np
 
-from xent.diagnosis import Bin, Diagnosis, Sample, spread_rows
-from xent.svg import CHARACTER, Scale, element, number, picture, text, told_apart, width_of
+from xent.diagnosis import CLASS_BINS, Diagnosis, Sample, spread_rows
+from xent.scoring import BINS, Bin
+from xent.svg import Scale, element, number, picture, text, told_apart, width_of
 from xent.training import Run
+from xent.words import counted
 
 Array = np.ndarray[Any, Any]
 
 WIDTH = 460  # of a picture that takes half the page
-MOST_NUMBERS = 20  # classes up to which the confusion matrix shows its counts
+# The largest sizes that the page sets text in: in these pictures, on phones, and in the narrow ones.
+SIZE, NARROW_SIZE = 15.0, 12.5
+NAME = 150.0  # room of a class's name beside a matrix
 MOST_ROWS = 160  # of the gradient's map
 LEVELS = 20  # of opacity
 MOST_BARS = 10  # classes of one row
@@ -27,16 +31,17 @@ def loss_curve(run: Run) -> str:
     """Training and held-out loss at each step, with what guessing costs."""
     train, held_out = (np.maximum(losses, 1e-9) for losses in np.array(run.curve).T)
     low, high = min(train.min(), held_out.min()), max(run.uniform, train.max(), held_out.max())
-    x = Scale(0, max(1, len(train) - 1), 46, WIDTH - 8)
     room = 1.05 * (high / low) ** 0.1
     y = Scale(low / room, high * room, 300, 8, log=True)
-    parts = [_rule_across(x, y(tick), f"{tick:g}") for tick in y.ticks(7)]
-    parts += [
-        text(x(tick), 322, str(int(tick)), "middle") for tick in x.ticks(8) if tick == int(tick)
-    ]  # whole steps
+    ticks = {tick: f"{tick:g}" for tick in y.ticks(7)}
+    of_step = width_of(str(len(train) - 1), SIZE)
+    x = Scale(0, max(1, len(train) - 1), _left(ticks.values(), SIZE), WIDTH - max(8.0, of_step / 2))
+    parts = [_rule_across(x, y(tick), words) for tick, words in ticks.items()]
+    steps = x.ticks(max(2, min(8, int((x.end - x.start) / (of_step + 12)))))
+    parts += [text(x(tick), 322, str(int(tick)), "middle") for tick in steps if tick == int(tick)]
     parts.append(text((x.start + x.end) / 2, 346, f"step of {SOLVERS[run.solver]}", "middle"))
     guess = y(run.frequencies)
-    parts.append(element("path", d=f"M{x.start} {number(guess)}H{x.end}", class_="dotted"))
+    parts.append(element("path", d=f"M{number(x.start)} {number(guess)}H{number(x.end)}", class_="dotted"))
     parts.append(text(x.end, guess - 6, f"guessing {run.frequencies:.3g}", "end"))
     ends = []
     for losses, name, css in ((train, "training", "a"), (held_out, "held out", "b")):
@@ -47,8 +52,8 @@ def loss_curve(run: Run) -> str:
     parts.append(text(x.end, upper[0] - 8, upper[1], f"end {upper[2]} strong"))
     parts.append(text(x.end, lower[0] + 18, lower[1], f"end {lower[2]} strong"))
     label = (
-        f"Loss at each of {run.steps} steps on a logarithmic scale: from {run.curve[0][0]:.3g} nats to "
-        f"{run.curve[-1][0]:.3g} on training rows and {run.curve[-1][1]:.3g} on held-out rows"
+        f"Loss at each of {counted(run.steps, 'step')} on a logarithmic scale: from {run.curve[0][0]:.3g} "
+        f"nats to {run.curve[-1][0]:.3g} on training rows and {run.curve[-1][1]:.3g} on held-out rows"
     )
     return picture(WIDTH, 354, parts, label)
 
@@ -59,12 +64,13 @@ def confusion_matrix(d: Diagnosis, classes: list[Any]) -> str:
     shares = d.confusion / np.maximum(d.confusion.sum(1, keepdims=True), 1)
     cells = _Cells()
     gap = min(1.0, frame.cell / 16)
-    numbers = []
+    numbers: list[str] = []
+    widest = width_of(str(d.confusion.max()), SIZE)
     for i, j in zip(*np.nonzero(d.confusion), strict=True):
         x, y, side = frame.left + j * frame.cell, frame.TOP + i * frame.cell, frame.cell - 2 * gap
         level = max(1, round(LEVELS * float(0.12 + 0.43 * shares[i, j])))
         cells.add("a" if i == j else "b", level, x + gap, y + gap, side, side)
-        if len(classes) <= MOST_NUMBERS:
+        if widest <= frame.cell - 1:
             x, y = x + frame.cell / 2, y + frame.cell / 2 + 4.5
             numbers.append(text(x, y, str(d.confusion[i, j]), "middle ink"))
     parts = [frame.box(), *cells.drawn(), *numbers]
@@ -113,43 +119,51 @@ def gradient_map(d: Diagnosis, classes: list[Any]) -> str:
 
 
 def reliability(d: Diagnosis) -> str:
-    """Accuracy against confidence, by tenths, with 95% intervals; below it, how many rows each has."""
-    x, y = Scale(0, 1, 46, WIDTH - 8), Scale(0, 1, 246, 10)
+    """Accuracy against confidence, in `BINS` bins, with 95% intervals; below it, how many rows each has."""
+    x, y = Scale(0, 1, _left(["100%"], SIZE), WIDTH - 8), Scale(0, 1, 246, 10)
     parts = [_rule_across(x, y(tick), f"{tick:.0%}") for tick in (0, 0.25, 0.5, 0.75, 1)]
-    parts.append(element("path", d=f"M{x(0)} {y(0)}L{x(1)} {y(1)}", class_="dotted"))
+    parts.append(
+        element("path", d=f"M{number(x(0))} {number(y(0))}L{number(x(1))} {number(y(1))}", class_="dotted")
+    )
     parts += _points(d.reliability, x, y, 5)
-    parts += _counts(d.reliability, 10, x, 330, 52)
+    parts += _counts(d.reliability, BINS, x, 330, 52)
     parts += [text(x(tick), 350, f"{tick:.0%}", "middle") for tick in (0, 0.2, 0.4, 0.6, 0.8)]
     parts.append(text(x(1), 350, "100%", "end"))
-    parts.append(text((x.start + x.end) / 2, 374, "confidence, and rows of each tenth", "middle"))
-    said = "; ".join(f"{b.confidence:.0%} said, {b.accuracy:.0%} right of {b.rows}" for b in d.reliability)
+    parts.append(text((x.start + x.end) / 2, 374, f"confidence, and rows in each of {BINS} bins", "middle"))
+    said = "; ".join(
+        f"{b.confidence:.0%} said, {b.accuracy:.0%} right of {counted(b.rows, 'row')}" for b in d.reliability
+    )
     return picture(WIDTH, 382, parts, f"Reliability of the highest probability: {said}")
 
 
 def class_reliability(bins: list[Bin], name: str) -> str:
     """How often the class is the true one against its stated probability, by fifths, with counts."""
-    x, y = Scale(0, 1, 40, 206), Scale(0, 1, 132, 6)
+    x, y = Scale(0, 1, _left(["100%"], NARROW_SIZE), 206), Scale(0, 1, 132, 6)
     parts = [_rule_across(x, y(tick), f"{tick:.0%}") for tick in (0, 0.5, 1)]
-    parts.append(element("path", d=f"M{x(0)} {y(0)}L{x(1)} {y(1)}", class_="dotted"))
+    parts.append(
+        element("path", d=f"M{number(x(0))} {number(y(0))}L{number(x(1))} {number(y(1))}", class_="dotted")
+    )
     parts += _points(bins, x, y, 4)
-    parts += _counts(bins, 5, x, 176, 22)
-    said = "; ".join(f"{b.confidence:.0%} said, {b.accuracy:.0%} true of {b.rows}" for b in bins)
+    parts += _counts(bins, CLASS_BINS, x, 176, 22)
+    said = "; ".join(
+        f"{b.confidence:.0%} said, {b.accuracy:.0%} true of {counted(b.rows, 'row')}" for b in bins
+    )
     return picture(212, 180, parts, f"Reliability of class {name}: {said}")
 
 
 def sample_bars(sample: Sample, classes: list[Any]) -> str:
     """One row's probabilities, upwards, and the gradient of its loss below them."""
-    left, right = 34, 298
+    left, right = _left(["p − t"], NARROW_SIZE), 298
     shown = _bars(sample, classes, right - left)
     wide = (right - left) / len(shown)
     thick = min(26.0, 0.62 * wide)
     top, base, zero = 14, 60, 118
     parts = [
-        element("path", d=f"M{left} {base}H{right}M{left} {zero}H{right}", class_="rule"),
+        element("path", d=f"M{number(left)} {base}H{right}M{number(left)} {zero}H{right}", class_="rule"),
         text(left - 8, base - 4, "p", "end italic"),
         text(left - 8, zero + 4, "p − t", "end italic"),
     ]
-    words = told_apart([name for name, _, _ in shown], max(1, int(wide / CHARACTER)))
+    words = told_apart([name for name, _, _ in shown], wide - 3, NARROW_SIZE, strong=True)
     for i, (_, p, g) in enumerate(shown):
         middle = left + (i + 0.5) * wide
         css = "b" if g > 0 else "a"
@@ -168,7 +182,8 @@ def sample_bars(sample: Sample, classes: list[Any]) -> str:
 def _bars(sample: Sample, classes: list[Any], width: float) -> list[tuple[str, float, float]]:
     """(class, probability, gradient) of the label and of the likeliest others; the rest as one."""
     names = [str(name) for name in classes]
-    room = width_of("0" * min(9, max(len(name) for name in names)))
+    widest = max(width_of(name, NARROW_SIZE, strong=True) for name in names)
+    room = min(widest, width_of("0" * 9, NARROW_SIZE)) + 3
     most = max(4, min(MOST_BARS, int(width / room)))
     likely = [int(k) for k in np.argsort(-sample.probs, kind="stable") if k != sample.label]
     kept = len(names) if len(names) <= most else most - 1
@@ -207,12 +222,12 @@ class _Frame:
     TOP = 6
 
     def __init__(self, classes: list[Any]) -> None:
-        self.names = told_apart([str(name) for name in classes], 16)
-        longest = max(width_of(name) for name in self.names)
-        self.left = 30 + longest
+        self.names = told_apart([str(name) for name in classes], NAME, SIZE)
+        longest = max(width_of(name, SIZE) for name in self.names)
+        self.left = 36 + longest
         self.side = WIDTH - 6 - self.left
         self.cell = self.side / len(classes)
-        self.tilted = longest > self.cell - 4 and longest > 3 * width_of("0")
+        self.tilted = longest > self.cell - 4 and longest > width_of("000", SIZE)
         self.height = self.TOP + self.side + 44 + (0.72 * longest if self.tilted else 0)
 
     def box(self) -> str:
@@ -226,14 +241,14 @@ class _Frame:
             if middle is not None and middle - last >= 14:
                 parts.append(text(self.left - 8, middle + 4.5, name, "end"))
                 last = middle
-        x, y = 12, self.TOP + self.side / 2
-        parts.append(text(x, y, "true class", "middle", transform=f"rotate(-90 {x} {number(y)})"))
+        x, y = 1.1 * SIZE, self.TOP + self.side / 2
+        parts.append(text(x, y, "true class", "middle", transform=f"rotate(-90 {number(x)} {number(y)})"))
         return parts
 
     def names_across(self, what: str) -> list[str]:
         """The same along the foot."""
         parts, y = [], self.TOP + self.side + 18
-        room = 16 if self.tilted else max(width_of(name) for name in self.names) + 4
+        room = 18 if self.tilted else max(width_of(name, SIZE) for name in self.names) + 4
         every = max(1, math.ceil(room / self.cell))
         for k in range(0, len(self.names), every):
             x = self.left + (k + 0.5) * self.cell
@@ -244,6 +259,11 @@ class _Frame:
                 parts.append(text(x, y, self.names[k], "middle"))
         parts.append(text(self.left + self.side / 2, self.height - 6, what, "middle"))
         return parts
+
+
+def _left(labels: Iterable[str], size: float) -> float:
+    """Where a scale starts that has ``labels`` on its left."""
+    return 10 + max(width_of(words, size) for words in labels)
 
 
 def _rule_across(x: Scale, y: float, name: str) -> str:
@@ -282,7 +302,11 @@ def _bar(middle: float, wide: float, base: float, height: float, css: str) -> st
 
 
 def _count(rows: int) -> str:
-    return str(rows) if rows < 10_000 else f"{rows / 1000:.3g}k" if rows < 1_000_000 else f"{rows / 1e6:.3g}M"
+    """In four characters."""
+    if rows < 1000:
+        return str(rows)
+    value, unit = (rows / 1e3, "k") if rows < 999_500 else (rows / 1e6, "M")
+    return f"{value:.1f}{unit}" if value < 9.95 else f"{value:.0f}{unit}"
 
 
 def _wilson(share: float, count: int) -> tuple[float, float]:

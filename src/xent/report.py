@@ -1,22 +1,29 @@
-"""The verdict on a run in sentences and numbers, and all of it with the pictures as one HTML file."""
+"""A run in numbers, and all of it with the pictures as one HTML file."""
 
 from __future__ import annotations
 
 import json
+import math
 import platform
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from xent import information, pages, plots, thumbnails
+from xent import coefficients, information, pages, plots, thumbnails
 from xent.diagnosis import Parts, Reason, Sample
 from xent.regression import versions
 from xent.training import Run, Settings
+from xent.verdict import checked, commonest, verdict, yardstick
+from xent.words import counted, printable
 
 Array = np.ndarray[Any, Any]
 
 MOST_CLASSES = 60  # rows of the table of classes
-MOST_MULTIPLES = 12  # pictures of the reliability of single classes
+MOST_MULTIPLES = 12  # classes with a picture of their reliability, and a table of their coefficients
+MOST_EFFECTS = {1: 16, 2: 8}  # coefficients of a class, by the number of tables: of one, of two, of more
+FEW_EFFECTS = 5
+MOST_SENTENCES = 3  # about coefficients, and features in each
+MOST_NUMBERS = 20_000  # coefficients that the page holds as JSON
 SUPERSCRIPTS = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 
 
@@ -58,45 +65,12 @@ class Card(NamedTuple):
     reasons: list[Reason]  # none where the picture says it
 
 
-def verdict(run: Run) -> tuple[str, list[str]]:
-    """(the finding, what to be careful about), each a sentence."""
-    saved = run.diagnosis.skill
-    right = f"{run.test.accuracy:.1%} of {run.test.rows:,} held-out rows are predicted right"
-    if saved > 0:
-        finding = f"{right}; the loss is {saved:.0%} below guessing by class frequencies."
-    else:
-        finding = f"{right}, but the loss is no better than guessing by class frequencies."
-    cautions = []
-    if not run.converged:
-        mend = "--max-iter" if run.steps >= run.settings.max_iter else "--alpha"
-        cautions.append(
-            f"Training ended after {run.steps} steps, further from the optimum than --tol asks for: "
-            f"raise {mend} or --tol."
-        )
-    if not run.gradient.passed:
-        cautions.append(
-            f"The gradient is {run.gradient.error:.1e} away from finite differences: do not trust this run."
-        )
-    step, (train, best) = min(enumerate(run.curve), key=lambda each: each[1][1])
-    if best < 0.95 * run.test.loss and best < run.test.loss - 0.005:
-        why = (
-            "the model has learnt its training rows by heart; a larger --alpha may help."
-            if run.train.loss < train
-            else "the training loss rose too, for the sake of the penalty; a smaller --alpha may help."
-        )
-        cautions.append(
-            f"The held-out loss was {best:.4f} at step {step} and is {run.test.loss:.4f} at the end: {why}"
-        )
-    if run.test.rows < 100:
-        cautions.append(f"{run.test.rows} held-out rows are few: the last digits above are noise.")
-    cautions += [found.sentence for found in run.findings if found.grave]
-    return finding, cautions
-
-
 def key_numbers(run: Run) -> list[Figure]:
     """The four numbers at the top of the page."""
     g, gap = run.gradient, run.optimality_gap
-    part = f"all {g.total:,}" if g.checked == g.total else f"{g.checked} of {g.total:,}"
+    name, share = commonest(run)
+    said = f"{run.train.accuracy:.2%} on the training rows"
+    said += f"; {share:.2%} by always saying {printable(str(name))}"
     if gap is not None:
         optimum = Figure(
             "Distance from the optimum", f"≤ {_percent(gap)}", "of the training objective, proved"
@@ -112,35 +86,37 @@ def key_numbers(run: Run) -> list[Figure]:
             "Held-out loss",
             _nats(run.test.loss),
             f"nats a row: {_nats(information.bits(run.test.loss))} bits, a perplexity of "
-            f"{information.perplexity(run.test.loss):.3g}",
+            f"{perplexity(run.test.loss, 2)}",
         ),
-        Figure("Accuracy", f"{run.test.accuracy:.2%}", f"{run.train.accuracy:.2%} on the training rows"),
+        Figure("Accuracy", f"{run.test.accuracy:.2%}", said),
         optimum,
         Figure(
             "Gradient",
             "verified" if g.passed else "wrong",
-            f"{_scientific(g.error)} from finite differences, in {part} parameters",
+            f"{_scientific(g.error)} from finite differences, in {checked(run)}",
             g.passed,
         ),
     ]
 
 
 def loss_scale(run: Run) -> dict[str, Any]:
-    """Where the losses lie between guessing by class frequencies and certainty."""
-    widest = max(run.frequencies, run.test.loss, run.train.loss)
-    more = 1.96 * run.diagnosis.error
+    """Where the losses lie between the guess of the `Yardstick` and certainty."""
+    guess = yardstick(run)
+    widest = max(guess.guess, guess.held_out, guess.training)
+    interval = "" if guess.interval is None else f" ± {_nats(guess.interval)}"
     marks = [
         Mark(name, f"{_nats(loss)}{error}", 100 * (1 - loss / widest))
         for name, loss, error in (
-            ("held out", run.test.loss, f" ± {_nats(more)}"),
-            ("training", run.train.loss, ""),
+            ("held out", guess.held_out, interval),
+            ("training", guess.training, ""),
         )
     ]
     return {
         "marks": marks,
-        "guess": 100 * (1 - run.frequencies / widest),
-        "nats": f"{run.frequencies:.4f}",
-        "skill": f"skill {run.diagnosis.skill:.1%}".replace("-", "−"),
+        "name": guess.name,
+        "guess": 100 * (1 - guess.guess / widest),
+        "nats": f"{guess.guess:.4f}",
+        "skill": f"skill {guess.skill:,.1%}".replace("-", "−"),
     }
 
 
@@ -220,6 +196,7 @@ def objective(settings: Settings) -> str:
 def cards(run: Run) -> list[Card]:
     """The costliest rows, with a picture where the columns are pixels."""
     shape = thumbnails.image_shape(run.data.feature_names)
+    names = page_names(run)
     low, high = (float(f(run.data.features)) for f in (np.min, np.max)) if shape else (0.0, 1.0)
     found = []
     for sample, reasons in zip(run.diagnosis.costliest, run.reasons, strict=True):
@@ -232,16 +209,41 @@ def cards(run: Run) -> list[Card]:
                 sample,
                 run.data.number(row),
                 picture,
-                plots.sample_bars(sample, run.classes),
+                plots.sample_bars(sample, names),
                 [] if picture else reasons,
             )
         )
     return found
 
 
-def facts(run: Run, command: str) -> dict[str, Any]:
-    """All numbers of the page, for a machine."""
+def page_names(run: Run) -> list[str]:
+    """The classes as the page shows them."""
+    return [printable(str(name)) for name in run.classes]
+
+
+def effects(run: Run, order: list[int]) -> list[tuple[str, list[coefficients.Effect]]]:
+    """(class, its largest coefficients): of two the second, of more those that come first in ``order``."""
+    found = coefficients.coefficients(run.model)
+    kept = [0] if found.against is not None else sorted(order[:MOST_MULTIPLES])
+    most = MOST_EFFECTS.get(len(kept), FEW_EFFECTS)
+    names = [printable(str(name)) for name in found.classes]
+    return [(names[k], coefficients.largest(found, k, most)) for k in kept]
+
+
+def largest_effects(run: Run) -> list[str]:
+    """The largest coefficients of some classes, a sentence for each."""
+    order = sorted(range(len(run.classes)), key=lambda k: -run.diagnosis.classes[k].rows)
+    sentences = []
+    for name, of_class in effects(run, order)[:MOST_SENTENCES]:
+        parts = [f"{e.feature} {signed(e.scaled, '+.2f')}" for e in of_class[:MOST_SENTENCES]]
+        sentences.append(f"on {name}: {', '.join(parts) or 'none'}")
+    return sentences
+
+
+def facts(run: Run, command: str, most: int | None = None) -> dict[str, Any]:
+    """All numbers of the page, for a machine; at most about ``most`` coefficients, the largest."""
     d, names = run.diagnosis, run.classes
+    found = coefficients.coefficients(run.model)
     return {
         "command": command,
         "versions": versions() | {"python": platform.python_version()},
@@ -259,6 +261,7 @@ def facts(run: Run, command: str) -> dict[str, Any]:
         "converged": run.converged,
         "optimality_gap": run.optimality_gap,
         "gradient_check": run.gradient._asdict() | {"passed": run.gradient.passed},
+        "coefficients": coefficients.plain(found, most and max(1, most // len(found.classes))),
         "curve": {"training": [a for a, _ in run.curve], "held_out": [b for _, b in run.curve]},
         "by_class": [
             c._asdict() | {"name": name, "reliability": [b._asdict() for b in c.reliability]}
@@ -287,12 +290,12 @@ def facts(run: Run, command: str) -> dict[str, Any]:
 
 def html(run: Run, command: str) -> str:
     """The page: nothing outside it is referred to, and the same run gives the same bytes."""
-    d, names = run.diagnosis, run.classes
+    d, names = run.diagnosis, page_names(run)
     finding, cautions = verdict(run)
     order = sorted(range(len(names)), key=lambda k: -d.classes[k].share)
     shown = sorted(order[:MOST_CLASSES])
     multiples = [k for k in sorted(order[:MOST_MULTIPLES]) if d.classes[k].reliability]
-    numbers = json.dumps(facts(run, command), ensure_ascii=False, separators=(",", ":"))
+    numbers = json.dumps(facts(run, command, MOST_NUMBERS), ensure_ascii=False, separators=(",", ":"))
     return pages.render(
         "report.html.j2",
         run=run,
@@ -309,7 +312,8 @@ def html(run: Run, command: str) -> str:
         odd=any(f.text for f in run.findings) or bool(run.surprises),
         shown=shown,
         widest=max(c.share for c in d.classes) or 1.0,
-        multiples=[(k, plots.class_reliability(d.classes[k].reliability, str(names[k]))) for k in multiples],
+        multiples=[(k, plots.class_reliability(d.classes[k].reliability, names[k])) for k in multiples],
+        effects=effects(run, order),
         pictures={
             "curve": plots.loss_curve(run),
             "confusion": plots.confusion_matrix(d, names),
@@ -318,13 +322,30 @@ def html(run: Run, command: str) -> str:
         },
         objective=objective(run.settings),
         row_sum=_scientific(float(np.abs(d.gradient.sum(1)).max())),
+        against=coefficients.coefficients(run.model).against,
+        signed=signed,
+        counted=counted,
         solver=plots.SOLVERS[run.solver],
         bits=information.bits,
-        perplexity=information.perplexity,
+        perplexity=perplexity,
         command=command,
         versions=versions() | {"python": platform.python_version()},
         numbers=numbers.replace("<", "\\u003c"),
     )
+
+
+def perplexity(loss: float, decimals: int) -> str:
+    """With so many decimals, or a power of ten where they would be of no use."""
+    with np.errstate(over="ignore"):
+        value = float(information.perplexity(loss))
+    if not math.isfinite(value):
+        return "∞"
+    return f"{value:.{decimals}f}" if value < 1e6 else _scientific(value)
+
+
+def signed(value: float, form: str = "+.3g") -> str:
+    """With its sign, as typography has it."""
+    return f"{value:{form}}".replace("-", "−")
 
 
 def _nats(loss: float) -> str:

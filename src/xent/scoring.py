@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -15,7 +17,15 @@ Array = np.ndarray[Any, Any]
 SAMPLED = 64  # of so many rows one is looked at for being probabilities
 UNNORMALISED = 1e-3  # |1 − Σ p| from which on a row is no distribution,
 UNNORMALISED_HALF = 2e-2  # and in 16 bits
-BINS = 15
+BINS = 15  # of the highest probability, for the calibration error
+
+
+class Bin(NamedTuple):
+    """The rows whose probability lies in one of the equal intervals of [0, 1]."""
+
+    rows: int
+    confidence: float  # mean of the probability
+    accuracy: float  # share of these rows that it was right about
 
 
 class Settings(NamedTuple):
@@ -67,6 +77,12 @@ class Sums:
         self.undefined += undefined
         if self.first_undefined is None and first >= 0:
             self.first_undefined = start + first
+
+
+def calibration_error(bins: Sequence[Bin]) -> float:
+    """Mean over rows of the gap between confidence and accuracy of their bin; NaN without rows."""
+    rows = sum(b.rows for b in bins)
+    return sum(b.rows * abs(b.confidence - b.accuracy) for b in bins) / rows if rows else math.nan
 
 
 def score(

@@ -72,12 +72,16 @@ def findings(data: Dataset, train: Array, test: Array) -> list[Finding]:
         _softmax_outputs(columns),
         _leak(columns, data.labels, train, test),
         _row_numbers(columns),
-        Finding("No column of text has another value in nearly each row", names_of_rows(columns), True),
-        Finding("No column of text holds dates or quantities", quantities(columns), True),
+        _grave("No column of text has another value in nearly each row", names_of_rows(columns)),
+        _grave("No column of text holds dates or quantities", quantities(columns)),
         _shared_rows(keys, columns, train, test),
         _contradictions(keys, data.labels),
         _constant(columns),
     ]
+
+
+def _grave(check: str, text: str) -> Finding:
+    return Finding(check, text, grave=bool(text))
 
 
 def _alike(labels: Array) -> Finding:

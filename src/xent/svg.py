@@ -3,11 +3,28 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+import unicodedata
+from collections.abc import Callable, Iterable
 from html import escape
 from typing import NamedTuple
 
-CHARACTER = 7.2  # width of one, at the size of 12.5 that the page sets; wide fonts and narrow screens fit
+# Widths of characters in the widest common faces without serifs, Verdana and DejaVu Sans, in units of the
+# size: what has room in these has room in the others.
+WIDTHS = {
+    c: width
+    for characters, width in {
+        "ijl|'": 0.36,
+        'frtIJ.,:;!()[]{}/\\-" ': 0.46,
+        "0123456789abcdeghknopqsuvxyz$?*_": 0.64,
+        "ABCDEFGHKLNOPQRSTUVXYZ&": 0.79,
+        "wM+=<>~^#−±": 0.87,
+        "mW@%…": 1.08,
+    }.items()
+    for c in characters
+}
+OTHER, WIDE, EMOJI = 1.0, 1.1, 1.3
+STRONG = 1.13  # bold, of regular
+NARROWEST = 0.3
 
 
 def element(name: str, content: str = "", /, **attributes: str | float) -> str:
@@ -74,27 +91,41 @@ class Scale(NamedTuple):
         return [k * step for k in range(first, math.floor(self.high / step + 1e-9) + 1)]
 
 
-def width_of(words: str) -> float:
-    """An upper estimate."""
-    return CHARACTER * len(words)
+def width_of(words: str, size: float, strong: bool = False) -> float:
+    """An upper estimate, whatever face the page finds; in the unit of ``size``, that of the font."""
+    width = sum(WIDTHS.get(c) or _width(c) for c in words)
+    return size * width * (STRONG if strong else 1.0)
 
 
-def shortened(words: str, most: int) -> str:
-    """The beginning and the end of what is longer than ``most`` characters."""
-    if len(words) <= most:
+def _width(c: str) -> float:
+    if unicodedata.category(c) in ("Mn", "Me", "Cf"):
+        return 0.0
+    if unicodedata.east_asian_width(c) in "WF":
+        return EMOJI if unicodedata.category(c) == "So" else WIDE
+    return WIDTHS.get(unicodedata.normalize("NFD", c)[0], OTHER)
+
+
+def shortened(words: str, room: float, size: float, strong: bool = False) -> str:
+    """The beginning and the end of what is wider than ``room``."""
+    if width_of(words, size, strong) <= room:
         return words
-    end = (most - 1) // 2
-    return f"{words[: most - 1 - end]}…{words[len(words) - end :]}" if most > 4 else words[:most]
+    most = min(len(words) - 1, int(room / (NARROWEST * size)))
+    for kept in range(most, 0, -1):
+        end = kept // 2 if kept > 3 else 0
+        short = f"{words[: kept - end]}…{words[len(words) - end :]}" if end else words[:kept]
+        if width_of(short, size, strong) <= room:
+            return short
+    return words[:1]
 
 
-def told_apart(names: list[str], most: int) -> list[str]:
+def told_apart(names: list[str], room: float, size: float, strong: bool = False) -> list[str]:
     """`shortened` names; those that would be alike by where they differ, or by their places if that is long.
 
     >>> from xent.svg import told_apart
-    >>> told_apart(["delivery of apples to town", "delivery of pears to town", "praise"], 12)
+    >>> told_apart(["delivery of apples to town", "delivery of pears to town", "praise"], 120, 15)
     ['…of apples…', '…y of pears…', 'praise']
     """
-    short = [shortened(name, most) for name in names]
+    short = [shortened(name, room, size, strong) for name in names]
     for words in {word for word in short if short.count(word) > 1}:
         places = [k for k, word in enumerate(short) if word == words]
         group = [names[k] for k in places]
@@ -102,10 +133,16 @@ def told_apart(names: list[str], most: int) -> list[str]:
         rest = [name[start:] for name in group]
         end = _alike([name[::-1] for name in rest])
         for k, name in zip(places, rest, strict=True):
-            short[k] = _around(names[k], start, len(name) - end, most)
+            length = len(name) - end
+            short[k] = _around(names[k], start, length, lambda each: width_of(each, size, strong) <= room)
+            if not short[k]:
+                short[k] = shortened(names[k][start : start + length], room, size, strong)
     for k, words in enumerate(short):
         if words in short[:k]:
-            short[k] = f"{words[: max(0, most - len(str(k)) - 1)]}…{k}"[-most:]
+            place = f"…{k}"
+            short[k] = shortened(words, max(0.0, room - width_of(place, size, strong)), size, strong) + place
+            if width_of(short[k], size, strong) > room:
+                short[k] = str(k)
     return short
 
 
@@ -116,11 +153,13 @@ def _alike(names: list[str]) -> int:
     return names[0].rfind(" ", 0, most) + 1 or most
 
 
-def _around(name: str, start: int, length: int, most: int) -> str:
-    """``name[start : start + length]``, with what fits of the words before it."""
+def _around(name: str, start: int, length: int, fits: Callable[[str], bool]) -> str:
+    """``name[start : start + length]``, with what fits of the words before it; "" if that does not fit."""
     after = "…" if start + length < len(name) else ""
-    room = most - 1 - len(after)
-    if length > room or room < 3:
-        return shortened(name[start : start + length], most)
-    first = start - (room - length)
-    return f"{'…' if first > 0 else ''}{name[max(0, first) : start + length].lstrip()}{after}"
+    best = ""
+    for first in range(start, -1, -1):
+        words = f"{'…' if first > 0 else ''}{name[first : start + length].lstrip()}{after}"
+        if not fits(words):
+            break
+        best = words
+    return best

@@ -13,10 +13,14 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from xent.commands import screen
+from xent.commands import outputs, screen
+from xent.words import counted, printable
 
 if TYPE_CHECKING:
     from xent.training import Run
+
+
+HEADING = 10  # cells
 
 
 class Solver(StrEnum):
@@ -57,6 +61,9 @@ def fit(
     model: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Write the model (safetensors) here.")
     ] = None,
+    coefficients: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Write the coefficients here, .csv or .parquet.")
+    ] = None,
     test_size: Annotated[float, typer.Option(help="Share of the rows to hold out.")] = 0.2,
     seed: Annotated[
         int, typer.Option(help="Chooses the rows held out and where the gradient is checked.")
@@ -79,6 +86,7 @@ def fit(
     each level. All of it is learnt from the training rows and kept in the model file. Rows of every
     class are held out in proportion. Exit code 1 if the gradient is wrong.
     """
+    from xent import coefficients as effects
     from xent import csvfiles, persistence, storage, training
     from xent import data as datasets
     from xent import report as reports
@@ -87,13 +95,10 @@ def fit(
         raise ValueError(f"`--test-size` must be between 0 and 1; got {test_size:g}")
     if not 0 <= seed < 2**32:
         raise ValueError(f"`--seed` must be in [0, 2**32); got {seed}")
-    for path in (report, model):
-        if path is not None:
-            storage.require_writable(path)
-            if path.exists() and Path(data).exists() and path.samefile(data):
-                raise ValueError(f"{path}: is the data; it would be overwritten")
-    if report is not None and report == model:
-        raise ValueError(f"{report}: `--report` and `--model` must be two files")
+    if coefficients is not None and coefficients.suffix not in (".csv", ".parquet"):
+        raise ValueError(f"{coefficients}: `--coefficients` must end in .csv or .parquet")
+    written = {"report": report, "model": model, "coefficients": coefficients}
+    outputs.require_apart({f"--{name}": path for name, path in written.items()}, [data])
     dialect = csvfiles.Dialect(separator, decimal, tuple(missing or ()), not no_missing).checked()
     settings = training.Settings(
         test_size, seed, alpha, max_iter, tol, label_smoothing, focal_gamma, balanced, solver.value
@@ -110,49 +115,70 @@ def fit(
         storage.write(report, reports.html(run, command).encode())
     if model is not None:
         persistence.save(run.model, model)
-    written = {"report": report, "model": model}
+    if coefficients is not None:
+        effects.write(effects.coefficients(run.model), coefficients)
     if json:
         paths = {name: None if path is None else str(path) for name, path in written.items()}
+        # The coefficients are there already: their file has a name of its own.
+        paths["coefficients_file"] = paths.pop("coefficients")
         screen.print_json(reports.facts(run, command) | paths)
     else:
         console = screen.console()
         _print_run(console, run)
         for name, path in written.items():
             if path is not None:
-                console.print(Text(f"{name:<10}{path}"), soft_wrap=True)
+                _say_under(console, name, str(path))
     return 0 if run.gradient.passed else 1
+
+
+def _say_under(console: Console, heading: str, text: str) -> None:
+    """A heading and what belongs under it; longer ones have a blank at least."""
+    screen.say(console, f"{heading:<{HEADING - 1}} {text}", indent=HEADING)
 
 
 def _print_run(console: Console, run: Run) -> None:
     from xent import report as reports
+    from xent import verdict
     from xent.preprocess import describe
-
-    def say(text: str, style: str = "") -> None:
-        console.print(Text(text, style), soft_wrap=True)
 
     s, g = run.settings, run.gradient
     rows, features = run.train.rows + run.test.rows, len(run.data.feature_names)
-    plural = "" if features == 1 else "s"
-    say(f"{run.data.name}: {rows:,} rows, {features:,} feature{plural}, {len(run.classes)} classes")
+    counts = (
+        counted(rows, "row"),
+        counted(features, "feature"),
+        counted(len(run.classes), "class", "classes"),
+    )
+    screen.say(console, f"{run.data.name}: {', '.join(counts)}")
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     table.add_column("")
     for name in ("held out", "train"):
-        table.add_column(name, justify="right")
+        table.add_column(name, justify="right", no_wrap=True)
     table.add_row("rows", f"{run.test.rows:,}", f"{run.train.rows:,}")
     table.add_row("loss, nats", f"{run.test.loss:.4f}", f"{run.train.loss:.4f}", style="bold")
     table.add_row("  guessing by class frequencies: their entropy", f"{run.frequencies:.4f}")
     table.add_row(f"  guessing uniformly: ln {len(run.classes)}", f"{run.uniform:.4f}")
+    if s.balanced:
+        both = (f"{part.balanced_loss:.4f}" for part in (run.test, run.train))
+        table.add_row("  with all classes weighed alike", *both)
     table.add_row("accuracy", f"{run.test.accuracy:.2%}", f"{run.train.accuracy:.2%}", style="bold")
+    name, share = verdict.commonest(run)
+    table.add_row(Text(printable(f"  always saying {name}")), f"{share:.2%}")
+    if s.balanced:
+        both = (f"{part.balanced_accuracy:.2%}" for part in (run.test, run.train))
+        table.add_row("  averaged over the classes", *both)
     console.print(table)
     for heading, sentence in describe(run.model.preprocessor):
-        say(f"{heading:<10}{sentence}")
-    steps = "1 step" if run.steps == 1 else f"{run.steps} steps"
-    say(f"training  {steps} of {run.solver} in {run.seconds:.2f} s; alpha {s.alpha:g}, seed {s.seed}")
-    if run.optimality_gap is not None:
-        say(f"          at most {run.optimality_gap:.1e} of the objective above its minimum")
-    say(f"gradient  {g.error:.1e} largest relative error against finite differences")
-    say(f"          in {g.checked} of {g.total:,} parameters, at random parameters")
-    finding, cautions = reports.verdict(run)
-    say(f"\n{finding}", "bold")
+        _say_under(console, heading, sentence)
+    steps = f"{counted(run.steps, 'step')} of {run.solver} in {run.seconds:.2f} s"
+    gap = run.optimality_gap
+    distance = "" if gap is None else f"; at most {gap:.1e} of the objective above its minimum"
+    _say_under(console, "training", f"{steps}; alpha {s.alpha:g}, seed {s.seed}{distance}")
+    error = f"{g.error:.1e} largest relative error against finite differences"
+    _say_under(console, "gradient", f"{error}, in {verdict.checked(run)}, at random parameters")
+    for sentence in reports.largest_effects(run):
+        _say_under(console, "effects", sentence)
+    finding, cautions = verdict.verdict(run)
+    console.print()
+    screen.say(console, finding, "bold")
     for caution in [*cautions, *run.surprises]:
-        say(f"note: {caution}", "yellow")
+        screen.say(console, f"note: {caution}", "yellow", indent=6)

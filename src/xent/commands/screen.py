@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import io
 import json
 import math
+import re
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Annotated, Any
 
 import typer
+from rich.cells import cell_len
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.text import Text
+
+from xent.words import printable
 
 Separator = Annotated[
     str | None, typer.Option(metavar="CHARACTER", help="Between the fields of a CSV file, if not found.")
@@ -36,8 +42,8 @@ def status(what: str) -> Iterator[Callable[[str], None]]:
     if not console.is_terminal:
         yield lambda text: None
         return
-    with console.status(what) as line:
-        yield lambda text: line.update(Text(f"{what}: {text}"))
+    with console.status(Text(printable(what))) as line:
+        yield lambda text: line.update(Text(printable(f"{what}: {text}")))
 
 
 @contextmanager
@@ -54,13 +60,44 @@ def progress(what: str, total: int) -> Iterator[Callable[[int], None]]:
 
 
 def console() -> Console:
-    """Standard output, in colour on a terminal unless NO_COLOR is set."""
+    """Standard output, in colour on a terminal unless NO_COLOR is set.
+
+    What an encoding other than UTF-8 has no character for is printed as an escape.
+    """
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")
     return Console(highlight=False)
+
+
+def say(console: Console, text: str, style: str = "", indent: int = 0) -> None:
+    """Print ``text``, `printable`: in a pipe as one line, on a terminal in lines of whole words.
+
+    All but the first line begin with ``indent`` blanks.
+    """
+    line = printable(text)
+    if console.is_terminal:
+        line = f"\n{' ' * indent}".join(_lines(line, console.width, indent))
+    console.print(Text(line, style), soft_wrap=True)
+
+
+def _lines(text: str, width: int, indent: int) -> list[str]:
+    """``text`` in lines of at most ``width`` cells, all but the first less ``indent``; words stay whole."""
+    lines: list[str] = []
+    line, room = "", width
+    for word in re.split(r"(?<=\S) (?=\S)", text):
+        if line and cell_len(line) + 1 + cell_len(word) > room:
+            lines.append(line)
+            line, room = word, width - indent
+        else:
+            line = f"{line} {word}" if line else word
+    return [*lines, line]
 
 
 def print_json(value: dict[str, Any]) -> None:
     """One line; NaN and infinity, which JSON cannot say, are null."""
-    print(json.dumps(_sayable(value), ensure_ascii=False, allow_nan=False))
+    encoding = getattr(sys.stdout, "encoding", None) or "utf-8"
+    escaped = not encoding.lower().startswith("utf")
+    print(json.dumps(_sayable(value), ensure_ascii=escaped, allow_nan=False))
 
 
 def _sayable(value: Any) -> Any:
