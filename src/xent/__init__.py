@@ -2,24 +2,24 @@
 
 from __future__ import annotations
 
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from xent import information
-from xent.api import (
-    CrossEntropyLoss,
-    cross_entropy,
-    cross_entropy_hvp,
-    cross_entropy_with_grad,
-    log_softmax,
-    logsumexp,
-    row_statistics,
-    softmax,
-)
-from xent.binary import binary_cross_entropy, binary_cross_entropy_with_grad
-from xent.linear import linear_cross_entropy, linear_cross_entropy_with_grad, linear_row_statistics
-from xent.protocol import RowStatistics
-
 if TYPE_CHECKING:
+    from xent import information
+    from xent.api import (
+        CrossEntropyLoss,
+        cross_entropy,
+        cross_entropy_hvp,
+        cross_entropy_with_grad,
+        log_softmax,
+        logsumexp,
+        row_statistics,
+        softmax,
+    )
+    from xent.binary import binary_cross_entropy, binary_cross_entropy_with_grad
+    from xent.linear import linear_cross_entropy, linear_cross_entropy_with_grad, linear_row_statistics
+    from xent.protocol import RowStatistics
     from xent.regression import SoftmaxRegression
 
 __version__ = "0.1.0"
@@ -45,12 +45,25 @@ __all__ = [
 ]
 
 
-def __getattr__(name: str) -> Any:
-    if name == "SoftmaxRegression":  # needs scikit-learn: loaded when asked for
-        from xent.regression import SoftmaxRegression
+# Loaded when asked for: the command answers Ctrl-C before NumPy is there, and scikit-learn may be missing.
+_MODULES = {
+    "binary_cross_entropy": "binary",
+    "binary_cross_entropy_with_grad": "binary",
+    "linear_cross_entropy": "linear",
+    "linear_cross_entropy_with_grad": "linear",
+    "linear_row_statistics": "linear",
+    "RowStatistics": "protocol",
+    "SoftmaxRegression": "regression",
+}
 
-        return SoftmaxRegression
-    raise AttributeError(f"module 'xent' has no attribute {name!r}")
+
+def __getattr__(name: str) -> Any:
+    if name not in __all__:
+        raise AttributeError(f"module 'xent' has no attribute {name!r}")
+    if name == "information":
+        return import_module("xent.information")
+    globals()[name] = getattr(import_module(f"xent.{_MODULES.get(name, 'api')}"), name)
+    return globals()[name]
 
 
 def __dir__() -> list[str]:

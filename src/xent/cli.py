@@ -37,6 +37,10 @@ def main(arguments: list[str] | None = None) -> int:
         return _say(f"error: {where}{error.strerror or error}", USAGE)
     except MemoryError as error:
         return _say(f"error: there is not enough memory for this. {error}", USAGE)
+    except UnicodeEncodeError as error:
+        encoding = f"the output takes {error.encoding} only"
+        character = error.object[error.start : error.start + 1]
+        return _say(f"error: {encoding}; got {character!r}: set PYTHONIOENCODING=utf-8", USAGE)
     except ValueError as error:
         return _say(f"error: {error}", USAGE)
 
@@ -44,7 +48,9 @@ def main(arguments: list[str] | None = None) -> int:
 def _say(text: str, code: int) -> int:
     if sys.stderr is None:
         return code
-    print(f"xent: {' '.join(text.split())}", file=sys.stderr)
+    from xent.words import printable
+
+    print(f"xent: {printable(' '.join(text.split()))}", file=sys.stderr)
     return code
 
 
