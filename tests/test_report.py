@@ -182,6 +182,12 @@ def test_many_classes_with_long_names_are_shortened_and_thinned():
     assert len(texts) < 60
 
 
+def test_a_loss_that_hardly_moves_is_drawn(runs):
+    """No round number lies between its least and its largest value."""
+    still = runs["iris"]._replace(curve=[(1.0986, 1.0986), (1.0985, 1.0987)])
+    ElementTree.fromstring(plots.loss_curve(still))
+
+
 def test_bars_of_many_classes_have_one_for_the_rest_and_sum_to_zero():
     probs = np.linspace(1, 2, 30) / np.linspace(1, 2, 30).sum()
     sample = Sample(0, 3, 29, 3.0, probs, probs - np.eye(30)[3])

@@ -263,7 +263,7 @@ class _Frame:
 
 def _left(labels: Iterable[str], size: float) -> float:
     """Where a scale starts that has ``labels`` on its left."""
-    return 10 + max(width_of(words, size) for words in labels)
+    return 10 + max((width_of(words, size) for words in labels), default=0.0)
 
 
 def _rule_across(x: Scale, y: float, name: str) -> str:

@@ -9,9 +9,9 @@ import typer
 from rich import box
 from rich.console import Console
 from rich.table import Table
-from rich.text import Text
 
 from xent.commands import screen
+from xent.words import counted
 
 if TYPE_CHECKING:
     from xent.evaluation import Evaluation
@@ -65,11 +65,9 @@ def _as_json(result: Evaluation) -> dict[str, Any]:
 
 
 def _print(console: Console, name: str, result: Evaluation, classes: int) -> None:
-    def say(text: str, style: str = "") -> None:
-        console.print(Text(text, style), soft_wrap=True)
-
     left_out = f"; {result.ignored:,} ignored" if result.ignored else ""
-    say(f"{name}: {result.rows:,} rows, {result.num_classes:,} classes{left_out}")
+    counts = f"{counted(result.rows, 'row')}, {counted(result.num_classes, 'class', 'classes')}"
+    screen.say(console, f"{name}: {counts}{left_out}")
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_header=False)
     table.add_column("")
     table.add_column("", justify="right")
@@ -94,12 +92,16 @@ def _print(console: Console, name: str, result: Evaluation, classes: int) -> Non
     if classes and shown:
         _print_classes(console, shown[:classes], len(shown))
     for note in notes(result):
-        say(f"note: {note}", "yellow")
+        screen.say(console, f"note: {note}", "yellow", indent=6)
 
 
 def _print_classes(console: Console, shown: list[Any], total: int) -> None:
-    which = f"{len(shown)} of {total:,} classes, the costliest first" if len(shown) < total else "classes"
-    console.print(Text(which), soft_wrap=True)
+    which = (
+        f"{len(shown)} of {counted(total, 'class', 'classes')}, the costliest first"
+        if len(shown) < total
+        else "classes"
+    )
+    screen.say(console, which)
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     for name in ("class", "rows", "recall", "precision", "loss, nats", "share of loss"):
         table.add_column(name, justify="right")
@@ -125,16 +127,18 @@ def notes(result: Evaluation) -> list[str]:
         )
     if result.undefined:
         first = f"row {result.first_undefined}"
-        rows = f"1 row holds NaN or infinity: {first}"
-        if result.undefined > 1:
-            rows = f"{result.undefined:,} rows hold NaN or infinity, the first is {first}"
+        held = counted(result.undefined, "row holds", "rows hold")
+        rows = f"{held} NaN or infinity{': ' if result.undefined == 1 else ', the first is '}{first}"
         found.append(f"{rows}; no loss, and no part in the numbers above")
     if result.infinite:
-        found.append(f"{result.infinite:,} rows give their target probability 0: their loss is infinite")
+        rows = counted(result.infinite, "row gives its", "rows give their")
+        found.append(f"{rows} target probability 0: an infinite loss")
     if result.unnormalised:
-        found.append(f"{result.unnormalised:,} rows of probabilities do not sum to 1: divided by their sum")
+        rows = counted(result.unnormalised, "row of probabilities does", "rows of probabilities do")
+        found.append(f"{rows} not sum to 1: divided by the sum")
     if result.unnormalised_targets:
-        found.append(f"{result.unnormalised_targets:,} rows of targets do not sum to 1: taken as they are")
+        rows = counted(result.unnormalised_targets, "row of targets does", "rows of targets do")
+        found.append(f"{rows} not sum to 1: taken without change")
     if not result.like_probabilities and result.loss > math.log(result.num_classes):
         found.append("the loss is above that of guessing uniformly: do logits and labels belong together?")
     return found

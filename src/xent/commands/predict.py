@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import numpy as np
 import typer
 
-from xent.commands import screen
-from xent.words import listed
+from xent.commands import outputs, screen
+from xent.words import counted, listed, printable
 
 if TYPE_CHECKING:
     import polars
@@ -48,10 +48,7 @@ def predict(
     if output is not None:
         if output.suffix not in (".csv", ".parquet"):
             raise ValueError(f"{output}: `--output` must end in .csv or .parquet")
-        storage.require_writable(output)
-        for other in (Path(data), model):
-            if output.exists() and other.exists() and output.samefile(other):
-                raise ValueError(f"{output}: is read from; it would be overwritten")
+        outputs.require_apart({"--output": output}, [data, model])
     asked = csvfiles.Dialect(separator, decimal, tuple(missing or ()), not no_missing).checked()
     datasets.require_table_options(data, asked)
     loaded = persistence.load(model)
@@ -68,13 +65,13 @@ def predict(
             for place, frame in enumerate(frames):
                 sys.stdout.write(frame.write_csv(include_header=place == 0))
     for note in job.notes:
-        print(f"xent: note: {note}", file=sys.stderr)
+        print(f"xent: note: {printable(note)}", file=sys.stderr)
     if json:
         path = None if output is None else str(output)
         found: dict[str, Any] = {"rows": job.rows, "classes": job.classes, "output": path, "notes": job.notes}
         screen.print_json(found | (_rows(tables) if output is None else {}))
     elif output is not None:
-        screen.console().print(f"{job.rows:,} rows predicted, in {output}", soft_wrap=True, markup=False)
+        screen.say(screen.console(), f"{counted(job.rows, 'row')} predicted, in {output}")
 
 
 class _Job:
@@ -150,7 +147,7 @@ class _Job:
         """What to know of the rows, in sentences."""
         from xent.preprocess import describe_surprises
 
-        lines = "1 blank line was" if self.blank == 1 else f"{self.blank:,} blank lines were"
+        lines = counted(self.blank, "blank line was", "blank lines were")
         return describe_surprises(self.surprises) + ([f"{lines} passed over"] if self.blank else [])
 
 
