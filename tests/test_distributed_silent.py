@@ -109,7 +109,9 @@ def temperatures() -> None:
         lambda: sharded_linear(inputs, head[mine()], Y, group=None, temperature=t),
         lambda: xt.cross_entropy(logits, Y, temperature=t),
     ):
-        with pytest.raises(TypeError, match="`temperature` must be a number .*: divide by it what the logits"):
+        with pytest.raises(
+            TypeError, match=r"`temperature` must be a number .*: divide by it what the logits"
+        ):
             call()
     # As the error says.
     loss = sharded_linear(inputs / t, head[mine()], Y, group=None)

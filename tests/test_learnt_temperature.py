@@ -225,7 +225,7 @@ TENSORS = {
 @pytest.mark.parametrize("name", OTHERS)
 @pytest.mark.parametrize("call", TENSORS.values(), ids=TENSORS)
 def test_other_options_have_no_gradient(call: Any, name: str) -> None:
-    message = f"`{name}` must be a number here; got a torch `Tensor` that asks for a gradient"
+    message = f"`{name}` must be a number here; got a `Tensor` that asks for a gradient"
     call(**{name: torch.tensor(0.5)})  # which asks for none
     with pytest.raises(TypeError, match=message):
         call(**{name: leaf(0.5)})
@@ -237,16 +237,28 @@ def test_other_options_have_no_gradient(call: Any, name: str) -> None:
         call(**{name: torch.autograd.forward_ad.make_dual(torch.tensor(0.5), torch.tensor(1.0))})
 
 
+@pytest.mark.parametrize("name", OTHERS)
+def test_other_options_have_no_gradient_in_graphs(name: str) -> None:
+    def loss(z: Any, p: Any) -> Any:
+        return xt.cross_entropy(z, Y, **{name: p})
+
+    with pytest.raises(TypeError, match=f"`{name}` must be a number here"):
+        torch.compile(loss, backend="eager")(Z, leaf(0.5))
+    torch._dynamo.reset()
+    with pytest.raises(torch._dynamo.exc.Unsupported, match="must be a number here"):
+        torch.compile(loss, backend="eager", fullgraph=True)(Z, leaf(0.5))
+
+
 @pytest.mark.parametrize("name", ["temperature", *OTHERS])
 @pytest.mark.parametrize("call", NUMPY.values(), ids=NUMPY)
 def test_options_of_arrays_are_numbers(call: Any, name: str) -> None:
     call(**{name: torch.tensor(0.5)})
-    with pytest.raises(TypeError, match=f"`{name}` must be a number here; got a torch `Parameter`"):
+    with pytest.raises(TypeError, match=f"`{name}` must be a number here; got a `Parameter`"):
         call(**{name: torch.nn.Parameter(torch.tensor(0.5))})
-    with pytest.raises(TypeError, match=f"`{name}` must be a number here; got a torch `Tensor`"):
+    with pytest.raises(TypeError, match=f"`{name}` must be a number here; got a `Tensor`"):
         torch.func.grad(lambda p: call(**{name: p}))(torch.tensor(0.5))
 
 
 def test_a_positive_weight_of_arrays_is_a_number() -> None:
-    with pytest.raises(TypeError, match="`pos_weight` must be a number here; got a torch `Tensor`"):
+    with pytest.raises(TypeError, match="`pos_weight` must be a number here; got a `Tensor`"):
         xent.binary_cross_entropy(ARRAYS[0], ARRAYS[2], pos_weight=leaf(2.0))

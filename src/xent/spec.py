@@ -59,7 +59,7 @@ OPTIONS_DOC = {
     "softcap": """float from 1e-30 to 1e30, default None
     ``C`` of ``C·tanh(z/(T·C))``. Infinite logits pass through it unchanged.""",
     "temperature": """float from 1e-30 to 1e30, default 1.0
-    ``T`` of ``z/T``.""",
+    ``T`` of ``z/T``. With tensors also one of a single number, which gets its gradient.""",
 }
 
 
@@ -191,8 +191,8 @@ def require_no_gradient(name: str, value: Any) -> None:
     if name == "temperature":
         advice = "divide by it what the logits are computed from"
     raise TypeError(
-        f"`{name}` must be a number here; got a {type(value).__module__.partition('.')[0]} "
-        f"`{type(value).__name__}` that asks for a gradient, which it would not get: {advice}"
+        f"`{name}` must be a number here; got a `{type(value).__name__}` that asks for a gradient, which it "
+        f"would not get: {advice}"
     )
 
 
@@ -200,8 +200,7 @@ def _is_derived(value: Any) -> bool:
     """Whether a derivative may be asked for in ``value``; loads neither PyTorch nor JAX."""
     if value is None or isinstance(value, (float, int, str)):
         return False
-    torch = sys.modules.get("torch")
-    if torch is None or not isinstance(value, torch.Tensor):
+    if "torch" not in sys.modules or not isinstance(value, (torch := sys.modules["torch"]).Tensor):
         return any(base.__name__ == "Tracer" for base in type(value).__mro__)  # JAX's
     if value.requires_grad or torch._C._functorch.is_functorch_wrapped_tensor(value):
         return True
