@@ -184,6 +184,22 @@ def test_a_stack_of_weights() -> None:
         xt.linear_cross_entropy(x, w, y, linear_bias=[1.0])
 
 
+# A single element.
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.float16])
+@pytest.mark.parametrize("reduction", ["none", "mean"])
+def test_one_binary_logit_has_a_slope_in_forward_mode(dtype, reduction: str) -> None:
+    z, q = torch.tensor(0.5, dtype=dtype), torch.tensor(0.25, dtype=dtype)
+    for options in ({}, {"temperature": 2.0}, {"z_loss": 0.1, "weight": torch.tensor(2.0, dtype=dtype)}):
+        loss = lambda z, o=options: xt.binary_cross_entropy_with_logits(z, q, reduction=reduction, **o)  # noqa: E731
+        value, slope = torch.func.jvp(loss, (z,), (torch.ones_like(z),))
+        leaf = z.clone().requires_grad_()
+        (gradient,) = torch.autograd.grad(loss(leaf), leaf)
+        assert value.shape == slope.shape == ()
+        torch.testing.assert_close(slope, gradient.to(slope.dtype), rtol=1e-3, atol=0)
+
+
 # Integers.
 
 

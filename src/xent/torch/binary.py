@@ -127,6 +127,8 @@ class BinaryCrossEntropy(NamedTuple):
             losses = binary_ops.losses(tensors, self.spec, each=self.reduction == "none")
             scale = 1.0 if self.reduction == "none" else composite.inverse(self.divisor)
             return (losses * scale).to(dtype)
+        if not logits.ndim:  # forward mode has float64 for the tangent of a scalar over a number
+            return self.differentiable(*(x if x is None else x.reshape(1) for x in tensors)).reshape(())
         if not q.is_floating_point() and q.dtype != torch.bool and not self.spec.focal_gamma:
             q = torch.where((q == 0) | (q == 1), q.to(dtype), torch.nan)  # as the kernel
         q = q.long() if self.spec.focal_gamma else q.to(dtype)
