@@ -13,7 +13,7 @@
 #include <omp.h>
 #endif
 
-#include "job.h"
+#include "rows/job.h"
 
 namespace nb = nanobind;
 

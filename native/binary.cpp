@@ -4,7 +4,8 @@
 // left at either end.
 #include "binary.h"
 
-#include "row.h"
+#include "rows/row.h"
+#include "rows/storage.h"
 
 namespace xent {
 namespace XENT_ISA {
@@ -45,7 +46,7 @@ class alignas(64) Elements {
   using Buffer = T[N];
 
   const BinaryJob& job;
-  const LinkOf<T, CAP> phi;
+  const Link<T> phi;
   const int64_t q_bytes;  // of a target
   const char *next_z, *next_q;
   alignas(64) Buffer z = {}, u, q = {}, positive, weight, upstream, small, loss, gradient;
@@ -78,7 +79,7 @@ class alignas(64) Elements {
     fetch(job.upstream, upstream, begin, n);
     derive(padded);
     S* out = static_cast<S*>(job.out) + begin;
-    if (job.stream) return stream(out, n, [from = gradient](int64_t i) { return from[i]; });
+    if (job.stream) return stream(gradient, out, n);
     narrow(gradient, out, n);
   }
 
@@ -114,14 +115,14 @@ class alignas(64) Elements {
 
   // (12): V·log1p(e⁻ᵃ) and a = |u| times the mass of the unlikelier class.
   XENT_ONCE void lose(int64_t n) {
-    const LinkOf<T, CAP> link = phi;
+    const Link<T> link = phi;
     const T keep = T(job.keep), add = T(job.add), infinity = std::numeric_limits<T>::infinity();
     for (int64_t first = 0; first < n; first += TOGETHER) {
       bring(next_z, first, sizeof(S));
       bring(next_q, first, q_bytes);
 #pragma omp simd
       for (int64_t i = first; i < first + TOGETHER; ++i) {
-        const T scaled = link.value(z[i]) * link.scale, x = choose(scaled == infinity, nan_<T>(), scaled);
+        const T scaled = link.template value<CAP>(z[i]) * link.scale, x = choose(scaled == infinity, nan_<T>(), scaled);
         const T a = choose(x < T(0), -x, x), e = exp_of_minus(a), large = T(1) / (T(1) + e);
         const T p = keep * q[i] + add, v1 = positive[i] * p, v0 = T(1) - p, unlikely = choose(x > T(0), v0, v1);
         const T total = (v0 + v1) * log1p_of_exp(e, large) + only(unlikely != T(0), unlikely * a);
@@ -134,13 +135,13 @@ class alignas(64) Elements {
 
   // (12) derived: V·small against the mass of the unlikelier class.
   XENT_ONCE void derive(int64_t n) {
-    const LinkOf<T, CAP> link = phi;
+    const Link<T> link = phi;
     const T keep = T(job.keep), add = T(job.add), scale = T(job.scale);
 #pragma omp simd
     for (int64_t i = 0; i < n; ++i) {
       const T p = keep * q[i] + add, v1 = positive[i] * p, v0 = T(1) - p, part = (v0 + v1) * small[i];
       const T bracket = choose(u[i] > T(0), v0 - part, part - v1), factor = scale * upstream[i] * weight[i];
-      gradient[i] = only(factor != T(0), factor * link.slope(u[i]) * bracket);
+      gradient[i] = only(factor != T(0), factor * link.template slope<CAP>(u[i]) * bracket);
     }
   }
 };

@@ -4,7 +4,7 @@
 
 #include <algorithm>
 
-#include "tile_memory.h"
+#include "rows/tile_memory.h"
 
 namespace xent {
 namespace XENT_ISA {
@@ -144,8 +144,8 @@ class Along {
 
 // Across LANES rows.
 template <class T, bool PROBABILITIES>
-class Across : TileMemory<T, false, LANES> {
-  using Memory = TileMemory<T, false, LANES>;
+class Across : TileMemory<T, LANES> {
+  using Memory = TileMemory<T, LANES>;
   using Int = typename Real<T>::Int;
   using Memory::K, Memory::first, Memory::lanes;
   static constexpr int CHUNK = 32;  // rows whose sums stay in registers
@@ -160,7 +160,7 @@ class Across : TileMemory<T, false, LANES> {
   // Rows [begin, end) of the job, which are those from `place` on of the block.
   void rows(int64_t begin, int64_t end, int64_t place) {
     this->select(begin, end);
-    this->template gather<T>(this->job.z, w, w + K * LANES, [](T u) { return u; });
+    this->gather(this->job.z, this->job.storage, w, w + K * LANES);
     for (int j = 0; j < LANES; ++j) {
       const int64_t y = block.labels[place + (j < lanes ? j : 0)];
       own[j] = w[(y < 0 ? 0 : y) * LANES + j];
@@ -238,6 +238,7 @@ bool evaluate(const Block& block) {
   T *memory = static_cast<T*>(scratch.data), *widened = memory + 2 * together * K;
   Along<T, PROBABILITIES> along(block);
   Job job;
+  job.storage = stored_as<T>();
   job.outer = block.rows, job.inner = 1, job.classes = K;
   job.z = {const_cast<void*>(block.outputs), K, 0, 1};
   if (!same) job.z.data = widened, job.outer = LANES;

@@ -8,7 +8,7 @@
 #include <type_traits>
 #include <utility>
 
-#include "row.h"
+#include "rows/row.h"
 
 namespace xent {
 namespace XENT_ISA {
@@ -105,8 +105,7 @@ class Pass {
       look_ahead(first);
       scores(n, job.weight, job.bias, z);
       if (job.op == HVP) scores(n, job.vector, job.vector_bias, r);
-      const Rows rows = kernels.rows[job.op][sizeof(T) == 8 ? F64 : F32];
-      if (!rows(part(first, n), 0, n)) return false;
+      if (!kernels.rows(part(first, n), job.op, 0, n)) return false;
       if (job.op == STATS) continue;
       accumulate(used(n), sums);
     }
@@ -161,6 +160,7 @@ class Pass {
   // This block as the row kernels see it: classes first, the gradient over the logits.
   Job part(int64_t first, int64_t n) const {
     Job p = job.rows;
+    p.storage = sizeof(T) == 8 ? F64 : F32;
     p.outer = n;
     p.z = {z, 1, 0, block};
     p.out = job.op == STATS ? Strided{} : p.z;

@@ -3,7 +3,7 @@
 #pragma once
 #include <cstddef>
 
-#include "job.h"
+#include "rows/job.h"
 
 namespace xent {
 

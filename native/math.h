@@ -194,41 +194,51 @@ constexpr T lowest_() {
 }
 
 // The link u = φ(z) with its derivatives, which need only u. In units where the softmax is of
-// `scale`·w: w = z and scale = 1/T without a cap, w = C·tanh(z/(TC)) and scale = 1 with one.
-template <class T, bool CAP>
-struct LinkOf {
+// `scale`·w: w = z and scale = 1/T without a cap, w = C·tanh(z/(TC)) and scale = 1 with one. Loops have CAP as
+// a constant, equal to `capped`.
+template <class T>
+struct Link {
+  bool capped;
   T scale, exponent, least, slope_at_0, cap, inner, inv_cap;
 
-  LinkOf(double inv_temperature, double softcap)
-      : scale(CAP ? T(1) : T(inv_temperature)),
-        exponent(T(log2_e * (CAP ? 1.0 : inv_temperature))),
-        least(T(Real<T>::least_exponent / (log2_e * (CAP ? 1.0 : inv_temperature)))),
+  Link(double inv_temperature, double softcap)
+      : capped(softcap != 0),
+        scale(capped ? T(1) : T(inv_temperature)),
+        exponent(T(log2_e * (capped ? 1.0 : inv_temperature))),
+        least(T(Real<T>::least_exponent / (log2_e * (capped ? 1.0 : inv_temperature)))),
         slope_at_0(T(inv_temperature)),
         cap(T(softcap)),
-        inner(T(inv_temperature / (CAP ? softcap : 1.0))),
-        inv_cap(T(1.0 / (CAP ? softcap : 1.0))) {}
+        inner(T(inv_temperature / (capped ? softcap : 1.0))),
+        inv_cap(T(1.0 / (capped ? softcap : 1.0))) {}
 
   XENT_INLINE T exp_scaled(T d) const { return exp2_(d, exponent, least); }  // e^(scale·d)
+  template <bool CAP>
   XENT_INLINE T value(T z) const {
     if constexpr (!CAP) return z;
-    T capped = cap * tanh_(z * inner);
-    return choose((z - z) == T(0), capped, z);  // infinities and NaN pass
+    T capped_z = cap * tanh_(z * inner);
+    return choose((z - z) == T(0), capped_z, z);  // infinities and NaN pass
   }
   XENT_INLINE T ratio(T w) const {  // tanh, kept in [−1, 1] where w is infinite
     T t = w * inv_cap;
     t = t > T(1) ? T(1) : t;
     return t < T(-1) ? T(-1) : t;
   }
+  template <bool CAP>
   XENT_INLINE T slope(T w) const {
     if constexpr (!CAP) return slope_at_0;
     T t = ratio(w);
     return slope_at_0 * (T(1) - t * t);
   }
+  template <bool CAP>
   XENT_INLINE T curvature(T w) const {
     if constexpr (!CAP) return T(0);
     T t = ratio(w);
     return T(-2) * t * (T(1) - t * t) * slope_at_0 * inner;
   }
+  // For single classes, outside of loops.
+  T value(T z) const { return capped ? value<true>(z) : z; }
+  T slope(T w) const { return capped ? slope<true>(w) : slope_at_0; }
+  T curvature(T w) const { return capped ? curvature<true>(w) : T(0); }
 };
 
 }  // namespace XENT_ISA

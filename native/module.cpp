@@ -13,19 +13,16 @@
 #endif
 
 #include "arguments.h"
+#include "cpu.h"
 
+// isas.inc, which CMake writes, is BUILT(name) for each instruction set that has kernels, best first.
 namespace xent {
-#ifdef XENT_X86_VARIANTS
-namespace x86_64_v4 {
-extern const Kernels kernels;
-}
-namespace x86_64_v3 {
-extern const Kernels kernels;
-}
-#endif
-namespace baseline {
-extern const Kernels kernels;
-}
+#define BUILT(name)               \
+  namespace name {                \
+  extern const Kernels kernels;   \
+  }
+#include "isas.inc"
+#undef BUILT
 }  // namespace xent
 
 namespace xent {
@@ -37,21 +34,14 @@ namespace {
 
 using namespace xent;
 
-// Best first; the first is used unless a test asks for another.
+// Those that this processor has, best first; the first is used unless a test asks for another.
 const std::vector<const Kernels*>& available() {
   static const std::vector<const Kernels*> list = [] {
     std::vector<const Kernels*> found;
-#ifdef XENT_X86_VARIANTS
-    __builtin_cpu_init();
-    const bool v3 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
-                    __builtin_cpu_supports("bmi2");
-    if (v3 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-        __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl") &&
-        __builtin_cpu_supports("avx512cd"))
-      found.push_back(&x86_64_v4::kernels);
-    if (v3) found.push_back(&x86_64_v3::kernels);
-#endif
-    found.push_back(&baseline::kernels);
+#define BUILT(name) \
+  if (has_isa(#name)) found.push_back(&name::kernels);
+#include "isas.inc"
+#undef BUILT
     return found;
   }();
   return list;
@@ -65,6 +55,7 @@ struct Call {
   Call(const In& z, const Maybe<Labels>& labels, const Maybe<In>& dense, double inv_temperature, double softcap)
       : type(storage(z.dtype())) {
     if (z.ndim() != 2 && z.ndim() != 3) throw std::invalid_argument("logits must have 2 or 3 axes");
+    job.storage = type;
     job.outer = z.shape(0);
     job.inner = z.ndim() == 3 ? z.shape(1) : 1;
     job.classes = z.shape(z.ndim() - 1);
@@ -132,23 +123,24 @@ struct Call {
     bool enough_memory = true;
     {
       nb::gil_scoped_release release;
-      enough_memory = shared(chosen->rows[op][type], granule);
+      enough_memory = shared(op, granule);
     }
     if (!enough_memory) throw std::bad_alloc();
   }
 
   // Rows over threads. A piece of work is a whole number of granules, whoever does it: same bits.
-  bool shared(Rows rows, int64_t granule) const {
+  bool shared(Op op, int64_t granule) const {
+    const Rows rows = chosen->rows;
     const int64_t total = job.rows();
     const int64_t granules = (total + granule - 1) / granule;
     const int threads = threads_for(total * job.classes, granules);
-    if (threads <= 1) return rows(job, 0, total);
+    if (threads <= 1) return rows(job, op, 0, total);
     const int64_t pieces = std::min<int64_t>(granules, int64_t(threads) * 16);
     std::atomic<bool> ok{true};
 #pragma omp parallel for schedule(dynamic, 1) num_threads(threads)
     for (int64_t piece = 0; piece < pieces; ++piece) {
       const int64_t begin = granules * piece / pieces * granule, end = granules * (piece + 1) / pieces * granule;
-      if (!rows(job, begin, std::min(end, total))) ok = false;
+      if (!rows(job, op, begin, std::min(end, total))) ok = false;
     }
     return ok;
   }
@@ -255,6 +247,8 @@ std::string set_isa(const std::string& name) {
 }  // namespace
 
 NB_MODULE(_native, m) {
+  if (available().empty())
+    throw nb::import_error("xent was built for the instruction set of another machine; install it again on this one");
   chosen = available().front();
 #ifndef _WIN32
   pthread_atfork(nullptr, nullptr, [] { forked = true; });

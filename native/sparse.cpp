@@ -9,7 +9,7 @@
 #include <limits>
 #include <type_traits>
 
-#include "row.h"
+#include "rows/row.h"
 
 namespace xent {
 namespace XENT_ISA {

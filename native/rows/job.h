@@ -17,9 +17,14 @@ struct Column {
   double operator[](int64_t row) const { return data ? data[row] : scalar; }
 };
 
+enum Op { STATS, GRAD, STATS_AND_GRAD, HVP };
+enum Storage { F64, F32, F16, BF16, STORAGES };
+constexpr int64_t ELEMENT_BYTES[STORAGES] = {8, 4, 2, 2};
+
 struct Job {
+  Storage storage = F64;  // of z, out and vector; the compute type is double for F64, else float
   int64_t outer = 0, inner = 0, classes = 0;
-  Strided z, out, vector;  // storage type
+  Strided z, out, vector;
   Strided dense;           // compute type; v of docs/maths.md, row strides 0 if shared by all rows
   const int64_t* labels = nullptr;
   double inv_temperature = 1.0, softcap = 0.0;         // softcap 0: none
@@ -32,11 +37,8 @@ struct Job {
   int64_t rows() const { return outer * inner; }
 };
 
-enum Op { STATS, GRAD, STATS_AND_GRAD, HVP, OPS };
-enum Storage { F64, F32, F16, BF16, STORAGES };
-
 // Rows [begin, end) of a job; false if scratch memory could not be had.
-using Rows = bool (*)(const Job&, int64_t begin, int64_t end);
+using Rows = bool (*)(const Job&, Op, int64_t begin, int64_t end);
 
 struct Linear;     // linear.h
 struct Evaluates;  // evaluate.h
@@ -48,7 +50,7 @@ struct Binary;     // binary.h
 struct Kernels {
   const char* isa;
   int64_t (*granule)(const Job&);
-  Rows rows[OPS][STORAGES];
+  Rows rows;
   const Linear* linear;  // by Widths
   const Evaluates* evaluates;
   const Sparse* sparse;

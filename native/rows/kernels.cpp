@@ -1,13 +1,14 @@
 // The kernels of one instruction set: CMake compiles this file once for each, with XENT_ISA set.
-#include "evaluate.h"
-#include "linear.h"
-#include "tile.h"
-#include "wide.h"
+#include "../evaluate.h"
+#include "../linear.h"
+#include "../sparse.h"
+#include "../binary.h"
+#include "layouts.h"
+#include "row.h"
 
 namespace xent {
 namespace XENT_ISA {
 
-constexpr int MANY = 64, FEW = 16;    // lanes of a tile
 constexpr int64_t MANY_UP_TO = 1024;  // classes, for a tile to stay in the level-2 cache
 
 enum class Layout { WIDE, MANY, FEW };
@@ -30,28 +31,11 @@ int64_t granule(const Job& job) {
   return choice == Layout::WIDE ? 1 : choice == Layout::MANY ? MANY : FEW;
 }
 
-template <class S, bool CAP, bool DENSE, Op OP>
-bool by_layout(const Job& job, int64_t begin, int64_t end) {
-  const Layout choice = layout(job);
-  if (choice == Layout::WIDE) return wide_rows<S, CAP, DENSE, OP>(job, begin, end);
-  if (choice == Layout::MANY) return tile_rows<S, CAP, DENSE, OP, MANY>(job, begin, end);
-  return tile_rows<S, CAP, DENSE, OP, FEW>(job, begin, end);
-}
-
-template <class S, Op OP>
-bool run(const Job& job, int64_t begin, int64_t end) {
+bool rows(const Job& job, Op op, int64_t begin, int64_t end) {
   const NoSubnormals zeros;
-  const bool cap = job.softcap != 0, dense = job.dense.data != nullptr;
-  if (cap) return dense ? by_layout<S, true, true, OP>(job, begin, end) : by_layout<S, true, false, OP>(job, begin, end);
-  return dense ? by_layout<S, false, true, OP>(job, begin, end) : by_layout<S, false, false, OP>(job, begin, end);
-}
-
-template <Op OP>
-constexpr void fill(Rows (&row)[STORAGES]) {
-  row[F64] = run<double, OP>;
-  row[F32] = run<float, OP>;
-  row[F16] = run<Half, OP>;
-  row[BF16] = run<BFloat, OP>;
+  const Layout choice = layout(job);
+  if (choice == Layout::WIDE) return wide_rows(job, op, begin, end);
+  return tile_rows(job, op, choice == Layout::MANY, begin, end);
 }
 
 #define XENT_STRING_(x) #x
@@ -66,10 +50,7 @@ const Kernels kernels = [] {
   Kernels k{};
   k.isa = XENT_STRING(XENT_ISA);
   k.granule = granule;
-  fill<STATS>(k.rows[STATS]);
-  fill<GRAD>(k.rows[GRAD]);
-  fill<STATS_AND_GRAD>(k.rows[STATS_AND_GRAD]);
-  fill<HVP>(k.rows[HVP]);
+  k.rows = rows;
   k.linear = linear;
   k.evaluates = &evaluates;
   k.sparse = &sparse;

@@ -1,0 +1,15 @@
+// The two layouts of the row kernels, of one instruction set each.
+#pragma once
+#include "job.h"
+
+namespace xent {
+namespace XENT_ISA {
+
+constexpr int MANY = 64, FEW = 16;  // rows of a tile
+
+// Rows [begin, end), along their classes or in tiles; false without scratch memory.
+bool wide_rows(const Job& job, Op op, int64_t begin, int64_t end);
+bool tile_rows(const Job& job, Op op, bool many, int64_t begin, int64_t end);
+
+}  // namespace XENT_ISA
+}  // namespace xent

@@ -1,0 +1,131 @@
+// The gradient of a tile, equation (2).
+#pragma once
+#include "tile.h"
+
+namespace xent {
+namespace XENT_ISA {
+
+// What a sweep would leave, from known statistics.
+template <class T, int LANES>
+XENT_ONCE void Tile<T, LANES>::known() {
+  const Link<T> link = phi;
+  alignas(64) Lanes hi, lo;
+  alignas(64) double padded[LANES];
+  const double *lse = full(job.in_lse, padded), scale = double(link.scale);
+  each_lane([&](int j) {  // lse as an unevaluated sum, so that w − hi is exact where p matters
+    hi[j] = T(lse[j] / scale);
+    lo[j] = T(lse[j] / scale - double(hi[j]));
+  });
+  column({job.in_mass, 0.0}, mass);
+  column({job.in_log_prob, 0.0}, x);
+  for (int64_t k = 0; k < K; ++k) {
+    T *p = e + k * LANES, *u = w + k * LANES;
+    each_lane([&](int j) { p[j] = link.exp_scaled((u[j] - hi[j]) - lo[j]); });
+  }
+  if (!dense_targets) return;
+  for (int j = 0; j < LANES; ++j) max[j] = lowest_<T>();  // what `exact_classes` asks of the likeliest class
+  for (int64_t k = 0; k < K; ++k) {
+    const T* u = w + k * LANES;
+    each_lane([&](int j) { max[j] = u[j] > max[j] ? u[j] : max[j]; });
+  }
+  each_lane([&](int j) {
+    log_norm[j] = ((hi[j] - max[j]) + lo[j]) * link.scale;
+    rest[j] = log_norm[j] < T(0.69) ? T(0) : T(1);
+  });
+}
+
+// A row whose coefficients are all 0 is silent: its gradient is 0 whatever its logits.
+template <class T, int LANES>
+XENT_ONCE void Tile<T, LANES>::coefficients() {
+  column(job.dl, dl);
+  column(job.dx, dx);
+  column(job.ds, ds);
+  alignas(64) Int none[LANES], found = 0;
+#pragma omp simd reduction(| : found)
+  for (int j = 0; j < LANES; ++j) {
+    found |= none[j] = (dl[j] == T(0)) & (dx[j] == T(0)) & (ds[j] == T(0)) & (ddl[j] == T(0)) & (ddx[j] == T(0));
+    of_p[j] = dl[j] - dx[j];
+  }
+  if (dense_targets) each_lane([&](int j) { of_p[j] -= ds[j] * mass[j]; });
+  if (!found) return;
+  for (int j = 0; j < LANES; ++j) {
+    if (!special) silent[j] = broken[j] = 0;
+    silent[j] |= none[j];
+  }
+  special = true;
+}
+
+// Coefficients::bracket of row.h, in T and without branches; `is_label` is 1 or 0.
+template <class T, int LANES>
+template <bool DENSE>
+XENT_INLINE T Tile<T, LANES>::bracket(int j, T log_p, T is_label, T v_k) const {
+  const T left = -expm1_(log_p), p = DENSE ? exp_(log_p) : T(1) - left;
+  T value = dl[j] * p + dx[j] * (is_label * left - (T(1) - is_label) * p);
+  if constexpr (DENSE) value += ds[j] * choose(p > T(0.5), (v_k - mass[j]) + mass[j] * left, v_k - mass[j] * p);
+  return value;
+}
+
+// The gradient replaces e: φ'·(of_p·e + ds·v), exact at the label and at a class of p > 1/2.
+template <class T, int LANES>
+void Tile<T, LANES>::write_gradient() {
+  dense_targets ? exact_classes<true>() : exact_classes<false>();
+  const bool direct = planar(job.out) && !special;
+  if (phi.capped) dense_targets ? gradient<true, true>(direct) : gradient<false, true>(direct);
+  else dense_targets ? gradient<true, false>(direct) : gradient<false, false>(direct);
+  if (!direct) scatter_rows();
+}
+
+template <class T, int LANES>
+template <bool DENSE>
+XENT_ONCE void Tile<T, LANES>::exact_classes() {
+  const Link<T> link = phi;
+  alignas(64) Lanes slope, v_top = {};
+  const auto slopes_of = [&](const T* u) {
+    if (phi.capped) each_lane([&](int j) { slope[j] = link.template slope<true>(u[j]); });
+    else each_lane([&](int j) { slope[j] = link.slope_at_0; });
+  };
+  if (phi.capped) pick(w, w_y);
+  slopes_of(w_y);
+  each_lane([&](int j) {
+    at_label[j] = slope[j] * bracket<DENSE>(j, x[j], T(1), v_y[j]);
+    if constexpr (!DENSE) label[j] = dx[j] == 0 ? Int(-1) : label[j];  // 1 - left has no digits of a small p
+  });
+  if constexpr (DENSE) {
+    find_likeliest(v, v_top);
+    slopes_of(max);
+    each_lane([&](int j) {
+      at_top[j] = slope[j] * bracket<DENSE>(j, -log_norm[j], T(label[j] == likeliest[j]), v_top[j]);
+      likeliest[j] = rest[j] < T(1) ? likeliest[j] : Int(-1);
+    });
+  }
+}
+
+template <class T, int LANES>
+template <bool DENSE, bool CAP>
+XENT_ONCE void Tile<T, LANES>::gradient(bool direct) {
+  const Link<T> link = phi;
+  alignas(64) Lanes factor, add;
+  each_lane([&](int j) {
+    factor[j] = CAP ? of_p[j] : of_p[j] * link.slope_at_0;
+    if constexpr (DENSE) add[j] = CAP ? ds[j] : ds[j] * link.slope_at_0;
+  });
+  const Storage storage = job.storage;
+  const bool past_cache = this->stream_planes, unchanged = direct && storage == stored_as<T>() && !past_cache;
+  const int64_t step = this->plane_step();
+  char* plane = this->planes();
+  for (int64_t k = 0; k < K; ++k, plane += step) {
+    const T *u = w + k * LANES, *vk = v + k * LANES;
+    T *p = e + k * LANES, *to = unchanged ? reinterpret_cast<T*>(plane) : p;
+    each_lane([&](int j) {
+      T value = factor[j] * p[j];
+      if constexpr (DENSE) value += add[j] * vk[j];
+      if constexpr (CAP) value *= link.template slope<true>(u[j]);
+      if constexpr (DENSE) value = likeliest[j] == Int(k) ? at_top[j] : value;
+      to[j] = label[j] == Int(k) ? at_label[j] : value;
+    });
+    if (direct && !unchanged) this->put_plane(storage, past_cache, p, plane);
+  }
+}
+
+}  // namespace XENT_ISA
+}  // namespace xent

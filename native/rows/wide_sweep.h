@@ -1,0 +1,186 @@
+// The exponentials of a row and their sums, block by block.
+#pragma once
+#include "wide.h"
+
+namespace xent {
+namespace XENT_ISA {
+
+// Values side by side become one, halves upon halves.
+template <int N, class A, class F>
+XENT_INLINE A fold(A* part, F f) {
+  if constexpr (N == 1) return part[0];
+  for (int j = 0; j < N / 2; ++j) part[j] = f(part[j], part[j + N / 2]);
+  return fold<(N + 1) / 2>(part, f);
+}
+
+template <int N, class A>
+XENT_INLINE double total(A (&part)[N]) {
+  return double(fold<N>(part, [](A a, A b) { return a + b; }));
+}
+
+template <class T>
+XENT_ONCE typename Wide<T>::Sums Wide<T>::sweep(const char* z, const T* v, const char* r, T origin) {
+  Sums sums;
+  for (int64_t b = 0; b < blocks; ++b) {
+    now.block[b] = v ? exponentials<true>(b, z, v, r, origin) : exponentials<false>(b, z, v, r, origin);
+    if (now.block[b].max > sums.max) sums.max = now.block[b].max;
+  }
+  pending.out = nullptr;
+  for (int64_t b = 0; b < blocks; ++b) {
+    const Sums& block = now.block[b];
+    const double gap = (block.max - sums.max) * phi.scale, factor = weight(block, sums.max);
+    if (gap == 0) {
+      sums.ties += block.ties, sums.below += block.below;
+      sums.at_ties += block.at_ties, sums.moment += block.moment;
+    } else if (!(factor == 0)) {
+      sums.below += factor * (block.below + block.ties), sums.moment += factor * (block.moment + block.at_ties);
+    }
+    if (factor > 0) sums.entropy += factor * (block.entropy + gap * (block.below + block.ties));
+    sums.mass += block.mass;
+    sums.dense += block.dense + (block.mass != 0 ? block.mass * gap : 0.0);
+  }
+  // No logit equals the maximum only if all are −inf or one is +inf: not a distribution.
+  if (sums.ties < 1) sums.below = nan_<double>();
+  return sums;
+}
+
+template <class T>
+template <bool DENSE>
+typename Wide<T>::Sums Wide<T>::exponentials(int64_t b, const char* z, const T* v, const char* r, T origin) {
+  if (!r) return exponentials<false, DENSE, T>(b, z, v, r, origin);
+  if constexpr (std::is_same_v<T, float>)
+    if (storage == BF16 && !phi.capped) return exponentials<true, DENSE, BFloat>(b, z, v, r, origin);
+  return exponentials<true, DENSE, T>(b, z, v, r, origin);
+}
+
+// Exponentials of a block and their sums. r̃ is read in type R: r itself, or what is made of a stretch of it. Beside,
+// the pending row's block is written, and memory brings the next.
+template <class T>
+template <bool HESSIAN, bool DENSE, class R>
+XENT_ONCE typename Wide<T>::Sums Wide<T>::exponentials(int64_t b, const char* z, const T* v, const char* r,
+                                                       const T origin) {
+  const Link<T> link = phi;
+  const int64_t k = b * BLOCK, n = length(k);
+  const T* u = linked(z, k, n, now.w + (phi.capped ? k : 0));
+  const T max = largest(u, n);
+  T* exps = now.e + k;
+  const Factors late = pending.out ? factors(b) : Factors();
+  if (DENSE) v += k;
+  const char* next = z + (k + BLOCK) * size;
+  T below[LANES] = {}, dense[LANES] = {}, mass[LANES] = {}, moment[LANES] = {}, at_ties[LANES] = {};
+  Int others[LANES] = {};
+  T u_end[LANES], v_end[LANES];
+  alignas(64) T room[STRETCH];
+  R tilt_end[LANES];
+  for (int64_t begin = 0; begin < n; begin += STRETCH) {
+    const int64_t stop = begin + STRETCH < n ? begin + STRETCH : n;
+    const R* tilt = nullptr;
+    if constexpr (HESSIAN) tilt = tilts<R>(r + (k + begin) * size, u + begin, stop - begin, room) - begin;
+    for (int64_t i = begin; i < stop; i += LANES) {
+      const T *ui = u + i, *vi = DENSE ? v + i : nullptr;
+      const R* ti = HESSIAN ? tilt + i : nullptr;
+      if (i + LANES > n) {  // as if −inf followed the row
+        for (int64_t j = 0; j < LANES; ++j) {
+          const bool in = i + j < n;
+          u_end[j] = in ? u[i + j] : -std::numeric_limits<T>::infinity();
+          if (DENSE) v_end[j] = in ? v[i + j] : T(0);
+          if (HESSIAN) tilt_end[j] = in ? tilt[i + j] : R();
+        }
+        ui = u_end, vi = v_end, ti = tilt_end;
+      }
+      __builtin_prefetch(next + i * size);
+      if (HESSIAN) __builtin_prefetch(r + (k + BLOCK + i) * size);
+#pragma omp simd
+      for (int j = 0; j < LANES; ++j) {
+        const T d = ui[j] - max, value = link.exp_scaled(d);
+        const bool other = d != T(0);  // than the largest, whose value is 1
+        exps[i + j] = value;
+        others[j] += Int(other);
+        below[j] += only(other, value);
+        if constexpr (DENSE) {
+          mass[j] += vi[j];
+          dense[j] += only(vi[j] != T(0), vi[j] * d);
+        }
+        if constexpr (HESSIAN) {
+          const T from_origin = load(ti[j]) - origin;
+          moment[j] += only(other && value != T(0), value * from_origin);
+          at_ties[j] += only(!other, from_origin);
+        }
+      }
+    }
+    if (pending.out) write_pending<HESSIAN, DENSE>(late, k, k + n, k + begin);
+  }
+  T entropy = 0;
+  if (job.entropy) {
+#pragma omp simd reduction(+ : entropy)
+    for (int64_t i = 0; i < n; ++i) entropy += only(exps[i] != T(0), exps[i] * (u[i] - max));
+  }
+  const double padded = double((n + LANES - 1) / LANES * LANES), scale = double(link.scale);
+  Sums sums;
+  sums.max = double(max), sums.below = total(below), sums.ties = padded - total(others);
+  sums.entropy = entropy * scale;
+  if constexpr (DENSE) sums.dense = total(dense) * scale, sums.mass = total(mass);
+  if constexpr (HESSIAN) sums.moment = total(moment), sums.at_ties = total(at_ties);
+  return sums;
+}
+
+// Linked logits of n classes from k on, in T: where they lie, or in `room`.
+template <class T>
+XENT_ONCE const T* Wide<T>::linked(const char* z, int64_t k, int64_t n, T* room) const {
+  const T* from = widened(storage, z + k * size, room, n);
+  if (!phi.capped) return from;
+  const Link<T> link = phi;
+#pragma omp simd
+  for (int64_t i = 0; i < n; ++i) room[i] = link.template value<true>(from[i]);
+  return room;
+}
+
+template <class T>
+XENT_ONCE T Wide<T>::largest(const T* u, int64_t n) const {
+  constexpr int SIDE = 128 / sizeof(T);
+  T part[SIDE];
+  for (T& most : part) most = lowest_<T>();
+  int64_t i = 0;
+  for (; i + SIDE <= n; i += SIDE)
+#pragma omp simd
+    for (int j = 0; j < SIDE; ++j) part[j] = u[i + j] > part[j] ? u[i + j] : part[j];
+  for (; i < n; ++i) part[0] = u[i] > part[0] ? u[i] : part[0];
+  return fold<SIDE>(part, [](T a, T b) { return b > a ? b : a; });
+}
+
+// `argmax` after a sweep, which knows in which block to look; under a cap, where large logits may have
+// become equal, the logits themselves decide.
+template <class T>
+int64_t Wide<T>::swept_argmax(const char* z, double max) const {
+  for (int64_t b = 0; b < blocks && !phi.capped; ++b)
+    if (now.block[b].max == max)
+      if (const int64_t i = first_equal(z, b, T(max)); i >= 0) return i;
+  return argmax(z);
+}
+
+// The first of the largest logits; φ is increasing, so it is the likeliest class. 0 if all are NaN.
+template <class T>
+XENT_ONCE int64_t Wide<T>::argmax(const char* z) const {
+  alignas(64) T room[BLOCK];
+  T most = -std::numeric_limits<T>::infinity();
+  int64_t best = 0;
+  for (int64_t b = 0; b < blocks; ++b) {
+    const T max = largest(widened(storage, z + b * BLOCK * size, room, length(b * BLOCK)), length(b * BLOCK));
+    if (max > most) most = max, best = b;
+  }
+  const int64_t i = first_equal(z, best, most);
+  return i < 0 ? 0 : i;
+}
+
+template <class T>
+XENT_ONCE int64_t Wide<T>::first_equal(const char* z, int64_t b, T max) const {
+  alignas(64) T room[BLOCK];
+  const int64_t k = b * BLOCK, n = length(k);
+  const T* u = widened(storage, z + k * size, room, n);
+  for (int64_t i = 0; i < n; ++i)
+    if (u[i] == max) return k + i;
+  return -1;
+}
+
+}  // namespace XENT_ISA
+}  // namespace xent
