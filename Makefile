@@ -2,9 +2,10 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+LOWEST := .venv-lowest
 SOURCES := pyproject.toml CMakeLists.txt $(wildcard native/*)
 
-.PHONY: demo test test-slow sanitize bench format clean
+.PHONY: demo test test-slow test-lowest sanitize bench format clean
 
 demo: $(VENV)/.demo ## train on real data and write report.html
 	$(BIN)/xent fit digits --report report.html
@@ -19,6 +20,10 @@ test: $(VENV)/.test ## lint, types, import rules, the quick tests
 
 test-slow: $(VENV)/.test ## the full conformance product and 2^31 elements; most of an hour
 	$(BIN)/python -m pytest -m slow
+
+# Old versions warn of one another; that is none of ours.
+test-lowest: $(LOWEST)/.test ## the quick tests but for PyTorch's, on the lowest versions that are admitted
+	$(LOWEST)/bin/python -m pytest -W default
 
 sanitize: $(VENV)/.test ## the kernel tests under address and undefined-behaviour sanitisers
 	PYTHON=$(BIN)/python sh tests/sanitize.sh
@@ -46,5 +51,11 @@ $(VENV)/.test: $(BIN)/python $(SOURCES)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable ".[fit,test]"
 	touch $@ $(VENV)/.demo
 
+$(LOWEST)/.test: $(BIN)/python $(SOURCES)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check uv
+	$(BIN)/uv venv --quiet --allow-existing --python $(BIN)/python $(LOWEST)
+	$(BIN)/uv pip install --quiet --python $(LOWEST) --resolution lowest-direct ".[fit,tools]"
+	touch $@
+
 clean:
-	rm -rf $(VENV) build dist report.html
+	rm -rf $(VENV) $(LOWEST) build dist report.html

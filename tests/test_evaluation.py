@@ -500,3 +500,22 @@ sys.exit(cli.main(["eval", "z.npy", "y.npy", "--json"]))
     done = subprocess.run(command, cwd=tmp_path, env=ENVIRONMENT, **options)
     assert (done.returncode, done.stderr) == (0, "")
     assert json.loads(done.stdout.splitlines()[-1])["rows"] == rows
+
+
+STRANGE = ["longdouble", "clongdouble", "complex64", "complex128", "bool", "M8[s]", "m8[s]", "S3", "U3", "V4"]
+
+
+@pytest.mark.parametrize("dtype", [*STRANGE, [("x", "f4")]], ids=str)
+@pytest.mark.parametrize("place", ["logits", "targets"])
+def test_numbers_of_another_kind_are_one_line(dtype, place, tmp_path, capsys):
+    from xent.cli import main
+
+    np.save(tmp_path / "z.npy", np.zeros((4, 3), dtype if place == "logits" else "f4"))
+    np.save(
+        tmp_path / "y.npy",
+        np.zeros((4, 3) if place == "targets" else 4, dtype if place == "targets" else "i8"),
+    )
+    code = main(["eval", str(tmp_path / "z.npy"), str(tmp_path / "y.npy")])
+    message = capsys.readouterr().err
+    assert (code, message.count("\n")) == (2, 1)
+    assert "expected" in message

@@ -107,3 +107,9 @@ def test_an_excluded_class_has_probability_and_gradient_0():
 def test_what_is_no_number_is_named(text, value, place):
     with pytest.raises(ValueError, match=rf"`logits` must be numbers .*got {value}, number {place}"):
         parse_numbers(text, "logits")
+
+
+@pytest.mark.parametrize("text", ["0,5 1,5", "0,5;1,5", "1,5, 2,5", "-1,5\t2"])
+def test_decimal_commas_are_no_separators(text):
+    with pytest.raises(ValueError, match=r"numbers such as 0\.5, .*not by both; got '"):
+        parse_numbers(text, "logits")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import numpy as np
 import pytest
 
@@ -300,8 +302,8 @@ def test_absurd_shapes_are_refused(classes, dtype):
                 _native.linear_stats(
                     features, matrix, None, False, None, None, 1.0, 0.0, np.zeros(1), *FLAT[1:]
                 )
+    none = np.zeros(0), np.zeros(0), np.zeros(0, np.int32), np.zeros(0, np.int32)
     with pytest.raises((MemoryError, ValueError, TypeError)):
-        none = np.zeros(0), np.zeros(0), np.zeros(0, np.int32), np.zeros(0, np.int32)
         _native.evaluate_rows(np.zeros((0, classes), dtype), np.zeros(0, np.int64), False, *none, None, None)
 
 
@@ -330,7 +332,7 @@ def test_indices_stay_inside(columns, starts, error, index):
                 _native.csr_product(np.ones(2), columns, starts, dense, out)
             continue
         _native.csr_product(np.ones(2), columns, starts, dense, out)
-        expected = [dense[columns[a:b]].sum(0) for a, b in zip(starts[:-1], starts[1:], strict=True)]
+        expected = [dense[columns[a:b]].sum(0) for a, b in pairwise(starts)]
         np.testing.assert_array_equal(out, expected)
 
 

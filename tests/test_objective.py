@@ -5,11 +5,12 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import scipy.sparse
-import torch
 
 from xent import checks, objective
 from xent.objective import Objective
 from xent.spec import LossSpec
+
+torch = pytest.importorskip("torch")
 
 ROWS, FEATURES = 37, 5
 

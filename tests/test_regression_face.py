@@ -358,7 +358,7 @@ def test_weights_that_leave_nothing_are_refused():
         xent.SoftmaxRegression(class_weight={0: 0, 1: 0}).fit(X, y, y < 2)
     with pytest.raises(ValueError, match=r"at least 2 classes of a weight > 0; got one class, .*2"):
         xent.SoftmaxRegression().fit(X, y, y == 2)
-    with pytest.raises(ValueError, match="Sample weights must contain at least one non-zero number"):
+    with pytest.raises(ValueError, match=r"non-zero number|at least 2 classes of a weight > 0"):
         xent.SoftmaxRegression().fit(X, Q, np.zeros(60))
     with pytest.raises(ValueError, match="Negative"):
         xent.SoftmaxRegression().fit(X, y, -np.ones(len(y)))
@@ -390,3 +390,69 @@ def test_the_versions_are_those_that_run():
 def test_equal_models_of_equal_data():
     X, y = small()
     assert_same_model(xent.SoftmaxRegression().fit(X, y), xent.SoftmaxRegression().fit(X, y), atol=0)
+
+
+class NA:
+    """Like pandas' NA: what it is compared with is neither like nor unlike it."""
+
+    def __ne__(self, other):
+        return self
+
+    __eq__ = __ne__
+    __hash__ = None
+
+    def __bool__(self):
+        raise TypeError("boolean value of NA is ambiguous")
+
+    def __repr__(self):
+        return "<NA>"
+
+
+LABELS = [
+    (["a", None, "b", "a"], "a label in each row; got None in row 1"),
+    (["a", "b", float("nan"), "a"], "a label in each row; got nan in row 2"),
+    (np.array(["a", "b", NA(), "a"], object), "a label in each row; got <NA> in row 2"),
+    ([0.0, np.nan, 1.0, 0.0], r"a label in each row; got (np\.float64\()?nan\)? in row 1"),
+    (np.ma.array([0, 1, 0, 1], mask=[0, 0, 0, 1]), "a label in each row; got None in row 3"),
+    (np.array(["a", 1, "b", "a"], object), "labels of one kind; got 'a' in row 0 and 1 in row 1"),
+    (np.array([1, 2, b"b", 1], object), "labels of one kind; got 1 in row 0 and b'b' in row 2"),
+]
+
+
+@pytest.mark.parametrize(("labels", "words"), LABELS)
+def test_labels_that_are_none_are_named_with_their_row(labels, words):
+    X4 = np.arange(8.0).reshape(4, 2)
+    labels = labels if isinstance(labels, np.ndarray) else np.array(labels, object if "a" in labels else None)
+    model = xent.SoftmaxRegression().fit(X4, [0, 1, 0, 1])
+    for call in (model.fit, model.calibrate_temperature, model.partial_fit, model.score):
+        with pytest.raises(ValueError, match=f"`y` must hold {words}"):
+            call(X4, labels)
+    with pytest.raises(ValueError, match=f"`classes` must hold {words}"):
+        xent.SoftmaxRegression().partial_fit(X4, [0, 1, 0, 1], classes=labels)
+
+
+def test_a_fit_that_fails_leaves_the_model_as_it_was():
+    X, y = small()
+    model = xent.SoftmaxRegression().fit(X, y)
+    before, found = dict(vars(model)), model.predict_proba(X)
+    wide = np.ones((4, X.shape[1] + 3))
+
+    def stop(step):
+        raise KeyboardInterrupt
+
+    for call, error in (
+        (lambda: model.fit(wide, ["a", None, "b", "a"]), ValueError),
+        (lambda: model.fit(wide, [0, 0, 0, 0]), ValueError),
+        (lambda: model.fit(wide, [0, 1]), ValueError),
+        (lambda: model.fit(wide, [0, 1, 0, 1], [-1, 1, 1, 1]), ValueError),
+        (lambda: model.fit(wide * 1e200, [0, 1, 0, 1]), ValueError),
+        (lambda: model.partial_fit(X, np.full(len(y), 9)), ValueError),
+        (lambda: model.set_params(callback=stop).fit(X[:, :2], y), KeyboardInterrupt),
+    ):
+        with pytest.raises(error):
+            call()
+        model.callback = None
+    model.objective(wide, [0, 1, 0, 1])
+    assert vars(model).keys() == before.keys()
+    np.testing.assert_array_equal(model.predict_proba(X), found)
+    assert model.fit(wide + np.arange(4.0)[:, None], [0, 1, 0, 1]).n_features_in_ == wide.shape[1]

@@ -7,6 +7,7 @@ import pytest
 import scipy.sparse
 import threadpoolctl
 
+import xent
 from xent import _native, sparse
 from xent.kernels import cpu
 
@@ -83,3 +84,85 @@ def test_what_does_not_go_together_is_refused():
             _native.csr_product(*parts, dense, wrong)
     with pytest.raises(ValueError, match="in C order"):
         _native.csr_product(x.data[:-1], x.indices, x.indptr, dense, out)
+
+
+def corrupted(kind, index):
+    """A CSR matrix of 8 rows and 5 columns, damaged behind SciPy's back."""
+    x = matrix(8, 5, np.float64, index, seed=3)
+    x.data[...] = 1.0
+    assert x.nnz > 5
+    if kind == "too far":
+        x.indices[5] = 5
+    if kind == "very far":
+        x.indices[5] = 2**31 - 1
+    if kind == "negative":
+        x.indices[5] = -1
+    if kind == "falling":
+        x.indptr[3] = x.nnz
+    if kind == "beyond":
+        x.indptr[-1] = x.nnz + 3
+    if kind == "late":
+        x.indptr[0] = 1
+    if kind == "few indices":
+        x.indices = x.indices[:-1]
+    if kind == "few entries":
+        x.data = x.data[:-1]
+    if kind == "few rows":
+        x.indptr = x.indptr[:-1]
+    if kind == "no integers":
+        x.indices = x.indices.astype(float)
+    return x
+
+
+DAMAGES = [
+    "too far",
+    "very far",
+    "negative",
+    "falling",
+    "beyond",
+    "late",
+    "few indices",
+    "few entries",
+    "few rows",
+]
+
+
+@pytest.mark.parametrize("index", [np.int32, np.int64])
+@pytest.mark.parametrize("damage", [*DAMAGES, "no integers"])
+def test_a_damaged_matrix_is_an_error_of_every_method(damage, index):
+    y = np.arange(8) % 3
+    model = xent.SoftmaxRegression().fit(np.random.default_rng(0).standard_normal((8, 5)), y)
+    coef = model.coef_.copy()
+    for call in (
+        lambda x: model.fit(x, y),
+        lambda x: model.partial_fit(x, y),
+        lambda x: model.objective(x, y),
+        lambda x: model.calibrate_temperature(x, y),
+        lambda x: model.score(x, y),
+        model.predict,
+        model.predict_proba,
+        model.predict_log_proba,
+        model.decision_function,
+    ):
+        with pytest.raises(ValueError, match=r"`X(\.indices|\.indptr)?`"):
+            call(corrupted(damage, index))
+    np.testing.assert_array_equal(model.coef_, coef)
+
+
+@pytest.mark.parametrize("form", ["csc", "bsr", "coo"])
+def test_other_forms_are_looked_at_before_scipy_converts_them(form):
+    y = np.arange(8) % 3
+    x = matrix(8, 5, np.float64, seed=3).asformat(form)
+    assert xent.SoftmaxRegression().fit(x, y).n_features_in_ == 5
+    if form == "coo":
+        x.coords[0][2] = 10**6
+    else:
+        x.indices[2] = 10**6
+    with pytest.raises(ValueError, match=r"must be in \[0, \d\); got 1000000 at entry 2"):
+        xent.SoftmaxRegression().fit(x, y)
+
+
+def test_unsorted_and_repeated_indices_are_sound():
+    x = scipy.sparse.csr_array((np.ones(4), np.array([2, 0, 1, 1]), np.array([0, 2, 4])), shape=(2, 3))
+    sparse.require_sound(x)
+    np.testing.assert_array_equal(sparse.product(x, np.eye(3)), [[1, 0, 1], [0, 2, 0]])

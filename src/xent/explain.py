@@ -43,7 +43,14 @@ class Explanation(NamedTuple):
 
 def parse_numbers(text: str, name: str) -> Array:
     """Numbers separated by spaces, commas or semicolons; ValueError names the first that is none, or +inf."""
-    words = re.split(r"[\s,;]+", text.strip().strip("[]()").strip())
+    text = text.strip().strip("[]()").strip()
+    decimal = re.search(r"\S*\d,\d\S*", text)
+    if decimal and re.search(r"[\s;]", text):  # "0,5 1,5" would be four numbers
+        raise ValueError(
+            f"`{name}` must be numbers such as 0.5, separated by spaces or by commas, not by both; got "
+            f"{decimal[0]!r}"
+        )
+    words = re.split(r"[\s,;]+", text)
     numbers = []
     for place, word in enumerate(words, 1):
         try:

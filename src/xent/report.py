@@ -71,7 +71,9 @@ def key_numbers(run: Run) -> list[Figure]:
     name, share = commonest(run)
     said = f"{run.train.accuracy:.2%} on the training rows"
     said += f"; {share:.2%} by always saying {printable(str(name))}"
-    if gap is not None:
+    if gap is not None and gap >= 1:  # known of any loss: it is not negative
+        optimum = Figure("Distance from the optimum", "unknown", "no bound on the training objective found")
+    elif gap is not None:
         optimum = Figure(
             "Distance from the optimum", f"≤ {_percent(gap)}", "of the training objective, proved"
         )

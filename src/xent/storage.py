@@ -291,4 +291,3 @@ def _named(path: Path) -> Iterator[None]:
     except OSError as error:
         message = f"cannot be written: {(error.strerror or str(error)).lower()}"
         raise OSError(error.errno, message, str(path)) from None
-

@@ -82,9 +82,10 @@ def _labels(y: Any, classes: Array | None) -> tuple[Array, Array]:
 
 def require_labels(y: Any, name: str = "y") -> None:
     """Raise ValueError at the first label that is missing (None, NaN, pandas' NA) or of another kind."""
-    if isinstance(y, np.ma.MaskedArray):
-        y = y.astype(object).filled(None)
     values = np.asarray(y).ravel()
+    if isinstance(y, np.ma.MaskedArray) and y.mask.any():
+        values = values.astype(object)
+        values[np.ma.getmaskarray(y).ravel()] = None
     missing = np.isnan(values) if values.dtype.kind == "f" else np.zeros(1, bool)
     if values.dtype.kind == "O":
         missing = np.fromiter(map(_is_missing, values), bool, len(values))
@@ -137,11 +138,12 @@ def _probabilities(y: Any, classes: Array | None) -> tuple[Array, None, Array]:
 def measure(known: Supervision, class_weight: Any, spec: LossSpec, seen: Array | float = 0.0) -> Target:
     """The target measure of docs/maths.md; "balanced" also counts the weight of classes ``seen`` before."""
     factors = _class_weight(class_weight, known, seen)
-    if known.labels is None:
-        result = target.from_probabilities(known.probabilities, factors, known.weight, spec, np)
-    else:
-        labels, num_classes = known.labels, len(known.classes)
-        result = target.signed_from_labels(labels, None, num_classes, factors, known.weight, spec, np)
+    with np.errstate(over="ignore"):
+        if known.labels is None:
+            result = target.from_probabilities(known.probabilities, factors, known.weight, spec, np)
+        else:
+            labels, num_classes = known.labels, len(known.classes)
+            result = target.signed_from_labels(labels, None, num_classes, factors, known.weight, spec, np)
     if not result.total > 0:
         raise ValueError("`sample_weight` times `class_weight` must not be 0 in every row")
     if not LEAST_TOTAL <= result.total <= 1 / LEAST_TOTAL:

@@ -44,7 +44,12 @@ def verdict(run: Run) -> tuple[str, list[str]]:
             "--balanced moves the probabilities away from the class frequencies on purpose: the loss of all "
             f"rows alike, {run.test.loss:.4f}, and the calibration are not what was trained for."
         )
-    if not run.converged:
+    if not run.converged and run.settings.alpha == 0 and run.train.accuracy == 1:
+        cautions.append(
+            "The classes of the training rows are separable: without a penalty no finite weights are the "
+            "best; set --alpha above 0."
+        )
+    elif not run.converged:
         mend = "--max-iter" if run.steps >= run.settings.max_iter else "--alpha"
         cautions.append(
             f"Training ended after {counted(run.steps, 'step')}, further from the optimum than --tol asks "

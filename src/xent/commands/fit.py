@@ -171,7 +171,8 @@ def _print_run(console: Console, run: Run) -> None:
         _say_under(console, heading, sentence)
     steps = f"{counted(run.steps, 'step')} of {run.solver} in {run.seconds:.2f} s"
     gap = run.optimality_gap
-    distance = "" if gap is None else f"; at most {gap:.1e} of the objective above its minimum"
+    # A gap of 1 says only that no loss is negative.
+    distance = "" if gap is None or gap >= 1 else f"; at most {gap:.1e} of the objective above its minimum"
     _say_under(console, "training", f"{steps}; alpha {s.alpha:g}, seed {s.seed}{distance}")
     error = f"{g.error:.1e} largest relative error against finite differences"
     _say_under(console, "gradient", f"{error}, in {verdict.checked(run)}, at random parameters")

@@ -32,6 +32,7 @@ Array = np.ndarray[Any, Any]
 
 REACH = 10.0
 FEATURES = 1 << 12  # a block
+LEAST = 1e-290  # objective that can be certified
 TINY = float(np.finfo(np.float64).tiny)
 
 
@@ -57,7 +58,7 @@ class Certificate:
         F* is the infimum, except for alpha = 0: there the least value with an intercept of any size and
         ``‖W‖`` up to `REACH` times what it is here, or is at scores of one nat.
         """
-        if not value > 0:  # it underflowed, and the optimum is not negative
+        if not value > LEAST:  # what it is made of underflowed; the optimum is not negative
             return 1.0
         alpha = self.objective.alpha
         intercept, dintercept = self.objective.unpack(parameters)[1], self.objective.unpack(gradient)[1]
@@ -86,7 +87,7 @@ class Certificate:
         """How much lower the optimum can be where the gradient in W has this norm and in b it is zero."""
         if not self.objective.alpha:
             return reach * (slope + self.lost)
-        change = slope / (2 * self.objective.alpha) ** 0.5
+        change = float(slope / (2 * self.objective.alpha) ** 0.5)
         return change * change
 
     def _feasible(self, entropy: float, residual: Array, dintercept: Array) -> float:
@@ -123,11 +124,11 @@ def norm(x: Array) -> float:
     if not 1e-280 < squared < 1e300 and x.size:
         largest = float(max(x.max(), -x.min())) or 1.0
         squared = float((x / largest) @ (x / largest))
-    return largest * squared**0.5
+    return float(largest * squared**0.5)
 
 
 def row_norm(objective: Objective) -> float:
     """Root mean square norm of the rows of X."""
     x = (objective.features.data if objective.is_sparse else objective.features).ravel()
     parts = [norm(x[i : i + BLOCK].astype(np.float64, copy=False)) for i in range(0, x.size, BLOCK)]
-    return norm(np.array(parts)) / max(1, objective.num_rows) ** 0.5
+    return float(norm(np.array(parts)) / max(1, objective.num_rows) ** 0.5)
