@@ -207,6 +207,6 @@ def _notes(data: Dataset, settings: Settings) -> dict[str, Any]:
     return {
         "dataset": data.name,
         "target": data.target,
-        "dialect": data.dialect._asdict(),
+        "dialect": data.dialect._asdict() | {"missing": list(data.dialect.missing)},
         "settings": settings._asdict(),
     }
