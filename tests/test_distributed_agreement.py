@@ -120,7 +120,7 @@ def other_values(name) -> None:
     loss, takes, shared = ways()[name]
     tensors = {n: x for n, x in case().items() if n in takes}
     for argument, said in {**shared, "sample_weight": "sample_weight", "denominator": "denominator"}.items():
-        x = torch.tensor(3.0) if argument == "denominator" else case()[argument]
+        x = torch.tensor(3.0, requires_grad=True) if argument == "denominator" else case()[argument]
         other = x + 1 if x.is_floating_point() else x.flip(0)
         given = {**tensors, argument: x if is_first() else other}
         assert_refused(lambda given=given: loss(**given), f"`{said}` must be the same on every rank")
@@ -345,6 +345,15 @@ def one_rank_of_labels_is_wrong() -> None:
             laid_out(tensors["logits"], "first axis"), laid_out(y, layout)
         )
         assert_refused(call, "`target`", words)
+    for factor in (float("nan"), float("inf")):  # on one rank
+        omega = laid_out(torch.tensor([1.0, 1.0, 1.0, 1.0, factor]), "first axis")
+        call = functools.partial(
+            xt.cross_entropy,
+            laid_out(tensors["logits"], "first axis"),
+            tensors["labels"],
+            sample_weight=omega,
+        )
+        assert_refused(call, "`sample_weight` must be")
     for target in (y, torch.full((5, K), -1.0)):
         with pytest.raises(ValueError, match="`target` must be"):
             xt.cross_entropy(laid_out(tensors["logits"], "last axis"), target)

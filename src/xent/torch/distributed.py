@@ -270,11 +270,16 @@ class Call(NamedTuple):
     def require_values(self, num_classes: int | None = None) -> None:
         """Raise for labels that are none of ``num_classes``, and for probabilities that are negative or NaN.
 
-        Of a DTensor each rank looks at its own part; labels wait for their number of classes.
+        Of a DTensor each rank looks at its own part, of factors too; labels wait for their number of classes.
         """
+        parts = {name: x.to_local() for name, x in self.tensors.items() if hasattr(x, "to_local")}
         if self.validates and (self.is_soft or num_classes is not None):
-            local = self.targets.to_local() if hasattr(self.targets, "to_local") else self.targets
-            arguments.require_targets(local, num_classes or 0, self.spec.ignore_index, self.name)
+            targets = parts.get(self.name, self.targets)
+            arguments.require_targets(targets, num_classes or 0, self.spec.ignore_index, self.name)
+        for name in (self.weight_name, "sample_weight"):
+            if name in parts and arguments.looks_at(parts[name], self.validate):
+                arguments.require_finite(parts[name], name, is_signed=name != "class_weight")
+        arguments.as_denominator(parts.get("denominator"))
 
     def facts(self) -> dict[str, Any]:
         """What must be the same on every rank, but for the values of tensors."""

@@ -79,7 +79,7 @@ def cross_entropy(
     rows, local = DealtRows(logits), logits.to_local()
     y, omega, factors = rows.mine(call.targets), rows.mine(call.sample_weight), rows.shared(call.class_weight)
     return rows.reduced(
-        lambda r, d: functional.of_rows(local, y, factors, omega, spec, r, d, validate, names),
+        lambda r, d: functional.of_rows(local, y, factors, omega, spec, r, d, False, names),
         lambda: composite.counts(y, logits.shape[-1], factors, omega, spec),
         reduction,
         _whole(call.denominator),
@@ -160,9 +160,7 @@ def linear_cross_entropy(
     later = y[..., shift:, :] if call.is_soft else y[..., shift:]
     late = omega if omega is None else omega[..., shift:]
     return rows.reduced(
-        lambda r, d: linear.of_rows(
-            whole, y, factors, omega, spec, r, d, validate, shift, chunk_bytes, names
-        ),
+        lambda r, d: linear.of_rows(whole, y, factors, omega, spec, r, d, False, shift, chunk_bytes, names),
         lambda: composite.counts(later, linear_weight.shape[0], factors, late, spec),
         reduction,
         _whole(call.denominator),
