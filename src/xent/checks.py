@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from xent import _native, target
-from xent.spec import LossSpec, as_float
+from xent.spec import LossSpec, as_float, require_no_gradient
 from xent.target import Target
 
 Array = np.ndarray[Any, Any]
@@ -264,6 +264,7 @@ def as_pos_weight(pos_weight: Any) -> float:
     """A number, finite and not negative; 1 for None."""
     if pos_weight is None:
         return 1.0
+    require_no_gradient("pos_weight", pos_weight)
     weight = None if is_tensor(pos_weight) else as_float(pos_weight)
     if weight is None:
         raise TypeError(f"`pos_weight` must be a number, finite and >= 0; got {pos_weight!r}")

@@ -79,7 +79,8 @@ def cross_entropy(
         if size_average is not None or reduce is not None:
             reduction = arguments.legacy_reduction(size_average, reduce, reduction)
         logits, targets = arguments.classes_last(input, target)
-        if options or isinstance(label_smoothing, Tensor) or label_smoothing != 0.0 or ignore_index != -100:
+        is_smoothed = type(label_smoothing) is not float or label_smoothing != 0.0
+        if options or is_smoothed or ignore_index != -100:
             if "temperature" in options:
                 options["temperature"], logits = divided(options["temperature"], logits)
             spec = arguments.spec_of(ignore_index=ignore_index, label_smoothing=label_smoothing, **options)
