@@ -148,7 +148,7 @@ def require_chunk_bytes(value: Any) -> None:
     """Raise unless ``value`` is None or a positive integer."""
     if value is None:
         return
-    if isinstance(value, bool) or not hasattr(value, "__index__"):
+    if isinstance(value, bool) or not (isinstance(value, int) or hasattr(value, "__index__")):
         raise TypeError(f"`chunk_bytes` must be None or an integer; got {value!r}")
     if value <= 0:
         raise ValueError(f"`chunk_bytes` must be None or > 0; got {value!r}")

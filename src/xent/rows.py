@@ -58,6 +58,15 @@ def flat(column: Array, shift: int) -> Array:
     return None if column is None else (column[..., shift:] if shift else column).reshape(-1)
 
 
+def further(column: Array, shift: int, value: Any, xp: Any) -> Array:
+    """``column (..., T)`` moved by ``shift`` to the rows that it is for, as (M,); ``value`` where none is."""
+    if shift:
+        there = column[..., shift:]
+        none = (*column.shape[:-1], column.shape[-1] - there.shape[-1])
+        column = xp.concat((there, xp.full(none, value, dtype=column.dtype, device=column.device)), -1)
+    return column.reshape(-1)
+
+
 def unflat(column: Array, shape: tuple[int, ...], left: tuple[int, ...]) -> Array:
     """``column (M,)`` of rows of ``shape``, less those at the end that are not ``left``."""
     by_row = column.reshape(shape)

@@ -9,6 +9,7 @@ results are functions of the arguments alone, to the bit.
 from __future__ import annotations
 
 import weakref
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -30,7 +31,7 @@ def row_stats(
     rows = logits.new_zeros(logits.shape[:-1], dtype=torch.float64)
     dx = None if labels is None else rows + expected.log_prob
     ds = None if dense is None else rows + expected.dense_log_prob
-    x, sigma = row_stats_ahead(logits, labels, dense, link.temperature, link.softcap or 0.0, dx, ds)
+    x, sigma = row_stats_ahead(logits, labels, dense, *ops.link_numbers(link, logits.device), dx, ds)
     return RowStats(log_prob=None if labels is None else x, dense_log_prob=None if dense is None else sigma)
 
 
@@ -39,8 +40,8 @@ def row_stats_ahead(
     logits: Tensor,
     labels: Tensor | None,
     dense: Tensor | None,
-    temperature: float,
-    softcap: float,
+    link: Sequence[float],
+    moving: Tensor | None,
     dx: Tensor | None,
     ds: Tensor | None,
 ) -> tuple[Tensor, Tensor]:
@@ -48,9 +49,10 @@ def row_stats_ahead(
 
     Empty tensors for what has no labels, or no probabilities, and no cotangents.
     """
-    link = ops.link_of(temperature, softcap)
     want = ("log_prob",) * (labels is not None) + ("dense_log_prob",) * (dense is not None)
-    stats, dlogits = bridge.row_stats_and_grad(logits, labels, dense, link, _cotangents(dx, ds), want)
+    stats, dlogits = bridge.row_stats_and_grad(
+        logits, labels, dense, Link(*ops.as_floats(link, moving)), _cotangents(dx, ds), want
+    )
     x, sigma = (
         ops.column(logits, False) if column is None else column
         for column in (stats.log_prob, stats.dense_log_prob)
@@ -81,8 +83,8 @@ def row_grad_ahead(
     logits: Tensor,
     labels: Tensor | None,
     dense: Tensor | None,
-    temperature: float,
-    softcap: float,
+    link: Sequence[float],
+    moving: Tensor | None,
     first: Tensor,
     dx: Tensor | None,
     ds: Tensor | None,
@@ -91,8 +93,8 @@ def row_grad_ahead(
     made = _made.pop(first.data_ptr(), None)
     if made is not None and all(map(torch.equal, made[1], _there(dx, ds))):
         return made[0]
-    link = ops.link_of(temperature, softcap)
-    return bridge.row_stats_and_grad(logits, labels, dense, link, _cotangents(dx, ds), ())[1]
+    known = Link(*ops.as_floats(link, moving))
+    return bridge.row_stats_and_grad(logits, labels, dense, known, _cotangents(dx, ds), ())[1]
 
 
 @row_grad_ahead.register_fake
@@ -101,14 +103,14 @@ def _(logits: Tensor, *arguments: Any) -> Tensor:
 
 
 def _setup_context(ctx: Any, inputs: Any, output: Any) -> None:
-    logits, labels, dense, ctx.temperature, ctx.softcap, _, _ = inputs
-    ctx.save_for_backward(logits, labels, dense, output[labels is None])
+    logits, labels, dense, ctx.link, moving, _, _ = inputs
+    ctx.save_for_backward(logits, labels, dense, moving, output[labels is None])
 
 
 def _backward(ctx: Any, dx: Any, ds: Any) -> Any:
-    logits, labels, dense, first = ctx.saved_tensors
+    logits, labels, dense, moving, first = ctx.saved_tensors
     dx, ds = None if labels is None else dx, None if dense is None else ds
-    dlogits = row_grad_ahead(logits, labels, dense, ctx.temperature, ctx.softcap, first, dx, ds)
+    dlogits = row_grad_ahead(logits, labels, dense, ctx.link, moving, first, dx, ds)
     return dlogits, None, None, None, None, None, None
 
 

@@ -73,10 +73,21 @@ def is_compiled(logits: Tensor, *others: Tensor | None) -> bool:
     )
 
 
+def is_graphed() -> bool:
+    """Whether what is computed becomes a graph, for other values too: compiled, exported or traced."""
+    return torch.compiler.is_compiling() or torch._C._get_tracing_state() is not None
+
+
+def is_recorded() -> bool:
+    """Whether operators become a graph as they are: transforms look into them."""
+    return is_graphed() and not is_transformed()
+
+
 def is_readable(x: Tensor) -> bool:
     """Whether the values of ``x`` are in this machine's memory, and not traced, mapped or imagined."""
     return (
         not torch.compiler.is_compiling()
+        and torch._C._get_tracing_state() is None
         and x.is_cpu
         and x.layout == torch.strided
         and type(x) in PLAIN
@@ -177,7 +188,12 @@ def classes_last(input: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
         raise ArgumentError("`input` must have at least one axis, the classes; got a scalar")
     axis = 0 if input.ndim == 1 else 1
     rows = input.shape[:axis] + input.shape[axis + 1 :]
-    if target.shape == input.shape and (input.ndim > 1 or target.is_floating_point()):
+    # Lengths first: shapes are compared entry by entry, and a graph would keep that its height is not K.
+    if (
+        target.ndim == input.ndim
+        and target.shape == input.shape
+        and (input.ndim > 1 or target.is_floating_point())
+    ):
         if not target.is_floating_point():
             raise ArgumentError(
                 "Expected floating point type for target with class probabilities, got "

@@ -7,13 +7,13 @@ from typing import Any, NamedTuple, Unpack
 import torch
 from torch.nn.functional import logsigmoid
 
-from xent import checks, head, logistic
+from xent import head, logistic
 from xent import target as targeting
 from xent.link import Link
 from xent.protocol import RowStats
 from xent.spec import Further, LossSpec, require_reduction, with_options
 from xent.target import Target
-from xent.torch import arguments, binary_ops, bridge, composite, eager
+from xent.torch import arguments, binary_ops, bridge, composite, eager, validated
 from xent.torch.temperature import divided
 
 Tensor = torch.Tensor
@@ -96,14 +96,16 @@ def of_elements(
 ) -> Tensor:
     """The loss of checked options, by D of (4); see `binary_cross_entropy_with_logits`."""
     require_reduction(reduction)
-    _require(input, target, spec, validate, names)
+    _require(input, target, spec, names)
+    added = validated.binary_targets(target, names.targets, validate)
     arguments.require_factor(weight, names.weight, input.shape, names.logits, validate)
     arguments.require_factor(pos_weight, "pos_weight", input.shape, names.logits, validate)
     loss = BinaryCrossEntropy(spec, reduction, divisor)
     tensors = (input, target, weight, pos_weight)
     if isinstance(divisor, Tensor) or not eager.is_plain(*tensors):
         arguments.require_together(**dict(zip((*names, "pos_weight"), tensors, strict=True)))
-        return loss.differentiable(*tensors)
+        value = loss.differentiable(*tensors)
+        return value if added is None else value + added
     return eager.loss(loss, *tensors)
 
 
@@ -156,7 +158,7 @@ def _stats(z: Tensor, labels: Tensor | None, dense: Any, spec: LossSpec) -> RowS
     return RowStats(lse=-log_p[0], log_prob=torch.where(labels == 1, log_p[1], log_p[0]))
 
 
-def _require(input: Tensor, q: Tensor, spec: LossSpec, validate: bool | None, names: arguments.Names) -> None:
+def _require(input: Tensor, q: Tensor, spec: LossSpec, names: arguments.Names) -> None:
     arguments.require_tensor(input, names.logits)
     arguments.require_tensor(q, names.targets)
     if input.dtype not in bridge.FLOATING:
@@ -178,9 +180,3 @@ def _require(input: Tensor, q: Tensor, spec: LossSpec, validate: bool | None, na
             f"`focal_gamma` and probability `{names.targets}` cannot be combined: the focal loss is defined "
             f"for labels, integers or booleans; got focal_gamma={spec.focal_gamma}"
         )
-    if q.dtype == torch.bool or not arguments.looks_at(q, validate):
-        return
-    q = q if q.is_cpu else q.detach().cpu()
-    if q.is_floating_point() and checks.all_within(bridge.view(q), 1.0):
-        return
-    checks.check_probabilities(bridge.view(q.to(bridge.loss_dtype(input))), names.targets, upper=1.0)

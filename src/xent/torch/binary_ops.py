@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -9,8 +10,9 @@ import torch
 
 from xent import elements
 from xent.blocks import BinaryCase
+from xent.link import Link
 from xent.spec import LossSpec
-from xent.torch import bridge
+from xent.torch import bridge, ops
 
 Tensor = torch.Tensor
 
@@ -33,8 +35,11 @@ def problem(tensors: tuple[Any, ...], spec: LossSpec, reduction: str, divisor: f
 
 def losses(tensors: tuple[Any, ...], spec: LossSpec, each: bool) -> Tensor:
     """The losses (...), or else their sum, as float64; derivable once, in the logits."""
-    scalars = (spec.label_smoothing, spec.smoothing_over, spec.temperature, spec.softcap or 0.0)
-    return binary_losses(*tensors, *scalars, each)
+    values = [spec.label_smoothing, spec.temperature]
+    if spec.softcap is not None:
+        values.append(spec.softcap)
+    options, moving = ops.numbers(values, [0.0, 1.0], tensors[0].device)
+    return binary_losses(*tensors, options, moving, spec.smoothing_over, each)
 
 
 @torch.library.custom_op("xent::binary_losses", mutates_args=())
@@ -43,14 +48,13 @@ def binary_losses(
     targets: Tensor,
     weight: Tensor | None,
     pos_weight: Tensor | None,
-    label_smoothing: float,
+    options: Sequence[float],
+    moving: Tensor | None,
     smoothing_over: str,
-    temperature: float,
-    softcap: float,
     each: bool,
 ) -> Tensor:
-    """See `losses`; a softcap of 0 is none."""
-    spec = _spec(label_smoothing, smoothing_over, temperature, softcap)
+    """See `losses`; the options are as `ops.numbers` gives them."""
+    spec = _spec(options, moving, smoothing_over)
     found = problem((logits, targets, weight, pos_weight), spec, "none" if each else "sum", 1.0)
     loss = torch.from_numpy(np.asarray(found.loss()))
     return loss if each else loss.double()
@@ -68,14 +72,13 @@ def binary_grad(
     targets: Tensor,
     weight: Tensor | None,
     pos_weight: Tensor | None,
-    label_smoothing: float,
+    options: Sequence[float],
+    moving: Tensor | None,
     smoothing_over: str,
-    temperature: float,
-    softcap: float,
     upstream: Tensor,
 ) -> Tensor:
     """The gradient of `losses` times ``upstream``, (...) or a scalar."""
-    spec = _spec(label_smoothing, smoothing_over, temperature, softcap)
+    spec = _spec(options, moving, smoothing_over)
     found = problem((logits, targets, weight, pos_weight), spec, "sum", 1.0)
     out, gradient = bridge.empty_like(found.logits)
     found.grad(None, bridge.view(upstream) if upstream.ndim else upstream.item(), out)
@@ -87,22 +90,20 @@ def _(logits: Tensor, *arguments: Any) -> Tensor:
     return torch.empty_like(logits)
 
 
-def _spec(label_smoothing: float, smoothing_over: Any, temperature: float, softcap: float) -> LossSpec:
-    return LossSpec(
-        label_smoothing=label_smoothing,
-        smoothing_over=smoothing_over,
-        temperature=temperature,
-        softcap=softcap or None,
-    )
+def _spec(options: Sequence[float], moving: Tensor | None, smoothing_over: Any) -> LossSpec:
+    smoothing, *link = ops.as_floats(options, moving)
+    return LossSpec(label_smoothing=smoothing, smoothing_over=smoothing_over, **Link(*link)._asdict())
 
 
 def _setup_context(ctx: Any, inputs: Any, output: Any) -> None:
-    ctx.save_for_backward(*inputs[:4])
-    ctx.scalars = inputs[4:8]
+    *tensors, ctx.options, moving, ctx.smoothing_over, _ = inputs
+    ctx.save_for_backward(*tensors, moving)
 
 
 def _backward(ctx: Any, upstream: Tensor) -> Any:
-    return binary_grad(*ctx.saved_tensors, *ctx.scalars, upstream), *([None] * 8)
+    *tensors, moving = ctx.saved_tensors
+    gradient = binary_grad(*tensors, ctx.options, moving, ctx.smoothing_over, upstream)
+    return gradient, *([None] * 7)
 
 
 binary_losses.register_autograd(_backward, setup_context=_setup_context)

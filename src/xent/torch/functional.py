@@ -10,7 +10,7 @@ import torch
 from xent.link import Link
 from xent.protocol import RowStatistics
 from xent.spec import Further, LossSpec, require_reduction, with_options
-from xent.torch import arguments, bridge, composite, eager, on_device, statistics
+from xent.torch import arguments, bridge, composite, eager, on_device, statistics, validated
 from xent.torch.temperature import divided
 
 Tensor = torch.Tensor
@@ -130,12 +130,14 @@ def row_statistics(
     arguments.require_tensor(logits, "logits")
     arguments.require_local(logits=logits, labels=labels)
     arguments.require_together(logits=logits, labels=labels)
+    added: Tensor | None = None
     if labels is not None:
         arguments.require_labels(labels, logits.shape[:-1])
-        if arguments.looks_at(labels, validate):
-            arguments.require_targets(labels, logits.shape[-1], spec.ignore_index, "labels")
+        added = validated.targets(labels, logits.shape[-1], spec.ignore_index, "labels", validate)
         labels = composite.readable(labels, logits.shape[-1], spec.ignore_index)
     stats = statistics.row_stats(logits, labels, None, Link(spec.temperature, spec.softcap), all=True)
+    if added is not None:
+        stats = stats._replace(lse=stats.lse + added, log_prob=stats.log_prob + added)
     dtype = bridge.loss_dtype(logits)
     return RowStatistics(
         stats.lse.to(dtype),
@@ -183,8 +185,8 @@ def of_rows(
     together = dict(zip(names, (logits, targets, weight), strict=True))
     arguments.require_local(**together, sample_weight=sample_weight, denominator=denominator)
     arguments.require_together(**together, sample_weight=sample_weight)
-    if arguments.looks_at(targets, validate):
-        arguments.require_targets(targets, logits.shape[-1], spec.ignore_index, names.targets)
+    added = validated.targets(targets, logits.shape[-1], spec.ignore_index, names.targets, validate)
     if on_device.is_plain(*tensors, denominator if isinstance(denominator, Tensor) else None):
         return on_device.loss(loss, *tensors)
-    return loss.differentiable(*tensors)
+    value = loss.differentiable(*tensors)
+    return value if added is None else value + added

@@ -8,11 +8,21 @@ from typing import Any, Unpack
 
 import torch
 
-from xent import rows
+from xent import head, rows
 from xent import target as targeting
+from xent.link import Link
 from xent.projection import require_chunk_bytes
 from xent.spec import Further, LossSpec, as_index, require_reduction, with_options
-from xent.torch import arguments, bridge, composite, linear_ops, projected
+from xent.torch import (
+    arguments,
+    bridge,
+    composite,
+    linear_ops,
+    linear_row_stats,
+    measured,
+    projected,
+    validated,
+)
 from xent.torch.functional import cross_entropy
 from xent.torch.measured import Measured
 from xent.torch.projected import Operands
@@ -224,25 +234,52 @@ def of_rows(
     flat = Operands(rows.matrix(input), weight, bias)
     others = (targets, class_weight, sample_weight, denominator if isinstance(denominator, Tensor) else None)
     is_plain = projected.is_plain(flat, *others)
-    if arguments.looks_at(targets, validate):
-        arguments.require_targets(targets, num_classes, spec.ignore_index, names.targets)
-    measured = Measured(targets, class_weight, sample_weight, spec, shift, chunk_bytes)
-    left, batch = measured.rows(num_classes, bridge.loss_dtype(input), is_plain, flat.inputs)
+    added = validated.targets(targets, num_classes, spec.ignore_index, names.targets, validate)
+    computed = Measured(targets, class_weight, sample_weight, spec, shift, chunk_bytes)
+    left, batch = computed.rows(num_classes, bridge.loss_dtype(input), is_plain, flat.inputs)
     scale = composite.inverse(targeting.denominator(batch.whole, reduction, denominator))
     dtype = bridge.loss_dtype(input)
-    is_compiled = torch.compiler.is_compiling() and not arguments.is_transformed()
-    if is_compiled and not any(x is not None and x.requires_grad for x in others):
-        if reduction != "none":
-            return (linear_ops.total(flat, measured) * scale).to(dtype)
-        losses = linear_ops.losses(flat, measured)
+    is_reduced = reduction != "none"
+    if arguments.is_recorded():
+        losses = None
+        if not linear_ops.are_constant(*computed[:3]):
+            losses = _losses(flat, computed, shape)
+        elif is_reduced and linear_ops.knows_its_gradients():
+            value = measured.total(flat, computed) * scale
+        else:
+            losses = measured.losses(flat, computed)
     else:
-        swept = measured.swept(batch)
-        if reduction != "none" and is_plain:
+        swept = computed.of(batch)
+        if is_reduced and is_plain:
             return projected.total(flat, swept, scale).to(dtype)
         (losses,) = projected.columns(flat, swept) if is_plain else swept.differentiable(flat)
-    if reduction != "none":
-        return (losses.sum() * scale).to(dtype)
-    return rows.unflat(losses, shape, left).to(dtype)
+    if losses is not None:
+        value = losses.sum() * scale if is_reduced else rows.unflat(losses, shape, left)
+    return (value if added is None else value + added).to(dtype)
+
+
+def _losses(operands: Operands, computed: Measured, shape: tuple[int, ...]) -> Tensor:
+    """The losses of a graph in which targets or weights are derived, one for each row of the inputs."""
+    targets, class_weight, sample_weight, spec, shift, chunk_bytes = computed
+    factors = None if class_weight is None else class_weight.double()
+    counts = rows.further(torch.ones(shape, dtype=torch.bool, device=targets.device), shift, False, torch)
+    omega = counts.double()
+    if sample_weight is not None:
+        omega = rows.further(sample_weight.double(), shift, 0.0, torch)
+    if targets.is_floating_point():
+        q = rows.matrix(targets).to(bridge.loss_dtype(operands.inputs))
+        measure = targeting.from_probabilities(q, factors, omega, spec, torch)
+    else:
+        num_classes = operands.weight.shape[0]
+        y = rows.further(composite.readable(targets, num_classes, spec.ignore_index), shift, -1, torch)
+        measure = targeting.from_labels(y, y < 0, num_classes, factors, omega, spec, torch)
+    is_learnt = composite.are_derived(class_weight, sample_weight)
+    measure = composite.silenced(measure, spec, operands.inputs.isfinite().all(-1) if is_learnt else None)
+    link, budget = Link(spec.temperature, spec.softcap), chunk_bytes or 0
+    stats = linear_row_stats.row_stats(
+        operands, measure.labels, measure.dense, counts, shift, link, False, budget
+    )
+    return head.row_losses(stats, measure, spec, torch)
 
 
 def _require_targets(targets: Tensor, shape: tuple[int, ...], spec: LossSpec, name: str) -> None:

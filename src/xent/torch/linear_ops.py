@@ -1,145 +1,157 @@
-"""The projected loss as operators of PyTorch, so that `torch.compile` keeps its chunks."""
+"""Functions of a linear layer's logits as operators: a graph keeps no logits and takes any number of rows.
+
+They go through the chunks as an eager call does; the operator of a backward goes through them again. Here are
+those that are derived in the layer's operands alone.
+"""
 
 from __future__ import annotations
 
-from typing import Any, cast
+from collections.abc import Callable
+from typing import Any, Protocol, cast
 
 import torch
 
-from xent.projection import Gradients, Wanted
-from xent.spec import LossSpec
 from xent.torch import bridge
-from xent.torch.measured import Measured
-from xent.torch.projected import Operands
+from xent.torch.projected import Operands, Swept, finished
 
 Tensor = torch.Tensor
 
-Results = tuple[Tensor, Tensor, Tensor, Tensor]
-
-INPUTS = (  # as `_arguments` gives them
-    "Tensor x, Tensor w, Tensor? b, Tensor targets, Tensor? class_weight, Tensor? sample_weight, "
-    "int ignore_index, float[] options, str smoothing_over, int shift, int chunk_bytes"
-)
-THREE = "(Tensor, Tensor, Tensor)"
-FOUR = "(Tensor, Tensor, Tensor, Tensor)"
+OPERANDS = "Tensor x, Tensor w, Tensor? b"
+COPIES = 6  # of a chunk's logits, where its gradient is ordinary PyTorch
 
 
-def total(operands: Operands, measured: Measured) -> Tensor:
-    """The sum of the losses, float64."""
-    wanted = [torch.is_grad_enabled() and x is not None and x.requires_grad for x in operands]
-    return cast(Tensor, _total(*_arguments(operands, measured), wanted)[0])
+class Program(Protocol):
+    """What is computed of the logits: one column, from tensors and options."""
+
+    SCHEMA: str  # of what `packed` gives
+
+    def packed(self, device: torch.device) -> tuple[Any, ...]:
+        """Itself as an operator's arguments."""
+        ...
+
+    @classmethod
+    def unpacked(cls, *arguments: Any) -> Program:
+        """The inverse of `packed`, inside of an operator."""
+        ...
+
+    def swept(self, operands: Operands, leave_out: bool) -> Swept:
+        """The column of the operands' rows; ``leave_out`` computes nothing of rows that do not count."""
+        ...
 
 
-def losses(operands: Operands, measured: Measured) -> Tensor:
-    """One loss for each row of the inputs, float64."""
-    return cast(Tensor, _losses(*_arguments(operands, measured)))
+def are_constant(*tensors: Tensor | None) -> bool:
+    """Whether a graph has nothing to derive in ``tensors``."""
+    return not any(x is not None and x.requires_grad for x in tensors)
 
 
-def _arguments(operands: Operands, measured: Measured) -> tuple[Any, ...]:
-    targets, class_weight, sample_weight, spec, shift, chunk_bytes = measured
-    return (
-        *operands,
-        targets,
-        class_weight,
-        sample_weight,
-        spec.ignore_index,
-        [spec.label_smoothing, spec.focal_gamma, spec.z_loss, spec.softcap or 0.0, spec.temperature],
-        spec.smoothing_over,
-        shift,
-        chunk_bytes or 0,
+def knows_its_gradients() -> bool:
+    """Whether a graph that is being made will be derived just where tensors ask for it now."""
+    return torch.compiler.is_compiling() and not torch.compiler.is_exporting()
+
+
+def total_operator(name: str, program: type[Program]) -> Callable[[Operands, Program], Tensor]:
+    """Register the sum of the column as ``xent::linear_NAME_total``.
+
+    Its gradients are made with it: three products in all.
+    """
+
+    @torch.library.custom_op(
+        f"xent::linear_{name}_total",
+        mutates_args=(),
+        schema=f"({OPERANDS}, {program.SCHEMA}, bool[] wanted) -> (Tensor, Tensor, Tensor, Tensor)",
     )
+    def total(*inputs: Any) -> tuple[Tensor, ...]:
+        *arguments, wanted = inputs
+        operands = Operands(*arguments[:3])
+        swept = program.unpacked(*arguments[3:]).swept(operands, True)
+        (column, *_), gradients = swept.sweep(operands, 1.0, tuple(wanted) if any(wanted) else None)
+        none = operands.inputs.new_empty
+        return (column.sum(), *(none(0) if g is None else g for g in gradients))
+
+    @total.register_fake
+    def _(x: Tensor, w: Tensor, b: Tensor | None, *arguments: Any) -> Any:
+        *_, wanted = arguments
+        wide = bridge.loss_dtype(x)
+        inner = torch.float32 if x.dtype == torch.float16 and x.device.type == "cpu" else x.dtype
+        like = zip((x, w, b), (inner, wide, wide), wanted, strict=True)
+        gradients = (
+            x.new_empty(0) if a is None or not want else x.new_empty(a.shape, dtype=d) for a, d, want in like
+        )
+        return (x.new_empty((), dtype=torch.float64), *gradients)
+
+    def keep(ctx: Any, inputs: Any, output: Any) -> None:
+        ctx.dtypes = [None if x is None else x.dtype for x in inputs[:3]]
+        ctx.wanted, ctx.count = inputs[-1], len(inputs)
+        ctx.save_for_backward(*output[1:])
+
+    def backward(ctx: Any, dtotal: Tensor, *_: Any) -> Any:
+        found = zip(ctx.saved_tensors, ctx.dtypes, ctx.wanted, strict=True)
+        # In float32: a factor such as 1/D is rounded, or lost, in half precision.
+        scaled = [(bridge.widened(g) * dtotal).to(dtype) if want else None for g, dtype, want in found]
+        return *scaled, *([None] * (ctx.count - 3))
+
+    def call(operands: Operands, program: Program) -> Tensor:
+        wanted = [torch.is_grad_enabled() and x is not None and x.requires_grad for x in operands]
+        return cast(Tensor, total(*operands, *program.packed(operands.inputs.device), wanted)[0])
+
+    total.register_autograd(backward, setup_context=keep)
+    return call
 
 
-def _sweep(arguments: Any, dloss: Any, wanted: Wanted | None) -> tuple[Tensor, Gradients]:
-    """`Swept.sweep` of what `_arguments` gives."""
-    x, w, b, targets, class_weight, sample_weight, ignore_index, options, over, shift, chunk_bytes = arguments
-    smoothing, gamma, z_loss, softcap, temperature = options
-    spec = LossSpec(ignore_index, smoothing, over, gamma, z_loss, softcap or None, temperature)
-    measured = Measured(targets, class_weight, sample_weight, spec, shift, chunk_bytes or None)
-    operands = Operands(x, w, b)
-    _, batch = measured.rows(w.shape[0], bridge.loss_dtype(x), True)
-    (column,), gradients = measured.swept(batch).sweep(operands, dloss, wanted)
-    return column, gradients
+def column_operator(name: str, program: type[Program]) -> Callable[[Operands, Program], Tensor]:
+    """Register the column as ``xent::linear_NAME``, float64; what it derives is known in the backward."""
+    inputs = f"{OPERANDS}, {program.SCHEMA}"
+
+    @torch.library.custom_op(f"xent::linear_{name}", mutates_args=(), schema=f"({inputs}) -> Tensor")
+    def column(*arguments: Any) -> Tensor:
+        operands = Operands(*arguments[:3])
+        (found,), _ = program.unpacked(*arguments[3:]).swept(operands, True).sweep(operands)
+        return cast(Tensor, found)
+
+    @column.register_fake
+    def _(x: Tensor, *arguments: Any) -> Tensor:
+        return x.new_empty(x.shape[:1], dtype=torch.float64)
+
+    @torch.library.custom_op(
+        f"xent::linear_{name}_grad",
+        mutates_args=(),
+        schema=f"(Tensor dcolumn, {inputs}, bool[] wanted) -> Tensor[]",
+    )
+    def gradients(dcolumn: Tensor, *inputs: Any) -> list[Tensor]:
+        *arguments, wanted = inputs
+        operands = Operands(*arguments[:3])
+        swept = program.unpacked(*arguments[3:]).swept(operands, True)
+        _, slopes = swept.sweep(operands, dcolumn, tuple(wanted))
+        return [g for g in finished(slopes, operands, None) if g is not None]
+
+    gradients.register_fake(like_inputs)
+    column.register_autograd(backward_by(gradients, 3), setup_context=keep_inputs)
+    return lambda operands, program: cast(Tensor, column(*operands, *program.packed(operands.inputs.device)))
 
 
-@torch.library.custom_op("xent::linear_total", mutates_args=(), schema=f"({INPUTS}, bool[] wanted) -> {FOUR}")
-def _total(*inputs: Any) -> Results:
+def like_inputs(upstream: Any, *inputs: Any) -> list[Tensor]:
+    """The fake result of an operator of gradients: new memory for each of its inputs that is ``wanted``."""
     *arguments, wanted = inputs
-    x = inputs[0]
-    column, gradients = _sweep(arguments, 1.0, tuple(wanted) if any(wanted) else None)
-    return (column.sum(), *(x.new_empty(0) if g is None else g for g in gradients))
+    return [x.new_empty(x.shape) for x, want in zip(arguments, wanted, strict=False) if want]
 
 
-@_total.register_fake
-def _(x: Tensor, w: Tensor, b: Tensor | None, *arguments: Any) -> Any:
-    *_, wanted = arguments
-    wide = torch.float64 if x.dtype == torch.float64 else torch.float32
-    inner = torch.float32 if x.dtype == torch.float16 and x.device.type == "cpu" else x.dtype
-    dtypes = (inner, wide, wide)
-    like = zip((x, w, b), dtypes, wanted, strict=True)
-    gradients = (
-        x.new_empty(0) if a is None or not want else x.new_empty(a.shape, dtype=d) for a, d, want in like
-    )
-    return (x.new_empty((), dtype=torch.float64), *gradients)
+def keep_inputs(ctx: Any, inputs: Any, output: Any) -> None:
+    """The context of `backward_by`."""
+    ctx.is_tensor = [x is None or isinstance(x, Tensor) for x in inputs]
+    ctx.save_for_backward(*(x for x, is_tensor in zip(inputs, ctx.is_tensor, strict=True) if is_tensor))
+    ctx.others = [x for x, is_tensor in zip(inputs, ctx.is_tensor, strict=True) if not is_tensor]
+    if isinstance(output, list):
+        ctx.mark_non_differentiable(*(x for x in output if not x.is_floating_point()))
 
 
-def _keep(ctx: Any, inputs: Any, output: Any) -> None:
-    ctx.dtypes = [None if x is None else x.dtype for x in inputs[:3]]
-    ctx.wanted = inputs[-1]
-    ctx.save_for_backward(*output[1:])
+def backward_by(gradients: Any, count: int) -> Callable[..., Any]:
+    """The backward of an operator by another, of ``(upstream, *inputs, wanted)``, for ``count`` inputs."""
 
+    def backward(ctx: Any, upstream: Any) -> Any:
+        tensors, others = iter(ctx.saved_tensors), iter(ctx.others)
+        inputs = [next(tensors if is_tensor else others) for is_tensor in ctx.is_tensor]
+        wanted = list(ctx.needs_input_grad[:count])
+        found = iter(gradients(upstream, *inputs, wanted))
+        return *(next(found) if want else None for want in wanted), *([None] * (len(inputs) - count))
 
-def _scaled(ctx: Any, dtotal: Tensor, *_: Any) -> Any:
-    found = zip(ctx.saved_tensors, ctx.dtypes, ctx.wanted, strict=True)
-    # In float32: a factor such as 1/D is rounded, or lost, in half precision.
-    scaled = [(bridge.widened(g) * dtotal).to(dtype) if want else None for g, dtype, want in found]
-    return *scaled, *([None] * 9)
-
-
-_total.register_autograd(_scaled, setup_context=_keep)
-
-
-@torch.library.custom_op("xent::linear_losses", mutates_args=(), schema=f"({INPUTS}) -> Tensor")
-def _losses(*arguments: Any) -> Tensor:
-    return _sweep(arguments, None, None)[0]
-
-
-@_losses.register_fake
-def _(x: Tensor, *arguments: Any) -> Tensor:
-    return x.new_empty(x.shape[:1], dtype=torch.float64)
-
-
-@torch.library.custom_op(
-    "xent::linear_gradients", mutates_args=(), schema=f"(Tensor dloss, {INPUTS}, bool[] wanted) -> {THREE}"
-)
-def _gradients(dloss: Tensor, *inputs: Any) -> tuple[Tensor, Tensor, Tensor]:
-    *arguments, wanted = inputs
-    x, w, b = inputs[:3]
-    _, gradients = _sweep(arguments, dloss, tuple(wanted))
-    return tuple(
-        x.new_empty(0) if g is None or a is None else g.to(a.dtype)
-        for g, a in zip(gradients, (x, w, b), strict=True)
-    )
-
-
-@_gradients.register_fake
-def _(dloss: Tensor, x: Tensor, w: Tensor, b: Tensor | None, *arguments: Any) -> Any:
-    *_, wanted = arguments
-    return tuple(
-        x.new_empty(0) if a is None or not want else torch.empty_like(a)
-        for a, want in zip((x, w, b), wanted, strict=True)
-    )
-
-
-def _keep_all(ctx: Any, inputs: Any, output: Any) -> None:
-    ctx.save_for_backward(*inputs[:6])
-    ctx.rest = inputs[6:]
-
-
-def _recomputed(ctx: Any, dlosses: Tensor) -> Any:
-    wanted = list(ctx.needs_input_grad[:3])
-    found = _gradients(dlosses, *ctx.saved_tensors, *ctx.rest, wanted)
-    return *(g if want else None for g, want in zip(found, wanted, strict=True)), *([None] * 8)
-
-
-_losses.register_autograd(_recomputed, setup_context=_keep_all)
+    return backward

@@ -10,18 +10,27 @@ from xent import rows
 from xent import target as targeting
 from xent.link import Link
 from xent.projection import require_chunk_bytes
-from xent.protocol import Cotangents, RowStatistics
+from xent.protocol import RowStatistics
 from xent.spec import require_reduction
 from xent.target import Target
-from xent.torch import arguments, bridge, composite, linear, projected, statistics
-from xent.torch.formulas import Softmax
+from xent.torch import (
+    arguments,
+    bridge,
+    composite,
+    divergence,
+    linear,
+    linear_ops,
+    linear_row_stats,
+    projected,
+    validated,
+)
+from xent.torch.divergence import Divergence
+from xent.torch.linear_row_stats import Statistics
+from xent.torch.measured import is_captured
 from xent.torch.products import default_chunk_bytes
-from xent.torch.projected import Operands, Swept
 from xent.torch.temperature import divided
 
 Tensor = torch.Tensor
-
-COPIES = 6  # of a chunk's logits, where its gradient is ordinary PyTorch
 
 
 def linear_row_statistics(
@@ -69,43 +78,34 @@ def linear_row_statistics(
     operands = linear.checked(inputs, weight, bias, ("inputs", "weight", "bias"))
     shape, num_classes = operands.inputs.shape[:-1], weight.shape[0]
     flat = operands._replace(inputs=rows.matrix(operands.inputs))
-    chunk_bytes = _share(chunk_bytes, inputs)
     is_plain = projected.is_plain(flat, labels)
-    left, index = rows.shifted(shape, shift, torch, inputs.device)
-    y: Tensor | None = None
+    added: Tensor | None = None
     if labels is not None:
         arguments.require_labels(labels, shape)
         arguments.require_together(inputs=inputs, labels=labels)
-        if arguments.looks_at(labels, validate):
-            arguments.require_targets(labels, num_classes, spec.ignore_index, "labels")
-        y = composite.readable(rows.flat(labels, shift), num_classes, spec.ignore_index)
-        if is_plain:
-            index, (y,) = rows.counted(y < 0, None, index, (y,), torch)
-    link = Link(spec.temperature, spec.softcap)
-
-    def columns_of(part: slice, logits: Tensor) -> tuple[Tensor, ...]:
-        stats = statistics.row_stats(logits, None if y is None else y[part], None, link, all=True)
-        there = (stats.lse, stats.log_prob, stats.entropy, stats.argmax)
-        return tuple(column for column in there if column is not None)
-
-    def step(logits: Tensor, part: slice, dcolumns: Tensor | None) -> tuple[tuple[Tensor, ...], Any]:
-        of = None if y is None else y[part]
-        want = ("lse", "entropy", "argmax") if y is None else ("lse", "log_prob", "entropy", "argmax")
-        stats = bridge.row_stats(logits, of, None, link, want)
-        columns = tuple(getattr(stats, name) for name in want)
-        if dcolumns is None:
-            return columns, None
-        dlse, *dlog_prob, dentropy = dcolumns.unbind(-1)
-        cotangents = Cotangents(dlse.contiguous(), *(d.contiguous() for d in dlog_prob))
-        bends = dentropy.device.type != "cpu" or dentropy.any()  # a GPU is not waited for
-        bend = Softmax(logits, of, None, link).entropy_grad(dentropy) if bends else None
-        dlogits = bridge.row_grad(logits, of, None, link, stats, cotangents, logits)
-        return columns, dlogits if bend is None else dlogits.add_(bend)
-
-    silent = None if y is None or is_plain else y < 0
-    swept = Swept(index, step, columns_of, chunk_bytes, silent)
-    found = projected.columns(flat, swept) if is_plain else swept.differentiable(flat)
+        added = validated.targets(labels, num_classes, spec.ignore_index, "labels", validate)
+    link, budget = Link(spec.temperature, spec.softcap), _share(chunk_bytes, inputs)
+    left, index = rows.shifted(shape, shift, torch, inputs.device)
+    y: Tensor | None = None
+    if arguments.is_recorded():
+        counts: Tensor | None = None
+        if labels is not None:
+            y = rows.further(composite.readable(labels, num_classes, spec.ignore_index), shift, -1, torch)
+        elif shift:
+            counts = rows.further(inputs.new_ones(shape, dtype=torch.bool), shift, False, torch)
+        stats = linear_row_stats.row_stats(flat, y, None, counts, 0, link, True, budget)
+        found: Any = tuple(column for column in stats if column is not None)
+    else:
+        if labels is not None:
+            y = composite.readable(rows.flat(labels, shift), num_classes, spec.ignore_index)
+            if is_plain and not is_captured(y):
+                index, (y,) = rows.counted(y < 0, None, index, (y,), torch)
+        silent = None if y is None or is_plain else y < 0
+        swept = Statistics(index, y, None, 0, link, True, budget).swept(silent)
+        found = projected.columns(flat, swept) if is_plain else swept.differentiable(flat)
     lse, *log_prob, entropy, argmax = (rows.unflat(c, shape, left) for c in found)
+    if added is not None:
+        lse, log_prob = lse + added, [log_prob[0] + added]
     dtype = bridge.loss_dtype(inputs)
     by_label = log_prob[0].to(dtype) if log_prob else None
     return RowStatistics(lse.to(dtype), by_label, entropy.to(dtype), argmax)
@@ -192,71 +192,28 @@ def linear_kl_divergence(
     flat = student._replace(inputs=rows.matrix(student.inputs))
     known = teacher._replace(inputs=rows.matrix(teacher.inputs))
     omega = None if sample_weight is None else sample_weight.double().reshape(-1)
-    index: Tensor | None = None
     divisor = denominator if isinstance(denominator, Tensor) else None
-    is_plain = projected.is_plain(flat, *known, sample_weight, divisor)
-    if is_plain:
-        index, (omega,) = rows.counted(None, omega, None, (omega,), torch)
-    num_rows, counted = targeting.totals(
-        flat.inputs.shape[0] if index is None else index.shape[0], omega, None, torch
-    )
+    is_plain = projected.is_plain(flat, *known, omega, divisor)
+    num_rows, counted = targeting.totals(flat.inputs.shape[0], omega, None, torch)
     whole = Target(None, 0.0, None, 1.0, omega, num_rows, counted)
     scale = composite.inverse(targeting.denominator(whole, reduction, denominator))
-    silent: Tensor | None = None
-    if omega is not None and not is_plain:
-        silent = omega == 0
-        if composite.are_derived(sample_weight):  # its derivative at 0 is the loss of the row, if it has one
-            silent = silent & ~(flat.inputs.isfinite().all(-1) & known.inputs.isfinite().all(-1))
-            omega = torch.where(silent, 0.0, omega)
-        known = known._replace(inputs=torch.where(silent[:, None], 0.0, known.inputs))
-    is_reverse = direction == "reverse"
-    swept = _divergence(known, omega, index, spec.temperature, is_reverse, _share(chunk_bytes, inputs))
-    swept = swept._replace(silent=silent)
+    budget = _share(chunk_bytes, inputs)
+    computed = Divergence(*known, omega, spec.temperature, direction == "reverse", budget)
     dtype = bridge.loss_dtype(inputs)
-    if is_plain and reduction != "none":
-        return projected.total(flat, swept, scale).to(dtype)
-    (losses,) = projected.columns(flat, swept) if is_plain else swept.differentiable(flat)
+    if arguments.is_recorded():
+        is_total = reduction != "none" and linear_ops.knows_its_gradients()
+        if is_total and linear_ops.are_constant(*computed[:4]):
+            return (divergence.total(flat, computed) * scale).to(dtype)
+        losses = divergence.losses(flat, computed)
+    else:
+        swept = computed.swept(flat, is_plain)
+        if is_plain and reduction != "none":
+            return projected.total(flat, swept, scale).to(dtype)
+        (losses,) = projected.columns(flat, swept) if is_plain else swept.differentiable(flat)
     return (losses.reshape(shape) if reduction == "none" else losses.sum() * scale).to(dtype)
-
-
-def _divergence(
-    teacher: Operands,
-    omega: Tensor | None,
-    index: Tensor | None,
-    temperature: float,
-    is_reverse: bool,
-    chunk_bytes: int,
-) -> Swept:
-    """ω·KL per row of the student's logits, those of the teacher computed beside them."""
-
-    def divergence(part: slice, logits: Tensor) -> Tensor:
-        of = part if index is None else index[part]
-        other = torch.nn.functional.linear(teacher.inputs[of], teacher.weight, teacher.bias)
-        dtype = bridge.loss_dtype(logits)
-        log_q, log_p = (torch.log_softmax(z.to(dtype) / temperature, -1) for z in (logits, other))
-        one, two = (log_q, log_p) if is_reverse else (log_p, log_q)
-        weight = one.exp()
-        gap = torch.where(weight == 0, 0.0, one - two)  # of classes that are excluded in both, −inf + inf
-        losses = (weight * gap).sum(-1, dtype=torch.float64)
-        return losses if omega is None else omega[part] * losses
-
-    def columns_of(part: slice, logits: Tensor) -> tuple[Tensor, ...]:
-        return (divergence(part, logits),)
-
-    def step(logits: Tensor, part: slice, dloss: Any) -> tuple[tuple[Tensor, ...], Any]:
-        if dloss is None:
-            return (divergence(part, logits),), None
-        with torch.enable_grad():
-            z = logits.detach().requires_grad_()
-            losses = divergence(part, z)
-        upstream = torch.as_tensor(dloss, dtype=losses.dtype, device=losses.device).expand_as(losses)
-        (dlogits,) = torch.autograd.grad(losses, z, upstream)
-        return (losses.detach(),), dlogits
-
-    return Swept(index, step, columns_of, chunk_bytes)
 
 
 def _share(chunk_bytes: int | None, inputs: Tensor) -> int:
     """The budget of a chunk's logits where there are several matrices of their size."""
     require_chunk_bytes(chunk_bytes)
-    return (chunk_bytes or default_chunk_bytes(inputs.device)) // COPIES or 1
+    return (chunk_bytes or default_chunk_bytes(inputs.device)) // linear_ops.COPIES or 1

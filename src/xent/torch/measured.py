@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 
@@ -12,14 +12,22 @@ from xent.link import Link
 from xent.rows import Rows
 from xent.spec import LossSpec
 from xent.target import Target
-from xent.torch import bridge, composite, statistics
-from xent.torch.projected import Swept
+from xent.torch import bridge, composite, linear_ops, ops, statistics
+from xent.torch.projected import Operands, Swept
 
 Tensor = torch.Tensor
 
 
 class Measured(NamedTuple):
-    """Labels (...) or probabilities (..., K), factors of classes (K,) and rows (...), and the options."""
+    """Labels (...) or probabilities (..., K), factors of classes (K,) and rows (...), and the options.
+
+    A `linear_ops.Program`.
+    """
+
+    SCHEMA = (
+        "Tensor targets, Tensor? class_weight, Tensor? sample_weight, SymInt ignore_index, "
+        "float[] options, Tensor? moving, str smoothing_over, SymInt shift, SymInt chunk_bytes"
+    )
 
     targets: Tensor
     class_weight: Tensor | None
@@ -36,7 +44,7 @@ class Measured(NamedTuple):
         ``leave_out=True`` synchronises with a GPU. Otherwise rows that do not count are marked as silent; if
         factors are derived, only where ``inputs (M, D)`` are not finite.
         """
-        leave_out = leave_out and not _is_captured(self.targets)
+        leave_out = leave_out and not is_captured(self.targets)
         targets, spec, shift = self.targets, self.spec, self.shift
         is_soft = targets.is_floating_point()
         shape = targets.shape[:-1] if is_soft else targets.shape
@@ -69,7 +77,35 @@ class Measured(NamedTuple):
 
         return batch._replace(measure=measure, whole=whole, silent=whole.labels < 0)
 
-    def swept(self, batch: Rows) -> Swept:
+    def packed(self, device: torch.device) -> tuple[Any, ...]:
+        """See `linear_ops.Program`."""
+        spec = self.spec
+        values = [spec.label_smoothing, spec.focal_gamma, spec.z_loss, spec.temperature]
+        if spec.softcap is not None:
+            values.append(spec.softcap)
+        return (
+            *self[:3],
+            spec.ignore_index,
+            *ops.numbers(values, [0.0, 0.0, 0.0, 1.0], device),
+            spec.smoothing_over,
+            self.shift,
+            self.chunk_bytes or 0,
+        )
+
+    @classmethod
+    def unpacked(cls, *arguments: Any) -> Measured:
+        """See `linear_ops.Program`."""
+        *tensors, ignore_index, options, moving, over, shift, chunk_bytes = arguments
+        smoothing, gamma, z_loss, *link = ops.as_floats(options, moving)
+        spec = LossSpec(ignore_index, smoothing, over, gamma, z_loss, **Link(*link)._asdict())
+        return cls(*tensors, spec, shift, chunk_bytes or None)
+
+    def swept(self, operands: Operands, leave_out: bool) -> Swept:
+        """See `linear_ops.Program`."""
+        _, batch = self.rows(operands.weight.shape[0], bridge.loss_dtype(operands.inputs), leave_out)
+        return self.of(batch)
+
+    def of(self, batch: Rows) -> Swept:
         """The losses of the rows of ``batch``, by the kernels and in ordinary operations."""
         link = Link(self.spec.temperature, self.spec.softcap)
 
@@ -82,6 +118,10 @@ class Measured(NamedTuple):
         return Swept(batch.places, step, losses_of, self.chunk_bytes, batch.silent)
 
 
-def _is_captured(x: Tensor) -> bool:
+total = linear_ops.total_operator("losses", Measured)
+losses = linear_ops.column_operator("losses", Measured)
+
+
+def is_captured(x: Tensor) -> bool:
     """Whether a CUDA graph is being recorded, which cannot wait for a number."""
     return x.device.type == "cuda" and torch.cuda.is_current_stream_capturing()

@@ -18,7 +18,7 @@ Tensor = torch.Tensor
 def is_plain(logits: Tensor, *others: Tensor | None) -> bool:
     """As `eager.is_plain`, of tensors whose kernels take tensors."""
     return (
-        not torch.compiler.is_compiling()
+        not arguments.is_graphed()
         and bridge.KERNELS.get(logits.device.type) == "triton"
         and type(logits) in arguments.PLAIN
         and not arguments.is_transformed()

@@ -6,6 +6,7 @@ empty tensors for the others.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -15,27 +16,57 @@ from xent.protocol import Cotangents, RowStats
 from xent.torch import bridge
 
 Tensor = torch.Tensor
+Numbers = tuple[list[float], Tensor | None]
 
 
-def link_of(temperature: float, softcap: float) -> Link:
-    """The link of an operator's arguments; a softcap of 0 is none."""
-    return Link(temperature, softcap or None)
+def numbers(values: Sequence[float], defaults: Sequence[float], device: torch.device) -> Numbers:
+    """``values`` as operators take them: floats, or a tensor of them.
+
+    Each new float is a new graph, each new value of a tensor is not. So a graph for the CPU gives a tensor,
+    unless the values are the ``defaults``. (A tensor of the CPU would cost a GPU its CUDA graphs.)
+    """
+    in_graph = torch.compiler.is_compiling() and not torch.compiler.is_exporting()
+    if not in_graph or device.type != "cpu" or list(values) == list(defaults):
+        return list(values), None
+    zero = torch.zeros((), dtype=torch.float64)
+    # PyTorch takes an empty list for one of tensors.
+    return [0.0], torch.stack([zero + value for value in values])
+
+
+def as_floats(values: Sequence[float], moving: Tensor | None) -> Sequence[float]:
+    """What `numbers` was given; for the inside of an operator."""
+    return values if moving is None else moving.tolist()
+
+
+def link_numbers(link: Link, device: torch.device) -> Numbers:
+    """The link as operators take it: a temperature, and a softcap if there is one."""
+    return numbers([x for x in link if x is not None], [1.0], device)
 
 
 @torch.library.custom_op("xent::row_stats", mutates_args=())
 def row_stats(
-    logits: Tensor, labels: Tensor | None, dense: Tensor | None, temperature: float, softcap: float, all: bool
+    logits: Tensor,
+    labels: Tensor | None,
+    dense: Tensor | None,
+    link: Sequence[float],
+    moving: Tensor | None,
+    all: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     """(lse, log_prob, dense_log_prob, mass) and, if ``all`` is asked for, (entropy, argmax)."""
     there = _there(labels, dense, all)
     want = tuple(name for name, is_there in zip(RowStats._fields, there, strict=True) if is_there)
-    stats = bridge.row_stats(logits, labels, dense, link_of(temperature, softcap), want)
+    stats = bridge.row_stats(logits, labels, dense, Link(*as_floats(link, moving)), want)
     return tuple(column(logits, False) if s is None else s for s in stats)  # type: ignore[return-value]
 
 
 @row_stats.register_fake
 def _(
-    logits: Tensor, labels: Tensor | None, dense: Tensor | None, temperature: float, softcap: float, all: bool
+    logits: Tensor,
+    labels: Tensor | None,
+    dense: Tensor | None,
+    link: Sequence[float],
+    moving: Tensor | None,
+    all: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     *columns, argmax = (column(logits, is_there) for is_there in _there(labels, dense, all))
     return (*columns, argmax.long() if all else argmax)  # type: ignore[return-value]
@@ -55,8 +86,8 @@ def row_grad(
     logits: Tensor,
     labels: Tensor | None,
     dense: Tensor | None,
-    temperature: float,
-    softcap: float,
+    link: Sequence[float],
+    moving: Tensor | None,
     lse: Tensor,
     log_prob: Tensor,
     mass: Tensor,
@@ -71,7 +102,7 @@ def row_grad(
         mass=None if dense is None else mass,
     )
     return bridge.row_grad(
-        logits, labels, dense, link_of(temperature, softcap), stats, Cotangents(dl, dx, ds)
+        logits, labels, dense, Link(*as_floats(link, moving)), stats, Cotangents(dl, dx, ds)
     )
 
 
@@ -85,8 +116,8 @@ def row_hvp(
     logits: Tensor,
     labels: Tensor | None,
     dense: Tensor | None,
-    temperature: float,
-    softcap: float,
+    link: Sequence[float],
+    moving: Tensor | None,
     dl: Tensor,
     dx: Tensor,
     ds: Tensor,
@@ -94,7 +125,7 @@ def row_hvp(
 ) -> Tensor:
     """Equation (3) with constant cotangents: the derivative of `row_grad` in the logits along ``vector``."""
     return bridge.row_hvp(
-        logits, labels, dense, link_of(temperature, softcap), Cotangents(dl, dx, ds), vector
+        logits, labels, dense, Link(*as_floats(link, moving)), Cotangents(dl, dx, ds), vector
     )
 
 

@@ -86,7 +86,7 @@ class Swept(NamedTuple):
 def is_plain(operands: Operands, *others: Tensor | None) -> bool:
     """Whether nothing watches but reverse-mode autograd, and that only for the operands."""
     return (
-        not torch.compiler.is_compiling()
+        not arguments.is_graphed()
         and forward_ad._current_level < 0
         and not arguments.is_transformed()
         and torch._C._len_torch_dispatch_stack() == 0
@@ -142,7 +142,7 @@ class _Total(Function):
         if gradients is None:
             _, gradients = ctx.swept.sweep(operands, ctx.early, tuple(ctx.needs_input_grad[:3]))
         factor: Any = dloss * ctx.scale if ctx.early == 1.0 else dloss
-        return *_finished(gradients, operands, factor), None, None
+        return *finished(gradients, operands, factor), None, None
 
 
 class _Columns(Function):
@@ -164,8 +164,8 @@ class _Columns(Function):
         derived = [dcolumns[k] for k in ctx.derived]
         if torch.is_grad_enabled() or any(eager._is_batched(d) for d in derived):
             return *_slope(operands, ctx.swept, *derived), None
-        _, gradients = ctx.swept.sweep(operands, _side_by_side(derived), tuple(ctx.needs_input_grad[:3]))
-        return *_finished(gradients, operands, None), None
+        _, gradients = ctx.swept.sweep(operands, side_by_side(derived), tuple(ctx.needs_input_grad[:3]))
+        return *finished(gradients, operands, None), None
 
 
 def _slope(operands: Operands, swept: Swept, *dcolumns: Tensor) -> tuple[Tensor | None, ...]:
@@ -184,8 +184,8 @@ class _Slope(Function):
         operands = Operands(inputs, weight, bias)
         ctx.save_for_backward(*operands, *dcolumns)
         ctx.swept = swept
-        _, gradients = swept.sweep(operands, _side_by_side(dcolumns), tuple(ctx.needs_input_grad[:3]))
-        return tuple(g for g in _finished(gradients, operands, None) if g is not None)
+        _, gradients = swept.sweep(operands, side_by_side(dcolumns), tuple(ctx.needs_input_grad[:3]))
+        return tuple(g for g in finished(gradients, operands, None) if g is not None)
 
     @staticmethod
     def backward(ctx: Any, *vectors: Tensor) -> Any:
@@ -253,7 +253,7 @@ def _curvature(
         for slope, found in zip(slopes, along, strict=True):
             if found is not None:
                 slope[place] = found
-    return *_finished(sums, operands, None), None, *slopes
+    return *finished(sums, operands, None), None, *slopes
 
 
 def _vjp(operands: Operands, swept: Swept, dcolumns: Any, further: bool) -> tuple[Tensor | None, ...]:
@@ -265,11 +265,12 @@ def _vjp(operands: Operands, swept: Swept, dcolumns: Any, further: bool) -> tupl
     return tuple(next(found) if x is not None and x.requires_grad else None for x in operands)
 
 
-def _side_by_side(columns: Any) -> Tensor:
+def side_by_side(columns: Any) -> Tensor:
+    """Columns as a matrix; a single one as it is."""
     return columns[0] if len(columns) == 1 else torch.stack(tuple(columns), -1)
 
 
-def _finished(gradients: Gradients, operands: Operands, factor: Any) -> tuple[Tensor | None, ...]:
+def finished(gradients: Gradients, operands: Operands, factor: Any) -> tuple[Tensor | None, ...]:
     """The gradients times ``factor``, in the dtypes of the operands."""
     if factor is not None and factor.device.type == "cpu":
         factor = factor.item()

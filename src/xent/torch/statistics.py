@@ -30,8 +30,8 @@ def row_stats(
     if _is_for_formulas():
         return Softmax(logits.double(), labels, dense, link).stats()
     known = None if dense is None else dense.detach()
-    apply = ops.row_stats if torch.compiler.is_compiling() else _Statistics.apply
-    stats = RowStats(*apply(logits, labels, known, link.temperature, link.softcap or 0.0, all))
+    apply = ops.row_stats if arguments.is_graphed() else _Statistics.apply
+    stats = RowStats(*apply(logits, labels, known, *ops.link_numbers(link, logits.device), all))
     sigma, mass = stats.dense_log_prob, stats.mass
     if dense is not None and arguments.is_derived(dense):
         softmax = Softmax(logits.to(dense.dtype), labels, dense, link)
@@ -52,7 +52,7 @@ def _is_for_formulas() -> bool:
     Compiled transforms look into no operator; forward mode within forward mode takes the tangents of a
     Function for constants.
     """
-    if torch.compiler.is_compiling():
+    if arguments.is_graphed():
         return arguments.is_transformed()
     stack = torch._C._functorch.get_interpreter_stack()
     return stack is not None and sum(level.key() == TransformType.Jvp for level in stack) > 1
@@ -65,9 +65,9 @@ class _Statistics(Function):
 
     @staticmethod
     def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
-        logits, labels, dense, ctx.temperature, ctx.softcap, ctx.all = inputs
+        logits, labels, dense, ctx.link, moving, ctx.all = inputs
         lse, log_prob, _, mass, _, argmax = output
-        ctx.save_for_backward(logits, labels, dense, lse, log_prob, mass)
+        ctx.save_for_backward(logits, labels, dense, moving, lse, log_prob, mass)
         ctx.save_for_forward(logits, labels, dense)
         ctx.mark_non_differentiable(mass, argmax)
 
@@ -78,7 +78,7 @@ class _Statistics(Function):
     @staticmethod
     def jvp(ctx: Any, tangent: Tensor, *_: Any) -> Any:
         logits, labels, dense = ctx.saved_tensors
-        softmax = Softmax(logits, labels, dense, ops.link_of(ctx.temperature, ctx.softcap))
+        softmax = Softmax(logits, labels, dense, Link(*ctx.link))
         dl, dx, ds = (d.double() for d in softmax.jvp(tangent))
         none = dl.new_zeros(0)
         dentropy = softmax.entropy_jvp(tangent).double() if ctx.all else none
@@ -86,9 +86,9 @@ class _Statistics(Function):
 
     @staticmethod
     def vmap(info: Any, in_dims: Any, *inputs: Any) -> Any:
-        logits, labels, dense, temperature, softcap, all = inputs
+        logits, labels, dense, link, moving, all = inputs
         logits, labels, dense = _batched(info.batch_size, in_dims, logits, labels, dense)
-        *stats, entropy, argmax = _Statistics.apply(logits, labels, dense, temperature, softcap, all)
+        *stats, entropy, argmax = _Statistics.apply(logits, labels, dense, link, moving, all)
         if dense is not None and dense.ndim == 1:
             stats[3] = stats[3].expand(stats[0].shape)
         there = (True, labels is not None, dense is not None, dense is not None, all, all)
@@ -96,14 +96,15 @@ class _Statistics(Function):
 
 
 def _backward(ctx: Any, gradient: Any, *grads: Tensor) -> Any:
-    logits, labels, dense, lse, log_prob, mass = ctx.saved_tensors
+    logits, labels, dense, moving, lse, log_prob, mass = ctx.saved_tensors
     dl, dx, ds, _, dentropy, _ = grads
     known = (lse.detach(), log_prob.detach(), mass.detach())
     none = torch.zeros_like(dl)
     coefficients = (dl, none if labels is None else dx, none if dense is None else ds)
-    dlogits = gradient(logits, labels, dense, ctx.temperature, ctx.softcap, *known, *coefficients)
+    dlogits = gradient(logits, labels, dense, ctx.link, moving, *known, *coefficients)
     if ctx.all:
-        softmax = Softmax(logits, labels, dense, ops.link_of(ctx.temperature, ctx.softcap))
+        link = Link(*(ctx.link if moving is None else moving.unbind()))
+        softmax = Softmax(logits, labels, dense, link)
         dlogits = dlogits + softmax.entropy_grad(dentropy).to(dlogits.dtype)
     return dlogits, None, None, None, None, None
 
@@ -115,18 +116,18 @@ class _Gradient(Function):
 
     @staticmethod
     def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
-        logits, labels, dense, ctx.temperature, ctx.softcap, _, _, _, *coefficients = inputs
+        logits, labels, dense, ctx.link, _, _, _, _, *coefficients = inputs
         ctx.save_for_backward(logits, labels, dense, *coefficients)
         ctx.save_for_forward(logits, labels, dense, *coefficients)
 
     @staticmethod
     def backward(ctx: Any, vector: Tensor) -> Any:
         logits, labels, dense, *coefficients = ctx.saved_tensors
-        softmax = Softmax(logits, labels, dense, ops.link_of(ctx.temperature, ctx.softcap))
+        softmax = Softmax(logits, labels, dense, Link(*ctx.link))
         if torch.is_grad_enabled():
             dlogits = softmax.hvp(Cotangents(*coefficients), vector).to(logits.dtype)
         else:
-            dlogits = ops.row_hvp(logits, labels, dense, ctx.temperature, ctx.softcap, *coefficients, vector)
+            dlogits = ops.row_hvp(logits, labels, dense, ctx.link, None, *coefficients, vector)
         slopes: list[Any] = [None, None, None]
         if any(ctx.needs_input_grad[8:]):
             slopes = [s.to(c.dtype) for s, c in zip(softmax.jvp(vector), coefficients, strict=True)]
@@ -135,7 +136,7 @@ class _Gradient(Function):
     @staticmethod
     def jvp(ctx: Any, tangent: Tensor | None, *tangents: Any) -> Any:
         logits, labels, dense, *coefficients = ctx.saved_tensors
-        softmax = Softmax(logits, labels, dense, ops.link_of(ctx.temperature, ctx.softcap))
+        softmax = Softmax(logits, labels, dense, Link(*ctx.link))
         slopes = [
             torch.zeros_like(c) if t is None else t for t, c in zip(tangents[7:], coefficients, strict=True)
         ]
@@ -146,13 +147,13 @@ class _Gradient(Function):
 
     @staticmethod
     def vmap(info: Any, in_dims: Any, *inputs: Any) -> Any:
-        logits, labels, dense, temperature, softcap, *columns = inputs
+        logits, labels, dense, link, moving, *columns = inputs
         columns = [
             _rows(column, dim, info.batch_size) if column.numel() or dim is not None else column
             for column, dim in zip(columns, in_dims[5:], strict=True)
         ]
         logits, labels, dense = _batched(info.batch_size, in_dims, logits, labels, dense)
-        return _Gradient.apply(logits, labels, dense, temperature, softcap, *columns), 0
+        return _Gradient.apply(logits, labels, dense, link, moving, *columns), 0
 
 
 def _batched(size: int, in_dims: Any, logits: Tensor, labels: Any, dense: Any) -> tuple[Tensor, Any, Any]:
