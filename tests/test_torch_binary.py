@@ -110,22 +110,6 @@ def test_memory_is_that_of_the_gradient():
     assert peak < 1.5 * z.nbytes  # `out` itself, and some blocks
 
 
-@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16], ids=str)
-def test_operators(dtype):
-    z = torch.randn(4, 3, dtype=dtype, requires_grad=True)
-    weight, pi = torch.rand(4, 1, dtype=dtype), torch.rand(3, dtype=dtype)
-    scalars = (0.1, "others", 2.0, 3.0)
-    tests = ("test_schema", "test_faketensor", "test_aot_dispatch_static")
-    for q in (torch.rand(4, 3, dtype=dtype), torch.rand(4, 3) < 0.5, torch.randint(0, 2, (4, 3))):
-        for each, upstream in ((True, torch.rand(4, 3)), (False, torch.tensor(2.0))):
-            torch.library.opcheck(torch.ops.xent.binary_losses.default, (z, q, weight, pi, *scalars, each))
-            torch.library.opcheck(
-                torch.ops.xent.binary_grad.default,
-                (z.detach(), q, None, pi, *scalars, upstream.to(dtype)),
-                test_utils=tests,
-            )
-
-
 @pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float16], ids=str)
 def test_a_compiled_graph_calls_the_kernel(reduction, dtype, monkeypatch):

@@ -105,27 +105,3 @@ def test_export():
     program = torch.export.export(Model(), (z.requires_grad_(), y))
     assert "row_stats_ahead" not in str(program)  # nothing will ask for a gradient
     torch.testing.assert_close(program.module()(z, y), F.cross_entropy(z, y, label_smoothing=0.1))
-
-
-def test_operators():
-    z, y = plain()
-    z.requires_grad_()
-    v = torch.rand(5, dtype=torch.float64)
-    torch.library.opcheck(torch.ops.xent.row_stats.default, (z, y, v, 1.0, 0.0, True))
-    s = [x.detach() for x in torch.ops.xent.row_stats(z, y, v, 2.0, 3.0, False)]
-    columns = [torch.rand(6, dtype=torch.float64) for _ in range(3)]
-    tests = ("test_schema", "test_faketensor", "test_aot_dispatch_static")
-    arguments = (z.detach(), y, v, 2.0, 3.0)
-    torch.library.opcheck(
-        torch.ops.xent.row_grad.default, (*arguments, s[0], s[1], s[3], *columns), test_utils=tests
-    )
-    torch.library.opcheck(
-        torch.ops.xent.row_hvp.default, (*arguments, *columns, z.detach()), test_utils=tests
-    )
-    for labels, dense in ((y, v), (y, None), (None, v)):
-        given = (labels, dense, 2.0, 3.0)
-        dx, ds = (None if there is None else c for there, c in zip((labels, dense), columns, strict=False))
-        torch.library.opcheck(torch.ops.xent.row_stats_ahead.default, (z, *given, dx, ds))
-        torch.library.opcheck(
-            torch.ops.xent.row_grad_ahead.default, (z.detach(), *given, columns[2], dx, ds), test_utils=tests
-        )

@@ -50,6 +50,8 @@ def is_transformed() -> bool:
 
 def is_derived(x: Tensor) -> bool:
     """Whether ``x`` may carry a derivative, in reverse mode or (where it cannot be asked) in forward mode."""
+    if torch.compiler.is_exporting() or torch._C._get_tracing_state() is not None:
+        return x.is_floating_point()  # whoever calls the graph may ask
     if torch.compiler.is_compiling():
         return x.requires_grad or is_transformed()
     if forward_ad._current_level >= 0:

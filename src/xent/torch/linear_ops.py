@@ -11,7 +11,7 @@ from typing import Any, Protocol, cast
 
 import torch
 
-from xent.torch import bridge
+from xent.torch import arguments, bridge
 from xent.torch.projected import Operands, Swept, finished
 
 Tensor = torch.Tensor
@@ -41,7 +41,7 @@ class Program(Protocol):
 
 def are_constant(*tensors: Tensor | None) -> bool:
     """Whether a graph has nothing to derive in ``tensors``."""
-    return not any(x is not None and x.requires_grad for x in tensors)
+    return not any(x is not None and arguments.is_derived(x) for x in tensors)
 
 
 def knows_its_gradients() -> bool:
