@@ -52,7 +52,7 @@ def cross_entropy(
         As for `xent.cross_entropy`.
     validate : bool, default None
         Check the range of labels, the sign of probabilities, and that weights are finite. None: on the CPU,
-        outside of transforms.
+        outside of transforms and exports. Graphs and transforms check targets alone, when they run.
 
     OPTIONS
 
