@@ -64,7 +64,7 @@ class Projected(NamedTuple):
             return (), batch.rows(part).grad(logits, here, slopes, logits)
 
         _, gradients = self._projection(batch, operands).sweep(step, None, wanted)
-        return projected._finished(self._reduced(batch, gradients), Operands(*operands), None)
+        return projected.finished(self._reduced(batch, gradients), Operands(*operands), None)
 
     def total(self, batch: Batch, operands: Any, wanted: Wanted) -> tuple[Sums, Gradients]:
         """Σ ℓ and its gradients: three products, and the ranks' numbers put together chunk by chunk."""
@@ -159,7 +159,7 @@ class _Total(Function):
         else:
             with torch.autocast(operands[0].device.type, enabled=False):
                 _, gradients = ctx.layer.total(ctx.batch, operands, ctx.needs_input_grad[4:])
-        return None, None, None, None, *projected._finished(gradients, Operands(*operands), dtotal)
+        return None, None, None, None, *projected.finished(gradients, Operands(*operands), dtotal)
 
 
 def _require_first_order() -> None:
