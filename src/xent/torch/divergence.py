@@ -17,17 +17,17 @@ from xent.torch.projected import Operands, Swept, finished
 
 Tensor = torch.Tensor
 
+SCHEMA = (  # of what `packed` gives
+    "Tensor teacher_x, Tensor teacher_w, Tensor? teacher_b, Tensor? sample_weight, float[] link, "
+    "Tensor? moving, bool is_reverse, SymInt chunk_bytes"
+)
+
 
 class Divergence(NamedTuple):
     """ω·KL per row of the student's logits, those of the teacher computed beside them.
 
     A `linear_ops.Program`.
     """
-
-    SCHEMA = (
-        "Tensor teacher_x, Tensor teacher_w, Tensor? teacher_b, Tensor? sample_weight, float[] link, "
-        "Tensor? moving, bool is_reverse, SymInt chunk_bytes"
-    )
 
     teacher_inputs: Tensor
     teacher_weight: Tensor
@@ -45,8 +45,9 @@ class Divergence(NamedTuple):
     @classmethod
     def unpacked(cls, *arguments: Any) -> Divergence:
         """See `linear_ops.Program`."""
-        *tensors, link, moving, is_reverse, chunk_bytes = arguments
-        return cls(*tensors, *ops.as_floats(link, moving), is_reverse, chunk_bytes)
+        x, w, b, sample_weight, link, moving, is_reverse, chunk_bytes = arguments
+        (temperature,) = ops.as_floats(link, moving)
+        return cls(x, w, b, sample_weight, temperature, is_reverse, chunk_bytes)
 
     def swept(self, operands: Operands, leave_out: bool, dteacher: Gradients | None = None) -> Swept:
         """See `linear_ops.Program`; the teacher's gradients are added to ``dteacher``."""
@@ -123,9 +124,9 @@ def _add(sums: Gradients, operands: Operands, place: Any, dlogits: Tensor) -> No
         sums.bias.add_(dlogits.sum(0, dtype=sums.bias.dtype))
 
 
-total = linear_ops.total_operator("divergences", Divergence)
+total = linear_ops.total_operator("divergences", Divergence, SCHEMA)
 
-SCHEMA = f"{linear_ops.OPERANDS}, {Divergence.SCHEMA}"
+INPUTS = f"{linear_ops.OPERANDS}, {SCHEMA}"
 
 
 def losses(operands: Operands, divergence: Divergence) -> Tensor:
@@ -150,7 +151,7 @@ def _known(inputs: Sequence[Any]) -> tuple[Operands, Divergence]:
     return Operands(*inputs[:3]), divergence
 
 
-@torch.library.custom_op("xent::linear_divergences", mutates_args=(), schema=f"({SCHEMA}) -> Tensor")
+@torch.library.custom_op("xent::linear_divergences", mutates_args=(), schema=f"({INPUTS}) -> Tensor")
 def linear_divergences(*inputs: Any) -> Tensor:
     """KL per row; ``sample_weight`` is True or 1 for the rows that count."""
     operands, known = _known(inputs)
@@ -165,7 +166,7 @@ def _(x: Tensor, *others: Any) -> Tensor:
 @torch.library.custom_op(
     "xent::linear_divergences_grad",
     mutates_args=(),
-    schema=f"(Tensor dlosses, {SCHEMA}, bool[] wanted) -> Tensor[]",
+    schema=f"(Tensor dlosses, {INPUTS}, bool[] wanted) -> Tensor[]",
 )
 def linear_divergences_grad(dlosses: Tensor, *inputs: Any) -> list[Tensor]:
     """The gradients of Σ dloss·KL in those operands of student and teacher that are ``wanted``."""

@@ -23,8 +23,6 @@ COPIES = 6  # of a chunk's logits, where its gradient is ordinary PyTorch
 class Program(Protocol):
     """What is computed of the logits: one column, from tensors and options."""
 
-    SCHEMA: str  # of what `packed` gives
-
     def packed(self, device: torch.device) -> tuple[Any, ...]:
         """Itself as an operator's arguments."""
         ...
@@ -49,8 +47,8 @@ def knows_its_gradients() -> bool:
     return torch.compiler.is_compiling() and not torch.compiler.is_exporting()
 
 
-def total_operator(name: str, program: type[Program]) -> Callable[[Operands, Program], Tensor]:
-    """Register the sum of the column as ``xent::linear_NAME_total``.
+def total_operator(name: str, program: type[Program], schema: str) -> Callable[[Operands, Program], Tensor]:
+    """Register the sum of the column as ``xent::linear_NAME_total``; ``schema`` is that of `Program.packed`.
 
     Its gradients are made with it: three products in all.
     """
@@ -58,7 +56,7 @@ def total_operator(name: str, program: type[Program]) -> Callable[[Operands, Pro
     @torch.library.custom_op(
         f"xent::linear_{name}_total",
         mutates_args=(),
-        schema=f"({OPERANDS}, {program.SCHEMA}, bool[] wanted) -> (Tensor, Tensor, Tensor, Tensor)",
+        schema=f"({OPERANDS}, {schema}, bool[] wanted) -> (Tensor, Tensor, Tensor, Tensor)",
     )
     def total(*inputs: Any) -> tuple[Tensor, ...]:
         *arguments, wanted = inputs
@@ -98,9 +96,9 @@ def total_operator(name: str, program: type[Program]) -> Callable[[Operands, Pro
     return call
 
 
-def column_operator(name: str, program: type[Program]) -> Callable[[Operands, Program], Tensor]:
+def column_operator(name: str, program: type[Program], schema: str) -> Callable[[Operands, Program], Tensor]:
     """Register the column as ``xent::linear_NAME``, float64; what it derives is known in the backward."""
-    inputs = f"{OPERANDS}, {program.SCHEMA}"
+    inputs = f"{OPERANDS}, {schema}"
 
     @torch.library.custom_op(f"xent::linear_{name}", mutates_args=(), schema=f"({inputs}) -> Tensor")
     def column(*arguments: Any) -> Tensor:

@@ -24,9 +24,9 @@ SCHEMA = (
 
 
 class Statistics(NamedTuple):
-    """Which statistics, of which rows: ``index (n,)`` of those of the inputs, or None for all."""
+    """Which statistics, of which rows: ``places (n,)`` of those of the inputs, or None for all."""
 
-    index: Tensor | None
+    places: Tensor | None
     labels: Tensor | None  # (n,), −1 for a row that is not read
     dense: Tensor | None  # (K,), or one row for each of the inputs', ``shift`` rows further on
     shift: int
@@ -72,13 +72,13 @@ class Statistics(NamedTuple):
             dlogits = bridge.row_grad(logits, of, dense, link, stats, cotangents, logits)
             return columns, dlogits if bend is None else dlogits.add_(bend)
 
-        return Swept(self.index, step, columns_of, self.chunk_bytes, silent)
+        return Swept(self.places, step, columns_of, self.chunk_bytes, silent)
 
     def _place(self, part: slice) -> Any:
         """Where ``dense`` has the rows of a part."""
-        if self.index is None:
+        if self.places is None:
             return part
-        return self.index[part] + self.shift
+        return self.places[part] + self.shift
 
     def _dense(self, part: slice) -> Tensor | None:
         if self.dense is None or self.dense.ndim == 1:

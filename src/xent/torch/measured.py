@@ -17,17 +17,17 @@ from xent.torch.projected import Operands, Swept
 
 Tensor = torch.Tensor
 
+SCHEMA = (  # of what `packed` gives
+    "Tensor targets, Tensor? class_weight, Tensor? sample_weight, SymInt ignore_index, "
+    "float[] options, Tensor? moving, str smoothing_over, SymInt shift, SymInt chunk_bytes"
+)
+
 
 class Measured(NamedTuple):
     """Labels (...) or probabilities (..., K), factors of classes (K,) and rows (...), and the options.
 
     A `linear_ops.Program`.
     """
-
-    SCHEMA = (
-        "Tensor targets, Tensor? class_weight, Tensor? sample_weight, SymInt ignore_index, "
-        "float[] options, Tensor? moving, str smoothing_over, SymInt shift, SymInt chunk_bytes"
-    )
 
     targets: Tensor
     class_weight: Tensor | None
@@ -95,10 +95,10 @@ class Measured(NamedTuple):
     @classmethod
     def unpacked(cls, *arguments: Any) -> Measured:
         """See `linear_ops.Program`."""
-        *tensors, ignore_index, options, moving, over, shift, chunk_bytes = arguments
-        smoothing, gamma, z_loss, *link = ops.as_floats(options, moving)
+        targets, class_weight, sample_weight, ignore_index, *numbers, over, shift, chunk_bytes = arguments
+        smoothing, gamma, z_loss, *link = ops.as_floats(*numbers)
         spec = LossSpec(ignore_index, smoothing, over, gamma, z_loss, **Link(*link)._asdict())
-        return cls(*tensors, spec, shift, chunk_bytes or None)
+        return cls(targets, class_weight, sample_weight, spec, shift, chunk_bytes or None)
 
     def swept(self, operands: Operands, leave_out: bool) -> Swept:
         """See `linear_ops.Program`."""
@@ -118,8 +118,8 @@ class Measured(NamedTuple):
         return Swept(batch.places, step, losses_of, self.chunk_bytes, batch.silent)
 
 
-total = linear_ops.total_operator("losses", Measured)
-losses = linear_ops.column_operator("losses", Measured)
+total = linear_ops.total_operator("losses", Measured, SCHEMA)
+losses = linear_ops.column_operator("losses", Measured, SCHEMA)
 
 
 def is_captured(x: Tensor) -> bool:

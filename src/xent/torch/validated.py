@@ -69,11 +69,11 @@ def check_binary_targets(x: Tensor, name: str) -> Tensor:
 def _whole(operator: Any) -> None:
     """An operator of a tensor, mapped, checks all of it at once."""
 
-    @operator.register_fake
+    @operator.register_fake  # type: ignore[untyped-decorator]
     def _(x: Tensor, *others: Any) -> Tensor:
         return x.new_empty((), dtype=torch.float32)
 
-    @operator.register_vmap
+    @operator.register_vmap  # type: ignore[untyped-decorator]
     def _(info: Any, in_dims: Any, x: Tensor, *others: Any) -> tuple[Tensor, None]:
         return operator(x, *others), None
 
