@@ -251,8 +251,9 @@ def as_denominator(value: Any) -> Any:
         if value not in (None, "rows"):
             raise ValueError(f"{expected}; got {value!r}")
         return value
-    is_bool = isinstance(value, bool) or getattr(value, "dtype", None) == np.bool_
-    number = None if is_bool or is_tensor(value) else as_float(value)
+    is_plain = isinstance(value, (int, float)) and not isinstance(value, bool)  # first: PyTorch traces that
+    is_bool = not is_plain and (isinstance(value, bool) or getattr(value, "dtype", None) == np.bool_)
+    number = None if is_bool or (not is_plain and is_tensor(value)) else as_float(value)
     if number is None:
         raise TypeError(f"{expected}; got {value!r}")
     if not 0 <= number < math.inf:

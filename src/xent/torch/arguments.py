@@ -123,7 +123,7 @@ def require_tensor(x: Any, name: str) -> None:
 def require_local(**tensors: Any) -> None:
     """Raise for a DTensor: what is given for each row is the rows' own."""
     for name, x in tensors.items():
-        if x is not None and type(x) not in PLAIN and hasattr(x, "to_local"):
+        if isinstance(x, Tensor) and type(x) not in PLAIN and hasattr(x, "to_local"):
             raise NotImplementedError(
                 f"`{name}` must be a tensor of this rank; got a DTensor: give its rows by `.to_local()`, or "
                 "all of it by `.full_tensor()`"
