@@ -15,11 +15,13 @@ import threadpoolctl
 import torch
 
 from bench.run import describe
-from xent import _native, checks, cross_entropy_with_grad, head
-from xent.kernels import cpu
-from xent.link import Link
-from xent.problem import Problem
-from xent.protocol import Cotangents
+from xent import cross_entropy_with_grad
+from xent.core import head
+from xent.core.contract import Cotangents
+from xent.core.link import Link
+from xent.engine import checks
+from xent.engine.batch_loss import Problem
+from xent.kernels import _native, cpu
 
 CACHED = {  # logits, gradient and scratch stay in a level-2 cache
     "along the row, 64x1000": (64, 1000),

@@ -20,8 +20,8 @@ import polars
 
 import xent
 from bench import machine
-from xent.cli import main as command
-from xent.evaluation import threads_to_use
+from xent.command.cli import main as command
+from xent.evaluation.stream import threads_to_use
 
 SIZE = 1 << 30  # bytes of a file; one exists at a time
 ROUNDS = 7

@@ -19,9 +19,9 @@ import xent
 import xent.torch
 from bench import gpu_linear, machine
 from bench.gpu_case import Call, Case, Provider
+from xent.core.contract import Cotangents, Curvatures
+from xent.core.link import Link
 from xent.kernels import registry
-from xent.link import Link
-from xent.protocol import Cotangents, Curvatures
 
 Tensor = torch.Tensor
 

@@ -16,9 +16,9 @@ import threadpoolctl
 import torch
 
 from bench.machine import HERE, describe, facts, rows, write
-from xent.kernels import cpu, linear_cpu
-from xent.link import Link
-from xent.protocol import Cotangents
+from xent.core.contract import Cotangents
+from xent.core.link import Link
+from xent.kernels import cpu, cpu_linear
 
 Array = np.ndarray[Any, Any]
 # Rows, features, rows of W (1: two classes, one of them always 0), dtypes of features and W.
@@ -65,7 +65,7 @@ def measure(case: tuple[int, int, int, str, str], rounds: int, clock: Callable[[
     labels = rng.integers(0, max(2, num_scores), num_rows)
     cotangents = Cotangents(log_prob=-1.0 / num_rows)
     model = (features, weight, None, labels, None, Link(), cotangents, ("log_prob",))
-    fused = partial(linear_cpu.linear_stats_and_grad, *model, zero_class=num_scores == 1)
+    fused = partial(cpu_linear.linear_stats_and_grad, *model, zero_class=num_scores == 1)
     calls: dict[str, Callable[[], Any]] = {
         "read": torch.from_numpy(features).sum,
         "fused": fused,

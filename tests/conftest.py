@@ -19,8 +19,8 @@ from hypothesis import settings
 if not Path("/dev/nvidiactl").exists():
     os.environ.setdefault("TRITON_INTERPRET", "1")
 
+from xent.core.contract import Kernels
 from xent.kernels import cpu, registry
-from xent.protocol import Kernels
 
 settings.register_profile("xent", deadline=None, derandomize=True, max_examples=200)
 settings.load_profile("xent")

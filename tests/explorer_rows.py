@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from xent import explorer
+from xent.explain import explorer
 
 OPTIONS = [
     {},

@@ -13,7 +13,7 @@ from numpy.lib.stride_tricks import sliding_window_view
 from tolerance import DTYPES
 
 import xent
-from xent.problem import Problem
+from xent.engine.batch_loss import Problem
 
 Array = np.ndarray[Any, Any]
 

@@ -11,7 +11,7 @@ from conftest import Backend
 from tolerance import DTYPES
 
 import xent
-from xent import _native
+from xent.kernels import _native
 
 Array = Any
 

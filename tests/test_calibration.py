@@ -8,7 +8,7 @@ from regressions import small
 from scipy.optimize import minimize_scalar
 
 import xent
-from xent.calibration import fit_temperature
+from xent.regression.calibration import fit_temperature
 
 
 def scores(rows: int = 4000, classes: int = 4, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:

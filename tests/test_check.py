@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from xent import check
-from xent.spec import LossSpec
+from xent.core.spec import LossSpec
 
 COLUMNS = check.Row._fields[1:]
 

@@ -19,8 +19,9 @@ import pytest
 from sklearn.datasets import load_wine
 
 import xent
-from xent import check, persistence
-from xent.cli import main
+from xent import check
+from xent.command.cli import main
+from xent.regression import model_file
 
 GOOD = "a,b,kind\n" + "".join(f"{i % 7},{i % 3}.5,{'yes' if i % 2 else 'no'}\n" for i in range(40))
 
@@ -176,7 +177,7 @@ def test_fit_writes_a_report_and_a_model_that_predicts(tmp_path, capsys):
     assert main(arguments) == 0
     assert "report    r.html" in capsys.readouterr().out
     assert "xent fit wine.csv --target grape --report r.html" in (tmp_path / "r.html").read_text()
-    model = persistence.load(tmp_path / "m.safetensors")
+    model = model_file.load(tmp_path / "m.safetensors")
     assert model.estimator.classes_.tolist() == ["grape 0", "grape 1", "grape 2"]
     assert model.preprocessor.feature_names == header.split(",")[:-1]
     assert (model.predict_log_proba(X).argmax(1) == y).mean() > 0.97
@@ -197,13 +198,13 @@ def test_common_forms_of_csv_are_read(separator, start, tmp_path, capsys):
 def test_integer_labels_are_in_the_order_of_numbers(tmp_path):
     (tmp_path / "data.csv").write_text("a,k\n" + "".join(f"{i % 5},{[1, 10, 2][i % 3]}\n" for i in range(30)))
     assert main(["fit", "data.csv", "--target", "k", "--model", "m.st"]) == 0
-    assert persistence.load("m.st").estimator.classes_.tolist() == [1, 2, 10]
+    assert model_file.load("m.st").estimator.classes_.tolist() == [1, 2, 10]
 
 
 def test_a_constant_column_does_no_harm(tmp_path):
     (tmp_path / "data.csv").write_text(GOOD.replace("\n", ",0.1\n").replace("kind,0.1", "kind,c"))
     assert main(["fit", "data.csv", "--target", "kind", "--model", "m.st"]) == 0
-    assert np.isfinite(persistence.load("m.st").estimator.coef_).all()
+    assert np.isfinite(model_file.load("m.st").estimator.coef_).all()
 
 
 def test_one_feature_is_no_features(tmp_path, capsys):
@@ -267,7 +268,7 @@ def test_check_ends_with_1_and_names_the_failure(monkeypatch, capsys):
 
 
 def test_fit_ends_with_1_where_the_gradient_is_wrong(monkeypatch, capsys):
-    from xent import training
+    from xent.report import training
 
     monkeypatch.setattr(training, "gradient_check", lambda *_: check.GradientCheck(1e-3, 5, 5))
     assert main(["fit", "iris"]) == 1
@@ -307,7 +308,7 @@ def run(code: str | None, *arguments: str, **options) -> subprocess.CompletedPro
 
 @pytest.mark.parametrize("module", ["typer", "rich", "sklearn", "threadpoolctl"])
 def test_a_missing_extra_is_one_line_that_says_what_to_install(module):
-    code = f"import sys; sys.modules[{module!r}] = None; from xent.cli import main; sys.exit(main(['fit']))"
+    code = f"import sys; sys.modules[{module!r}] = None; from xent.command.cli import main; sys.exit(main(['fit']))"
     done = run(code)
     assert done.returncode == 2
     assert done.stderr == f"xent: error: this command needs {module}: pip install 'xent[fit]'\n"
@@ -323,7 +324,8 @@ def test_ctrl_c_is_one_line_and_130(tmp_path):
     # A data set that takes long enough: interrupted as soon as the training says that it runs.
     code = """
 import sys
-from xent import cli, training
+from xent.command import cli
+from xent.report import training
 def slow(*_):
     print("started", flush=True)
     import time; time.sleep(30)
@@ -415,7 +417,7 @@ def test_a_link_stays_one_and_its_target_gets_the_content(tmp_path, capsys):
         assert os.readlink("report") == "elsewhere/report"
         assert os.readlink("model") == "elsewhere/model"
         assert "<html" in (tmp_path / "elsewhere" / "report").read_text()
-        assert persistence.load(tmp_path / "elsewhere" / "model").estimator.coef_.shape == (3, 4)
+        assert model_file.load(tmp_path / "elsewhere" / "model").estimator.coef_.shape == (3, 4)
         assert len(list((tmp_path / "elsewhere").iterdir())) == 2
 
 
@@ -428,7 +430,7 @@ def test_colour_on_a_terminal_unless_no_color_is_set(no_color):
     }
     if no_color:
         environment["NO_COLOR"] = "1"
-    code = "from xent.commands import screen; screen.console().print('x', style='red')"
+    code = "from xent.command import screen; screen.console().print('x', style='red')"
     subprocess.run([sys.executable, "-c", code], stdout=theirs, env=environment, check=True, timeout=60)
     os.close(theirs)
     assert (b"\x1b[31m" in os.read(ours, 1000)) is not no_color
@@ -437,6 +439,6 @@ def test_colour_on_a_terminal_unless_no_color_is_set(no_color):
 
 def test_the_settings_travel_with_the_model():
     assert main(["fit", "iris", "--model", "m.st", "--alpha", "0.01", "--seed", "3", "--balanced"]) == 0
-    settings = persistence.load("m.st").notes["settings"]
+    settings = model_file.load("m.st").notes["settings"]
     assert (settings["alpha"], settings["seed"], settings["balanced"]) == (0.01, 3, True)
     json.dumps(settings)

@@ -16,8 +16,9 @@ from sklearn.model_selection import train_test_split
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import OneHotEncoder, StandardScaler
 
-from xent import data, persistence
-from xent.cli import main
+from xent.command.cli import main
+from xent.files import dataset
+from xent.regression import model_file
 
 X, Y = load_iris(return_X_y=True)
 CLASSES = ["setosa", "versicolor", "virginica"]
@@ -69,7 +70,7 @@ def test_probabilities_are_those_of_scikit_learns_pipeline(model):
 @pytest.mark.parametrize("batch", [1 << 20, 50])
 @pytest.mark.parametrize("kind", ["csv", "parquet"])
 def test_files_and_standard_output_say_the_same(model, kind, batch, monkeypatch, capsys):
-    monkeypatch.setattr(data, "BATCH", batch)
+    monkeypatch.setattr(dataset, "BATCH", batch)
     frame = people().select("fare", "survived", "port", "age")  # another order, one column more
     frame.write_csv("new.csv") if kind == "csv" else frame.write_parquet("new.parquet")
     for output in ("p.csv", "p.parquet"):
@@ -81,7 +82,7 @@ def test_files_and_standard_output_say_the_same(model, kind, batch, monkeypatch,
     table = pl.read_parquet("p.parquet")
     assert table.columns == ["label", "p_no", "p_yes"]
     assert table.equals(pl.read_csv("p.csv"))
-    expected = np.exp(persistence.load(model).predict_log_proba(frame))
+    expected = np.exp(model_file.load(model).predict_log_proba(frame))
     np.testing.assert_array_equal(table.select("p_no", "p_yes").to_numpy(), expected)
     left = {path.name for path in Path().iterdir()}
     assert left == {"m.st", "p.csv", "p.parquet", "people.csv", f"new.{kind}"}
@@ -172,7 +173,7 @@ BAD = {
 
 @pytest.mark.parametrize("case", BAD)
 def test_a_mistake_is_one_line_and_writes_nothing(model, case, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(data, "BATCH", 200)
+    monkeypatch.setattr(dataset, "BATCH", 200)
     change, arguments, expected = BAD[case]
     change(people()).write_csv("new.csv")
     before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}

@@ -15,10 +15,11 @@ import numpy as np
 import polars as pl
 import pytest
 
-from xent import coefficients, persistence
-from xent.cli import main
-from xent.commands import screen
-from xent.words import counted, listed, printable
+from xent.command import screen
+from xent.command.cli import main
+from xent.files.words import counted, listed, printable
+from xent.regression import model_file
+from xent.report import coefficients
 
 ENVIRONMENT = {k: v for k, v in os.environ.items() if k != "COLUMNS"} | {"PYTHONFAULTHANDLER": "0"}
 
@@ -118,7 +119,7 @@ def test_two_files_that_are_one_are_refused_before_anything_is_written(case, pai
 
 def test_ctrl_c_while_the_imports_run_is_one_line_and_130(tmp_path):
     (tmp_path / "numpy.py").write_text("import time; print('started', flush=True); time.sleep(30)")
-    start = "from xent.cli import main; sys.exit(main(['check']))"
+    start = "from xent.command.cli import main; sys.exit(main(['check']))"
     code = f"import sys; sys.path.insert(0, {str(tmp_path)!r}); {start}"
     process = subprocess.Popen(
         [sys.executable, "-c", code],
@@ -160,7 +161,7 @@ def on_a_terminal(*words, columns=80):
     code = (
         "import fcntl, struct, sys, termios; "
         f"fcntl.ioctl(1, termios.TIOCSWINSZ, struct.pack('HHHH', 40, {columns}, 0, 0)); "
-        "from xent.cli import main; sys.exit(main(sys.argv[1:]))"
+        "from xent.command.cli import main; sys.exit(main(sys.argv[1:]))"
     )
     environment = ENVIRONMENT | {"TERM": "xterm", "NO_COLOR": "1"}
     process = subprocess.Popen(
@@ -266,7 +267,7 @@ def test_the_coefficients_give_the_scores_of_the_data(suffix, classes, tmp_path,
         scores[:, k] = value[coefficients.INTERCEPT] + x @ [value["x"], value["z"]]
         scores[:, k] += np.array([value[f"town=t{j}"] for j in range(3)])[town]
     logits = scores if classes > 2 else np.column_stack([np.zeros(200), scores])
-    expected = persistence.load("m").predict_log_proba(pl.DataFrame(columns).drop("y"))
+    expected = model_file.load("m").predict_log_proba(pl.DataFrame(columns).drop("y"))
     np.testing.assert_allclose(logits - np.logaddexp.reduce(logits, axis=1)[:, None], expected, atol=1e-9)
     plain = facts["coefficients"]
     assert (plain["classes"], plain["against"]) == (names, "c0" if classes == 2 else None)
@@ -283,13 +284,13 @@ def test_the_coefficients_file_must_be_csv_or_parquet(capsys):
 def test_fit_and_eval_have_one_calibration_error(tmp_path, capsys):
     from sklearn.model_selection import train_test_split
 
-    from xent import data
+    from xent.files import dataset
 
     assert main(["fit", "digits", "--model", "m", "--json"]) == 0
     fitted = json.loads(capsys.readouterr().out)
-    digits = data.load("digits")
+    digits = dataset.load("digits")
     _, test = train_test_split(np.arange(1797), test_size=360, stratify=digits.labels, random_state=0)
-    np.save("p.npy", persistence.load("m").predict_log_proba(digits.features[test]))
+    np.save("p.npy", model_file.load("m").predict_log_proba(digits.features[test]))
     np.save("y.npy", digits.labels[test])
     assert main(["eval", "p.npy", "y.npy", "--json"]) == 0
     scored = json.loads(capsys.readouterr().out)

@@ -11,8 +11,10 @@ import pytest
 import typer.main
 from test_cli_predict import people
 
-from xent import cells, cli, commands, data
-from xent.cli import main
+from xent import command as commands
+from xent.command import cli
+from xent.command.cli import main
+from xent.files import cells, dataset
 
 PAGE = (Path(__file__).parents[1] / "docs/command.md").read_text("utf-8")
 COMMAND = typer.main.get_command(commands.app)
@@ -41,7 +43,7 @@ def test_exit_codes_are_the_programs():
 
 
 def test_bundled_sets_and_spellings_of_missing_are_the_programs():
-    assert all(f"`{name}`" in PAGE for name in data.BUNDLED)
+    assert all(f"`{name}`" in PAGE for name in dataset.BUNDLED)
     sentence = PAGE.split("**A missing number**")[1].partition(")")[0]
     spelt = {word.lower() for word in re.findall(r"`([^`]+)`", sentence)}
     assert spelt | {""} == set(cells.MISSING)

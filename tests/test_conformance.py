@@ -19,10 +19,10 @@ from tolerance import DTYPES, TOLERANCES, Magnitudes, Plain, assert_close, magni
 from variants import CASE_IDS, CASES, FEW, FEW_CASES, Kind, Variant
 
 import xent
-from xent import _native, head, reference
-from xent.kernels import registry
-from xent.problem import Problem
-from xent.protocol import Cotangents, Curvatures, Kernels, RowStats
+from xent.core import head
+from xent.core.contract import Cotangents, Curvatures, Kernels, RowStats
+from xent.engine.batch_loss import Problem
+from xent.kernels import _native, reference, registry
 
 Array = np.ndarray[Any, Any]
 Layout = Callable[[tuple[int, ...], Any], Array]

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from mutations import ARRAYS, ROWS, TABLES, Y, mutated, rows_said
 
-from xent.cli import main
+from xent.command.cli import main
 
 EACH = 150  # mutations of a kind of file by a command
 SECONDS = 20

@@ -13,9 +13,9 @@ import pytest
 import scipy.sparse as sp
 from sklearn.datasets import dump_svmlight_file, load_iris
 
-from xent import data
-from xent.data import DataError
-from xent.preprocess import Preprocessor
+from xent.files import dataset
+from xent.files.dataset import DataError
+from xent.files.preprocess import Preprocessor
 
 X, Y = load_iris(return_X_y=True)
 NAMES = ["a", "b", "c", "d"]
@@ -56,7 +56,7 @@ KINDS = ["csv", "parquet", "npz", "csr.npz", "svm"]
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_every_kind_of_file_gives_the_same_rows(kind):
-    found = data.load(*write(kind))
+    found = dataset.load(*write(kind))
     sparse = kind in ("csr.npz", "svm")
     assert sp.issparse(found.features) is sparse
     np.testing.assert_allclose(found.features.toarray() if sparse else found.features, X)
@@ -69,11 +69,11 @@ def test_every_kind_of_file_gives_the_same_rows(kind):
 @pytest.mark.parametrize("kind", KINDS)
 def test_batches_are_the_rows_in_pieces(kind, monkeypatch):
     name, target = write(kind)
-    whole = data.load(name, target)
+    whole = dataset.load(name, target)
     learnt = Preprocessor.fit(whole.features, whole.feature_names)
-    monkeypatch.setattr(data, "PIECE", 300)
-    monkeypatch.setattr(data, "BATCH", 150)
-    pieces = [learnt.transform(batch.features) for batch in data.batches(name, learnt)]
+    monkeypatch.setattr(dataset, "PIECE", 300)
+    monkeypatch.setattr(dataset, "BATCH", 150)
+    pieces = [learnt.transform(batch.features) for batch in dataset.batches(name, learnt)]
     assert (len(pieces) > 1) is (kind != "csr.npz")
     stack = sp.vstack if sp.issparse(whole.features) else np.concatenate
     difference = stack(pieces) - learnt.transform(whole.features)
@@ -81,9 +81,9 @@ def test_batches_are_the_rows_in_pieces(kind, monkeypatch):
 
 
 def test_a_bundled_set_comes_in_one_batch():
-    whole = data.load("wine")
+    whole = dataset.load("wine")
     learnt = Preprocessor.fit(whole.features, whole.feature_names)
-    (batch,) = data.batches("wine", learnt)
+    (batch,) = dataset.batches("wine", learnt)
     np.testing.assert_array_equal(batch.features, whole.features)
 
 
@@ -94,7 +94,7 @@ def test_columns_are_numbers_or_categories_with_gaps(kind, tmp_path):
         table = pl.read_csv("t.csv", null_values=["NA", "?"]).drop_nulls("size")
         table = table.with_columns(pl.col("sex").cast(pl.Categorical), size=pl.col("size") > 1)
         table.write_parquet("t.csv")
-    found = data.load("t.csv", "kind")
+    found = dataset.load("t.csv", "kind")
     assert found.labels.tolist() == ["yes", "no", "yes", "no"]
     assert found.features.dtypes == [pl.Float64, pl.String, pl.Float64, pl.Float64]
     assert found.features["age"].to_list() == [31, None, 40, 7]
@@ -105,13 +105,13 @@ def test_columns_are_numbers_or_categories_with_gaps(kind, tmp_path):
 
 def test_options_leave_columns_out_and_make_numbers_categories(tmp_path):
     (tmp_path / "t.csv").write_text(MIXED)
-    found = data.load("t.csv", "kind", drop=["sex", "age"], categorical=["size"])
+    found = dataset.load("t.csv", "kind", drop=["sex", "age"], categorical=["size"])
     assert found.feature_names == ["size", "fare"]
     assert found.features["size"].to_list() == ["1", "2", "3", "1"]
     found.features.write_parquet("u.parquet")
     pl.DataFrame({"size": [3], "fare": [1]}).write_parquet("new.parquet")
     learnt = Preprocessor.fit(found.features, found.feature_names)
-    (batch,) = data.batches("new.parquet", learnt)
+    (batch,) = dataset.batches("new.parquet", learnt)
     assert batch.features["size"].to_list() == ["3"]
     assert not learnt.surprises(batch.features)
 
@@ -133,10 +133,10 @@ def test_options_leave_columns_out_and_make_numbers_categories(tmp_path):
 def test_a_column_is_read_alike_whole_and_in_batches(values, kind, tmp_path):
     rows = "".join(f"{value},{k % 3},{'xy'[k % 2]}\n" for k, value in enumerate(values * 4))
     (tmp_path / "t.csv").write_text(f"a,b,kind\n{rows}")
-    whole = data.load("t.csv", "kind")
+    whole = dataset.load("t.csv", "kind")
     learnt = Preprocessor.fit(whole.features, whole.feature_names)
     assert ("a" in learnt.levels) is (kind == pl.String)
-    (batch,) = data.batches("t.csv", learnt)
+    (batch,) = dataset.batches("t.csv", learnt)
     np.testing.assert_array_equal(learnt.transform(batch.features), learnt.transform(whole.features))
     assert not learnt.surprises(batch.features)
 
@@ -144,49 +144,49 @@ def test_a_column_is_read_alike_whole_and_in_batches(values, kind, tmp_path):
 def test_numbers_without_gaps_are_an_array_of_their_own_dtype():
     for dtype in (pl.Float32, pl.Float64, pl.Int16):
         FRAME.cast(dict.fromkeys(NAMES, dtype)).write_parquet("t.parquet")
-        features = data.load("t.parquet", "kind").features
+        features = dataset.load("t.parquet", "kind").features
         assert isinstance(features, np.ndarray)
         assert features.dtype == (np.float32 if dtype == pl.Float32 else np.float64)
     np.savez("t.npz", X=X.astype(np.float32), y=Y)
-    assert data.load("t.npz").features.dtype == np.float32
+    assert dataset.load("t.npz").features.dtype == np.float32
 
 
 def test_blank_lines_are_no_rows_but_count_in_messages(tmp_path):
     (tmp_path / "t.csv").write_text(MIXED)
-    found = data.load("t.csv", "kind")
+    found = dataset.load("t.csv", "kind")
     learnt = Preprocessor.fit(found.features, found.feature_names)
-    (batch,) = data.batches("t.csv", learnt)
+    (batch,) = dataset.batches("t.csv", learnt)
     assert (batch.blank, batch.features.height) == (1, 4)
     assert batch.features.equals(found.features)
     (tmp_path / "t.csv").write_text(MIXED + "much,f,1,1,yes\n")
     with pytest.raises(DataError, match="expected a number in column 'age', line 7; got 'much'"):
-        list(data.batches("t.csv", learnt))
+        list(dataset.batches("t.csv", learnt))
 
 
 @pytest.mark.parametrize("first", [0, 1])
 def test_svmlight_indices_begin_where_they_did_in_training(first, monkeypatch):
     m = sp.csr_array(np.array([[1.0, 0, 2], [0, 3, 0], [4, 0, 0], [0, 0, 5]]))
     dump_svmlight_file(m, [0, 1, 0, 1], "t.svm", zero_based=not first)
-    whole = data.load("t.svm")
+    whole = dataset.load("t.svm")
     assert whole.feature_names == [f"x{k + first}" for k in range(3)]
     learnt = Preprocessor.fit(whole.features, whole.feature_names)
     dump_svmlight_file(m[[1]], [0], "new.svm", zero_based=not first)
-    (batch,) = data.batches("new.svm", learnt)
+    (batch,) = dataset.batches("new.svm", learnt)
     np.testing.assert_array_equal(batch.features.toarray(), [[0, 3, 0]])
 
 
 @pytest.mark.parametrize("start", ["0\n1 1:2\n", "# by hand\n-1.5e0 # none\n\n1 2:1\n"])
 def test_svmlight_may_begin_with_a_row_of_zeros(start):
     Path("t.svm").write_text(start.replace("-1.5e0", "0") + "1 1:3\n0 2:1\n")
-    assert data.load("t.svm").features.toarray().tolist()[0] == [0, 0]
+    assert dataset.load("t.svm").features.toarray().tolist()[0] == [0, 0]
 
 
 @pytest.mark.parametrize("order", ["C", "F"])
 def test_an_npz_file_in_either_order_is_read_whole_and_in_pieces(order):
     np.savez("f.npz", X=np.array(X, order=order), y=Y)
-    whole = data.load("f.npz").features
+    whole = dataset.load("f.npz").features
     np.testing.assert_array_equal(whole, X)
-    pieces = [batch.features for batch in data.batches("f.npz", Preprocessor.fit(whole, NAMES))]
+    pieces = [batch.features for batch in dataset.batches("f.npz", Preprocessor.fit(whole, NAMES))]
     np.testing.assert_array_equal(np.concatenate(pieces), X)
 
 
@@ -195,8 +195,8 @@ def test_what_has_no_spelling_is_no_category(values):
     pl.DataFrame({"a": values * 9, "kind": list("xy") * 9}).write_parquet("f.parquet")
     learnt = Preprocessor.fit(pl.DataFrame({"a": ["u", "v"]}), ["a"])
     for read in (
-        lambda: data.load("f.parquet", "kind", categorical=["a"]),
-        lambda: list(data.batches("f.parquet", learnt)),
+        lambda: dataset.load("f.parquet", "kind", categorical=["a"]),
+        lambda: list(dataset.batches("f.parquet", learnt)),
     ):
         with pytest.raises(DataError, match=r"column 'a' holds .*; expected numbers, booleans or text"):
             read()
@@ -209,21 +209,24 @@ def test_numbers_with_commas_are_no_categories_unless_asked_for(values):
     rows = "".join(f"{value};{'xy'[k % 2]}\n" for k, value in enumerate(values * 4))
     Path("f").write_text(f"a;kind\n{rows}")
     with pytest.raises(DataError, match=r"a number in column 'a', line 2; got .* --decimal , if .*; if"):
-        data.load("f", "kind")
-    assert data.load("f", "kind", categorical=["a"]).features.dtypes == [pl.String]
+        dataset.load("f", "kind")
+    assert dataset.load("f", "kind", categorical=["a"]).features.dtypes == [pl.String]
 
 
 @pytest.mark.parametrize("values", [["a,1", "b,2"], ["1,2,3", "4,5,6"], ["12", "n,o"], ["a", "0,5", "b"]])
 def test_other_values_with_commas_are_categories(values):
     rows = "".join(f"{value};{'xy'[k % 2]}\n" for k, value in enumerate([*values, values[-1]] * 4))
     Path("f").write_text(f"a;kind\n{rows}")
-    assert data.load("f", "kind").features.dtypes == [pl.String]
+    assert dataset.load("f", "kind").features.dtypes == [pl.String]
 
 
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs pipes with a name")
 def test_a_pipe_is_refused_without_being_read():
     os.mkfifo("f")
-    for read in (lambda: data.load("f", "kind"), lambda: list(data.batches("f", Preprocessor.fit(X, NAMES)))):
+    for read in (
+        lambda: dataset.load("f", "kind"),
+        lambda: list(dataset.batches("f", Preprocessor.fit(X, NAMES))),
+    ):
         with pytest.raises(DataError, match="f: is a pipe or a device"):
             read()
 
@@ -340,7 +343,7 @@ def test_a_bad_file_is_a_sentence(case, tmp_path):
     make, target, expected = BAD[case]
     make()
     with pytest.raises(DataError, match=expected) as caught:
-        data.load("f.npz" if (tmp_path / "f.npz").exists() else "f", target)
+        dataset.load("f.npz" if (tmp_path / "f.npz").exists() else "f", target)
     assert "\n" not in str(caught.value)
 
 
@@ -348,10 +351,10 @@ def test_batches_of_other_columns_are_refused():
     learnt = Preprocessor.fit(X[:, :3], NAMES[:3])
     for kind in ("npz", "svm"):
         with pytest.raises(DataError, match=r"has 4 columns; .* on 3|no svmlight file"):
-            list(data.batches(write(kind)[0], learnt))
+            list(dataset.batches(write(kind)[0], learnt))
     FRAME.drop("b").write_csv("f.csv")
     with pytest.raises(DataError, match="no column 'b'; the columns are a, c, d, kind"):
-        list(data.batches("f.csv", learnt))
+        list(dataset.batches("f.csv", learnt))
     coded = Preprocessor.fit(FRAME.select("a", "kind"), ["a", "kind"])
     with pytest.raises(DataError, match="no named columns; the model needs a, kind"):
-        list(data.batches("iris", coded))
+        list(dataset.batches("iris", coded))

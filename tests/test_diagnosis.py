@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from scipy.special import log_softmax, softmax
 from sklearn.metrics import confusion_matrix, log_loss, precision_recall_fscore_support
 
-from xent import diagnosis
+from xent.report import diagnosis
 
 
 def example(rows=500, classes=4, sharpness=2.0, seed=0):

@@ -10,11 +10,12 @@ import numpy as np
 import pytest
 import sympy as sp
 
-from xent import head, reference
-from xent.link import Link
-from xent.protocol import RowStats
-from xent.spec import LossSpec
-from xent.target import Target
+from xent.core import head
+from xent.core.contract import RowStats
+from xent.core.link import Link
+from xent.core.spec import LossSpec
+from xent.core.target import Target
+from xent.kernels import reference
 
 K, Y = 3, 1
 z = sp.symbols(f"z:{K}", real=True)

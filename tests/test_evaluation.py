@@ -17,11 +17,11 @@ from sklearn.calibration import calibration_curve
 from sklearn.metrics import accuracy_score, log_loss, precision_recall_fscore_support, top_k_accuracy_score
 
 import xent
-from xent import evaluation, scoring
-from xent.arrayfiles import open_rows
-from xent.cli import main
-from xent.evaluation import evaluate
-from xent.scoring import Settings
+from xent.command.cli import main
+from xent.evaluation import scoring, stream
+from xent.evaluation.scoring import Settings
+from xent.evaluation.stream import evaluate
+from xent.files.arrays import open_rows
 
 ROWS, CLASSES = 700, 11
 ENVIRONMENT = os.environ | {"PYTHONPATH": str(Path(xent.__file__).parents[1]), "OMP_NUM_THREADS": "2"}
@@ -139,7 +139,7 @@ def test_of_several_mistakes_the_first_is_told_whoever_finds_one(tmp_path):
 
 
 def test_the_reading_is_told_to_its_end(tmp_path, monkeypatch):
-    monkeypatch.setattr(evaluation, "TELL", 2000)
+    monkeypatch.setattr(stream, "TELL", 2000)
     np.save(tmp_path / "z.npy", LOGITS)
     np.save(tmp_path / "y.npy", LABELS)
     told = []
@@ -484,7 +484,10 @@ def test_memory_is_bounded(tmp_path):
     np.save(tmp_path / "y.npy", np.zeros(rows, np.int64))
     code = f"""
 import resource, sys
-from xent import arrayfiles, cli, evaluation, commands
+from xent.files import arrays as arrayfiles
+from xent.command import cli
+from xent.evaluation import stream as evaluation
+from xent import command as commands
 import numpy, rich.progress, threadpoolctl
 np = numpy
 np.save("w.npy", np.zeros((3, 5))); np.save("v.npy", np.zeros(3, int))
@@ -508,7 +511,7 @@ STRANGE = ["longdouble", "clongdouble", "complex64", "complex128", "bool", "M8[s
 @pytest.mark.parametrize("dtype", [*STRANGE, [("x", "f4")]], ids=str)
 @pytest.mark.parametrize("place", ["logits", "targets"])
 def test_numbers_of_another_kind_are_one_line(dtype, place, tmp_path, capsys):
-    from xent.cli import main
+    from xent.command.cli import main
 
     np.save(tmp_path / "z.npy", np.zeros((4, 3), dtype if place == "logits" else "f4"))
     np.save(

@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from xent import _native, scoring
-from xent.kernels import cpu
+from xent.evaluation import scoring
+from xent.kernels import _native, cpu
 
 RNG = np.random.default_rng(0)
 SIZES = (1, 2, 3, 4, 5, 17, 31, 32, 33, 64, 255, 256, 257, 288, 1000, 8200, 17000)

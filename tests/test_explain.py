@@ -9,7 +9,7 @@ import pytest
 from scipy.special import log_softmax, logsumexp
 from scipy.special import softmax as scipy_softmax
 
-from xent.explain import explain, parse_numbers, render
+from xent.explain.steps import explain, parse_numbers, render
 
 Z = np.array([2.0, 3.0, 4.0])
 

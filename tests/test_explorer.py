@@ -10,8 +10,8 @@ import pytest
 from explorer_rows import OPTIONS, named, row, state
 
 import xent
-from xent import explorer
-from xent.cli import main
+from xent.command.cli import main
+from xent.explain import explorer
 
 
 def current(page):

@@ -14,8 +14,9 @@ import pytest
 from explorer_rows import OPTIONS, named, row, state
 
 import xent
-from xent import explain, information
-from xent.cli import main
+from xent import information
+from xent.command.cli import main
+from xent.explain import steps
 
 SCALES = (0.02, 1.0, 30.0, 1e3)
 
@@ -55,7 +56,7 @@ def test_the_browser_computes_what_xent_computes(visit):
         capped = 1.0 if "softcap" in options else 0.0  # the cap's slope is 1 − tanh²
         agree("gradient", gradient[0], np.maximum(ours["slope"], capped) * brackets)
 
-        explained = explain.explain(logits, label, options)
+        explained = steps.explain(logits, label, options)
         columns = {column.name: column.values for column in explained.columns}
         lines = {line.name: line.value for line in explained.lines}
         agree("p", columns["probability"], p * max(map(abs, ours["u"])))  # explain's is exp(u − l)

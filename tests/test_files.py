@@ -9,10 +9,10 @@ import numpy as np
 import polars as pl
 import pytest
 
-from xent import csvfiles, data, parquetfiles, rownumbers
-from xent.cli import main
-from xent.csvfiles import Dialect
-from xent.data import DataError
+from xent.command.cli import main
+from xent.files import csv_table, dataset, parquet, row_numbers
+from xent.files.csv_table import Dialect
+from xent.files.dataset import DataError
 
 ROWS = [(k % 7, k % 5, "uv"[k % 2]) for k in range(40)]
 
@@ -51,16 +51,16 @@ LAYOUTS = {
 def test_the_layout_is_found_out(case):
     content, names = LAYOUTS[case]
     Path("f.csv").write_bytes(content.encode())
-    layout = csvfiles.look(Path("f.csv"), Dialect())
+    layout = csv_table.look(Path("f.csv"), Dialect())
     assert layout.names == names
-    table, numbers = csvfiles.read(Path("f.csv"), layout)
+    table, numbers = csv_table.read(Path("f.csv"), layout)
     assert table.columns == names
     assert numbers.total == table.height
     lines = content.encode().split(b"\n")
     for row in (0, table.height - 1):
         found = lines[numbers.of(row) - 1].decode().strip().replace('"', "").split(layout.separator)
         assert found == [cell or "" for cell in table.row(row) if cell is not None]
-    pieces = list(csvfiles.batches(Path("f.csv"), layout, 10))
+    pieces = list(csv_table.batches(Path("f.csv"), layout, 10))
     assert pl.concat([piece for piece, _ in pieces]).equals(table)
 
 
@@ -132,10 +132,10 @@ def test_decimal_commas_are_read_where_they_cannot_be_anything_else(case, capsys
     Path("f.csv").write_text("a;y\n" + "".join(f"{values[k % 3]};{'uv'[k % 2]}\n" for k in range(30)))
     if isinstance(expected, str):
         with pytest.raises(DataError, match=expected) as caught:
-            data.load("f.csv", "y", dialect=Dialect(decimal=option))
+            dataset.load("f.csv", "y", dialect=Dialect(decimal=option))
         assert "--decimal" in str(caught.value) or case == "wrong groups"
         return
-    found = data.load("f.csv", "y", dialect=Dialect(decimal=option))
+    found = dataset.load("f.csv", "y", dialect=Dialect(decimal=option))
     np.testing.assert_array_equal(found.features[:3, 0], expected)
     words = [] if option is None else ["--decimal", option]
     assert main(["fit", "f.csv", "--target", "y", "--model", "m.st", *words]) == 0
@@ -161,15 +161,15 @@ INDEX = {
 def test_a_nameless_first_column_that_is_an_index_is_left_out(case, name, capsys):
     rows = "".join(f"{i},{b}" for i, b in zip(INDEX[case], body(",").splitlines(keepends=True), strict=True))
     Path("f.csv").write_text(f"{name},a,b,y\n{rows}")
-    found = data.load("f.csv", "y")
+    found = dataset.load("f.csv", "y")
     assert found.feature_names == ["a", "b"]
     assert "left out" in found.notes[0]
     assert main(["fit", "f.csv", "--target", "y", "--model", "m.st"]) == 0
     assert "an index that pandas wrote: left out" in capsys.readouterr().out
     assert main(["predict", "m.st", "f.csv", "--output", "p.csv"]) == 0
-    kept = data.load("f.csv", "y", categorical=[name or "column 1"])
+    kept = dataset.load("f.csv", "y", categorical=[name or "column 1"])
     assert kept.feature_names == [name or "column 1", "a", "b"]
-    dropped = data.load("f.csv", "y", drop=[name])
+    dropped = dataset.load("f.csv", "y", drop=[name])
     assert (dropped.feature_names, dropped.notes) == (["a", "b"], ())
 
 
@@ -182,7 +182,7 @@ def test_other_nameless_columns_are_named_by_their_place(values, place, capsys):
     Path("f.csv").write_text("".join(",".join(line) + "\n" for line in lines))
     assert main(["fit", "f.csv", "--target", "y", "--model", "m.st"]) == 0
     assert main(["predict", "m.st", "f.csv", "--output", "p.csv"]) == 0
-    assert f"column {place + 1}" in data.load("f.csv", "y").feature_names
+    assert f"column {place + 1}" in dataset.load("f.csv", "y").feature_names
     pl.read_csv("f.csv").rename({"": " "}).write_parquet("f.parquet")
     assert main(["predict", "m.st", "f.parquet", "--output", "q.csv"]) == 0
     assert Path("p.csv").read_text() == Path("q.csv").read_text()
@@ -190,12 +190,12 @@ def test_other_nameless_columns_are_named_by_their_place(values, place, capsys):
 
 def test_nameless_columns_without_values_are_left_out(capsys):
     Path("f.csv").write_text("".join(f"{line},, \n" for line in ("a,b,y\n" + body(",")).splitlines()))
-    found = data.load("f.csv", "y")
+    found = dataset.load("f.csv", "y")
     assert found.feature_names == ["a", "b"]
     assert found.notes == tuple(f"column {k} has neither a name nor values: left out" for k in (4, 5))
     Path("g.csv").write_text(",y\n" + "".join(f"{k},{'uv'[k % 2]}\n" for k in range(20)))
     with pytest.raises(DataError, match="no feature column beside the target 'y'"):
-        data.load("g.csv", "y")
+        dataset.load("g.csv", "y")
 
 
 def as_pandas_writes(frame: pl.DataFrame, index: list[object]) -> None:
@@ -209,23 +209,23 @@ def test_an_index_in_parquet_is_left_out_unless_it_is_asked_for(capsys):
         pl.Series("id", [f"r{k}" for k in range(40)]),
     )
     as_pandas_writes(frame, ["__index_level_0__"])
-    assert data.load("f.parquet", "y", drop=["id"]).feature_names == ["a", "b"]
+    assert dataset.load("f.parquet", "y", drop=["id"]).feature_names == ["a", "b"]
     as_pandas_writes(frame, ["__index_level_0__", "id"])
-    found = data.load("f.parquet", "y")
+    found = dataset.load("f.parquet", "y")
     assert found.feature_names == ["a", "b"]
     assert len(found.notes) == 2
     assert main(["fit", "f.parquet", "--target", "y", "--model", "m.st"]) == 0
     out = capsys.readouterr().out
     assert "column 'id' is an index that pandas wrote: left out" in out
     assert main(["predict", "m.st", "f.parquet", "--output", "p.csv"]) == 0
-    assert data.load("f.parquet", "y", categorical=["id"]).feature_names == ["a", "b", "id"]
+    assert dataset.load("f.parquet", "y", categorical=["id"]).feature_names == ["a", "b", "id"]
     as_pandas_writes(frame.drop("__index_level_0__"), ["y", "id"])
-    assert data.load("f.parquet", "y").feature_names == ["a", "b"]
+    assert dataset.load("f.parquet", "y").feature_names == ["a", "b"]
     for index in ([{"kind": "range"}], "nonsense", None, [["a"]]):
         as_pandas_writes(frame.drop("__index_level_0__", "id"), index)
-        assert data.load("f.parquet", "y").feature_names == ["a", "b"]
+        assert dataset.load("f.parquet", "y").feature_names == ["a", "b"]
     frame.write_parquet("f.parquet")
-    assert data.load("f.parquet", "y").feature_names == ["a", "b", "id"]
+    assert dataset.load("f.parquet", "y").feature_names == ["a", "b", "id"]
 
 
 def test_eval_passes_over_an_index(capsys):
@@ -260,8 +260,8 @@ def test_rows_that_polars_leaves_out_are_missed(kind, monkeypatch, capsys):
         )
         monkeypatch.setattr(pl, "read_csv", lambda *_, **__: frame.cast(pl.String).head(20))
     else:
-        pieces = parquetfiles.pieces
-        monkeypatch.setattr(parquetfiles, "pieces", lambda path, f, size: pieces(path, Ended(f), size))
+        pieces = parquet.pieces
+        monkeypatch.setattr(parquet, "pieces", lambda path, f, size: pieces(path, Ended(f), size))
         monkeypatch.setattr(pl, "read_parquet", lambda *_, **__: frame.head(20))
     for words in (["predict", "m.st", name, "--output", "p.csv"], ["fit", name, "--target", "y"]):
         assert main(words) == 2
@@ -339,6 +339,6 @@ def test_line_numbers_over_pieces(monkeypatch):
     content = 'a,b\n"1\n\n2",x\n\n3,"y"\n"""\n""",z'
     Path("f.csv").write_text(content)
     for piece in (1, 2, 3, 7, 1 << 20):
-        monkeypatch.setattr(rownumbers, "PIECE", piece)
-        numbers = rownumbers.of_csv(Path("f.csv"), 1)
+        monkeypatch.setattr(row_numbers, "PIECE", piece)
+        numbers = row_numbers.of_csv(Path("f.csv"), 1)
         assert (numbers.total, numbers.of(np.arange(4)).tolist()) == (4, [2, 5, 6, 7])

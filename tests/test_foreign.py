@@ -17,8 +17,8 @@ import pytest
 from safetensors.numpy import save_file
 from test_files import body
 
-from xent import data
-from xent.cli import main
+from xent.command.cli import main
+from xent.files import dataset
 
 
 @pytest.fixture(autouse=True)
@@ -94,7 +94,7 @@ def test_what_is_no_file_is_said(name, expected, capsys):
 @pytest.mark.parametrize("name", ["ORC", "RDX", "Rar!", "BZh", "Obj", "FEA1", "[a]", "{b}", "ARROW1"])
 def test_a_header_that_begins_like_another_kind_is_csv(name):
     Path("f.csv").write_text(f"{name},b,y\n" + body(","))
-    assert data.load("f.csv", "y").feature_names == [name, "b"]
+    assert dataset.load("f.csv", "y").feature_names == [name, "b"]
 
 
 def test_arrays_of_an_npz_file_by_other_names(capsys):

@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from tolerance import DTYPES
 
 import xent
-from xent.link import Link
-from xent.protocol import Cotangents
+from xent.core.contract import Cotangents
+from xent.core.link import Link
 
 Array = np.ndarray[Any, Any]
 

@@ -11,7 +11,7 @@ import pytest
 
 import xent
 from tests.variants import CASE_IDS, CASES
-from xent import projection
+from xent.engine import chunked_projection
 
 ROWS, D, K = (3, 7), 5, 11
 close = np.testing.assert_allclose
@@ -108,7 +108,7 @@ def test_the_same_chunks_give_the_same_bits():
 def test_rows_that_are_left_out_are_not_even_multiplied(monkeypatch):
     rows = []
     monkeypatch.setattr(
-        projection.np, "matmul", lambda a, b, out=None: rows.append(a.shape) or a @ b, raising=True
+        chunked_projection.np, "matmul", lambda a, b, out=None: rows.append(a.shape) or a @ b, raising=True
     )
     rng = np.random.default_rng(4)
     x, w, _ = operands(rng)

@@ -14,12 +14,12 @@ import pytest
 from tolerance import Plain, assert_close, magnitudes
 from variants import FEW, FEW_CASES, Kind, Variant
 
-from xent import head, reference
-from xent.kernels import cpu
-from xent.kernels.linear_cpu import linear_hvp, linear_stats, linear_stats_and_grad
-from xent.link import Link
-from xent.problem import Problem
-from xent.protocol import Cotangents, Curvatures, Kernels, RowStats
+from xent.core import head
+from xent.core.contract import Cotangents, Curvatures, Kernels, RowStats
+from xent.core.link import Link
+from xent.engine.batch_loss import Problem
+from xent.kernels import cpu, reference
+from xent.kernels.cpu_linear import linear_hvp, linear_stats, linear_stats_and_grad
 
 Array = np.ndarray[Any, Any]
 
@@ -289,9 +289,9 @@ def test_fork() -> None:
     """After a call on two threads the child of a fork computes the same, and does not hang."""
     code = """
 import os, signal, numpy as np
-from xent.kernels.linear_cpu import linear_stats_and_grad
-from xent.link import Link
-from xent.protocol import Cotangents
+from xent.kernels.cpu_linear import linear_stats_and_grad
+from xent.core.link import Link
+from xent.core.contract import Cotangents
 rng = np.random.default_rng(0)
 features, weight = rng.normal(size=(20_000, 50)), rng.normal(size=(3, 50))
 def solve():

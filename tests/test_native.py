@@ -7,7 +7,7 @@ from itertools import pairwise
 import numpy as np
 import pytest
 
-from xent import _native
+from xent.kernels import _native
 
 N, K, D = 6, 4, 3
 RNG = np.random.default_rng(0)

@@ -7,10 +7,12 @@ import sys
 import numpy as np
 import pytest
 
-import xent.solvers
+import xent.regression.solvers
 
-newton_cg = sys.modules["xent.solvers.newton_cg"]  # the package's attribute of that name is the function
-assert newton_cg.__name__ == f"{xent.solvers.__name__}.newton_cg"
+newton_cg = sys.modules[
+    "xent.regression.solvers.newton_cg"
+]  # the package's attribute of that name is the function
+assert newton_cg.__name__ == f"{xent.regression.solvers.__name__}.newton_cg"
 
 
 @pytest.mark.parametrize("preconditioned", [False, True])

@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 import scipy.sparse
 
-from xent import checks, objective
-from xent.objective import Objective
-from xent.spec import LossSpec
+from xent.core.spec import LossSpec
+from xent.engine import checks
+from xent.regression import objective
+from xent.regression.objective import Objective
 
 torch = pytest.importorskip("torch")
 

@@ -18,9 +18,10 @@ from sklearn.base import clone
 from sklearn.datasets import load_iris
 
 import xent
-from xent import persistence, storage
-from xent.preprocess import Preprocessor
-from xent.storage import Contents
+from xent.files import storage
+from xent.files.preprocess import Preprocessor
+from xent.files.storage import Contents
+from xent.regression import model_file
 
 X, Y = load_iris(return_X_y=True)
 
@@ -311,7 +312,7 @@ WRONG_METADATA = [
     (STATE + "loss_curve", [1.0, "a"], "'loss_curve' must be float; got 'a'"),
     (STATE + "optimality_gap", "small", "'optimality_gap' must be float or null"),
     (STATE + "solver", None, "'solver' must be str"),
-    ("preprocessing", {"scale": [1.0]}, "use xent.persistence.load"),
+    ("preprocessing", {"scale": [1.0]}, "use xent.regression.model_file.load"),
 ]
 
 
@@ -524,16 +525,14 @@ def test_loading_imports_and_runs_nothing_of_the_file(saved, tmp_path):
 
 
 @pytest.fixture(scope="module")
-def command_model() -> persistence.Model:
+def command_model() -> model_file.Model:
     learnt = Preprocessor.fit(X, ["a", "b", "c", "d"])
-    return persistence.Model(
-        xent.SoftmaxRegression().fit(learnt.transform(X), Y), learnt, {"dataset": "iris"}
-    )
+    return model_file.Model(xent.SoftmaxRegression().fit(learnt.transform(X), Y), learnt, {"dataset": "iris"})
 
 
 def test_the_command_s_model_comes_back(command_model, tmp_path):
-    persistence.save(command_model, tmp_path / "m")
-    again = persistence.load(tmp_path / "m")
+    model_file.save(command_model, tmp_path / "m")
+    again = model_file.load(tmp_path / "m")
     np.testing.assert_array_equal(again.predict_log_proba(X), command_model.predict_log_proba(X))
     assert again.notes == command_model.notes
     assert again.estimator.score(command_model.preprocessor.transform(X), Y) > 0.9
@@ -544,11 +543,11 @@ def test_the_command_s_model_comes_back(command_model, tmp_path):
 def test_an_estimator_alone_is_no_model_of_the_command(model, tmp_path):
     model.save(tmp_path / "m")
     with pytest.raises(ValueError, match=r"without its preprocessing: use SoftmaxRegression\.load"):
-        persistence.load(tmp_path / "m")
+        model_file.load(tmp_path / "m")
 
 
 def test_preprocessing_and_estimator_must_fit(command_model, tmp_path):
     narrow = Preprocessor.fit(X[:, :3], ["a", "b", "c"])
-    persistence.save(command_model._replace(preprocessor=narrow), tmp_path / "m")
+    model_file.save(command_model._replace(preprocessor=narrow), tmp_path / "m")
     with pytest.raises(ValueError, match="preprocessing makes 3 features, its estimator takes 4"):
-        persistence.load(tmp_path / "m")
+        model_file.load(tmp_path / "m")

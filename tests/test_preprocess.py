@@ -13,7 +13,7 @@ from sklearn.impute import MissingIndicator, SimpleImputer
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import MaxAbsScaler, OneHotEncoder, StandardScaler
 
-from xent.preprocess import Preprocessor, describe, describe_surprises
+from xent.files.preprocess import Preprocessor, describe, describe_surprises
 
 RNG = np.random.default_rng(0)
 ROWS = 60
@@ -160,7 +160,7 @@ def test_many_levels_are_sparse_and_hold_the_numbers_of_the_dense_columns(narrow
     learnt = Preprocessor.fit(data, data.columns)
     new = pl.concat([wide(50, 90, False), data[:50]], how="vertical_relaxed").cast(dict(data.schema))
     sparse = [learnt.transform(each) for each in (data, new, data[:1], data[:0])]
-    monkeypatch.setattr("xent.preprocess.SPARSE_FROM", np.inf)
+    monkeypatch.setattr("xent.files.preprocess.SPARSE_FROM", np.inf)
     for one, each in zip(sparse, (data, new, data[:1], data[:0]), strict=True):
         dense = learnt.transform(each)
         assert one.dtype == dense.dtype == (np.float32 if narrow else np.float64)
@@ -231,7 +231,7 @@ def test_other_columns_than_in_training_are_refused():
 
 
 def test_too_many_levels_and_too_large_values_are_named(monkeypatch):
-    monkeypatch.setattr("xent.preprocess.MOST_LEVELS", 49)
+    monkeypatch.setattr("xent.files.preprocess.MOST_LEVELS", 49)
     names = pl.DataFrame({"n": [f"row {i}" for i in range(50)]})
     with pytest.raises(ValueError, match=r"column 'n' has 50 levels in 50 rows"):
         Preprocessor.fit(names, ["n"])

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 from xent import check
-from xent.cli import main
-from xent.spec import OPTIONS_DOC, LossSpec
+from xent.command.cli import main
+from xent.core.spec import OPTIONS_DOC, LossSpec
 
 ROOT = Path(__file__).parents[1]
 NEEDS = {"README.md": ("sklearn", "torch"), "docs/differences.md": ("torch",)}

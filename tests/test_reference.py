@@ -10,9 +10,9 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from mpmath import mpf
 
-from xent import reference
-from xent.link import Link
-from xent.protocol import Cotangents, Curvatures
+from xent.core.contract import Cotangents, Curvatures
+from xent.core.link import Link
+from xent.kernels import reference
 
 Array = np.ndarray[Any, Any]
 EPS = 2.0**-52

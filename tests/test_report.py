@@ -12,9 +12,13 @@ import pytest
 from sklearn.model_selection import train_test_split
 
 import xent
-from xent import data, persistence, plots, report, storage, training
-from xent.diagnosis import Measures, Parts, Sample, diagnose
-from xent.thumbnails import image_shape
+from xent.files import dataset as data
+from xent.files import storage
+from xent.html.thumbnails import image_shape
+from xent.regression import model_file
+from xent.report import page as report
+from xent.report import plots, training
+from xent.report.diagnosis import Measures, Parts, Sample, diagnose
 
 BUNDLED = ("iris", "breast_cancer", "digits")
 
@@ -325,8 +329,8 @@ def test_the_held_out_rows_have_no_part_in_the_scaling(runs):
 
 def test_a_saved_model_comes_back_to_the_bit(runs, tmp_path):
     model, dataset = runs["breast_cancer"].model, data.load("breast_cancer")
-    persistence.save(model, tmp_path / "m.safetensors")
-    again = persistence.load(tmp_path / "m.safetensors")
+    model_file.save(model, tmp_path / "m.safetensors")
+    again = model_file.load(tmp_path / "m.safetensors")
     for table in (dataset.features, dataset.features[:1]):
         np.testing.assert_array_equal(again.predict_log_proba(table), model.predict_log_proba(table))
     assert again.notes == model.notes
@@ -340,7 +344,7 @@ def test_a_file_that_is_no_model_is_called_that(content, tmp_path):
     path = tmp_path / "m.safetensors"
     path.write_bytes(content)
     with pytest.raises(ValueError, match="is not a model file"):
-        persistence.load(path)
+        model_file.load(path)
 
 
 def test_a_write_that_fails_leaves_the_old_file_and_nothing_else(tmp_path, monkeypatch):

@@ -10,7 +10,10 @@ from itertools import pairwise
 import numpy as np
 import pytest
 
-from xent import data, report, svg, training
+from xent.files import dataset as data
+from xent.html import svg
+from xent.report import page as report
+from xent.report import training
 
 COMMAND = "xent fit data.csv --target topic --report report.html"
 NAMES = ["a question about the bill", "cancellation", "it does not work", "praise"]

@@ -11,8 +11,8 @@ import pytest
 from tolerance import DTYPES
 
 import xent
-from xent import reference
-from xent.link import Link
+from xent.core.link import Link
+from xent.kernels import reference
 
 Array = np.ndarray[Any, Any]
 

@@ -12,13 +12,16 @@ import threadpoolctl
 from sklearn.datasets import load_digits
 from sklearn.linear_model import LogisticRegression
 
-from xent import checks, solvers
-from xent import objective as objective_file
-from xent.objective import Objective
-from xent.solvers import certificate, line_search, minimise, whitening
-from xent.spec import LossSpec
+from xent.core.spec import LossSpec
+from xent.engine import checks
+from xent.regression import objective as objective_file
+from xent.regression import solvers
+from xent.regression.objective import Objective
+from xent.regression.solvers import certificate, line_search, minimise, whitening
 
-lbfgs_file = sys.modules["xent.solvers.lbfgs"]  # the package's attribute of that name is the function
+lbfgs_file = sys.modules[
+    "xent.regression.solvers.lbfgs"
+]  # the package's attribute of that name is the function
 
 EXACT = ["lbfgs", "newton-cg"]
 

@@ -9,10 +9,11 @@ import numpy as np
 import polars as pl
 import pytest
 
-from xent import cells, data, persistence
-from xent.cli import main
-from xent.data import DataError
-from xent.preprocess import Preprocessor
+from xent.command.cli import main
+from xent.files import cells, dataset
+from xent.files.dataset import DataError
+from xent.files.preprocess import Preprocessor
+from xent.regression import model_file
 
 RNG = np.random.default_rng(3)
 N = 120
@@ -84,15 +85,15 @@ def test_predictions_do_not_depend_on_spelling_or_container(files, options, caps
 def test_classes_do_not_depend_on_spelling_or_container(files):
     for name, values in files.items():
         write(name, values)
-        found = data.load(name, "v").labels
+        found = dataset.load(name, "v").labels
         expected = FLAG if files is BOOLEANS else CODE
         assert found.tolist() == expected.tolist()
         if found.dtype == bool:
             assert "numbers" not in name
     np.savez("f.npz", X=A[:, None], y=np.array(["True", "FALSE"])[FLAG.astype(int)])
-    assert data.load("f.npz").labels.tolist() == (~FLAG).tolist()
+    assert dataset.load("f.npz").labels.tolist() == (~FLAG).tolist()
     np.savez("f.npz", X=A[:, None], y=np.array(["1", "2.0"])[FLAG.astype(int)])
-    assert data.load("f.npz").labels.tolist() == (FLAG + 1).tolist()
+    assert dataset.load("f.npz").labels.tolist() == (FLAG + 1).tolist()
 
 
 def test_a_missing_value_makes_floats_of_codes_and_changes_nothing(capsys):
@@ -148,13 +149,13 @@ def test_a_flag_with_gaps_and_other_text():
     frame = pl.DataFrame({"v": ["True", "False", None, "True"] * 5, "kind": [*"xy"] * 10})
     for name in ("f.csv", "f.parquet"):
         frame.write_csv(name) if name == "f.csv" else frame.write_parquet(name)
-        np.testing.assert_array_equal(data.load(name, "kind").features[:4, 0], [1, 0, np.nan, 1])
+        np.testing.assert_array_equal(dataset.load(name, "kind").features[:4, 0], [1, 0, np.nan, 1])
     with_text = frame.with_columns(v=pl.Series(["True", "FALSE", "unknown", "true"] * 5))
     with_text.write_csv("f.csv")
-    assert data.load("f.csv", "kind").features["v"][:4].to_list() == ["true", "false", "unknown", "true"]
+    assert dataset.load("f.csv", "kind").features["v"][:4].to_list() == ["true", "false", "unknown", "true"]
     frame.with_columns(v=pl.Series(["True", "2.5", "3", "1"] * 5)).write_csv("f.csv")
     with pytest.raises(DataError, match="expected a number in column 'v', line 2; got 'True'"):
-        data.load("f.csv", "kind")
+        dataset.load("f.csv", "kind")
 
 
 @pytest.mark.parametrize("kind", ["csv", "parquet"])
@@ -170,7 +171,7 @@ def test_a_boolean_is_no_value_of_a_quantity(kind, capsys):
 def test_no_row_of_a_known_level_is_an_error(output, monkeypatch, capsys):
     write("f.csv", pl.Series([*"rgb"] * 40))
     assert main(["fit", "f.csv", "--target", "kind", "--model", "m.st"]) == 0
-    monkeypatch.setattr(data, "BATCH", 30)
+    monkeypatch.setattr(dataset, "BATCH", 30)
     capsys.readouterr()
     write("g.csv", pl.Series([*"RGB"] * 40))
     assert main(["predict", "m.st", "g.csv", *output]) == 2
@@ -191,14 +192,14 @@ WORDS = ["NA", "n/a", "#N/A", "<NA>", "NaN", "NULL", "none", "?", "NaT", ""]
 def test_words_for_missing_in_csv_but_not_in_parquet():
     frame = pl.DataFrame({"v": WORDS * 3 + ["1"] * 30, "kind": [*"xy"] * 30})
     frame.write_csv("f.csv")
-    assert np.isnan(data.load("f.csv", "kind").features[:30]).all()
+    assert np.isnan(dataset.load("f.csv", "kind").features[:30]).all()
     frame.filter(pl.col("v") != "").write_parquet("f.parquet")
-    assert set(data.load("f.parquet", "v").labels) == {*WORDS, "1"} - {""}
+    assert set(dataset.load("f.parquet", "v").labels) == {*WORDS, "1"} - {""}
 
 
 def test_text_that_says_none_is_text_in_parquet():
     pl.DataFrame({"v": ["None", "NA", "", None] * 5, "kind": ["None", "x"] * 10}).write_parquet("f.parquet")
-    found = data.load("f.parquet", "kind")
+    found = dataset.load("f.parquet", "kind")
     assert found.features["v"][:4].to_list() == ["None", "NA", None, None]
     assert found.labels[:2].tolist() == ["None", "x"]
 
@@ -212,7 +213,7 @@ def test_a_label_that_reads_as_missing_is_shown_and_can_be_a_class(capsys):
     for part in ("column 'kind', line 2: got 'None', which is read as missing", "--no-missing"):
         assert part in err
     assert main(["fit", "f.csv", "--target", "kind", "--no-missing", "--model", "m.st"]) == 0
-    assert persistence.load("m.st").estimator.classes_.tolist() == ["Insomnia", "None"]
+    assert model_file.load("m.st").estimator.classes_.tolist() == ["Insomnia", "None"]
 
 
 @pytest.mark.parametrize("kind", ["csv", "parquet"])
@@ -222,8 +223,8 @@ def test_words_for_missing_are_given_and_remembered(kind, capsys):
     write(f"f.{kind}", values)
     words = ["fit", f"f.{kind}", "--target", "kind", "--missing", "-999.00", "--model", "m.st"]
     assert main(words) == 0
-    assert persistence.load("m.st").preprocessor.indicators == pytest.approx({"v": 19}, abs=4)
-    learnt = persistence.load("m.st")
+    assert model_file.load("m.st").preprocessor.indicators == pytest.approx({"v": 19}, abs=4)
+    learnt = model_file.load("m.st")
     assert main(["predict", "m.st", f"f.{kind}", "--output", "p.csv"]) == 0
     missing = pl.DataFrame(
         {"v": [None if n % 5 == 0 else a for n, a in enumerate(A)], "a": A},

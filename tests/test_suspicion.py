@@ -10,8 +10,9 @@ import pytest
 from scipy.sparse import csr_matrix
 from scipy.special import softmax
 
-from xent import data, suspicion
-from xent.suspicion import findings
+from xent.files import dataset as data
+from xent.report import data_checks
+from xent.report.data_checks import findings
 
 ROWS, TRAIN = 200, 150
 RNG = np.random.default_rng(0)
@@ -104,10 +105,10 @@ def test_the_search_for_a_leak_fits_few_trees(rows, monkeypatch):
     """Of a few rows nearly every column looks like one by chance."""
     features, tried = RNG.standard_normal((ROWS, 1500)), []
     features[:, 777] = (LABELS == "low") + 2.0 * (LABELS == "high") + 0.1 * RNG.random(ROWS)
-    alone = suspicion._accuracy_alone
-    monkeypatch.setattr(suspicion, "_accuracy_alone", lambda *a: tried.append(a) or alone(*a))
+    alone = data_checks._accuracy_alone
+    monkeypatch.setattr(data_checks, "_accuracy_alone", lambda *a: tried.append(a) or alone(*a))
     assert any("'x777' predicts the class alone" in text for text in texts(features, train=rows))
-    assert len(tried) <= suspicion.TREES
+    assert len(tried) <= data_checks.TREES
 
 
 def test_a_name_of_each_row_is_no_leak_but_a_name():

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from xent.text_columns import names_of_rows, quantities
+from xent.report.text_columns import names_of_rows, quantities
 
 ROWS = 160
 RNG = np.random.default_rng(0)

@@ -17,7 +17,7 @@ from tolerance import DTYPES
 from variants import FEW, FEW_CASES, Kind, Variant
 
 import xent
-from xent import _native
+from xent.kernels import _native
 
 Array = np.ndarray[Any, Any]
 # Narrow, wide, few wide rows, classes first: each large enough to be shared out.

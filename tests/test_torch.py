@@ -353,7 +353,7 @@ def test_labels_out_of_range():
         xent.cross_entropy(z, y)
     rows = xt.cross_entropy(z, y, reduction="none", validate=False)
     assert rows.isnan().tolist() == [False, False, False, True, False, False]
-    again = composite.cross_entropy(z, y, None, None, xent.spec.LossSpec(), "none", None)
+    again = composite.cross_entropy(z, y, None, None, xent.core.spec.LossSpec(), "none", None)
     assert again.isnan().tolist() == rows.isnan().tolist()
 
 

@@ -12,7 +12,7 @@ torch = pytest.importorskip("torch")
 import xent  # noqa: E402
 import xent.torch as xt  # noqa: E402
 from tests.test_torch import way  # noqa: E402, F401
-from xent import elements  # noqa: E402
+from xent.engine import binary  # noqa: E402
 
 F = torch.nn.functional
 bce = xt.binary_cross_entropy_with_logits
@@ -115,8 +115,8 @@ def test_memory_is_that_of_the_gradient():
 def test_a_compiled_graph_calls_the_kernel(reduction, dtype, monkeypatch):
     torch._dynamo.reset()
     calls = []
-    run = elements.Elements.total
-    monkeypatch.setattr(elements.Elements, "total", lambda *a: (calls.append(1), run(*a))[1])
+    run = binary.Elements.total
+    monkeypatch.setattr(binary.Elements, "total", lambda *a: (calls.append(1), run(*a))[1])
     z = torch.randn(40, 5, dtype=dtype, requires_grad=True)
     q, weight, pi = torch.rand(40, 5), torch.rand(5), torch.rand(40, 1)
     options = {"reduction": reduction, "softcap": 3.0, "label_smoothing": 0.1}

@@ -11,8 +11,9 @@ import polars as pl
 import pytest
 from scipy.sparse import issparse
 
-from xent import data, training
-from xent.objective import Objective
+from xent.files import dataset as data
+from xent.regression.objective import Objective
+from xent.report import training
 
 RNG = np.random.default_rng(0)
 
@@ -69,7 +70,7 @@ def test_sparse_one_hot_columns_give_the_predictions_of_dense_ones(monkeypatch):
     dataset, settings = towns(1500, 60), training.Settings(tol=1e-13)
     sparse = training.run(dataset, settings)
     assert issparse(sparse.model.preprocessor.transform(dataset.features))
-    monkeypatch.setattr("xent.preprocess.SPARSE_FROM", np.inf)
+    monkeypatch.setattr("xent.files.preprocess.SPARSE_FROM", np.inf)
     dense = training.run(dataset, settings)
     log_p = dense.model.predict_log_proba(dataset.features)
     np.testing.assert_allclose(sparse.model.predict_log_proba(dataset.features), log_p, atol=1e-6)
@@ -89,7 +90,7 @@ def test_many_levels_take_little_memory(tmp_path):
     (tmp_path / "towns.csv").write_text(f"amount,town,y\n{rows}")
     # Not ru_maxrss: a process begins with that of the one which started it.
     code = (
-        "import re, sys; from xent.cli import main; code = main(sys.argv[1:]); "
+        "import re, sys; from xent.command.cli import main; code = main(sys.argv[1:]); "
         "peak = re.search(r'VmHWM:\\s+(\\d+) kB', open('/proc/self/status').read())[1]; "
         "print(int(peak) >> 10, file=sys.stderr); sys.exit(code)"
     )

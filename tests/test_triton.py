@@ -23,8 +23,8 @@ from test_conformance import (
 from tolerance import DTYPES
 from variants import CASE_IDS, CASES, FEW, FEW_CASES, Kind, Variant
 
-from xent.link import Link
-from xent.protocol import Cotangents, Curvatures, RowStats
+from xent.core.contract import Cotangents, Curvatures, RowStats
+from xent.core.link import Link
 
 torch = pytest.importorskip("torch")
 pytest.importorskip("triton")

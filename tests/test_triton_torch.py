@@ -16,8 +16,8 @@ from test_triton import DEVICE, tensor  # noqa: E402
 
 import xent  # noqa: E402
 import xent.torch  # noqa: E402
+from xent.core.link import Link  # noqa: E402
 from xent.kernels import triton as kernels  # noqa: E402
-from xent.link import Link  # noqa: E402
 from xent.torch import bridge, eager, on_device  # noqa: E402
 
 pytestmark = pytest.mark.usefixtures("interpreter")

@@ -15,8 +15,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from ml_dtypes import bfloat16, finfo
 
-from xent.link import Link
-from xent.protocol import Cotangents, Curvatures, RowStats
+from xent.core.contract import Cotangents, Curvatures, RowStats
+from xent.core.link import Link
 
 Array = Any
 

@@ -23,9 +23,9 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource, make_backend
 from triton.runtime.jit import JITFunction, compute_cache_key, create_function_from_signature
 
+from xent.core.contract import Cotangents, Curvatures, RowStats
+from xent.core.link import Link
 from xent.kernels.triton import row_grad, row_hvp, row_stats, row_stats_and_grad
-from xent.link import Link
-from xent.protocol import Cotangents, Curvatures, RowStats
 
 
 class Launch(NamedTuple):

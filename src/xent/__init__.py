@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from xent import information
-    from xent.api import (
+    from xent.api.binary import binary_cross_entropy, binary_cross_entropy_with_grad
+    from xent.api.cross_entropy import (
         CrossEntropyLoss,
         cross_entropy,
         cross_entropy_hvp,
@@ -17,10 +18,9 @@ if TYPE_CHECKING:
         row_statistics,
         softmax,
     )
-    from xent.binary import binary_cross_entropy, binary_cross_entropy_with_grad
-    from xent.linear import linear_cross_entropy, linear_cross_entropy_with_grad, linear_row_statistics
-    from xent.protocol import RowStatistics
-    from xent.regression import SoftmaxRegression
+    from xent.api.linear import linear_cross_entropy, linear_cross_entropy_with_grad, linear_row_statistics
+    from xent.core.contract import RowStatistics
+    from xent.regression.estimator import SoftmaxRegression
 
 __version__ = "0.1.0"
 

@@ -14,8 +14,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from xent.api import cross_entropy, cross_entropy_hvp, cross_entropy_with_grad
-from xent.binary import binary_cross_entropy, binary_cross_entropy_with_grad
+from xent.api.binary import binary_cross_entropy, binary_cross_entropy_with_grad
+from xent.api.cross_entropy import cross_entropy, cross_entropy_hvp, cross_entropy_with_grad
 
 Array = np.ndarray[Any, Any]
 

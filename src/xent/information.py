@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from xent import checks
+from xent.engine import checks
 
 Array = np.ndarray[Any, Any]
 

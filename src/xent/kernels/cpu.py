@@ -7,9 +7,9 @@ from typing import Any
 
 import numpy as np
 
-from xent import _native
-from xent.link import Link
-from xent.protocol import Cotangents, Curvatures, RowStats
+from xent.core.contract import Cotangents, Curvatures, RowStats
+from xent.core.link import Link
+from xent.kernels import _native
 
 Array = np.ndarray[Any, Any]
 

@@ -6,10 +6,10 @@ from functools import cache
 from importlib import import_module
 from typing import cast
 
-from xent.protocol import Kernels
+from xent.core.contract import Kernels
 
 # NumPy arrays, but for "triton": tensors of a GPU.
-BACKENDS = {"cpu": "xent.kernels.cpu", "reference": "xent.reference", "triton": "xent.kernels.triton"}
+BACKENDS = {"cpu": "xent.kernels.cpu", "reference": "xent.kernels.reference", "triton": "xent.kernels.triton"}
 
 
 @cache

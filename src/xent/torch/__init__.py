@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 from types import ModuleType
 
-from xent.protocol import RowStatistics
+from xent.core.contract import RowStatistics
 from xent.torch.binary import binary_cross_entropy_with_logits
 from xent.torch.functional import cross_entropy, row_statistics
 from xent.torch.linear import linear_cross_entropy

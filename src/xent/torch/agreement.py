@@ -10,7 +10,7 @@ from typing import Any, Generic, NamedTuple, TypeVar
 import torch
 import torch.distributed as dist
 
-from xent import rows
+from xent.engine import valid_rows
 from xent.torch import arguments
 from xent.torch.sharded import Shard
 
@@ -135,7 +135,7 @@ def kind_of(x: Any) -> Any:
 
 
 def _fingerprint(x: Tensor) -> Tensor:
-    return checksum(checksum(rows.matrix(x) if x.ndim > 1 else x.reshape(1, -1)))
+    return checksum(checksum(valid_rows.matrix(x) if x.ndim > 1 else x.reshape(1, -1)))
 
 
 def _difference(

@@ -9,8 +9,8 @@ from typing import Any, NamedTuple, NoReturn, cast
 import torch
 from torch.autograd import forward_ad
 
-from xent import checks
-from xent.spec import LossSpec, Options
+from xent.core.spec import LossSpec, Options
+from xent.engine import checks
 from xent.torch import bridge
 
 Tensor = torch.Tensor

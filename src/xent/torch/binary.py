@@ -7,12 +7,13 @@ from typing import Any, NamedTuple, Unpack
 import torch
 from torch.nn.functional import logsigmoid
 
-from xent import head, logistic
-from xent import target as targeting
-from xent.link import Link
-from xent.protocol import RowStats
-from xent.spec import Further, LossSpec, require_reduction, with_options
-from xent.target import Target
+from xent.core import head
+from xent.core import target as targeting
+from xent.core.contract import RowStats
+from xent.core.link import Link
+from xent.core.spec import Further, LossSpec, require_reduction, with_options
+from xent.core.target import Target
+from xent.engine import logistic
 from xent.torch import arguments, binary_ops, bridge, composite, eager, validated
 from xent.torch.temperature import divided
 

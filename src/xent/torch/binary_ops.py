@@ -8,10 +8,10 @@ from typing import Any
 import numpy as np
 import torch
 
-from xent import elements
-from xent.blocks import BinaryCase
-from xent.link import Link
-from xent.spec import LossSpec
+from xent.core.link import Link
+from xent.core.spec import LossSpec
+from xent.engine import binary
+from xent.engine.binary_blocks import BinaryCase
 from xent.torch import bridge, ops
 
 Tensor = torch.Tensor
@@ -23,14 +23,14 @@ def problem(tensors: tuple[Any, ...], spec: LossSpec, reduction: str, divisor: f
     dtype = bridge.loss_dtype(logits)
     factors = (x if x is None or x.dtype == torch.float64 else x.to(dtype) for x in (pos_weight, weight))
     pi, omega = (None if x is None else bridge.view(x) for x in factors)
-    if elements.takes(np.float64 if dtype == torch.float64 else np.float32, spec, pi, omega):
+    if binary.takes(np.float64 if dtype == torch.float64 else np.float32, spec, pi, omega):
         as_they_are: tuple[Any, ...] = (torch.bool, torch.uint8, logits.dtype)
     else:  # NumPy's operations, which do not know bfloat16
         as_they_are, logits = (), logits.to(dtype) if logits.dtype == torch.bfloat16 else logits
     if q.dtype not in as_they_are:
         q = q.to(dtype) if q.is_floating_point() else q.long()
     arrays = (bridge.view(logits), bridge.view(q), pi, omega)
-    return elements.problem(BinaryCase(*arrays, spec, reduction, divisor))
+    return binary.problem(BinaryCase(*arrays, spec, reduction, divisor))
 
 
 def losses(tensors: tuple[Any, ...], spec: LossSpec, each: bool) -> Tensor:

@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 import torch
 
+from xent.core.contract import Cotangents, Curvatures, RowStats
+from xent.core.link import Link
 from xent.kernels import registry
-from xent.link import Link
-from xent.protocol import Cotangents, Curvatures, RowStats
 from xent.torch import memory
 
 Tensor = torch.Tensor

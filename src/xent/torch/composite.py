@@ -6,9 +6,9 @@ from typing import Any
 
 import torch
 
-from xent import head, target
-from xent.link import Link
-from xent.spec import LossSpec
+from xent.core import head, target
+from xent.core.link import Link
+from xent.core.spec import LossSpec
 from xent.torch import ahead, arguments, bridge, statistics
 
 Tensor = torch.Tensor

@@ -9,11 +9,11 @@ from typing import Any, NamedTuple, Unpack
 
 import torch
 
-from xent import rows
-from xent import target as targeting
-from xent.projection import require_chunk_bytes
-from xent.spec import Further, LossSpec, require_reduction, with_options
-from xent.target import Target
+from xent.core import target as targeting
+from xent.core.spec import Further, LossSpec, require_reduction, with_options
+from xent.core.target import Target
+from xent.engine import valid_rows as rows
+from xent.engine.chunked_projection import require_chunk_bytes
 from xent.torch import arguments, bridge, composite, linear, sharded_layers
 from xent.torch.agreement import Own, Whose, agreed, checksum, kind_of, plain
 from xent.torch.projected import Operands

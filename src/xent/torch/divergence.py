@@ -8,9 +8,10 @@ from typing import Any, NamedTuple, cast
 import torch
 from torch.nn.functional import linear
 
-from xent import head, rows
-from xent.link import Link
-from xent.projection import Gradients
+from xent.core import head
+from xent.core.link import Link
+from xent.engine import valid_rows
+from xent.engine.chunked_projection import Gradients
 from xent.torch import bridge, composite, linear_ops, ops
 from xent.torch.measured import is_captured
 from xent.torch.projected import Operands, Swept, finished
@@ -54,7 +55,7 @@ class Divergence(NamedTuple):
         teacher, omega = Operands(*self[:3]), self.sample_weight
         index = silent = None
         if leave_out and not is_captured(operands.inputs):
-            index, (omega,) = rows.counted(None, omega, None, (omega,), torch)
+            index, (omega,) = valid_rows.counted(None, omega, None, (omega,), torch)
         elif omega is not None:
             silent = omega == 0
             if composite.are_derived(omega):  # its derivative at 0 is the loss of the row, if it has one

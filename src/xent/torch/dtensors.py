@@ -8,9 +8,9 @@ from typing import Any, cast
 
 import torch
 
-from xent.projection import require_chunk_bytes
-from xent.rows import shifted
-from xent.spec import LossSpec
+from xent.core.spec import LossSpec
+from xent.engine.chunked_projection import require_chunk_bytes
+from xent.engine.valid_rows import shifted
 from xent.torch import agreement, arguments, composite, distributed, functional, linear
 from xent.torch.agreement import Own, Whose, agreed, kind_of, plain
 from xent.torch.distributed import Call

@@ -8,10 +8,10 @@ import numpy as np
 import torch
 from torch.autograd import Function, forward_ad
 
-from xent import checks
-from xent import target as targeting
-from xent.problem import Problem, mean_of_labels
-from xent.spec import LossSpec
+from xent.core import target as targeting
+from xent.core.spec import LossSpec
+from xent.engine import checks
+from xent.engine.batch_loss import Problem, mean_of_labels
 from xent.torch import arguments, bridge, composite, memory
 
 Tensor = torch.Tensor

@@ -10,9 +10,9 @@ from typing import Any
 
 import torch
 
-from xent import head
-from xent.link import Link
-from xent.protocol import Cotangents, RowStats
+from xent.core import head
+from xent.core.contract import Cotangents, RowStats
+from xent.core.link import Link
 
 Tensor = torch.Tensor
 

@@ -7,9 +7,9 @@ from typing import Any, Unpack
 
 import torch
 
-from xent.link import Link
-from xent.protocol import RowStatistics
-from xent.spec import Further, LossSpec, require_reduction, with_options
+from xent.core.contract import RowStatistics
+from xent.core.link import Link
+from xent.core.spec import Further, LossSpec, require_reduction, with_options
 from xent.torch import arguments, bridge, composite, eager, on_device, statistics, validated
 from xent.torch.temperature import divided
 

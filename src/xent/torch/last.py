@@ -6,10 +6,10 @@ from typing import Any
 
 import torch
 
-from xent import checks
-from xent.spec import Options
-from xent.target import Target
-from xent.target import denominator as denominator_of
+from xent.core.spec import Options
+from xent.core.target import Target
+from xent.core.target import denominator as denominator_of
+from xent.engine import checks
 from xent.torch import arguments, binary, bridge, functional, linear
 from xent.torch.temperature import divided
 

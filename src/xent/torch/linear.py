@@ -8,11 +8,12 @@ from typing import Any, Unpack
 
 import torch
 
-from xent import head, rows
-from xent import target as targeting
-from xent.link import Link
-from xent.projection import require_chunk_bytes
-from xent.spec import Further, LossSpec, as_index, require_reduction, with_options
+from xent.core import head
+from xent.core import target as targeting
+from xent.core.link import Link
+from xent.core.spec import Further, LossSpec, as_index, require_reduction, with_options
+from xent.engine import valid_rows
+from xent.engine.chunked_projection import require_chunk_bytes
 from xent.torch import (
     arguments,
     bridge,
@@ -231,7 +232,7 @@ def of_rows(
     arguments.require_local(**by_name, bias=bias, denominator=denominator)
     arguments.require_together(**{names.logits: input}, **by_name)
     denominator = arguments.as_denominator(denominator)
-    flat = Operands(rows.matrix(input), weight, bias)
+    flat = Operands(valid_rows.matrix(input), weight, bias)
     others = (targets, class_weight, sample_weight, denominator if isinstance(denominator, Tensor) else None)
     is_plain = projected.is_plain(flat, *others)
     added = validated.targets(targets, num_classes, spec.ignore_index, names.targets, validate)
@@ -254,7 +255,7 @@ def of_rows(
             return projected.total(flat, swept, scale).to(dtype)
         (losses,) = projected.columns(flat, swept) if is_plain else swept.differentiable(flat)
     if losses is not None:
-        value = losses.sum() * scale if is_reduced else rows.unflat(losses, shape, left)
+        value = losses.sum() * scale if is_reduced else valid_rows.unflat(losses, shape, left)
     return (value if added is None else value + added).to(dtype)
 
 
@@ -262,16 +263,18 @@ def _losses(operands: Operands, computed: Measured, shape: tuple[int, ...]) -> T
     """The losses of a graph in which targets or weights are derived, one for each row of the inputs."""
     targets, class_weight, sample_weight, spec, shift, chunk_bytes = computed
     factors = None if class_weight is None else class_weight.double()
-    counts = rows.further(torch.ones(shape, dtype=torch.bool, device=targets.device), shift, False, torch)
+    counts = valid_rows.further(
+        torch.ones(shape, dtype=torch.bool, device=targets.device), shift, False, torch
+    )
     omega = counts.double()
     if sample_weight is not None:
-        omega = rows.further(sample_weight.double(), shift, 0.0, torch)
+        omega = valid_rows.further(sample_weight.double(), shift, 0.0, torch)
     if targets.is_floating_point():
-        q = rows.matrix(targets).to(bridge.loss_dtype(operands.inputs))
+        q = valid_rows.matrix(targets).to(bridge.loss_dtype(operands.inputs))
         measure = targeting.from_probabilities(q, factors, omega, spec, torch)
     else:
         num_classes = operands.weight.shape[0]
-        y = rows.further(composite.readable(targets, num_classes, spec.ignore_index), shift, -1, torch)
+        y = valid_rows.further(composite.readable(targets, num_classes, spec.ignore_index), shift, -1, torch)
         measure = targeting.from_labels(y, y < 0, num_classes, factors, omega, spec, torch)
     is_learnt = composite.are_derived(class_weight, sample_weight)
     measure = composite.silenced(measure, spec, operands.inputs.isfinite().all(-1) if is_learnt else None)

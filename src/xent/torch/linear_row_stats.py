@@ -7,9 +7,10 @@ from typing import Any, NamedTuple
 
 import torch
 
-from xent import head, rows
-from xent.link import Link
-from xent.protocol import Cotangents, RowStats
+from xent.core import head
+from xent.core.contract import Cotangents, RowStats
+from xent.core.link import Link
+from xent.engine import valid_rows
 from xent.torch import bridge, linear_ops, ops, statistics
 from xent.torch.formulas import Softmax
 from xent.torch.measured import is_captured
@@ -123,7 +124,7 @@ def _known(inputs: Sequence[Any], ddense: Tensor | None = None) -> tuple[Operand
     ignored = None if labels is None else labels < 0
     index = silent = None
     if not is_captured(x):
-        index, (labels,) = rows.counted(ignored, counts, None, (labels,), torch)
+        index, (labels,) = valid_rows.counted(ignored, counts, None, (labels,), torch)
     elif counts is not None:
         silent = ~counts if ignored is None else ignored | ~counts
     else:

@@ -6,13 +6,13 @@ from typing import Any, Literal
 
 import torch
 
-from xent import rows
-from xent import target as targeting
-from xent.link import Link
-from xent.projection import require_chunk_bytes
-from xent.protocol import RowStatistics
-from xent.spec import require_reduction
-from xent.target import Target
+from xent.core import target as targeting
+from xent.core.contract import RowStatistics
+from xent.core.link import Link
+from xent.core.spec import require_reduction
+from xent.core.target import Target
+from xent.engine import valid_rows
+from xent.engine.chunked_projection import require_chunk_bytes
 from xent.torch import (
     arguments,
     bridge,
@@ -77,7 +77,7 @@ def linear_row_statistics(
     arguments.require_local(inputs=inputs, weight=weight, labels=labels)
     operands = linear.checked(inputs, weight, bias, ("inputs", "weight", "bias"))
     shape, num_classes = operands.inputs.shape[:-1], weight.shape[0]
-    flat = operands._replace(inputs=rows.matrix(operands.inputs))
+    flat = operands._replace(inputs=valid_rows.matrix(operands.inputs))
     is_plain = projected.is_plain(flat, labels)
     added: Tensor | None = None
     if labels is not None:
@@ -85,25 +85,27 @@ def linear_row_statistics(
         arguments.require_together(inputs=inputs, labels=labels)
         added = validated.targets(labels, num_classes, spec.ignore_index, "labels", validate)
     link, budget = Link(spec.temperature, spec.softcap), _share(chunk_bytes, inputs)
-    left, index = rows.shifted(shape, shift, torch, inputs.device)
+    left, index = valid_rows.shifted(shape, shift, torch, inputs.device)
     y: Tensor | None = None
     if arguments.is_recorded():
         counts: Tensor | None = None
         if labels is not None:
-            y = rows.further(composite.readable(labels, num_classes, spec.ignore_index), shift, -1, torch)
+            y = valid_rows.further(
+                composite.readable(labels, num_classes, spec.ignore_index), shift, -1, torch
+            )
         elif shift:
-            counts = rows.further(inputs.new_ones(shape, dtype=torch.bool), shift, False, torch)
+            counts = valid_rows.further(inputs.new_ones(shape, dtype=torch.bool), shift, False, torch)
         stats = linear_row_stats.row_stats(flat, y, None, counts, 0, link, True, budget)
         found: Any = tuple(column for column in stats if column is not None)
     else:
         if labels is not None:
-            y = composite.readable(rows.flat(labels, shift), num_classes, spec.ignore_index)
+            y = composite.readable(valid_rows.flat(labels, shift), num_classes, spec.ignore_index)
             if is_plain and not is_captured(y):
-                index, (y,) = rows.counted(y < 0, None, index, (y,), torch)
+                index, (y,) = valid_rows.counted(y < 0, None, index, (y,), torch)
         silent = None if y is None or is_plain else y < 0
         swept = Statistics(index, y, None, 0, link, True, budget).swept(silent)
         found = projected.columns(flat, swept) if is_plain else swept.differentiable(flat)
-    lse, *log_prob, entropy, argmax = (rows.unflat(c, shape, left) for c in found)
+    lse, *log_prob, entropy, argmax = (valid_rows.unflat(c, shape, left) for c in found)
     if added is not None:
         lse, log_prob = lse + added, [log_prob[0] + added]
     dtype = bridge.loss_dtype(inputs)
@@ -189,8 +191,8 @@ def linear_kl_divergence(
     of_teacher = dict(zip(names, (teacher_inputs, teacher_weight, teacher_bias), strict=True))
     arguments.require_together(inputs=inputs, **of_teacher, sample_weight=sample_weight)
     denominator = arguments.as_denominator(denominator)
-    flat = student._replace(inputs=rows.matrix(student.inputs))
-    known = teacher._replace(inputs=rows.matrix(teacher.inputs))
+    flat = student._replace(inputs=valid_rows.matrix(student.inputs))
+    known = teacher._replace(inputs=valid_rows.matrix(teacher.inputs))
     omega = None if sample_weight is None else sample_weight.double().reshape(-1)
     divisor = denominator if isinstance(denominator, Tensor) else None
     is_plain = projected.is_plain(flat, *known, omega, divisor)

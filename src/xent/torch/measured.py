@@ -6,12 +6,13 @@ from typing import Any, NamedTuple
 
 import torch
 
-from xent import head, rows
-from xent import target as targeting
-from xent.link import Link
-from xent.rows import Rows
-from xent.spec import LossSpec
-from xent.target import Target
+from xent.core import head
+from xent.core import target as targeting
+from xent.core.link import Link
+from xent.core.spec import LossSpec
+from xent.core.target import Target
+from xent.engine import valid_rows
+from xent.engine.valid_rows import Rows
 from xent.torch import bridge, composite, linear_ops, ops, statistics
 from xent.torch.projected import Operands, Swept
 
@@ -48,15 +49,15 @@ class Measured(NamedTuple):
         targets, spec, shift = self.targets, self.spec, self.shift
         is_soft = targets.is_floating_point()
         shape = targets.shape[:-1] if is_soft else targets.shape
-        left, place = rows.shifted(shape, shift, torch, targets.device)
+        left, place = valid_rows.shifted(shape, shift, torch, targets.device)
         factors = None if self.class_weight is None else self.class_weight.double()
-        omega = rows.flat(None if self.sample_weight is None else self.sample_weight.double(), shift)
+        omega = valid_rows.flat(None if self.sample_weight is None else self.sample_weight.double(), shift)
         if not is_soft:
-            y = composite.readable(rows.flat(targets, shift), num_classes, spec.ignore_index)
-            batch = rows.of_labels(y, y < 0, num_classes, factors, omega, spec, place, torch, leave_out)
+            y = composite.readable(valid_rows.flat(targets, shift), num_classes, spec.ignore_index)
+            batch = valid_rows.of_labels(y, y < 0, num_classes, factors, omega, spec, place, torch, leave_out)
         else:
-            q = rows.matrix(targets)
-            batch = rows.of_probabilities(
+            q = valid_rows.matrix(targets)
+            batch = valid_rows.of_probabilities(
                 q, shift, factors, omega, spec, place, lambda x: x.to(dtype), torch, leave_out
             )
         return left, batch if leave_out else self._silenced(batch, inputs)

@@ -7,8 +7,8 @@ from typing import Any
 import torch
 from torch.autograd import Function, forward_ad
 
-from xent import target as targeting
-from xent.problem import Problem
+from xent.core import target as targeting
+from xent.engine.batch_loss import Problem
 from xent.torch import arguments, bridge, composite
 from xent.torch.eager import CrossEntropy
 

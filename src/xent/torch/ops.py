@@ -11,8 +11,8 @@ from typing import Any
 
 import torch
 
-from xent.link import Link
-from xent.protocol import Cotangents, RowStats
+from xent.core.contract import Cotangents, RowStats
+from xent.core.link import Link
 from xent.torch import bridge
 
 Tensor = torch.Tensor

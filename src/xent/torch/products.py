@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from xent.projection import CHUNK_BYTES, Projection, slices
+from xent.engine.chunked_projection import CHUNK_BYTES, Projection, slices
 from xent.torch import bridge
 
 Tensor = torch.Tensor

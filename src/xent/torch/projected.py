@@ -14,7 +14,7 @@ import torch
 from torch.autograd import Function, forward_ad
 from torch.utils.checkpoint import checkpoint
 
-from xent.projection import Gradients, Step, Wanted
+from xent.engine.chunked_projection import Gradients, Step, Wanted
 from xent.torch import arguments, bridge, eager
 from xent.torch.products import TensorProjection, default_chunk_bytes
 

@@ -13,12 +13,12 @@ from typing import Any, NamedTuple, cast
 import torch
 import torch.distributed as dist
 
-from xent import head
-from xent import target as targeting
-from xent.link import Link
-from xent.protocol import Cotangents, RowStats
-from xent.spec import LossSpec
-from xent.target import Target
+from xent.core import head
+from xent.core import target as targeting
+from xent.core.contract import Cotangents, RowStats
+from xent.core.link import Link
+from xent.core.spec import LossSpec
+from xent.core.target import Target
 from xent.torch import bridge
 
 Tensor = torch.Tensor

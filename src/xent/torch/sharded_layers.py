@@ -7,8 +7,8 @@ from typing import Any, NamedTuple, cast
 import torch
 from torch.autograd import Function
 
-from xent.projection import Gradients, Wanted, rows_per_chunk
-from xent.protocol import Cotangents, RowStats
+from xent.core.contract import Cotangents, RowStats
+from xent.engine.chunked_projection import Gradients, Wanted, rows_per_chunk
 from xent.torch import projected
 from xent.torch.products import TensorProjection
 from xent.torch.projected import Operands

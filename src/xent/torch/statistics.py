@@ -12,8 +12,8 @@ import torch
 from torch._C._functorch import TransformType
 from torch.autograd import Function
 
-from xent.link import Link
-from xent.protocol import Cotangents, RowStats
+from xent.core.contract import Cotangents, RowStats
+from xent.core.link import Link
 from xent.torch import arguments, ops
 from xent.torch.formulas import Softmax
 

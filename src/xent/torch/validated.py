@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from xent import checks
+from xent.engine import checks
 from xent.torch import arguments, bridge
 
 Tensor = torch.Tensor

@@ -13,9 +13,9 @@ import torch
 import triton
 import triton.language as tl
 
+from xent.core.contract import Cotangents, Curvatures, RowStats
+from xent.core.link import Link
 from xent.kernels.triton import device
-from xent.link import Link
-from xent.protocol import Cotangents, Curvatures, RowStats
 
 Tensor = torch.Tensor
 

@@ -1,0 +1,307 @@
+"""Projection and loss: cross-entropy of ``inputs @ weight.T + bias`` and its gradients, (P − Y)ᵀX / D.
+
+The logits of one chunk of rows exist at a time (`projection`), so memory does not grow with N × K.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple, Unpack
+
+import numpy as np
+
+from xent.core import target as targeting
+from xent.core.contract import RowStatistics
+from xent.core.link import Link
+from xent.core.spec import LossSpec, Options, require_reduction, with_options
+from xent.engine import checks, valid_rows
+from xent.engine.chunked_projection import Projection
+from xent.kernels import registry
+
+Array = np.ndarray[Any, Any]
+
+
+class LinearGradients(NamedTuple):
+    """Gradients of the loss, each of the shape and dtype of its argument; no bias, no ``dbias``."""
+
+    dinputs: Array
+    dweight: Array
+    dbias: Array | None
+
+
+@with_options()
+def linear_cross_entropy(
+    inputs: Any,
+    weight: Any,
+    targets: Any,
+    *,
+    bias: Any = None,
+    reduction: str = "mean",
+    denominator: Any = None,
+    validate: bool = True,
+    shift: int = 0,
+    chunk_bytes: int | None = None,
+    **options: Unpack[Options],
+) -> Any:
+    """Cross-entropy of the logits ``inputs @ weight.T + bias``, in nats.
+
+    Parameters
+    ----------
+    inputs : (..., D) array
+    weight : (K, D) array
+        One row a class, as in ``torch.nn.Linear``.
+    targets : (...) integers, or (..., K) floats
+    bias : (K,) array, default None
+    reduction, denominator, validate
+        As for `cross_entropy`.
+    shift : int, default 0
+        Inputs at position t predict the targets (and ``sample_weight``) at t + ``shift`` of the last row
+        axis: the loss of ``inputs[..., :-shift, :]`` and ``targets[..., shift:]`` without slicing either.
+    chunk_bytes : int, default 40 MiB
+        Budget for the logits that exist at a time; one row at least.
+
+    OPTIONS
+
+    Returns
+    -------
+    loss
+        As for `cross_entropy` of the logits.
+
+    Raises
+    ------
+    TypeError, ValueError
+        As for `cross_entropy`, and for shapes or dtypes that do not go together.
+
+    Examples
+    --------
+    >>> import numpy as np, xent
+    >>> x, w = np.array([[1.0, 0.0]]), np.array([[2.0, 0.0], [3.0, 0.0], [4.0, 0.0]])
+    >>> round(float(xent.linear_cross_entropy(x, w, np.array([1]))), 6)
+    1.407606
+    """
+    if checks.is_tensor(inputs):
+        from xent.torch import last
+
+        return last.linear_cross_entropy(
+            inputs, weight, targets, bias, reduction, denominator, validate, shift, chunk_bytes, options
+        )
+    x, w, b = _as_operands(inputs, weight, bias)
+    batch = _Batch(x, w, targets, shift, reduction, denominator, validate, options)
+    losses, _ = batch.project(w, b, chunk_bytes).sweep(batch.step)
+    return batch.reduced(*losses)
+
+
+@with_options()
+def linear_cross_entropy_with_grad(
+    inputs: Any,
+    weight: Any,
+    targets: Any,
+    *,
+    bias: Any = None,
+    reduction: str = "mean",
+    denominator: Any = None,
+    validate: bool = True,
+    shift: int = 0,
+    chunk_bytes: int | None = None,
+    **options: Unpack[Options],
+) -> tuple[Any, LinearGradients]:
+    """Loss of `linear_cross_entropy` and its gradients in inputs, weight and bias.
+
+    With G the gradient in the logits (2): ``dinputs = G W``, ``dweight = Gᵀ X``, ``dbias = Σ G``;
+    for the plain mean ``dweight = (P − Y)ᵀ X / N``.
+
+    Parameters
+    ----------
+    inputs, weight, targets, bias, reduction, denominator, validate, shift, chunk_bytes
+        As for `linear_cross_entropy`.
+
+    OPTIONS
+
+    Returns
+    -------
+    loss
+        As for `linear_cross_entropy`.
+    gradients : LinearGradients
+        ``(dinputs, dweight, dbias)``.
+
+    Raises
+    ------
+    TypeError, ValueError
+        As for `linear_cross_entropy`.
+
+    Examples
+    --------
+    >>> import numpy as np, xent
+    >>> x, w = np.array([[1.0, 0.0]]), np.zeros((2, 2))
+    >>> loss, (dinputs, dweight, dbias) = xent.linear_cross_entropy_with_grad(x, w, np.array([0]))
+    >>> dweight
+    array([[-0.5,  0. ],
+           [ 0.5,  0. ]])
+    """
+    x, w, b = _as_operands(inputs, weight, bias)
+    batch = _Batch(x, w, targets, shift, reduction, denominator, validate, options)
+    wanted = (True, True, b is not None)
+    losses, gradients = batch.project(w, b, chunk_bytes).sweep(batch.step, batch.scale, wanted)
+    dinputs = gradients.inputs.astype(x.dtype, copy=False).reshape(x.shape)
+    dweight = gradients.weight.astype(w.dtype, copy=False)
+    dbias = None if b is None else gradients.bias.astype(b.dtype, copy=False)
+    return batch.reduced(*losses), LinearGradients(dinputs, dweight, dbias)
+
+
+def linear_row_statistics(
+    inputs: Any,
+    weight: Any,
+    labels: Any = None,
+    *,
+    bias: Any = None,
+    ignore_index: int = -100,
+    softcap: float | None = None,
+    temperature: float = 1.0,
+    validate: bool = True,
+    shift: int = 0,
+    chunk_bytes: int | None = None,
+) -> Any:
+    """`row_statistics` of the logits ``inputs @ weight.T + bias``, which never exist whole.
+
+    Parameters
+    ----------
+    inputs, weight, bias, shift, chunk_bytes
+        As for `linear_cross_entropy`.
+    labels, ignore_index, softcap, temperature, validate
+        As for `row_statistics`. Rows that are ignored cost nothing.
+
+    Returns
+    -------
+    RowStatistics
+        Arrays shaped like the rows (shorter by ``shift`` on the last axis), as `row_statistics` gives them.
+
+    Raises
+    ------
+    TypeError, ValueError
+        As for `linear_cross_entropy`.
+
+    Examples
+    --------
+    >>> import numpy as np, xent
+    >>> stats = xent.linear_row_statistics(np.eye(2), np.zeros((4, 2)), np.array([0, 3]))
+    >>> stats.log_prob.round(4), stats.entropy.round(4)
+    (array([-1.3863, -1.3863]), array([1.3863, 1.3863]))
+    """
+    if checks.is_tensor(inputs):
+        from xent.torch import linear_statistics
+
+        return linear_statistics.linear_row_statistics(
+            inputs,
+            weight,
+            labels,
+            bias=bias,
+            ignore_index=ignore_index,
+            softcap=softcap,
+            temperature=temperature,
+            validate=None if validate else False,
+            shift=shift,
+            chunk_bytes=chunk_bytes,
+        )
+    x, w, b = _as_operands(inputs, weight, bias)
+    options = Options(ignore_index=ignore_index, softcap=softcap, temperature=temperature)
+    spec, _, _ = LossSpec.from_options(options)
+    shape, index = valid_rows.shifted(x.shape[:-1], shift, np, x.device)
+    y = None
+    if labels is not None:
+        array = checks.as_array(labels, "labels")
+        if array.dtype.kind not in "iu":
+            raise TypeError(f"`labels` must have an integer dtype; got {array.dtype}")
+        checks.is_labels(array, (*x.shape[:-1], w.shape[0]), "labels")
+        y, ignored = checks.as_labels(array, w.shape[0], ignore_index, validate, "labels")
+        index, (y,) = valid_rows.counted(
+            valid_rows.flat(ignored, shift), None, index, (valid_rows.flat(y, shift),), np
+        )
+    link = Link(spec.temperature, spec.softcap)
+
+    def step(logits: Array, part: slice, dcolumns: Any) -> tuple[tuple[Array, ...], Any]:
+        want = ("lse", "log_prob", "entropy", "argmax") if y is not None else ("lse", "entropy", "argmax")
+        stats = registry.get("cpu").row_stats(logits, None if y is None else y[part], None, link, want)
+        return tuple(getattr(stats, name) for name in want), None
+
+    columns, _ = Projection(valid_rows.matrix(x), w, b, index, chunk_bytes).sweep(step)
+    lse, *log_prob, entropy, argmax = (valid_rows.unflat(c, x.shape[:-1], shape) for c in columns)
+    dtype = checks.loss_dtype(x)
+    by_label = log_prob[0].astype(dtype) if log_prob else None
+    return RowStatistics(lse.astype(dtype), by_label, entropy.astype(dtype), argmax)
+
+
+class _Batch:
+    """The rows of one call and their targets, checked; how their losses are reduced."""
+
+    def __init__(
+        self,
+        x: Array,
+        w: Array,
+        targets: Any,
+        shift: int,
+        reduction: str,
+        denominator: Any,
+        validate: bool,
+        options: Options,
+    ) -> None:
+        require_reduction(reduction)
+        spec, class_weight, sample_weight = LossSpec.from_options(options)
+        self.inputs, self.reduction, self.dtype = x, reduction, checks.loss_dtype(x)
+        num_classes = w.shape[0]
+        array = checks.as_array(targets, "targets")
+        is_labels = checks.is_labels(array, (*x.shape[:-1], num_classes))
+        if class_weight is not None:
+            class_weight = checks.as_class_weight(class_weight, num_classes, validate)
+        if sample_weight is not None:
+            sample_weight = checks.as_weights(sample_weight, "sample_weight", x.shape[:-1], validate)
+        self.shape, place = valid_rows.shifted(x.shape[:-1], shift, np, x.device)
+        sample_weight = valid_rows.flat(sample_weight, shift)
+        if is_labels:
+            labels = checks.as_labels(array, num_classes, spec.ignore_index, validate)
+            y, ignored = (valid_rows.flat(column, shift) for column in labels)
+            self.rows = valid_rows.of_labels(
+                y, ignored, num_classes, class_weight, sample_weight, spec, place, np
+            )
+        else:
+            if validate:
+                checks.check_probabilities(array)
+            self.rows = valid_rows.of_probabilities(
+                valid_rows.matrix(array),
+                shift,
+                class_weight,
+                sample_weight,
+                spec,
+                place,
+                lambda q: checks.as_probabilities(q, self.dtype),
+                np,
+            )
+        divisor = targeting.denominator(self.rows.whole, reduction, checks.as_denominator(denominator))
+        self.scale = 1.0 / divisor if divisor else 0.0
+        self.step = self.rows.step(spec, None, np)
+
+    def project(self, w: Array, b: Array | None, chunk_bytes: int | None) -> Projection:
+        """The logits of these rows."""
+        return Projection(valid_rows.matrix(self.inputs), w, b, self.rows.places, chunk_bytes)
+
+    def reduced(self, losses: Array) -> Any:
+        """Equation (4), from one loss for each row of the inputs."""
+        if self.reduction == "none":
+            return valid_rows.unflat(losses, self.inputs.shape[:-1], self.shape).astype(self.dtype)
+        return self.dtype.type(np.add.reduce(losses) * self.scale)
+
+
+def _as_operands(inputs: Any, weight: Any, bias: Any) -> tuple[Array, Array, Array | None]:
+    x, w = checks.as_logits(inputs, "inputs"), checks.as_logits(weight, "weight")
+    if w.ndim != 2 or w.shape[1] != x.shape[-1]:
+        raise ValueError(
+            f"`weight` must have shape (K, {x.shape[-1]}) to go with `inputs` {x.shape}; got {w.shape}"
+        )
+    if w.dtype != x.dtype:
+        raise TypeError(f"`weight` must have the dtype of `inputs`, {x.dtype}; got {w.dtype}")
+    if bias is None:
+        return x, w, None
+    b = checks.as_logits(bias, "bias")
+    if b.shape != w.shape[:1]:
+        raise ValueError(f"`bias` must have shape {w.shape[:1]}; got {b.shape}")
+    if b.dtype != x.dtype:
+        raise TypeError(f"`bias` must have the dtype of `inputs`, {x.dtype}; got {b.dtype}")
+    return x, w, b

@@ -1,0 +1,58 @@
+"""The command `xent`: whatever goes wrong for a reason that a person can mend is one line, exit code 2."""
+
+from __future__ import annotations
+
+import os
+import sys
+
+USAGE = 2
+INTERRUPTED = 130
+FAILED = 1
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the command with ``arguments`` (default: those of the process); return its exit code."""
+    os.environ.setdefault(
+        "RUST_BACKTRACE", "0"
+    )  # polars panics on some damaged files: its text is long enough
+    try:
+        from xent.command import invoke
+
+        code = invoke(arguments)
+        if sys.stdout is not None:  # closed by the caller: `xent check >&-`
+            sys.stdout.flush()
+        return code
+    except KeyboardInterrupt:
+        return _say("interrupted", INTERRUPTED)
+    except BrokenPipeError:  # `xent check | head`: nobody is reading any more
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return FAILED
+    except ModuleNotFoundError as error:
+        package = (error.name or "").partition(".")[0]
+        if package == "xent":
+            raise
+        return _say(f"error: this command needs {package}: pip install 'xent[fit]'", USAGE)
+    except OSError as error:
+        where = f"{error.filename}: " if error.filename else ""
+        return _say(f"error: {where}{error.strerror or error}", USAGE)
+    except MemoryError as error:
+        return _say(f"error: there is not enough memory for this. {error}", USAGE)
+    except UnicodeEncodeError as error:
+        encoding = f"the output takes {error.encoding} only"
+        character = error.object[error.start : error.start + 1]
+        return _say(f"error: {encoding}; got {character!r}: set PYTHONIOENCODING=utf-8", USAGE)
+    except ValueError as error:
+        return _say(f"error: {error}", USAGE)
+
+
+def _say(text: str, code: int) -> int:
+    if sys.stderr is None:
+        return code
+    from xent.files.words import printable
+
+    print(f"xent: {printable(' '.join(text.split()))}", file=sys.stderr)
+    return code
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,187 @@
+"""`xent fit`: train, verify, measure, write the report and the model."""
+
+from __future__ import annotations
+
+import shlex
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich import box
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from xent.command import outputs, screen
+from xent.files.words import counted, printable
+
+if TYPE_CHECKING:
+    from xent.report.training import Run
+
+
+HEADING = 10  # cells
+
+
+class Solver(StrEnum):
+    """Choices of --solver."""
+
+    AUTO = "auto"
+    LBFGS = "lbfgs"
+    NEWTON_CG = "newton-cg"
+    SGD = "sgd"
+
+
+def fit(
+    context: typer.Context,
+    data: Annotated[
+        str,
+        typer.Argument(help="digits, iris, wine, breast_cancer, or a file: CSV, Parquet, npz, svmlight."),
+    ] = "digits",
+    target: Annotated[
+        str | None, typer.Option(metavar="COLUMN", help="The labels, in CSV and Parquet.")
+    ] = None,
+    drop: Annotated[
+        list[str] | None, typer.Option(metavar="COLUMN", help="Leave it out; may be repeated.")
+    ] = None,
+    categorical: Annotated[
+        list[str] | None,
+        typer.Option(metavar="COLUMN", help="Its numbers are categories; may be repeated."),
+    ] = None,
+    separator: screen.Separator = None,
+    decimal: screen.Decimal = None,
+    missing: screen.Missing = None,
+    no_missing: screen.NoMissing = False,
+    drop_unlabelled: Annotated[
+        bool, typer.Option("--drop-unlabelled", help="Leave out rows without a label.")
+    ] = False,
+    report: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Write an HTML page with pictures here.")
+    ] = None,
+    model: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Write the model (safetensors) here.")
+    ] = None,
+    coefficients: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Write the coefficients here, .csv or .parquet.")
+    ] = None,
+    test_size: Annotated[float, typer.Option(help="Share of the rows to hold out.")] = 0.2,
+    seed: Annotated[
+        int, typer.Option(help="Chooses the rows held out and where the gradient is checked.")
+    ] = 0,
+    alpha: Annotated[float, typer.Option(help="Strength of the L2 penalty, alpha/2 |W|^2.")] = 1e-3,
+    solver: Annotated[Solver, typer.Option(help="How to minimise.")] = Solver.AUTO,
+    max_iter: Annotated[int, typer.Option(help="Most steps of the solver.")] = 1000,
+    tol: Annotated[float, typer.Option(help="End this close to the optimum, relative to it.")] = 1e-4,
+    label_smoothing: Annotated[
+        float, typer.Option(help="Probability moved from the label to all classes.")
+    ] = 0.0,
+    focal_gamma: Annotated[float, typer.Option(help="Focus on hard rows: -(1-p)^gamma log p.")] = 0.0,
+    balanced: Annotated[bool, typer.Option("--balanced", help="Weigh all classes alike.")] = False,
+    json: screen.Json = False,
+) -> int:
+    """Train softmax regression on DATA, verify the gradient and measure on held-out rows.
+
+    Columns of numbers are brought to mean 0 and standard deviation 1; where values are missing, their
+    median stands in and a further column says so. Columns of text are categories, with a column for
+    each level. All of it is learnt from the training rows and kept in the model file. Rows of every
+    class are held out in proportion. Exit code 1 if the gradient is wrong.
+    """
+    from xent.files import csv_table, storage
+    from xent.files import dataset as datasets
+    from xent.regression import model_file
+    from xent.report import coefficients as effects
+    from xent.report import page as reports
+    from xent.report import training
+
+    if not 0 < test_size < 1:
+        raise ValueError(f"`--test-size` must be between 0 and 1; got {test_size:g}")
+    if not 0 <= seed < 2**32:
+        raise ValueError(f"`--seed` must be in [0, 2**32); got {seed}")
+    if coefficients is not None and coefficients.suffix not in (".csv", ".parquet"):
+        raise ValueError(f"{coefficients}: `--coefficients` must end in .csv or .parquet")
+    written = {"report": report, "model": model, "coefficients": coefficients}
+    outputs.require_apart({f"--{name}": path for name, path in written.items()}, [data])
+    dialect = csv_table.Dialect(separator, decimal, tuple(missing or ()), not no_missing).checked()
+    settings = training.Settings(
+        test_size, seed, alpha, max_iter, tol, label_smoothing, focal_gamma, balanced, solver.value
+    )
+    with screen.status(f"reading {data}"):
+        dataset = datasets.load(data, target, drop or (), categorical or (), dialect, drop_unlabelled)
+    with screen.status("training") as update:
+        run = training.run(
+            dataset, settings, lambda step, objective: update(f"step {step}, objective {objective:.6f}")
+        )
+
+    command = shlex.join(["xent", *context.obj])
+    if report is not None:
+        storage.write(report, reports.html(run, command).encode())
+    if model is not None:
+        model_file.save(run.model, model)
+    if coefficients is not None:
+        effects.write(effects.coefficients(run.model), coefficients)
+    if json:
+        paths = {name: None if path is None else str(path) for name, path in written.items()}
+        # The coefficients are there already: their file has a name of its own.
+        paths["coefficients_file"] = paths.pop("coefficients")
+        screen.print_json(reports.facts(run, command) | paths)
+    else:
+        console = screen.console()
+        _print_run(console, run)
+        for name, path in written.items():
+            if path is not None:
+                _say_under(console, name, str(path))
+    return 0 if run.gradient.passed else 1
+
+
+def _say_under(console: Console, heading: str, text: str) -> None:
+    """A heading and what belongs under it; longer ones have a blank at least."""
+    screen.say(console, f"{heading:<{HEADING - 1}} {text}", indent=HEADING)
+
+
+def _print_run(console: Console, run: Run) -> None:
+    from xent.files.preprocess import describe
+    from xent.report import page as reports
+    from xent.report import verdict
+
+    s, g = run.settings, run.gradient
+    rows, features = run.train.rows + run.test.rows, len(run.data.feature_names)
+    counts = (
+        counted(rows, "row"),
+        counted(features, "feature"),
+        counted(len(run.classes), "class", "classes"),
+    )
+    screen.say(console, f"{run.data.name}: {', '.join(counts)}")
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    table.add_column("")
+    for name in ("held out", "train"):
+        table.add_column(name, justify="right", no_wrap=True)
+    table.add_row("rows", f"{run.test.rows:,}", f"{run.train.rows:,}")
+    table.add_row("loss, nats", f"{run.test.loss:.4f}", f"{run.train.loss:.4f}", style="bold")
+    table.add_row("  guessing by class frequencies: their entropy", f"{run.frequencies:.4f}")
+    table.add_row(f"  guessing uniformly: ln {len(run.classes)}", f"{run.uniform:.4f}")
+    if s.balanced:
+        both = (f"{part.balanced_loss:.4f}" for part in (run.test, run.train))
+        table.add_row("  with all classes weighed alike", *both)
+    table.add_row("accuracy", f"{run.test.accuracy:.2%}", f"{run.train.accuracy:.2%}", style="bold")
+    name, share = verdict.commonest(run)
+    table.add_row(Text(printable(f"  always saying {name}")), f"{share:.2%}")
+    if s.balanced:
+        both = (f"{part.balanced_accuracy:.2%}" for part in (run.test, run.train))
+        table.add_row("  averaged over the classes", *both)
+    console.print(table)
+    for heading, sentence in describe(run.model.preprocessor):
+        _say_under(console, heading, sentence)
+    steps = f"{counted(run.steps, 'step')} of {run.solver} in {run.seconds:.2f} s"
+    gap = run.optimality_gap
+    # A gap of 1 says only that no loss is negative.
+    distance = "" if gap is None or gap >= 1 else f"; at most {gap:.1e} of the objective above its minimum"
+    _say_under(console, "training", f"{steps}; alpha {s.alpha:g}, seed {s.seed}{distance}")
+    error = f"{g.error:.1e} largest relative error against finite differences"
+    _say_under(console, "gradient", f"{error}, in {verdict.checked(run)}, at random parameters")
+    for sentence in reports.largest_effects(run):
+        _say_under(console, "effects", sentence)
+    finding, cautions = verdict.verdict(run)
+    console.print()
+    screen.say(console, finding, "bold")
+    for caution in [*cautions, *run.surprises]:
+        screen.say(console, f"note: {caution}", "yellow", indent=6)

@@ -1,0 +1,110 @@
+"""What the subcommands share: where they print, and how they say how far they are."""
+
+from __future__ import annotations
+
+import io
+import json
+import math
+import re
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Annotated, Any
+
+import typer
+from rich.cells import cell_len
+from rich.console import Console
+from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.text import Text
+
+from xent.files.words import printable
+
+Separator = Annotated[
+    str | None, typer.Option(metavar="CHARACTER", help="Between the fields of a CSV file, if not found.")
+]
+Decimal = Annotated[
+    str | None, typer.Option(metavar="MARK", help="Of fractions in a CSV file, a point or a comma.")
+]
+Missing = Annotated[
+    list[str] | None,
+    typer.Option(metavar="WORD", help="Also means a missing value; may be repeated."),
+]
+NoMissing = Annotated[
+    bool, typer.Option("--no-missing", help="NA, None and the like are text; only empty is missing.")
+]
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object instead.")]
+
+
+@contextmanager
+def status(what: str) -> Iterator[Callable[[str], None]]:
+    """A line on stderr that says how far it is, on a terminal; nothing in a pipe."""
+    console = Console(stderr=True)
+    if not console.is_terminal:
+        yield lambda text: None
+        return
+    with console.status(Text(printable(what))) as line:
+        yield lambda text: line.update(Text(printable(f"{what}: {text}")))
+
+
+@contextmanager
+def progress(what: str, total: int) -> Iterator[Callable[[int], None]]:
+    """A bar on stderr of ``total`` bytes, on a terminal; nothing in a pipe."""
+    console = Console(stderr=True)
+    if not console.is_terminal:
+        yield lambda count: None
+        return
+    columns = (TextColumn(what), BarColumn(), DownloadColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=console, transient=True) as bar:
+        task = bar.add_task(what, total=total)
+        yield lambda count: bar.update(task, advance=count)
+
+
+def console() -> Console:
+    """Standard output, in colour on a terminal unless NO_COLOR is set.
+
+    What an encoding other than UTF-8 has no character for is printed as an escape.
+    """
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")
+    return Console(highlight=False)
+
+
+def say(console: Console, text: str, style: str = "", indent: int = 0) -> None:
+    """Print ``text``, `printable`: in a pipe as one line, on a terminal in lines of whole words.
+
+    All but the first line begin with ``indent`` blanks.
+    """
+    line = printable(text)
+    if console.is_terminal:
+        line = f"\n{' ' * indent}".join(_lines(line, console.width, indent))
+    console.print(Text(line, style), soft_wrap=True)
+
+
+def _lines(text: str, width: int, indent: int) -> list[str]:
+    """``text`` in lines of at most ``width`` cells, all but the first less ``indent``; words stay whole."""
+    lines: list[str] = []
+    line, room = "", width
+    for word in re.split(r"(?<=\S) (?=\S)", text):
+        if line and cell_len(line) + 1 + cell_len(word) > room:
+            lines.append(line)
+            line, room = word, width - indent
+        else:
+            line = f"{line} {word}" if line else word
+    return [*lines, line]
+
+
+def print_json(value: dict[str, Any]) -> None:
+    """One line; NaN and infinity, which JSON cannot say, are null."""
+    encoding = getattr(sys.stdout, "encoding", None) or "utf-8"
+    escaped = not encoding.lower().startswith("utf")
+    print(json.dumps(_sayable(value), ensure_ascii=escaped, allow_nan=False))
+
+
+def _sayable(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {str(name): _sayable(each) for name, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [_sayable(each) for each in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value

@@ -1,0 +1,100 @@
+"""What passes between the kernels and the head: row statistics, their cotangents, and the four calls.
+
+Shapes: ``logits (..., K)``; ``labels (...)`` int64, where a negative label marks a row that is not
+read (statistics 0, gradient 0) and one of K or more gives NaN in that row; ``dense`` is ``v``, either
+(K,) for all rows or (..., K). Coefficients are scalars or (...). A row whose cotangents are all zero
+is not read either: its gradient is exactly 0.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple, Protocol
+
+from xent.core.link import Link
+
+Array = Any
+
+
+class RowStats(NamedTuple):
+    """All that the loss ever needs of a row; None where it was not asked for."""
+
+    lse: Array = None  # l = logsumexp(u)
+    log_prob: Array = None  # x = u_y − l
+    dense_log_prob: Array = None  # σ = ⟨v, log p⟩
+    mass: Array = None  # V = Σ v
+    entropy: Array = None  # −⟨p, log p⟩
+    argmax: Array = None
+
+
+class RowStatistics(NamedTuple):
+    """Per row: logsumexp, log-probability of the label (None without labels), entropy, argmax."""
+
+    lse: Array
+    log_prob: Array | None
+    entropy: Array
+    argmax: Array
+
+
+class Cotangents(NamedTuple):
+    """∂loss/∂(l, x, σ), per row."""
+
+    lse: Array | float = 0.0
+    log_prob: Array | float = 0.0
+    dense_log_prob: Array | float = 0.0
+
+
+class Curvatures(NamedTuple):
+    """∂²loss/∂l² and ∂²loss/∂x², per row; (1) has no mixed term and is linear in σ."""
+
+    lse: Array | float = 0.0
+    log_prob: Array | float = 0.0
+
+
+class Kernels(Protocol):
+    """A backend. ``want`` names the fields of RowStats to fill; ``out`` may be ``logits`` itself."""
+
+    def row_stats(
+        self, logits: Array, labels: Array, dense: Array, link: Link, want: tuple[str, ...]
+    ) -> RowStats:
+        """Statistics in one read of the logits."""
+        ...
+
+    def row_grad(
+        self,
+        logits: Array,
+        labels: Array,
+        dense: Array,
+        link: Link,
+        stats: RowStats,
+        cotangents: Cotangents,
+        out: Array = None,
+    ) -> Array:
+        """Equation (2): the vector-Jacobian product of the statistics, given lse, log_prob, mass."""
+        ...
+
+    def row_stats_and_grad(
+        self,
+        logits: Array,
+        labels: Array,
+        dense: Array,
+        link: Link,
+        cotangents: Cotangents,
+        want: tuple[str, ...],
+        out: Array = None,
+    ) -> tuple[RowStats, Array]:
+        """Both in one read, for cotangents known beforehand; entropy and argmax are `row_stats`'s alone."""
+        ...
+
+    def row_hvp(
+        self,
+        logits: Array,
+        labels: Array,
+        dense: Array,
+        link: Link,
+        cotangents: Cotangents,
+        curvatures: Curvatures,
+        vector: Array,
+        out: Array = None,
+    ) -> Array:
+        """Equation (3): the Hessian of the loss in the logits, times ``vector``."""
+        ...

@@ -1,0 +1,164 @@
+"""Labels or probabilities, with the options, become the target measure t = α·e_y + β·v of docs/maths.md."""
+
+from __future__ import annotations
+
+import math
+from typing import Any, NamedTuple
+
+from xent.core.spec import LossSpec
+
+Array = Any
+
+
+class Target(NamedTuple):
+    """``t = α·e_y + β·v`` per row, the row weight ω and what a mean divides by."""
+
+    labels: Array  # y (...) int64, negative where the row is ignored; None without a point mass
+    alpha: Array | float
+    dense: Array  # v: (K,) for all rows, (..., K), or None
+    beta: float
+    weight: Array  # ω (...), or None for 1
+    total: Array | float  # Σ ω c_y over labels that count; Σ ω for probabilities
+    rows: Array | int  # the number of rows that count
+
+
+def from_labels(
+    labels: Array,
+    ignored: Array | None,
+    num_classes: int,
+    class_weight: Array | None,
+    weight: Array | None,
+    spec: LossSpec,
+    xp: Any,
+) -> Target:
+    """The measure of ``labels`` (...) int64; ``ignored`` (...) marks rows to leave out, None for none."""
+    measure = signed_from_labels(labels, ignored, num_classes, class_weight, weight, spec, xp)
+    return not_negative(measure, spec, xp)
+
+
+def signed_from_labels(
+    labels: Array,
+    ignored: Array | None,
+    num_classes: int,
+    class_weight: Array | None,
+    weight: Array | None,
+    spec: LossSpec,
+    xp: Any,
+) -> Target:
+    """As `from_labels`, in memory for rows and for classes but not for both: α may be negative."""
+    if ignored is class_weight is weight is None and not spec.label_smoothing:
+        rows = math.prod(labels.shape)
+        return Target(labels, 1.0, None, 0.0, None, rows, rows)
+    smoothing = _smoothing(spec, num_classes)
+    alpha: Array | float = 1.0 - smoothing
+    dense = None
+    if smoothing:
+        dense = class_weight
+        if dense is None:
+            dense = xp.ones(num_classes, dtype=xp.float64, device=labels.device)
+    if ignored is not None:
+        labels = xp.where(ignored, -1, labels)
+    point = None
+    if class_weight is not None:
+        in_range = (labels >= 0) & (labels < num_classes)
+        point = class_weight[xp.where(in_range, labels, 0)] if num_classes else 1.0
+        # 1 for a label that is no class, so that the NaN of its row stays.
+        point = xp.where(in_range, point, xp.where(labels < 0, 0.0, 1.0))
+        alpha = alpha * point
+    counted = weight
+    if ignored is not None:
+        counted = ~ignored if weight is None else xp.where(ignored, 0.0, weight)
+    total, rows = totals(math.prod(labels.shape), counted, point, xp)
+    return Target(labels, alpha, dense, smoothing / max(num_classes, 1), weight, total, rows)
+
+
+def not_negative(target: Target, spec: LossSpec, xp: Any) -> Target:
+    """The same measure without a negative α, which `is_signed` says that there is."""
+    if target.dense is None or not is_signed(spec, num_classes := target.dense.shape[-1]):
+        return target
+    dense = smoothed_labels(target.labels, target.dense, num_classes, spec, xp)
+    return target._replace(alpha=0.0, dense=dense, beta=1.0)
+
+
+def is_signed(spec: LossSpec, num_classes: int) -> bool:
+    """Whether smoothing over the others leaves a label less than each of them, so that α < 0.
+
+    α x − β σ would then be a difference of large numbers; of infinite ones, where the label's logit is −inf.
+    """
+    return _smoothing(spec, num_classes) > 1
+
+
+def smoothed_labels(
+    labels: Array, factors: Array, num_classes: int, spec: LossSpec, xp: Any, offset: int = 0
+) -> Array:
+    """v (..., K_s) of labels smoothed over the others, ``factors (K_s,)`` of the classes from ``offset``."""
+    y = labels[..., None]
+    classes = xp.arange(offset, offset + factors.shape[-1], device=labels.device)
+    epsilon = spec.label_smoothing
+    dense = xp.where(y == classes, (1.0 - epsilon) * factors, epsilon / (num_classes - 1) * factors)
+    return xp.where(y < num_classes, dense, xp.nan)  # else the label is no class
+
+
+def from_probabilities(
+    probabilities: Array, class_weight: Array | None, weight: Array | None, spec: LossSpec, xp: Any
+) -> Target:
+    """The measure of rows of probabilities ``q`` (..., K): v = c∘((1−ε)q + ε/K)."""
+    if spec.focal_gamma:
+        raise ValueError(
+            "`focal_gamma` and probability `targets` cannot be combined: the focal loss is defined "
+            f"for labels; got focal_gamma={spec.focal_gamma} and floating `targets`"
+        )
+    dense = smoothed(probabilities, probabilities.shape[-1], spec)
+    if class_weight is not None:
+        dense = dense * class_weight
+    total, rows = totals(math.prod(probabilities.shape[:-1]), weight, None, xp)
+    return Target(None, 0.0, dense, 1.0, weight, total, rows)
+
+
+def smoothed(probabilities: Array, num_classes: int, spec: LossSpec) -> Array:
+    """(1−ε)q + ε/K, or over the others (1−ε)q + ε(1−q)/(K−1): sums of what is not negative."""
+    epsilon = spec.label_smoothing
+    if not _smoothing(spec, num_classes):
+        return probabilities
+    if spec.smoothing_over == "others":
+        return (1.0 - epsilon) * probabilities + epsilon / (num_classes - 1) * (1.0 - probabilities)
+    return (1.0 - epsilon) * probabilities + epsilon / max(num_classes, 1)
+
+
+def part(target: Target, rows: slice) -> Target:
+    """The measure of some of the rows (N,) of one of labels; the totals stay those of all."""
+    weight = None if target.weight is None else target.weight[rows]
+    alpha: Any = target.alpha
+    alpha = alpha[rows] if getattr(alpha, "ndim", 0) else alpha
+    return target._replace(labels=target.labels[rows], alpha=alpha, weight=weight)
+
+
+def denominator(target: Target, reduction: str, denominator: Any) -> Array | float:
+    """What Σℓ is divided by (4): 1 unless ``reduction`` is "mean"."""
+    if reduction != "mean":
+        if denominator is not None:
+            raise ValueError(
+                f'`denominator` needs `reduction`="mean"; got denominator={denominator!r} '
+                f"and reduction={reduction!r}"
+            )
+        return 1.0
+    if denominator is None:
+        return target.total
+    return target.rows if isinstance(denominator, str) else denominator
+
+
+def _smoothing(spec: LossSpec, num_classes: int) -> float:
+    """ε over all classes; ε over the others is the same measure with ε ← εK/(K−1)."""
+    if spec.smoothing_over == "others":
+        return spec.label_smoothing * num_classes / (num_classes - 1) if num_classes > 1 else 0.0
+    return spec.label_smoothing
+
+
+def totals(
+    num_rows: int, counted: Array | None, point: Array | None, xp: Any
+) -> tuple[Array | float, Array | int]:
+    """(Σ ω c_y, number of rows with ω ≠ 0) of ``num_rows`` rows with ω in ``counted``, c_y in ``point``."""
+    if counted is None:
+        return num_rows if point is None else xp.sum(point), num_rows
+    weighted = counted if point is None else counted * point
+    return xp.sum(weighted), xp.sum(counted != 0)

@@ -1,0 +1,209 @@
+"""What a few rows of logits or probabilities say of themselves against their targets."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from xent.core.link import Link
+from xent.engine import checks
+from xent.kernels import _native, registry
+
+Array = np.ndarray[Any, Any]
+
+SAMPLED = 64  # of so many rows one is looked at for being probabilities
+UNNORMALISED = 1e-3  # |1 − Σ p| from which on a row is no distribution,
+UNNORMALISED_HALF = 2e-2  # and in 16 bits
+BINS = 15  # of the highest probability, for the calibration error
+
+
+class Bin(NamedTuple):
+    """The rows whose probability lies in one of the equal intervals of [0, 1]."""
+
+    rows: int
+    confidence: float  # mean of the probability
+    accuracy: float  # share of these rows that it was right about
+
+
+class Settings(NamedTuple):
+    """How a row is read."""
+
+    probabilities: bool = False
+    ignore_index: int = -100
+    top_k: int = 5
+
+
+class Columns(NamedTuple):
+    """Of rows (n,)."""
+
+    label: Array  # int64, negative where the row is ignored: then nothing else holds
+    loss: Array  # nats; NaN where it is undefined
+    confidence: Array  # the highest probability
+    predicted: Array  # int32
+    above: Array  # int32: classes more probable than the label
+
+
+class Scores(NamedTuple):
+    """Of rows from ``start`` on; then what there is to count."""
+
+    start: int
+    columns: Columns
+    entropy: float | None = None  # sum over soft targets, nats
+    target: Array | None = None  # (K,) sum of soft targets
+    unnormalised: int = 0
+    unnormalised_targets: int = 0
+    sampled: int = 0
+    like_probabilities: int = 0
+
+
+class Sums:
+    """What `Columns` add up to, in their order."""
+
+    def __init__(self, num_classes: int) -> None:
+        self.by_class = np.zeros((num_classes, 4))  # rows, right ones, those among the top k, loss
+        self.guessed = np.zeros(num_classes)  # rows predicted to be of the class
+        self.by_bin = np.zeros((BINS, 4))  # of confidence: rows, right ones, confidence, infinite losses
+        self.ignored = self.undefined = 0
+        self.first_undefined: int | None = None
+
+    def add(self, columns: Columns, top_k: int, start: int) -> None:
+        """Add rows, the first of which is row ``start``."""
+        sums = self.by_class, self.guessed, self.by_bin
+        ignored, undefined, first = _native.evaluate_fold(*columns, top_k, *sums)
+        self.ignored += ignored
+        self.undefined += undefined
+        if self.first_undefined is None and first >= 0:
+            self.first_undefined = start + first
+
+
+def calibration_error(bins: Sequence[Bin]) -> float:
+    """Mean over rows of the gap between confidence and accuracy of their bin; NaN without rows."""
+    rows = sum(b.rows for b in bins)
+    return sum(b.rows * abs(b.confidence - b.accuracy) for b in bins) / rows if rows else math.nan
+
+
+def score(
+    outputs: Array, targets: Array, start: int, settings: Settings, names: tuple[str, str], sample: bool
+) -> Scores:
+    """``outputs (n, K)`` against labels (n,) or distributions (n, K); ``start`` is the first one's row.
+
+    ``names`` are those of the two files, for the ValueError about a row, which is counted from 1 there.
+    ``sample``: whether to look for logits that are like probabilities.
+    """
+    soft = targets.dtype.kind not in "iu"
+    z = checks.as_logits(outputs)
+    if not soft:
+        labels = _labels(targets, z.shape[1], settings.ignore_index, start, names[1])
+        if settings.probabilities:
+            columns, unnormalised = _of_probabilities(z, labels, None, start, names[0])
+            return Scores(start, columns, unnormalised=_count(unnormalised & (labels >= 0), columns))
+        return Scores(start, _rows(z, labels), None, None, 0, 0, *_like_probabilities(z, sample))
+    q = _distributions(targets, start, names[1])
+    if settings.probabilities:
+        columns, unnormalised = _of_probabilities(z, q.argmax(1), q, start, names[0])
+    else:
+        stats = registry.get("cpu").row_stats(z, None, q, Link(), ("dense_log_prob",))
+        columns = _rows(z, q.argmax(1))._replace(loss=0.0 - stats.dense_log_prob)
+        unnormalised = np.zeros(len(q), bool)
+    q = q[~np.isnan(columns.loss)]
+    return Scores(
+        start,
+        columns,
+        _entropy(q),
+        q.sum(0),
+        _count(unnormalised, columns),
+        int((np.abs(q.sum(1) - 1) > _slack(targets)).sum()),
+        *_like_probabilities(z, sample and not settings.probabilities),
+    )
+
+
+def _rows(outputs: Array, labels: Array, mass: Array | None = None, lowest: Array | None = None) -> Columns:
+    """By the kernel: of logits; or of probabilities as they are, with their sum and the least of each row."""
+    n = len(outputs)
+    columns = Columns(labels, np.empty(n), np.empty(n), np.empty(n, np.int32), np.empty(n, np.int32))
+    bits = outputs.view(np.uint16) if checks.is_bfloat16(outputs.dtype) else outputs
+    _native.evaluate_rows(np.ascontiguousarray(bits), labels, mass is not None, *columns[1:], mass, lowest)
+    return columns
+
+
+def _of_probabilities(
+    p: Array, labels: Array, q: Array | None, start: int, name: str
+) -> tuple[Columns, Array]:
+    """(columns, which rows do not sum to 1: those are divided by their sum)."""
+    mass, lowest = np.empty((2, len(p)))
+    columns = _rows(p, labels, mass, lowest)
+    if (lowest < 0).any():
+        n = int((lowest < 0).argmax())
+        raise ValueError(
+            f"{name}: probabilities must be >= 0; got {lowest[n]:.6g} in row {start + n + 1} (if these are "
+            "logits, leave out --probabilities)"
+        )
+    unnormalised = ~(np.abs(mass - 1) <= _slack(p))
+    if q is None and not unnormalised.any():
+        return columns, unnormalised
+    with np.errstate(divide="ignore", invalid="ignore"):
+        mass = np.where(unnormalised, mass, 1)
+        mass[~(np.isfinite(mass) & (mass > 0))] = np.nan
+        if q is None:
+            loss = columns.loss + np.log(mass)
+        else:
+            terms = np.where(q > 0, q * np.log(p.astype(np.float64)), 0.0)
+            loss = q.sum(1) * np.log(mass) - terms.sum(1)
+        return columns._replace(loss=loss, confidence=columns.confidence / mass), unnormalised
+
+
+def _labels(targets: Array, num_classes: int, ignore_index: int, start: int, name: str) -> Array:
+    """Labels in [0, K), or −1 where the row is ignored; a copy."""
+    labels = targets.reshape(-1).astype(np.int64)
+    if not 0 <= ignore_index < num_classes and _native.all_in_range(labels, num_classes):
+        return labels
+    ignored = labels == ignore_index
+    outside = (labels.view(np.uint64) >= num_classes) & ~ignored  # negative ones are large then
+    if outside.any():
+        n = int(outside.argmax())
+        raise ValueError(
+            f"{name}: labels must be in [0, {num_classes}) or equal --ignore-index {ignore_index}; got "
+            f"{targets.reshape(-1)[n]} in row {start + n + 1}"
+        )
+    labels[ignored] = -1
+    return labels
+
+
+def _distributions(targets: Array, start: int, name: str) -> Array:
+    q = targets.astype(np.float64)
+    bad = ~((q >= 0) & (q < np.inf))
+    if bad.any():
+        n, k = np.unravel_index(int(bad.argmax()), q.shape)
+        raise ValueError(
+            f"{name}: probabilities must be finite and >= 0; got {q[n, k]:.6g} in row {start + n + 1}, "
+            f"class {k}"
+        )
+    return q
+
+
+def _like_probabilities(z: Array, sample: bool) -> tuple[int, int]:
+    """(rows looked at, those that lie in [0, 1] and sum to 1)."""
+    if not sample:
+        return 0, 0
+    rows = z[::SAMPLED].astype(np.float64)
+    with np.errstate(invalid="ignore"):  # the sum of a row with infinities is NaN
+        within = (rows.min(1) >= 0) & (np.abs(rows.sum(1) - 1) < _slack(z))
+    return len(rows), int(within.sum())
+
+
+def _count(which: Array, columns: Columns) -> int:
+    """Rows with a loss."""
+    return int(np.count_nonzero(which & ~np.isnan(columns.loss))) if which.any() else 0
+
+
+def _entropy(q: Array) -> float:
+    with np.errstate(divide="ignore", invalid="ignore"):
+        terms = np.where(q > 0, q * np.log(q), 0.0)
+    return float((0.0 - terms.sum(1)).sum())
+
+
+def _slack(p: Array) -> float:
+    return UNNORMALISED_HALF if checks.is_half(p.dtype) else UNNORMALISED

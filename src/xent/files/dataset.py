@@ -1,0 +1,355 @@
+"""The data named on the command line, of whatever kind, as checked rows and labels."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from xent.files import cells, csv_table, foreign, indexes, npz, parquet, row_numbers, svmlight, tables
+from xent.files.cells import Reading
+from xent.files.csv_table import Dialect
+from xent.files.faults import DataError, named_faults
+from xent.files.preprocess import Preprocessor
+from xent.files.words import counted, listed
+
+Array = np.ndarray[Any, Any]
+
+BUNDLED = ("digits", "iris", "wine", "breast_cancer")
+KINDS = "CSV, Parquet, npz or svmlight"
+PIECE = 1 << 24  # bytes of an svmlight file, values of an npz array, read at a time
+BATCH = 1 << 20  # cells of a table read at a time
+NO_DIALECT = Dialect()
+
+
+class Dataset(NamedTuple):
+    """Examples as rows, with their labels.
+
+    ``features`` is (N, D) floats, NaN where missing; or CSR without missing values; or a polars DataFrame
+    of columns of floats and of text, null where missing. ``labels`` is (N,), of at least 2 classes,
+    integers, booleans or text.
+    """
+
+    name: str
+    features: Any
+    labels: Array
+    feature_names: list[str]
+    target: str = "target"  # the column of the labels
+    numbers: Array | None = None  # (N,) of the rows in their file; None for 1, 2, ...
+    word: str = "row"  # what these are numbers of: "line" of a text file, else "row"
+    unlabelled: int = 0  # rows left out for want of a label
+    notes: tuple[str, ...] = ()  # what was left out, in sentences
+    dialect: Dialect = NO_DIALECT  # how the file was to be read
+
+    def number(self, row: int) -> int:
+        """In its file, of a row counted from 0 among those that are left."""
+        return row + 1 if self.numbers is None else int(self.numbers[row])
+
+
+class Batch(NamedTuple):
+    """Some rows of ``features`` as those of a `Dataset`, and how many blank lines there were."""
+
+    features: Any
+    blank: int = 0
+
+
+def load(
+    data: str,
+    target: str | None = None,
+    drop: Sequence[str] = (),
+    categorical: Sequence[str] = (),
+    dialect: Dialect = NO_DIALECT,
+    drop_unlabelled: bool = False,
+) -> Dataset:
+    """A bundled set by its name, or the file at that path.
+
+    A CSV file has a header, then one row an example; how it is written is found out, or said by
+    ``dialect``. In it and in a Parquet file ``target`` names the column of labels; those in ``drop`` are
+    left out, those in ``categorical`` are categories though they look like numbers. An npz file has
+    arrays ``X (N, D)`` and ``y (N,)``, or ``data``, ``indices``, ``indptr``, ``shape`` of a CSR matrix
+    instead of ``X``. Rows without a label are an error, or left out by ``drop_unlabelled``. Raises
+    DataError.
+    """
+    kind, path = _kind(data)
+    _require_no_options(
+        data,
+        kind,
+        {"--target": target, "--drop": drop, "--categorical": categorical, **_given(dialect)},
+    )
+    with named_faults(data):
+        if kind in ("csv", "parquet"):
+            dataset = _table(path, kind, target, drop, categorical, dialect, drop_unlabelled)
+        elif kind == "bundled":
+            dataset = _bundled(data)
+        else:
+            dataset = (_npz if kind == "npz" else _svmlight)(data, drop_unlabelled)
+    _check_classes(dataset)
+    if dataset.unlabelled:
+        left_out = f"{counted(dataset.unlabelled, 'row')} without a label left out"
+        dataset = dataset._replace(notes=(*dataset.notes, left_out))
+    return dataset
+
+
+def batches(data: str, learnt: Preprocessor, dialect: Dialect = NO_DIALECT) -> Iterator[Batch]:
+    """The rows of a file like the one that ``learnt`` was fitted on, in pieces that it can transform."""
+    kind, path = _kind(data)
+    with named_faults(data):
+        if kind in ("csv", "parquet"):
+            yield from _table_batches(path, kind, learnt, dialect)
+            return
+        if learnt.levels:
+            needed = listed(list(learnt.columns))
+            raise DataError(
+                f"{data}: has no named columns; the model needs {needed}, some of them categories"
+            )
+        width = len(learnt.columns)
+        if kind == "npz":
+            pieces = npz.pieces(data, PIECE)
+        elif kind == "svmlight":
+            pieces = svmlight.pieces(data, learnt.columns, PIECE)
+        else:
+            pieces = iter([_bundled(data).features])
+        for rows in pieces:
+            if rows.shape[1] != width:
+                raise DataError(f"{data}: has {rows.shape[1]} columns; the model was trained on {width}")
+            yield Batch(rows)
+
+
+def require_table_options(data: str, dialect: Dialect) -> None:
+    """DataError for options of ``dialect`` that the file at ``data`` has no use for."""
+    _require_no_options(data, _kind(data)[0], _given(dialect))
+
+
+def _given(dialect: Dialect) -> dict[str, Any]:
+    return {
+        "--separator": dialect.separator,
+        "--decimal": dialect.decimal,
+        "--missing": dialect.missing,
+        "--no-missing": not dialect.usual_missing,
+    }
+
+
+def _require_no_options(data: str, kind: str, options: dict[str, Any]) -> None:
+    for option, given in options.items():
+        if not given or kind == "csv":
+            continue
+        if kind != "parquet":
+            raise DataError(f"`{option}` is for CSV and Parquet files; {data} has no named columns")
+        if option in ("--separator", "--decimal"):
+            raise DataError(f"`{option}` is for CSV files; {data} is a Parquet file")
+
+
+def _kind(data: str) -> tuple[str, Path]:
+    path = Path(data)
+    if data in BUNDLED:
+        if path.is_file():
+            raise DataError(
+                f"{data}: is a bundled set and a file in this directory: for the file write ./{data}"
+            )
+        return "bundled", path
+    foreign.require_file(data, KINDS)
+    if not path.exists():
+        raise DataError(f"{data}: no such file, and none of the bundled sets {', '.join(BUNDLED)}")
+    with path.open("rb") as file:
+        head = file.read(foreign.HEAD)
+    if head.startswith(b"PAR1"):
+        return "parquet", path
+    other = foreign.identify(path, KINDS)
+    if other:
+        raise other
+    if head.startswith(b"PK"):
+        return "npz", path
+    return "svmlight" if svmlight.is_svmlight(head) else "csv", path
+
+
+def _bundled(name: str) -> Dataset:
+    import sklearn.datasets
+
+    bunch = getattr(sklearn.datasets, f"load_{name}")()
+    labels = np.asarray(bunch.target_names).astype(str)[bunch.target] if name != "digits" else bunch.target
+    names = [str(feature) for feature in bunch.feature_names]
+    here = f"the bundled set: the file {name} in this directory is not read; name it ./{name}"
+    notes = (here,) if Path(name).is_file() else ()
+    return Dataset(name, np.asarray(bunch.data, np.float64), labels, names, notes=notes)
+
+
+def _table(
+    path: Path,
+    kind: str,
+    target: str | None,
+    drop: Sequence[str],
+    categorical: Sequence[str],
+    dialect: Dialect,
+    drop_unlabelled: bool,
+) -> Dataset:
+    if kind == "csv":
+        layout = csv_table.look(path, dialect)
+        table, numbers = csv_table.read(path, layout)
+        reading = _csv_reading(layout, dialect, numbers)
+        nameless, index = layout.nameless, []
+    else:
+        table, nameless = _plainly_named(path, parquet.read(path))
+        reading = _parquet_reading(dialect, row_numbers.counted(table.height))
+        index = [name.strip() for name in parquet.index_columns(path)]
+    names = table.columns
+    if target is None:
+        raise DataError(f"{path}: name the label column by --target; the columns are {listed(names)}")
+    drop = [place for name in drop for place in (nameless if nameless and not name else [name])]
+    named = [("target", target), *(("drop", each) for each in drop)]
+    for option, column in (*named, *(("categorical", each) for each in categorical)):
+        if column not in names:
+            raise DataError(f"{path}: no column {column!r} for --{option}; the columns are {listed(names)}")
+    rows = indexes.filled_rows(table) if kind == "csv" else np.arange(table.height)
+    if not len(rows):
+        raise DataError(f"{path}: a header and no rows")
+    left_out = indexes.left_out(table[rows], nameless, index, reading)
+    for name in (target, *drop, *categorical):
+        left_out.pop(name, None)
+    feature_names = [name for name in names if name not in (target, *drop, *left_out)]
+    notes = tuple(dict.fromkeys(left_out.values()))
+    if not feature_names:
+        why = f" ({'; '.join(notes)})" if notes else ""
+        raise DataError(f"{path}: no feature column beside the target {target!r}{why}")
+    labels, kept = tables.labels(path, table[target], rows, reading, drop_unlabelled)
+    features = tables.columns(path, table, feature_names, reading, also=categorical)[kept]
+    return Dataset(
+        path.name,
+        _plain(features),
+        labels,
+        feature_names,
+        target,
+        reading.numbers.of(kept),
+        reading.numbers.word,
+        len(rows) - len(kept),
+        notes,
+        dialect,
+    )
+
+
+def _table_batches(path: Path, kind: str, learnt: Preprocessor, dialect: Dialect) -> Iterator[Batch]:
+    first = 0
+    for table, reading in _csv_batches(path, dialect) if kind == "csv" else _parquet_batches(path, dialect):
+        found = tables.columns(
+            path, table, learnt.columns, reading, tuple(learnt.levels), learnt.booleans, first
+        )
+        rows = indexes.filled_rows(table) if kind == "csv" else range(table.height)
+        yield Batch(found if len(rows) == table.height else found[rows], table.height - len(rows))
+        first += table.height
+
+
+def _csv_batches(path: Path, dialect: Dialect) -> Iterator[tuple[Any, Reading]]:
+    layout = csv_table.look(path, dialect)
+    for table, numbers in csv_table.batches(path, layout, BATCH):
+        yield table, _csv_reading(layout, dialect, numbers)
+
+
+def _parquet_batches(path: Path, dialect: Dialect) -> Iterator[tuple[Any, Reading]]:
+    reading = _parquet_reading(dialect, row_numbers.counted(parquet.rows(path)))
+    for table in parquet.batches(path, BATCH):
+        yield _plainly_named(path, table)[0], reading
+
+
+def _csv_reading(layout: csv_table.Layout, dialect: Dialect, numbers: row_numbers.RowNumbers) -> Reading:
+    words = cells.missing_words(dialect.missing, dialect.usual_missing)
+    return Reading(numbers, words, layout.decimal, layout.grouped)
+
+
+def _parquet_reading(dialect: Dialect, numbers: row_numbers.RowNumbers) -> Reading:
+    """Missing are nulls and empty text, since a null is a null there, and the text None is text."""
+    return Reading(numbers, cells.missing_words(dialect.missing, usual=False))
+
+
+def _plainly_named(path: Path, table: Any) -> tuple[Any, list[str]]:
+    """(the table, those of its columns that have no name)."""
+    names, nameless = csv_table.plain_names(path, table.columns)
+    table.columns = names
+    return table, nameless
+
+
+def _plain(features: Any) -> Any:
+    """An array where all columns are numbers."""
+    import polars
+
+    if polars.String in features.dtypes:
+        return features
+    narrow = all(kind == polars.Float32 for kind in features.dtypes)
+    floats = features.cast(polars.Float32 if narrow else polars.Float64).fill_null(np.nan)
+    return np.ascontiguousarray(floats.to_numpy())
+
+
+def _npz(data: str, drop_unlabelled: bool) -> Dataset:
+    features = npz.features(data)
+    names = svmlight.numbered(data, features.shape[1], 0)
+    y = npz.arrays(data, ["y"])["y"]
+    if y.ndim != 1:
+        raise DataError(f"{data}: expected y of shape (rows,), one label a row; got {y.shape}")
+    if len(y) != features.shape[0]:
+        raise DataError(f"{data}: X has {features.shape[0]} rows, y {len(y)}")
+    return _unnamed(data, features, y, names, row_numbers.counted(len(y)), drop_unlabelled)
+
+
+def _svmlight(data: str, drop_unlabelled: bool) -> Dataset:
+    features, y, names, numbers = svmlight.read(data)
+    return _unnamed(data, features, y, names, numbers, drop_unlabelled)
+
+
+def _unnamed(
+    data: str,
+    features: Any,
+    y: Array,
+    names: list[str],
+    numbers: row_numbers.RowNumbers,
+    drop_unlabelled: bool,
+) -> Dataset:
+    labels, kept = _labels(data, y, numbers, drop_unlabelled)
+    return Dataset(
+        Path(data).name,
+        features if len(kept) == len(y) else features[kept],
+        labels,
+        names,
+        numbers=numbers.of(kept),
+        word=numbers.word,
+        unlabelled=len(y) - len(kept),
+    )
+
+
+def _labels(data: str, y: Array, numbers: row_numbers.RowNumbers, drop_missing: bool) -> tuple[Array, Array]:
+    """((N,) integers, booleans or text; their rows)."""
+    import polars
+
+    rows = np.arange(len(y))
+    if y.dtype.kind == "U":
+        return tables.labels(Path(data), polars.Series("y", y.tolist()), rows, Reading(numbers), drop_missing)
+    if y.dtype.kind == "f":
+        rows = np.flatnonzero(~np.isnan(y)) if drop_missing else rows
+        y = y[rows]
+        whole = (np.abs(y) < 2.0**63) & (y == np.round(y))
+        if not whole.all():
+            row = int((~whole).argmax())
+            if np.isnan(y[row]):
+                raise DataError(
+                    f"{data}: missing label in {numbers.name(int(rows[row]))}: {tables.LEAVE_OUT}"
+                )
+            expected = "whole numbers of 64 bits as labels"
+            raise DataError(f"{data}: expected {expected}; got {y[row]} in {numbers.name(int(rows[row]))}")
+        return y.astype(np.int64), rows
+    if y.dtype.kind not in "biu":
+        raise DataError(f"{data}: expected integers or text as labels; got {y.dtype}")
+    return y, rows
+
+
+def _check_classes(dataset: Dataset) -> None:
+    """DataError unless the labels are at least two classes, and fewer than a name for each row."""
+    where = f"{dataset.name}: " + (f"column {dataset.target!r}" if dataset.target != "target" else "y")
+    classes, counts = np.unique(dataset.labels, return_counts=True)
+    rows = len(dataset.labels)
+    if len(classes) < 2:
+        only = f"one class only: {classes[0].item()!r} in all {rows} rows" if rows else "no rows"
+        raise DataError(f"{where}: {only}; at least 2 classes are needed")
+    if len(classes) > 20 and np.mean(counts == 1) > 0.5:
+        raise DataError(
+            f"{where} has {len(classes)} distinct values in {rows} rows; expected classes, not a quantity or "
+            "a name for each row"
+        )

@@ -1,0 +1,97 @@
+"""Parquet files: all their rows or an error, and which columns are an index of pandas."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from xent.files.faults import DataError, polars_faults
+
+if TYPE_CHECKING:
+    import polars
+
+NOT_PARQUET = "is damaged or no Parquet file"
+UNNAMED_INDEX = re.compile(r"__index_level_\d+__")
+
+
+def is_parquet(path: Path) -> bool:
+    """By its first bytes."""
+    with path.open("rb") as file:
+        return file.read(4) == b"PAR1"
+
+
+def read(path: Path) -> polars.DataFrame:
+    """The whole table. Raises DataError."""
+    import polars
+
+    count = rows(path)
+    with polars_faults(path, NOT_PARQUET):
+        table = polars.read_parquet(path, glob=False)
+    require_rows(path, table.height, count)
+    return table
+
+
+def batches(path: Path, cells: int) -> Iterator[polars.DataFrame]:
+    """The table in pieces of about so many ``cells``; DataError at the end if rows are missing."""
+    with polars_faults(path, NOT_PARQUET):
+        frame = scan(path)
+        width = len(frame.collect_schema())
+    yield from pieces(path, frame, max(1, cells // max(1, width)))
+
+
+def scan(path: Path) -> polars.LazyFrame:
+    """The table, of which nothing but the schema is read."""
+    import polars
+
+    return polars.scan_parquet(path, glob=False)
+
+
+def rows(path: Path) -> int:
+    """How many the file says that it has."""
+    import polars
+
+    with polars_faults(path, NOT_PARQUET):
+        return int(scan(path).select(polars.len()).collect().item())
+
+
+def pieces(path: Path, frame: polars.LazyFrame, size: int) -> Iterator[polars.DataFrame]:
+    """All rows of ``frame``, which are those of the file, ``size`` at a time.
+
+    A thread of polars that panics on a damaged page ends the iteration as if it were complete, so the
+    rows are counted.
+    """
+    expected, count = rows(path), 0
+    with polars_faults(path, NOT_PARQUET):
+        found = frame.collect_batches(chunk_size=size, maintain_order=True)
+    while True:
+        with polars_faults(path, NOT_PARQUET):
+            batch = next(found, None)
+        if batch is None:
+            break
+        count += batch.height
+        yield batch
+    require_rows(path, count, expected)
+
+
+def require_rows(path: Path, count: int, expected: int) -> None:
+    """DataError unless all rows are there."""
+    if count != expected:
+        raise DataError(f"{path}: is damaged: {count:,} of its {expected:,} rows can be read")
+
+
+def index_columns(path: Path) -> list[str]:
+    """The columns that pandas wrote for the index of its frame."""
+    import polars
+
+    with polars_faults(path, NOT_PARQUET):
+        names = list(polars.read_parquet_schema(path))
+        written = polars.read_parquet_metadata(path).get("pandas", "{}")
+    try:
+        said: Any = json.loads(written)
+        index = [name for name in said.get("index_columns", []) if isinstance(name, str)]
+    except (ValueError, RecursionError, AttributeError, TypeError):
+        index = []  # not as pandas writes it
+    return [name for name in names if name in index or UNNAMED_INDEX.fullmatch(name)]

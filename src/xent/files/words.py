@@ -1,0 +1,44 @@
+"""Words for a person to read: counts with their nouns, lists that end, names without control characters."""
+
+from __future__ import annotations
+
+import unicodedata
+from collections.abc import Sequence
+
+# Characters that reorder the text around them.
+BIDI_CONTROLS = frozenset("\u061c\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
+# Control characters, halves of a surrogate pair (bytes of a file name that are not UTF-8), line separators.
+UNPRINTABLE = frozenset({"Cc", "Cs", "Zl", "Zp"})
+
+
+def counted(count: int, noun: str, nouns: str = "") -> str:
+    """A count with its noun; ``nouns`` is the plural where it is not ``noun`` and an s.
+
+    >>> from xent.files.words import counted
+    >>> counted(1, "row"), counted(1234, "row"), counted(0, "category", "categories")
+    ('1 row', '1,234 rows', '0 categories')
+    """
+    return f"{count:,} {noun if count == 1 else nouns or f'{noun}s'}"
+
+
+def listed(names: Sequence[str], most: int = 20) -> str:
+    """The first ``most`` names, `printable`, and how many more there are."""
+    more = f" and {len(names) - most:,} more" if len(names) > most else ""
+    return printable(", ".join(names[:most]) + more)
+
+
+def printable(text: str) -> str:
+    r"""``text`` with what a terminal or a browser would act on written as an escape.
+
+    >>> from xent.files.words import printable
+    >>> print(printable("\x1b[31mred\n"))
+    \x1b[31mred\n
+    """
+    if text.isprintable():
+        return text
+    return "".join(
+        c.encode("unicode_escape").decode()
+        if c in BIDI_CONTROLS or unicodedata.category(c) in UNPRINTABLE
+        else c
+        for c in text
+    )

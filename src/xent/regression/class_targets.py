@@ -1,0 +1,194 @@
+"""What a person gives as y, sample_weight and class_weight becomes classes and a Target."""
+
+from __future__ import annotations
+
+import warnings
+from typing import Any, NamedTuple
+
+import numpy as np
+from sklearn.utils.multiclass import check_classification_targets
+from sklearn.utils.validation import _check_sample_weight, _check_y, check_array, check_consistent_length
+
+from xent.core import target
+from xent.core.spec import LossSpec
+from xent.core.target import Target
+from xent.engine.checks import check_probabilities
+
+Array = np.ndarray[Any, Any]
+
+UNNORMALISED = 1e-3  # |1 − Σ q| from which on a row is no distribution
+LEAST_TOTAL = 1e-300  # of the weights: the mean divides by it
+LOOKUP = 1 << 16  # widest range of integer labels that is counted in a table, not sorted
+
+
+class Supervision(NamedTuple):
+    """``classes (K,)``, and of each row its class, ``labels (N,)`` int64, or its ``probabilities (N, K)``."""
+
+    classes: Array
+    labels: Array | None
+    probabilities: Array | None
+    weight: Array | None  # (N,) float64; None for 1
+
+    @property
+    def targets(self) -> Array:
+        """The array that `xent.cross_entropy` takes as its targets."""
+        return self.probabilities if self.labels is None else self.labels  # type: ignore[return-value]
+
+    @property
+    def mass(self) -> Array:
+        """Weight of each class, (K,)."""
+        if self.labels is not None:
+            return np.bincount(self.labels, self.weight, len(self.classes)).astype(np.float64)
+        q: Array = self.probabilities  # type: ignore[assignment]
+        return np.asarray(q.sum(0) if self.weight is None else self.weight @ q)
+
+
+def supervise(X: Any, y: Any, sample_weight: Any = None, classes: Array | None = None) -> Supervision:
+    """Read ``y``: (N,) labels, or (N, K) floats, rows of probabilities of the classes 0 to K−1.
+
+    Warns of rows that do not sum to 1, which are taken as they are.
+    ``classes``, sorted, are those that ``y`` may hold; None for those that it does hold.
+    """
+    shape = np.asarray(y).shape
+    if len(shape) == 2 and shape[1] > 1:
+        known, labels, probabilities = _probabilities(y, classes)
+    else:
+        known, labels = _labels(y, classes)
+        probabilities = None
+    check_consistent_length(X, y)
+    if sample_weight is not None:
+        sample_weight = _check_sample_weight(sample_weight, X, dtype=np.float64, ensure_non_negative=True)
+    supervision = Supervision(known, labels, probabilities, sample_weight)
+    if classes is None and np.count_nonzero(supervision.mass) < 2:
+        only = known.tolist()[supervision.mass.argmax()]
+        raise ValueError(f"`y` must hold at least 2 classes of a weight > 0; got one class, {only!r}")
+    return supervision
+
+
+def _labels(y: Any, classes: Array | None) -> tuple[Array, Array]:
+    """(classes, (N,) places among them)."""
+    require_labels(y)
+    y = _check_y(y)
+    check_classification_targets(y)
+    found, place = _unique(y)
+    if classes is None:
+        return found, place
+    index = {label: k for k, label in enumerate(classes.tolist())}
+    unknown = [label for label in found.tolist() if label not in index]
+    if unknown:
+        raise ValueError(f"`y` holds {unknown[0]!r}, which is none of the classes {listed(classes)}")
+    return classes, np.array([index[label] for label in found.tolist()], np.int64)[place]
+
+
+def require_labels(y: Any, name: str = "y") -> None:
+    """Raise ValueError at the first label that is missing (None, NaN, pandas' NA) or of another kind."""
+    values = np.asarray(y).ravel()
+    if isinstance(y, np.ma.MaskedArray) and y.mask.any():
+        values = values.astype(object)
+        values[np.ma.getmaskarray(y).ravel()] = None
+    missing = np.isnan(values) if values.dtype.kind == "f" else np.zeros(1, bool)
+    if values.dtype.kind == "O":
+        missing = np.fromiter(map(_is_missing, values), bool, len(values))
+    if missing.any():
+        row = int(missing.argmax())
+        raise ValueError(f"`{name}` must hold a label in each row; got {values[row]!r} in row {row}")
+    for row, value in enumerate(values if values.dtype.kind == "O" else ()):
+        if _kind(value) is not _kind(values[0]):
+            rows = f"{values[0]!r} in row 0 and {value!r} in row {row}"
+            raise ValueError(f"`{name}` must hold labels of one kind; got {rows}")
+
+
+def _is_missing(value: Any) -> bool:
+    try:
+        return value is None or bool(value != value)
+    except TypeError:  # pandas' NA is neither like nor unlike itself
+        return True
+
+
+def _kind(label: Any) -> type:
+    """Labels of two kinds have no order."""
+    return str if isinstance(label, str) else bytes if isinstance(label, bytes) else object
+
+
+def _probabilities(y: Any, classes: Array | None) -> tuple[Array, None, Array]:
+    q = check_array(y, dtype=None, input_name="y")
+    if q.dtype.kind != "f":
+        raise ValueError(
+            "`y` of two axes must be floats, rows of probabilities (one-hot rows too); labels have one "
+            f"axis; got shape {q.shape} of {q.dtype}"
+        )
+    check_probabilities(q, "y")
+    mass = q.sum(1, dtype=np.float64)
+    wrong = np.abs(mass - 1) > UNNORMALISED
+    if wrong.any():
+        n = int(wrong.argmax())
+        rows = "1 row" if wrong.sum() == 1 else f"{int(wrong.sum()):,} rows"
+        warnings.warn(
+            f"{rows} of `y` with a sum other than 1, the first is row {n} with {mass[n]:.6g}: taken as they "
+            "are, so that a row counts as often as its sum says; divide each by its sum if that is not meant",
+            UserWarning,
+            stacklevel=5,
+        )
+    if classes is not None and len(classes) != q.shape[1]:
+        raise ValueError(f"`y` must have a column for each of {len(classes)} classes; got {q.shape[1]}")
+    known = np.arange(q.shape[1]) if classes is None else classes
+    return known, None, np.ascontiguousarray(q, np.float64)
+
+
+def measure(known: Supervision, class_weight: Any, spec: LossSpec, seen: Array | float = 0.0) -> Target:
+    """The target measure of docs/maths.md; "balanced" also counts the weight of classes ``seen`` before."""
+    factors = _class_weight(class_weight, known, seen)
+    with np.errstate(over="ignore"):
+        if known.labels is None:
+            result = target.from_probabilities(known.probabilities, factors, known.weight, spec, np)
+        else:
+            labels, num_classes = known.labels, len(known.classes)
+            result = target.signed_from_labels(labels, None, num_classes, factors, known.weight, spec, np)
+    if not result.total > 0:
+        raise ValueError("`sample_weight` times `class_weight` must not be 0 in every row")
+    if not LEAST_TOTAL <= result.total <= 1 / LEAST_TOTAL:
+        raise ValueError(
+            f"`sample_weight` times `class_weight` must sum to {LEAST_TOTAL:g} to {1 / LEAST_TOTAL:g}; got "
+            f"{float(result.total):g}"
+        )
+    return result
+
+
+def _class_weight(class_weight: Any, known: Supervision, seen: Array | float) -> Array | None:
+    """(K,) factors, None for 1; ``class_weight`` is None, "balanced" or a dict of numbers."""
+    if class_weight is None:
+        return None
+    factors = np.ones(len(known.classes))
+    if isinstance(class_weight, str):  # balanced: Σω / (K·Σω_k)
+        mass = known.mass + seen
+        np.divide(mass.mean(), mass, out=factors, where=mass > 0)
+        return factors
+    index = {label: k for k, label in enumerate(known.classes.tolist())}
+    for label, factor in class_weight.items():
+        if label not in index:
+            raise ValueError(
+                f"`class_weight` names {label!r}, which is no label of `y`: {listed(known.classes)}"
+            )
+        factors[index[label]] = factor
+    return factors
+
+
+def _unique(y: Array) -> tuple[Array, Array]:
+    """``np.unique(y, return_inverse=True)``; without its sort for a million integers of a small range."""
+    if y.dtype.kind in "iu" and y.size:
+        least = y.min()
+        if int(y.max()) - int(least) < LOOKUP:
+            place = y.astype(np.int64) - least.astype(
+                np.int64
+            )  # in uint64 both wrap, and so does the difference
+            present = np.bincount(place) > 0
+            classes = (np.flatnonzero(present) + least.astype(np.int64)).astype(least.dtype)
+            return classes, (present.cumsum() - 1)[place]
+    classes, inverse = np.unique(y, return_inverse=True)
+    return classes, inverse.astype(np.int64, copy=False)
+
+
+def listed(classes: Array) -> str:
+    """The first twenty."""
+    names = ", ".join(map(repr, classes[:20].tolist()))
+    return f"[{names}, …]" if len(classes) > 20 else f"[{names}]"

@@ -1,0 +1,57 @@
+"""The model of the command: an estimator and what prepares its features, in one file."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from xent.files import storage
+from xent.files.preprocess import Preprocessor
+from xent.regression.estimator import SoftmaxRegression
+
+Array = np.ndarray[Any, Any]
+
+PREFIX = "preprocessing."  # of the names of the preprocessor's tensors
+
+
+class Model(NamedTuple):
+    """A trained model on the columns of a table: ``estimator`` takes what ``preprocessor`` makes of them."""
+
+    estimator: SoftmaxRegression
+    preprocessor: Preprocessor
+    notes: dict[str, Any]  # what to know of its making, as JSON: the data's name, the settings
+
+    def predict_log_proba(self, table: Any) -> Array:
+        """Log-probabilities (N, K) in the order of ``estimator.classes_``; ``table`` as in training."""
+        return self.estimator.predict_log_proba(self.preprocessor.transform(table))
+
+
+def save(model: Model, path: str | Path) -> None:
+    """Write ``model`` at ``path``; OSError if that cannot be."""
+    contents = model.estimator.contents()
+    arrays = {PREFIX + name: array for name, array in model.preprocessor.arrays().items()}
+    more = {"preprocessing": model.preprocessor.to_json(), "notes": model.notes}
+    storage.save(storage.Contents(contents.tensors | arrays, contents.metadata | more), path)
+
+
+def load(path: str | Path) -> Model:
+    """The model at ``path``; OSError if it cannot be read, ValueError if it is no model of the command."""
+    contents = storage.load(path)
+    with storage.reading(path):
+        if "preprocessing" not in contents.metadata:
+            raise ValueError("holds an estimator without its preprocessing: use SoftmaxRegression.load")
+        arrays = {
+            name.removeprefix(PREFIX): array
+            for name, array in contents.tensors.items()
+            if name.startswith(PREFIX)
+        }
+        estimator = SoftmaxRegression.from_contents(contents)
+        preprocessor = Preprocessor.from_json(contents.metadata["preprocessing"], arrays)
+        if len(preprocessor.feature_names) != estimator.n_features_in_:
+            raise ValueError(
+                f"its preprocessing makes {len(preprocessor.feature_names)} features, "
+                f"its estimator takes {estimator.n_features_in_}"
+            )
+        return Model(estimator, preprocessor, storage.entry(contents.metadata, "notes", dict))

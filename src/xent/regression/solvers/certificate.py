@@ -1,0 +1,134 @@
+"""Certificate: how far a point can be from the optimum at most, by Fenchel duality, from its gradient alone.
+
+With a = ω/D, masses m = Σ t and z = Wx + b the primal and its dual are
+
+    F(W, b) = Σ a (m·logsumexp(z) − ⟨t, z⟩) + α/2·‖W‖²,
+    D(q)    = Σ a m H(q) − ‖G(q)‖²/2α,   G(q) = Σ a (m q − t) xᵀ,   subject to Σ a (m q − t) = 0,
+
+with one distribution q a row; the constraint is the price of the intercept, which has no penalty. Every
+feasible q gives D(q) <= F*. The probabilities p of a point are almost feasible near the optimum; mixing them
+with one distribution r for all rows, q = (1−τ) p + τ r, makes them so exactly. Entropy is concave, so
+Σ a m H(q) >= (1−τ) Σ a m H(p) + τ A H(r), A = Σ a m, and
+
+    Σ a m H(p) = loss − ⟨W, G(p)⟩ − ⟨b, Σ a (m p − t)⟩
+
+needs nothing but the loss and its gradient. Without a penalty no finite bound exists in general (separable
+classes have their infimum at infinity); then the optimum is sought among weights of at most `REACH` times the
+norm of those at hand, where the dual is D(q) = Σ a m H(q) − REACH·‖W‖·‖G(q)‖.
+
+What the kernels round to 0, numbers below `TINY`, is counted into ‖G‖ there, and norms are made without
+squares that underflow: the loss of separable classes, which falls for ever, must not prove itself the least.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from xent.regression.objective import BLOCK, Objective
+
+Array = np.ndarray[Any, Any]
+
+REACH = 10.0
+FEATURES = 1 << 12  # a block
+LEAST = 1e-290  # objective that can be certified
+TINY = float(np.finfo(np.float64).tiny)
+
+
+class Certificate:
+    """The best lower bound on the optimum among the points seen, for one convex objective."""
+
+    def __init__(self, objective: Objective) -> None:
+        self.objective = objective
+        self.lower = 0.0  # the loss of one row is never negative
+        self.within_reach = np.inf  # the gap of the last point, had its intercept been the best for its W
+        self.moments = objective.target_moments() if objective.fit_intercept else None
+        self.nat = self.lost = (
+            0.0  # without a penalty: ‖W‖ at scores of one nat, and of ‖G‖ what may underflow
+        )
+        if not objective.alpha:
+            rows = row_norm(objective)
+            self.nat = 1.0 / (rows or 1.0)
+            self.lost = TINY * objective.num_rows * objective.num_parameters**0.5 * (1.0 + rows)
+
+    def gap(self, parameters: Array, value: float, gradient: Array) -> float:
+        """A bound on (F − F*)/F, up to rounding (1e-15), where objective and gradient are these.
+
+        F* is the infimum, except for alpha = 0: there the least value with an intercept of any size and
+        ``‖W‖`` up to `REACH` times what it is here, or is at scores of one nat.
+        """
+        if not value > LEAST:  # what it is made of underflowed; the optimum is not negative
+            return 1.0
+        alpha = self.objective.alpha
+        intercept, dintercept = self.objective.unpack(parameters)[1], self.objective.unpack(gradient)[1]
+        size = self.objective.num_scores * self.objective.num_features
+        coef, dcoef = parameters[:size], gradient[:size]
+        reach = 0.0 if alpha else REACH * max(norm(coef), self.nat)
+        self.within_reach = self._drop(norm(dcoef), reach) / value
+        if (
+            not self.within_reach * value < value - self.lower and value > self.lower
+        ):  # it is too early for news
+            return (value - self.lower) / value
+        residual = alpha * coef
+        entropy = value - 0.5 * (float(coef @ residual) if alpha else 0.0)
+        np.subtract(dcoef, residual, out=residual)  # G(p); in place, for it is long where X is wide
+        entropy -= float(coef @ residual)
+        if self.moments is not None:
+            entropy -= float(np.vdot(intercept, dintercept))
+            entropy = self._feasible(entropy, residual, dintercept)
+        lower = entropy - self._drop(norm(residual), reach)
+        if not alpha:  # no bound on the points before, whose reach was another
+            return min(1.0, max(0.0, value - lower) / value)
+        self.lower = max(self.lower, lower)
+        return max(0.0, value - self.lower) / value
+
+    def _drop(self, slope: float, reach: float) -> float:
+        """How much lower the optimum can be where the gradient in W has this norm and in b it is zero."""
+        if not self.objective.alpha:
+            return reach * (slope + self.lost)
+        change = float(slope / (2 * self.objective.alpha) ** 0.5)
+        return change * change
+
+    def _feasible(self, entropy: float, residual: Array, dintercept: Array) -> float:
+        """Σ a m H(q) of the feasible mixture, from that of p; ``residual`` becomes G(q) from G(p)."""
+        assert self.moments is not None
+        mass, total_features, target_features = self.moments
+        excess = dintercept if len(dintercept) > 1 else np.array([-dintercept[0], dintercept[0]])
+        held = mass + excess  # Σ a m p, a class
+        ratio = np.divide(excess, held, out=np.zeros_like(held), where=held > 0)
+        tau = float(ratio.max())
+        if tau <= np.finfo(float).eps:
+            return entropy
+        r = np.maximum(mass - (1.0 - tau) * held, 0.0)
+        r /= r.sum()
+        entropy_of_r = -float(r @ np.log(np.where(r > 0, r, 1.0)))
+        residual *= 1 - tau
+        scores = self.objective.num_scores
+        by_class = self.objective.unpack(residual)[0]
+        for start in range(
+            0, len(total_features), FEATURES
+        ):  # where X is wide there is no room for another W
+            part = slice(start, start + FEATURES)
+            by_class[:, part] += tau * (
+                r[-scores:, None] * total_features[part] - target_features[-scores:, part]
+            )
+        return (1 - tau) * entropy + tau * float(mass.sum()) * entropy_of_r
+
+
+def norm(x: Array) -> float:
+    """‖x‖, also where its square overflows or underflows."""
+    with np.errstate(over="ignore"):
+        squared = float(x @ x)
+    largest = 1.0
+    if not 1e-280 < squared < 1e300 and x.size:
+        largest = float(max(x.max(), -x.min())) or 1.0
+        squared = float((x / largest) @ (x / largest))
+    return float(largest * squared**0.5)
+
+
+def row_norm(objective: Objective) -> float:
+    """Root mean square norm of the rows of X."""
+    x = (objective.features.data if objective.is_sparse else objective.features).ravel()
+    parts = [norm(x[i : i + BLOCK].astype(np.float64, copy=False)) for i in range(0, x.size, BLOCK)]
+    return float(norm(np.array(parts)) / max(1, objective.num_rows) ** 0.5)

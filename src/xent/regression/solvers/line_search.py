@@ -1,0 +1,64 @@
+"""A step along a direction that is worth taking."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from xent.regression.objective import Objective
+from xent.regression.solvers.progress import Progress
+
+Array = np.ndarray[Any, Any]
+
+TRIALS = 40  # a Newton step from p = e^−20 is e^20 too long
+
+
+class Point(NamedTuple):
+    """A place with what is known there."""
+
+    parameters: Array
+    value: float
+    gradient: Array
+
+
+def evaluate(function: Objective, parameters: Array, progress: Progress) -> Point:
+    """The objective and its gradient, certified."""
+    value, gradient = function(parameters)
+    progress.evaluated(parameters, value, gradient)
+    return Point(parameters, value, gradient)
+
+
+def step_along(direction: Array, point: Point, function: Objective, progress: Progress) -> Point | None:
+    """A point that satisfies the weak Wolfe conditions, by bisection (Lewis and Overton, 2013).
+
+    Where the decrease drowns in rounding, the slopes stand in for it (Hager and Zhang, 2005). None if the
+    direction does not lead down, or no step that can be represented does.
+    """
+    slope = float(direction @ point.gradient)
+    progress.promised(-0.5 * slope, point.value)
+    if not slope < 0:
+        return None
+    low, high, length = 0.0, np.inf, 1.0
+    noise = 8 * float(np.finfo(function.dtype).eps) * abs(point.value)
+    for _ in range(TRIALS):
+        trial = evaluate(function, point.parameters + length * direction, progress)
+        trial_slope = float(trial.gradient @ direction)
+        falls = trial.value <= point.value + 1e-4 * length * slope
+        if not (falls or (trial.value <= point.value + noise and trial_slope <= -0.9998 * slope)):
+            high = length
+        elif trial_slope < 0.9 * slope:
+            low = length
+        else:
+            return trial
+        length = 0.5 * (low + high) if high < np.inf else 2.0 * low
+    return None
+
+
+def step_of_intercept(point: Point, function: Objective, progress: Progress) -> Point | None:
+    """A Newton step of the intercept alone, which the certificate depends on to first order."""
+    coef, intercept = function.unpack(point.parameters)
+    _, dintercept = function.unpack(point.gradient)
+    change = np.linalg.lstsq(function.rounded.intercept_hessian(point.parameters), -dintercept)[0]
+    trial = evaluate(function, function.pack(coef, intercept + change), progress)
+    return trial if trial.value <= point.value else None

@@ -1,0 +1,92 @@
+"""Stochastic gradient descent: mini-batches with momentum, and the average of the iterates as its answer."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import numpy as np
+from sklearn.utils import check_random_state
+
+from xent.regression.objective import Objective
+from xent.regression.solvers.line_search import Point, evaluate, step_of_intercept
+from xent.regression.solvers.progress import Progress
+
+Array = np.ndarray[Any, Any]
+
+BATCH = 64  # rows
+STAGES = (4, 16, 64, 256, 1024)  # passes
+MOMENTUM = 0.9
+DECAY = 3.0  # of the average's weights, t^DECAY: the start is soon forgotten (Shamir & Zhang, 2013)
+
+
+class State(NamedTuple):
+    """What one pass hands to the next."""
+
+    iterate: Array
+    velocity: Array
+    average: Array
+    steps: int
+    smoothness: float  # bound on the curvature of a mini-batch's objective
+
+
+def sgd(objective: Objective, point: Point, progress: Progress, random: np.random.RandomState) -> Point:
+    """The average of the iterates when ``progress`` was content with it, or exhausted; a step is a pass.
+
+    After each of `STAGES` the step length is halved and the average begun anew, where the noise of the
+    longer steps has left off.
+    """
+    start, state = point.parameters, None
+    while not (progress.exhausted or progress.ended):
+        parameters, state = one_pass(objective, start, state, random)
+        before, point = point, evaluate(objective, parameters, progress)
+        if progress.within_reach <= 0.5 * progress.tol < 0.5 * progress.gap:
+            point = step_of_intercept(point, objective, progress) or point
+        progress.promised(abs(before.value - point.value), point.value)
+        progress.stepped(point.parameters, point.value)
+        if progress.steps in STAGES:
+            state = state._replace(smoothness=2 * state.smoothness, steps=0)
+    return point
+
+
+def one_pass(
+    objective: Objective, params: Array, state: State | None, random_state: Any
+) -> tuple[Array, State]:
+    """(average of the iterates, state) after every row of ``objective`` had its turn once.
+
+    The first pass starts at ``params``, later ones where ``state`` is; random_state is scikit-learn's.
+    """
+    random = check_random_state(random_state)
+    if state is None:
+        state = State(params, np.zeros_like(params), params, 0, 0.0)
+    x, v, average, steps, smoothness = state
+    smoothness = max(smoothness, _smoothness(objective))
+    step = 1.0 / (smoothness or 1.0)  # heavy-ball is stable up to 2(1 + MOMENTUM) of it
+    order = random.permutation(objective.num_rows)
+    for start in range(0, len(order), BATCH):
+        rows = order[start : start + BATCH]
+        share = len(rows) / len(order)
+        _, gradient = objective.subset(rows, objective.divisor * share)(x)
+        v = MOMENTUM * v + gradient
+        x = x - step * v
+        steps += 1
+        average = average + (DECAY + 1) / (steps + DECAY) * (x - average)
+    return average, State(x, v, average, steps, smoothness)
+
+
+def _smoothness(objective: Objective) -> float:
+    """The curvature of a mini-batch: half the largest of Σωxxᵀ/D, and of ωN‖x‖²/D of its own rows."""
+    X, target = objective.features, objective.target
+    weight = target.alpha + (0.0 if target.dense is None else target.beta * target.dense.sum(-1))
+    if target.weight is not None:
+        weight = weight * target.weight
+    weight = weight / objective.divisor
+    bias = float(objective.fit_intercept)
+    v = np.ones(objective.num_features + 1)
+    for _ in range(10):  # the power method, from below
+        v /= np.linalg.norm(v) or 1.0
+        u = weight * (X @ v[:-1] + bias * v[-1])
+        v = np.append(X.T @ u, bias * u.sum())
+    squares = X.multiply(X).sum(axis=1) if objective.is_sparse else np.einsum("nd,nd->n", X, X)
+    rows = weight * (np.asarray(squares, np.float64).ravel() + bias)
+    largest = float(rows.max()) * len(rows) / min(BATCH, len(rows))
+    return 0.5 * (float(np.linalg.norm(v)) + largest) + objective.alpha

@@ -1,0 +1,238 @@
+"""What the logits of held-out rows show: the parts of the loss, its classes, its costliest rows."""
+
+from __future__ import annotations
+
+import math
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from xent import information
+from xent.api.cross_entropy import cross_entropy, cross_entropy_with_grad, log_softmax
+from xent.evaluation.scoring import BINS, Bin, calibration_error
+from xent.regression.calibration import fit_temperature
+
+Array = np.ndarray[Any, Any]
+
+CLASS_BINS = 5  # of one class's probability: a class has fewer rows
+COSTLIEST = 20
+MOST_REASONS = 3
+FOLDS = 5
+ENOUGH = 20_000  # rows, for the one number of a temperature
+
+
+class Measures(NamedTuple):
+    """Of one set of rows."""
+
+    rows: int
+    loss: float  # mean cross-entropy, nats
+    accuracy: float
+    balanced_loss: float  # means over the classes of their means: what --balanced is about
+    balanced_accuracy: float
+
+
+class Parts(NamedTuple):
+    """Of a mean loss, equation (18): ``uncertainty − discrimination + miscalibration``, in nats."""
+
+    uncertainty: float  # entropy of the class frequencies of these rows
+    discrimination: float  # what knowing the features saves, once calibrated
+    miscalibration: float  # what a temperature fitted on other rows saves; 0 if it saves nothing
+    temperature: float | None  # fitted on all these rows; None if there is none, as where all are right
+
+    @property
+    def loss(self) -> float:
+        """The sum."""
+        return self.uncertainty - self.discrimination + self.miscalibration
+
+
+class ClassMeasures(NamedTuple):
+    """Of one class among the held-out rows."""
+
+    rows: int
+    loss: float | None  # mean over its rows, nats; None without rows
+    share: float  # of the loss of all rows
+    recall: float | None
+    precision: float | None  # None where it is never predicted
+    pull: float  # Σ |∂ℓ/∂z_k| over all rows: how much this column of the gradient still moves
+    excess: float  # Σ ∂ℓ/∂z_k = Σ p_k − rows: how many rows too many the model expects
+    reliability: list[Bin]
+
+
+class Sample(NamedTuple):
+    """One held-out row."""
+
+    place: int  # among the held-out rows
+    label: int
+    predicted: int
+    loss: float
+    probs: Array  # (K,)
+    gradient: Array  # (K,) of its loss: p − e_y, summing to 0
+
+
+class Reason(NamedTuple):
+    """A feature of one row, and by how much it raised another class's logit above the label's."""
+
+    feature: str
+    logit: float
+
+
+class Diagnosis(NamedTuple):
+    """All of it, of N held-out rows and K classes."""
+
+    measures: Measures
+    error: float  # standard error of the mean loss
+    parts: Parts
+    classes: list[ClassMeasures]
+    costliest: list[Sample]
+    confusion: Array  # (K, K) counts: true class, predicted class
+    reliability: list[Bin]
+    gradient: Array  # (N, K) of each row's loss in its logits, (2)
+    losses: Array  # (N,)
+    labels: Array  # (N,)
+
+    @property
+    def skill(self) -> float:
+        """``1 − loss/uncertainty``: 1 is certain and right, 0 is guessing by class frequencies."""
+        return 1 - self.measures.loss / self.parts.uncertainty if self.parts.uncertainty > 0 else 0.0
+
+    @property
+    def calibration_error(self) -> float:
+        """Mean gap between confidence and accuracy, over `BINS` bins of confidence."""
+        return calibration_error(self.reliability)
+
+
+def diagnose(logits: Any, labels: Any) -> Diagnosis:
+    """Everything above, of ``logits (N, K)``, finite, and ``labels (N,)`` in [0, K); N ≥ 2.
+
+    >>> from xent.report.page.diagnosis import diagnose
+    >>> d = diagnose([[2.0, 0.0], [0.0, 1.0], [1.0, 0.0], [0.0, 3.0]], [0, 1, 1, 1])
+    >>> d.measures.accuracy, d.confusion.tolist()
+    (0.75, [[1, 0], [1, 2]])
+    >>> abs(d.parts.loss - d.measures.loss) < 1e-12
+    True
+    """
+    logits = np.asarray(logits, np.float64)
+    labels = np.asarray(labels)
+    log_p = log_softmax(logits)
+    probs, losses = np.exp(log_p), -log_p[np.arange(len(labels)), labels]
+    _, gradient = cross_entropy_with_grad(logits, labels, reduction="sum")
+    table = confusion(logits, labels)
+    return Diagnosis(
+        measures=measures(logits, labels),
+        error=float(losses.std(ddof=1) / math.sqrt(len(losses))),
+        parts=parts(logits, labels),
+        classes=class_measures(probs, labels, losses, gradient, table),
+        costliest=costliest(probs, labels, losses, gradient),
+        confusion=table,
+        reliability=reliability(probs.max(1), probs.argmax(1) == labels, BINS),
+        gradient=gradient,
+        losses=losses,
+        labels=labels,
+    )
+
+
+def measures(logits: Array, labels: Array) -> Measures:
+    """Rows, mean cross-entropy and accuracy, of all rows alike and of all classes alike."""
+    losses, right = cross_entropy(logits, labels, reduction="none"), logits.argmax(1) == labels
+    counts = np.bincount(labels)
+    sums = (np.bincount(labels, each)[counts > 0] for each in (losses, right))
+    balanced = (float(np.mean(each / counts[counts > 0])) for each in sums)
+    return Measures(len(labels), float(cross_entropy(logits, labels)), float(np.mean(right)), *balanced)
+
+
+def parts(logits: Array, labels: Array) -> Parts:
+    """Equation (18). The calibrated loss is that of ``logits/T``, T fitted for each fifth on the others."""
+    uncertainty = float(information.entropy(np.bincount(labels) / len(labels)))
+    losses = cross_entropy(logits, labels, reduction="none")
+    calibrated = np.empty_like(losses)
+    fold = np.arange(len(labels)) % min(FOLDS, len(labels))
+    for f in range(fold.max() + 1):
+        own, others = fold == f, fold != f
+        temperature = _temperature(logits[others], labels[others]) or 1.0
+        calibrated[own] = cross_entropy(logits[own], labels[own], temperature=temperature, reduction="none")
+    saved = max(0.0, float(np.mean(losses - calibrated)))
+    return Parts(
+        uncertainty, uncertainty - (float(losses.mean()) - saved), saved, _temperature(logits, labels)
+    )
+
+
+def _temperature(logits: Array, labels: Array) -> float | None:
+    """Fitted, on `ENOUGH` rows of many; None where none is best, as where every row is right."""
+    rows = slice(None, None, math.ceil(len(labels) / ENOUGH))
+    try:
+        return fit_temperature(logits[rows], labels[rows])
+    except ValueError:
+        return None
+
+
+def class_measures(
+    probs: Array, labels: Array, losses: Array, gradient: Array, table: Array
+) -> list[ClassMeasures]:
+    """One for each class; ``table`` is the confusion matrix."""
+    total = float(losses.sum())
+    found = []
+    for k in range(probs.shape[1]):
+        own = labels == k
+        rows, predicted, right = int(own.sum()), int(table[:, k].sum()), int(table[k, k])
+        loss = float(losses[own].sum())
+        found.append(
+            ClassMeasures(
+                rows=rows,
+                loss=loss / rows if rows else None,
+                share=loss / total if total > 0 else 0.0,
+                recall=right / rows if rows else None,
+                precision=right / predicted if predicted else None,
+                pull=float(np.abs(gradient[:, k]).sum()),
+                excess=float(gradient[:, k].sum()),
+                reliability=reliability(probs[:, k], own, CLASS_BINS),
+            )
+        )
+    return found
+
+
+def costliest(probs: Array, labels: Array, losses: Array, gradient: Array) -> list[Sample]:
+    """The `COSTLIEST` rows of the highest loss, the highest first; equal ones in their order."""
+    order = np.argsort(-losses, kind="stable")[:COSTLIEST]
+    return [
+        Sample(int(n), int(labels[n]), int(probs[n].argmax()), float(losses[n]), probs[n], gradient[n])
+        for n in order
+    ]
+
+
+def reasons(sample: Sample, features: Array, coef: Array, names: list[str]) -> list[Reason]:
+    """What of ``features (D,)`` spoke most against the label, for the likeliest other class.
+
+    The logits are ``coef (K, D)`` times the features; the parts of the difference of two of them are
+    those of the features. At most `MOST_REASONS`, the largest first.
+    """
+    order = np.argsort(-sample.probs, kind="stable")
+    other = int(order[0] if order[0] != sample.label else order[1])
+    spoke = (coef[other] - coef[sample.label]) * features
+    top = np.argsort(-spoke, kind="stable")[:MOST_REASONS]
+    return [Reason(names[j], float(spoke[j])) for j in top if spoke[j] > 0]
+
+
+def confusion(logits: Array, labels: Array) -> Array:
+    """(K, K) counts: true class, predicted class."""
+    table = np.zeros((logits.shape[1],) * 2, np.int64)
+    np.add.at(table, (labels, logits.argmax(1)), 1)
+    return table
+
+
+def reliability(stated: Array, true: Array, bins: int) -> list[Bin]:
+    """Stated probabilities (N,) against what was ``true`` (N,), in ``bins`` equal intervals, none empty."""
+    index = np.minimum((stated * bins).astype(int), bins - 1)
+    members = [index == b for b in range(bins)]
+    return [Bin(int(m.sum()), float(stated[m].mean()), float(true[m].mean())) for m in members if m.any()]
+
+
+def spread_rows(labels: Array, losses: Array, most: int) -> Array:
+    """At most ``most`` rows, sorted by label, then loss: of each class as many, from cheap to costly."""
+    present = np.unique(labels)
+    each = max(1, most // len(present))
+    chosen = []
+    for k in present[np.linspace(0, len(present) - 1, min(len(present), most)).round().astype(int)]:
+        own = np.flatnonzero(labels == k)
+        own = own[np.argsort(losses[own], kind="stable")]
+        chosen.append(own[np.linspace(len(own) - 1, 0, min(each, len(own))).round().astype(int)[::-1]])
+    return np.concatenate(chosen)

@@ -1,0 +1,369 @@
+"""A run in numbers, and all of it with the pictures as one HTML file."""
+
+from __future__ import annotations
+
+import json
+import math
+import platform
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from xent import information
+from xent.files.words import counted, printable
+from xent.html import render, thumbnails
+from xent.regression.estimator import versions
+from xent.report import coefficients, plots
+from xent.report.diagnosis import Parts, Reason, Sample
+from xent.report.training import Run, Settings
+from xent.report.verdict import checked, commonest, verdict, yardstick
+
+Array = np.ndarray[Any, Any]
+
+MOST_CLASSES = 60  # rows of the table of classes
+MOST_MULTIPLES = 12  # classes with a picture of their reliability, and a table of their coefficients
+MOST_EFFECTS = {1: 16, 2: 8}  # coefficients of a class, by the number of tables: of one, of two, of more
+FEW_EFFECTS = 5
+MOST_SENTENCES = 3  # about coefficients, and features in each
+MOST_NUMBERS = 20_000  # coefficients that the page holds as JSON
+SUPERSCRIPTS = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
+
+
+class Figure(NamedTuple):
+    """A number of the report with its name and what to compare it with; ``passed`` if it is a test."""
+
+    name: str
+    value: str
+    note: str
+    passed: bool | None = None
+
+
+class Mark(NamedTuple):
+    """A loss on the scale between guessing, 0%, and certainty, 100%."""
+
+    name: str
+    loss: str
+    place: float
+
+
+class Step(NamedTuple):
+    """A line of the sum (18): a bar from ``start`` to ``start + share``, in % of the widest."""
+
+    name: str
+    meaning: str
+    value: str
+    start: float
+    share: float
+    css: str
+
+
+class Card(NamedTuple):
+    """One of the costliest rows."""
+
+    sample: Sample
+    row: int
+    picture: str | None
+    bars: str
+    reasons: list[Reason]  # none where the picture says it
+
+
+def key_numbers(run: Run) -> list[Figure]:
+    """The four numbers at the top of the page."""
+    g, gap = run.gradient, run.optimality_gap
+    name, share = commonest(run)
+    said = f"{run.train.accuracy:.2%} on the training rows"
+    said += f"; {share:.2%} by always saying {printable(str(name))}"
+    if gap is not None and gap >= 1:  # known of any loss: it is not negative
+        optimum = Figure("Distance from the optimum", "unknown", "no bound on the training objective found")
+    elif gap is not None:
+        optimum = Figure(
+            "Distance from the optimum", f"≤ {_percent(gap)}", "of the training objective, proved"
+        )
+    elif run.settings.focal_gamma:
+        optimum = Figure("Distance from the optimum", "unknown", "the focal loss is not convex: no bound")
+    else:
+        optimum = Figure(
+            "Distance from the optimum", "unknown", f"{plots.SOLVERS[run.solver]} gives no bound"
+        )
+    return [
+        Figure(
+            "Held-out loss",
+            _nats(run.test.loss),
+            f"nats a row: {_nats(information.bits(run.test.loss))} bits, a perplexity of "
+            f"{perplexity(run.test.loss, 2)}",
+        ),
+        Figure("Accuracy", f"{run.test.accuracy:.2%}", said),
+        optimum,
+        Figure(
+            "Gradient",
+            "verified" if g.passed else "wrong",
+            f"{_scientific(g.error)} from finite differences, in {checked(run)}",
+            g.passed,
+        ),
+    ]
+
+
+def loss_scale(run: Run) -> dict[str, Any]:
+    """Where the losses lie between the guess of the `Yardstick` and certainty."""
+    guess = yardstick(run)
+    widest = max(guess.guess, guess.held_out, guess.training)
+    interval = "" if guess.interval is None else f" ± {_nats(guess.interval)}"
+    marks = [
+        Mark(name, f"{_nats(loss)}{error}", 100 * (1 - loss / widest))
+        for name, loss, error in (
+            ("held out", guess.held_out, interval),
+            ("training", guess.training, ""),
+        )
+    ]
+    return {
+        "marks": marks,
+        "name": guess.name,
+        "guess": 100 * (1 - guess.guess / widest),
+        "nats": f"{guess.guess:.4f}",
+        "skill": f"skill {guess.skill:,.1%}".replace("-", "−"),
+    }
+
+
+def sum_of_parts(parts: Parts) -> list[Step]:
+    """Equation (18) as bars; the printed numbers add up, the second takes what rounding leaves."""
+    decimals = 4 if parts.loss >= 1e-3 else 6
+    uncertainty, wrong, loss = (
+        round(x, decimals) for x in (parts.uncertainty, parts.miscalibration, parts.loss)
+    )
+    known = round(uncertainty + wrong - loss, decimals)
+    unit = 100 / max(uncertainty, loss, uncertainty - known)
+    calibrated = uncertainty - known
+    return [
+        Step(
+            "Uncertainty",
+            "the entropy of the class frequencies: the cost of guessing by them",
+            f"{uncertainty:.{decimals}f}",
+            0,
+            unit * uncertainty,
+            "plain",
+        ),
+        Step(
+            "Discrimination",
+            "what the features tell of the classes",
+            f"{'−' if known >= 0 else '+'} {abs(known):.{decimals}f}",
+            unit * min(calibrated, uncertainty),
+            unit * abs(known),
+            "good",
+        ),
+        Step(
+            "Miscalibration",
+            "what stating the wrong confidence costs",
+            f"+ {wrong:.{decimals}f}",
+            unit * calibrated,
+            unit * wrong,
+            "bad",
+        ),
+        Step("Held-out loss", "", f"= {loss:.{decimals}f}", 0, unit * loss, "total"),
+    ]
+
+
+def about_temperature(parts: Parts) -> str:
+    """What the fitted temperature says, in words."""
+    t = parts.temperature
+    if t is None:
+        return (
+            "No temperature can be fitted: these rows are all right, or no better than guessed, so more "
+            "confidence, or less, would always be better on them."
+        )
+    if abs(t - 1) < 0.02:
+        words = "the stated confidence is right as it is"
+    elif t > 1:
+        words = "the model is surer than it should be, and its logits are best divided by that"
+    else:
+        words = "the model could be surer than it is, and its logits are best divided by that"
+    effect = (
+        "Fitted on four fifths of the rows, it lowers the loss of the other fifth."
+        if parts.miscalibration > 0
+        else "Fitted on four fifths of the rows, it does not lower the loss of the other fifth: no "
+        "miscalibration can be told from chance."
+    )
+    return f"Fitted temperature {t:.3g}: {words}. {effect}"
+
+
+def objective(settings: Settings) -> str:
+    """What the training minimised, in words."""
+    words = "mean cross-entropy"
+    if settings.focal_gamma:
+        words = f"mean focal loss, γ = {settings.focal_gamma:g},"
+    if settings.label_smoothing:
+        words += f", its labels smoothed by ε = {settings.label_smoothing:g},"
+    if settings.balanced:
+        words += " with all classes weighed alike"
+    return f"{words} + α/2·‖W‖², α = {settings.alpha:g}"
+
+
+def cards(run: Run) -> list[Card]:
+    """The costliest rows, with a picture where the columns are pixels."""
+    shape = thumbnails.image_shape(run.data.feature_names)
+    names = page_names(run)
+    low, high = (float(f(run.data.features)) for f in (np.min, np.max)) if shape else (0.0, 1.0)
+    found = []
+    for sample, reasons in zip(run.diagnosis.costliest, run.reasons, strict=True):
+        row, picture = int(run.held_out[sample.place]), None
+        if shape and high > low:
+            values = np.asarray(run.data.features[row : row + 1], np.float64).reshape(shape)
+            picture = thumbnails.data_uri((values - low) / (high - low))
+        found.append(
+            Card(
+                sample,
+                run.data.number(row),
+                picture,
+                plots.sample_bars(sample, names),
+                [] if picture else reasons,
+            )
+        )
+    return found
+
+
+def page_names(run: Run) -> list[str]:
+    """The classes as the page shows them."""
+    return [printable(str(name)) for name in run.classes]
+
+
+def effects(run: Run, order: list[int]) -> list[tuple[str, list[coefficients.Effect]]]:
+    """(class, its largest coefficients): of two the second, of more those that come first in ``order``."""
+    found = coefficients.coefficients(run.model)
+    kept = [0] if found.against is not None else sorted(order[:MOST_MULTIPLES])
+    most = MOST_EFFECTS.get(len(kept), FEW_EFFECTS)
+    names = [printable(str(name)) for name in found.classes]
+    return [(names[k], coefficients.largest(found, k, most)) for k in kept]
+
+
+def largest_effects(run: Run) -> list[str]:
+    """The largest coefficients of some classes, a sentence for each."""
+    order = sorted(range(len(run.classes)), key=lambda k: -run.diagnosis.classes[k].rows)
+    sentences = []
+    for name, of_class in effects(run, order)[:MOST_SENTENCES]:
+        parts = [f"{e.feature} {signed(e.scaled, '+.2f')}" for e in of_class[:MOST_SENTENCES]]
+        sentences.append(f"on {name}: {', '.join(parts) or 'none'}")
+    return sentences
+
+
+def facts(run: Run, command: str, most: int | None = None) -> dict[str, Any]:
+    """All numbers of the page, for a machine; at most about ``most`` coefficients, the largest."""
+    d, names = run.diagnosis, run.classes
+    found = coefficients.coefficients(run.model)
+    return {
+        "command": command,
+        "versions": versions() | {"python": platform.python_version()},
+        "data": run.data.name,
+        "rows": {"training": run.train.rows, "held_out": run.test.rows, "unlabelled": run.data.unlabelled},
+        "features": len(run.data.feature_names),
+        "classes": names,
+        "settings": run.settings._asdict(),
+        "training": run.train._asdict(),
+        "held_out": run.test._asdict() | {"standard_error": d.error, "skill": d.skill},
+        "parts": d.parts._asdict(),
+        "calibration_error": d.calibration_error,
+        "solver": run.solver,
+        "steps": run.steps,
+        "converged": run.converged,
+        "optimality_gap": run.optimality_gap,
+        "gradient_check": run.gradient._asdict() | {"passed": run.gradient.passed},
+        "coefficients": coefficients.plain(found, most and max(1, most // len(found.classes))),
+        "curve": {"training": [a for a, _ in run.curve], "held_out": [b for _, b in run.curve]},
+        "by_class": [
+            c._asdict() | {"name": name, "reliability": [b._asdict() for b in c.reliability]}
+            for name, c in zip(names, d.classes, strict=True)
+        ],
+        "reliability": [b._asdict() for b in d.reliability],
+        "confusion": [  # (true, predicted, rows), by the places of the classes
+            [int(i), int(j), int(d.confusion[i, j])] for i, j in zip(*np.nonzero(d.confusion), strict=True)
+        ],
+        "costliest": [
+            {
+                "row": run.data.number(int(run.held_out[s.place])),
+                "true": names[s.label],
+                "predicted": names[s.predicted],
+                "loss": s.loss,
+                "probabilities": s.probs.tolist(),
+                "gradient": s.gradient.tolist(),
+                "reasons": [r._asdict() for r in reasons],
+            }
+            for s, reasons in zip(d.costliest, run.reasons, strict=True)
+        ],
+        "checks": [f._asdict() for f in run.findings],
+        "surprises": run.surprises,
+    }
+
+
+def html(run: Run, command: str) -> str:
+    """The page: nothing outside it is referred to, and the same run gives the same bytes."""
+    d, names = run.diagnosis, page_names(run)
+    finding, cautions = verdict(run)
+    order = sorted(range(len(names)), key=lambda k: -d.classes[k].share)
+    shown = sorted(order[:MOST_CLASSES])
+    multiples = [k for k in sorted(order[:MOST_MULTIPLES]) if d.classes[k].reliability]
+    numbers = json.dumps(facts(run, command, MOST_NUMBERS), ensure_ascii=False, separators=(",", ":"))
+    return render.render(
+        "report.html.j2",
+        run=run,
+        d=d,
+        names=names,
+        finding=finding,
+        cautions=cautions,
+        figures=key_numbers(run),
+        scale=loss_scale(run),
+        steps=sum_of_parts(d.parts),
+        temperature=about_temperature(d.parts),
+        cards=cards(run),
+        cost_share=sum(sample.loss for sample in d.costliest) / (d.losses.sum() or 1.0),
+        odd=any(f.text for f in run.findings) or bool(run.surprises),
+        shown=shown,
+        widest=max(c.share for c in d.classes) or 1.0,
+        multiples=[(k, plots.class_reliability(d.classes[k].reliability, names[k])) for k in multiples],
+        effects=effects(run, order),
+        pictures={
+            "curve": plots.loss_curve(run),
+            "confusion": plots.confusion_matrix(d, names),
+            "gradient": plots.gradient_map(d, names),
+            "reliability": plots.reliability(d),
+        },
+        objective=objective(run.settings),
+        row_sum=_scientific(float(np.abs(d.gradient.sum(1)).max())),
+        against=coefficients.coefficients(run.model).against,
+        signed=signed,
+        counted=counted,
+        solver=plots.SOLVERS[run.solver],
+        bits=information.bits,
+        perplexity=perplexity,
+        command=command,
+        versions=versions() | {"python": platform.python_version()},
+        numbers=numbers.replace("<", "\\u003c"),
+    )
+
+
+def perplexity(loss: float, decimals: int) -> str:
+    """With so many decimals, or a power of ten where they would be of no use."""
+    with np.errstate(over="ignore"):
+        value = float(information.perplexity(loss))
+    if not math.isfinite(value):
+        return "∞"
+    return f"{value:.{decimals}f}" if value < 1e6 else _scientific(value)
+
+
+def signed(value: float, form: str = "+.3g") -> str:
+    """With its sign, as typography has it."""
+    return f"{value:{form}}".replace("-", "−")
+
+
+def _nats(loss: float) -> str:
+    """Four decimals, or a power of ten where they would hide the number."""
+    return f"{loss:.4f}" if loss == 0 or loss >= 1e-3 else _scientific(loss)
+
+
+def _percent(share: float) -> str:
+    """A small share: 0.002%, or 3 × 10⁻⁹ where that is too long."""
+    return f"{100 * share:.2g}%" if share >= 1e-5 else _scientific(share)
+
+
+def _scientific(value: float) -> str:
+    if value == 0:
+        return "0"
+    digits, power = f"{value:.1e}".split("e")
+    return f"{digits} × 10{str(int(power)).translate(SUPERSCRIPTS)}"

@@ -1,0 +1,106 @@
+"""The verdict on a run: the finding, what to be careful about, and what its loss is compared with."""
+
+from __future__ import annotations
+
+import math
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from xent.files.words import counted
+from xent.report.training import Run, Settings
+
+
+class Yardstick(NamedTuple):
+    """The loss that the training was after, and that of a guess which knows no features."""
+
+    held_out: float
+    training: float
+    guess: float
+    name: str  # of the guess
+    interval: float | None  # half of the 95% interval of ``held_out``
+
+    @property
+    def skill(self) -> float:
+        """``1 − loss/guess``: 1 is certain and right, 0 is the guess."""
+        return 1 - self.held_out / self.guess if self.guess > 0 else 0.0
+
+
+def verdict(run: Run) -> tuple[str, list[str]]:
+    """(the finding, what to be careful about), each a sentence."""
+    guess = yardstick(run)
+    right = f"{run.test.accuracy:.1%} of {run.test.rows:,} held-out rows are predicted right"
+    loss = "the loss"
+    if run.settings.balanced:
+        right += f", {run.test.balanced_accuracy:.1%} averaged over the classes"
+        loss = "the loss, with all classes weighed alike,"
+    if guess.skill >= 0.005:
+        finding = f"{right}; {loss} is {guess.skill:.0%} below {guess.name}."
+    else:
+        finding = f"{right}, but {loss} is no better than {guess.name}."
+    cautions = []
+    if run.settings.balanced:
+        cautions.append(
+            "--balanced moves the probabilities away from the class frequencies on purpose: the loss of all "
+            f"rows alike, {run.test.loss:.4f}, and the calibration are not what was trained for."
+        )
+    if not run.converged and run.settings.alpha == 0 and run.train.accuracy == 1:
+        cautions.append(
+            "The classes of the training rows are separable: without a penalty no finite weights are the "
+            "best; set --alpha above 0."
+        )
+    elif not run.converged:
+        mend = "--max-iter" if run.steps >= run.settings.max_iter else "--alpha"
+        cautions.append(
+            f"Training ended after {counted(run.steps, 'step')}, further from the optimum than --tol asks "
+            f"for: raise {mend} or --tol."
+        )
+    if not run.gradient.passed:
+        cautions.append(
+            f"The gradient is {run.gradient.error:.1e} away from finite differences: do not trust this run."
+        )
+    step, (train, best) = min(enumerate(run.curve), key=lambda each: each[1][1])
+    by_heart = run.train.loss < train
+    if best < 0.95 * run.test.loss and best < run.test.loss - 0.005 and (by_heart or _is_plain(run.settings)):
+        why = (
+            "the model has learnt its training rows by heart; a larger --alpha may help."
+            if by_heart
+            else "the training loss rose too, for the sake of the penalty; a smaller --alpha may help."
+        )
+        cautions.append(
+            f"The held-out loss was {best:.4f} at step {step} and is {run.test.loss:.4f} at the end: {why}"
+        )
+    if run.test.rows < 100:
+        cautions.append(f"{run.test.rows} held-out rows are few: the last digits above are noise.")
+    cautions += [found.sentence for found in run.findings if found.grave]
+    return finding, cautions
+
+
+def _is_plain(settings: Settings) -> bool:
+    """Whether the loss of the curves is the one that was trained for."""
+    return not (settings.balanced or settings.focal_gamma or settings.label_smoothing)
+
+
+def yardstick(run: Run) -> Yardstick:
+    """Of all rows alike; under --balanced of all classes alike, since that is what was minimised then."""
+    if not run.settings.balanced:
+        interval = 1.96 * run.diagnosis.error
+        name = "guessing by class frequencies"
+        return Yardstick(run.test.loss, run.train.loss, run.frequencies, name, interval)
+    uniform = math.log(np.count_nonzero(run.diagnosis.confusion.sum(1)))
+    return Yardstick(run.test.balanced_loss, run.train.balanced_loss, uniform, "guessing uniformly", None)
+
+
+def commonest(run: Run) -> tuple[Any, float]:
+    """(the commonest class of the held-out rows, its share): the accuracy of always saying it."""
+    rows = run.diagnosis.confusion.sum(1)
+    return run.classes[int(rows.argmax())], float(rows.max() / rows.sum())
+
+
+def checked(run: Run) -> str:
+    """What part of the gradient was compared, in words."""
+    g = run.gradient
+    part = f"all {g.total:,}" if g.checked == g.total else f"{g.checked:,} of {g.total:,}"
+    if g.rows is None or g.rows == run.train.rows:
+        return f"{part} parameters"
+    return f"{part} parameters, checked on {counted(g.rows, 'row')}"
