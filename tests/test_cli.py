@@ -308,7 +308,8 @@ def run(code: str | None, *arguments: str, **options) -> subprocess.CompletedPro
 
 @pytest.mark.parametrize("module", ["typer", "rich", "sklearn", "threadpoolctl"])
 def test_a_missing_extra_is_one_line_that_says_what_to_install(module):
-    code = f"import sys; sys.modules[{module!r}] = None; from xent.command.cli import main; sys.exit(main(['fit']))"
+    without = f"import sys; sys.modules[{module!r}] = None"
+    code = f"{without}; from xent.command.cli import main; sys.exit(main(['fit']))"
     done = run(code)
     assert done.returncode == 2
     assert done.stderr == f"xent: error: this command needs {module}: pip install 'xent[fit]'\n"

@@ -11,13 +11,12 @@ import pytest
 import typer.main
 from test_cli_predict import people
 
-from xent import command as commands
-from xent.command import cli
+from xent.command import app, cli
 from xent.command.cli import main
 from xent.files import cells, dataset
 
 PAGE = (Path(__file__).parents[1] / "docs/command.md").read_text("utf-8")
-COMMAND = typer.main.get_command(commands.app)
+COMMAND = typer.main.get_command(app.app)
 
 
 def table(heading: str) -> dict[str, str]:

@@ -20,7 +20,10 @@ import xent.torch as xt  # noqa: E402
 from tests.ranks import Checks, arrays, assert_passed  # noqa: E402
 from tests.test_distributed_layouts import assert_refused, case, in_step, laid_out, mesh, whole  # noqa: E402
 from xent.torch.agreement import checksum  # noqa: E402
-from xent.torch.distributed import vocab_parallel_cross_entropy, vocab_parallel_linear_cross_entropy
+from xent.torch.distributed import (  # noqa: E402
+    vocab_parallel_cross_entropy,
+    vocab_parallel_linear_cross_entropy,
+)
 
 # PyTorch warns of its own use of what it has deprecated.
 pytestmark = pytest.mark.filterwarnings("ignore:.torch.jit:DeprecationWarning")

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from xent.core.contract import RowStatistics
     from xent.regression.estimator import SoftmaxRegression
 
-__version__ = "0.1.0"
+    __version__: str
 
 __all__ = [
     "CrossEntropyLoss",
@@ -47,22 +47,26 @@ __all__ = [
 
 # Loaded when asked for: the command answers Ctrl-C before NumPy is there, and scikit-learn may be missing.
 _MODULES = {
-    "binary_cross_entropy": "binary",
-    "binary_cross_entropy_with_grad": "binary",
-    "linear_cross_entropy": "linear",
-    "linear_cross_entropy_with_grad": "linear",
-    "linear_row_statistics": "linear",
-    "RowStatistics": "protocol",
-    "SoftmaxRegression": "regression",
+    "binary_cross_entropy": "api.binary",
+    "binary_cross_entropy_with_grad": "api.binary",
+    "linear_cross_entropy": "api.linear",
+    "linear_cross_entropy_with_grad": "api.linear",
+    "linear_row_statistics": "api.linear",
+    "RowStatistics": "core.contract",
+    "SoftmaxRegression": "regression.estimator",
 }
 
 
 def __getattr__(name: str) -> Any:
+    if name == "__version__":
+        from importlib.metadata import version
+
+        return version("xent")
     if name not in __all__:
         raise AttributeError(f"module 'xent' has no attribute {name!r}")
     if name == "information":
         return import_module("xent.information")
-    globals()[name] = getattr(import_module(f"xent.{_MODULES.get(name, 'api')}"), name)
+    globals()[name] = getattr(import_module(f"xent.{_MODULES.get(name, 'api.cross_entropy')}"), name)
     return globals()[name]
 
 

@@ -16,7 +16,7 @@ def main(arguments: list[str] | None = None) -> int:
         "RUST_BACKTRACE", "0"
     )  # polars panics on some damaged files: its text is long enough
     try:
-        from xent.command import invoke
+        from xent.command.app import invoke
 
         code = invoke(arguments)
         if sys.stdout is not None:  # closed by the caller: `xent check >&-`

@@ -13,7 +13,7 @@ from xent.core.link import Link
 from xent.core.spec import LossSpec, Options, require_reduction
 from xent.core.target import Target
 from xent.engine import checks
-from xent.kernels import _native, cpu, registry
+from xent.kernels import cpu, registry
 
 Array = np.ndarray[Any, Any]
 FLOATS = (np.dtype(np.float32), np.dtype(np.float64))
@@ -97,9 +97,9 @@ class Problem:
         if self.reduction == "none":
             return self.row_losses(stats).astype(dtype, copy=False)
         if head.negates_log_prob(self.spec, self.target):
-            total = 0.0 - _native.total(np.ascontiguousarray(stats.log_prob, np.float64))
+            total = 0.0 - cpu.total(np.ascontiguousarray(stats.log_prob, np.float64))
         else:
-            total = _native.total(np.ascontiguousarray(self.row_losses(stats), np.float64))
+            total = cpu.total(np.ascontiguousarray(self.row_losses(stats), np.float64))
         return dtype.type(total * self.scale if self.divisor != 1.0 else total)
 
     def row_losses(self, stats: RowStats) -> Array:

@@ -10,7 +10,7 @@ from xent.core.spec import LossSpec
 from xent.engine import checks
 from xent.engine.binary_blocks import BinaryCase, Blocks
 from xent.engine.logistic import smoothing_of
-from xent.kernels import _native
+from xent.kernels.cpu_binary import binary_loss
 
 Array = np.ndarray[Any, Any]
 BITS = {"V": np.uint16, "b": np.uint8}  # bfloat16 and booleans, as the kernel knows them
@@ -72,7 +72,7 @@ class Elements:
         each = None if losses is None else losses.reshape(-1)
         bits = None if out is None else _bits(out)
         flat = None if bits is None else _flat(bits)
-        sum: float = _native.binary_loss(*self.arrays, upstream, *self.scalars, scale, each, flat)
+        sum: float = binary_loss(*self.arrays, upstream, *self.scalars, scale, each, flat)
         if bits is not None and flat is not None and not np.may_share_memory(flat, bits):
             bits[...] = flat.reshape(bits.shape)
         return sum

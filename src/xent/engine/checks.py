@@ -12,7 +12,7 @@ import numpy as np
 from xent.core import target
 from xent.core.spec import LossSpec, as_float, require_no_gradient
 from xent.core.target import Target
-from xent.kernels import _native
+from xent.kernels import cpu
 
 Array = np.ndarray[Any, Any]
 
@@ -173,7 +173,7 @@ def as_labels(
     if not y.flags.aligned:
         y = y.copy()
     ignored = None
-    if 0 <= ignore_index < num_classes or not _native.all_in_range(y, num_classes):
+    if 0 <= ignore_index < num_classes or not cpu.all_in_range(y, num_classes):
         outside = np.greater_equal(y.view(np.uint64), num_classes)  # negative ones too
         ignored = labels == ignore_index
         if validate and np.count_nonzero(bad := outside & ~ignored):
@@ -191,7 +191,7 @@ def all_within(x: Array, upper: float) -> bool:
     """Whether all of ``x`` is in [0, upper]; NaN is not. bfloat16 may come as its bits."""
     flags = x.flags
     if x.dtype.char in "dfeH" and x.dtype.isnative and flags.forc and flags.aligned:
-        return _native.all_within(x.ravel("K"), upper)
+        return cpu.all_within(x.ravel("K"), upper)
     return not x.size or bool(x.min() >= 0 and x.max() <= upper)
 
 

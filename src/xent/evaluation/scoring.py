@@ -10,7 +10,7 @@ import numpy as np
 
 from xent.core.link import Link
 from xent.engine import checks
-from xent.kernels import _native, registry
+from xent.kernels import cpu, cpu_evaluate, registry
 
 Array = np.ndarray[Any, Any]
 
@@ -72,7 +72,7 @@ class Sums:
     def add(self, columns: Columns, top_k: int, start: int) -> None:
         """Add rows, the first of which is row ``start``."""
         sums = self.by_class, self.guessed, self.by_bin
-        ignored, undefined, first = _native.evaluate_fold(*columns, top_k, *sums)
+        ignored, undefined, first = cpu_evaluate.evaluate_fold(*columns, top_k, *sums)
         self.ignored += ignored
         self.undefined += undefined
         if self.first_undefined is None and first >= 0:
@@ -125,7 +125,8 @@ def _rows(outputs: Array, labels: Array, mass: Array | None = None, lowest: Arra
     n = len(outputs)
     columns = Columns(labels, np.empty(n), np.empty(n), np.empty(n, np.int32), np.empty(n, np.int32))
     bits = outputs.view(np.uint16) if checks.is_bfloat16(outputs.dtype) else outputs
-    _native.evaluate_rows(np.ascontiguousarray(bits), labels, mass is not None, *columns[1:], mass, lowest)
+    bits = np.ascontiguousarray(bits)
+    cpu_evaluate.evaluate_rows(bits, labels, mass is not None, *columns[1:], mass, lowest)
     return columns
 
 
@@ -158,7 +159,7 @@ def _of_probabilities(
 def _labels(targets: Array, num_classes: int, ignore_index: int, start: int, name: str) -> Array:
     """Labels in [0, K), or −1 where the row is ignored; a copy."""
     labels = targets.reshape(-1).astype(np.int64)
-    if not 0 <= ignore_index < num_classes and _native.all_in_range(labels, num_classes):
+    if not 0 <= ignore_index < num_classes and cpu.all_in_range(labels, num_classes):
         return labels
     ignored = labels == ignore_index
     outside = (labels.view(np.uint64) >= num_classes) & ~ignored  # negative ones are large then

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from importlib.metadata import version
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -48,14 +49,12 @@ def html(logits: Any, label: int, options: Options) -> str:
     Raises what that raises, and ValueError where the page has no room: for fewer than 2 or more than 10
     classes, and for numbers beyond its fields.
 
-    >>> from xent.explain.steps import explorer
+    >>> from xent.explain import explorer
     >>> page = explorer.html([2.0, 3.0, 4.0], 1, {"label_smoothing": 0.1})
     >>> page.startswith("<!doctype html>"), "://" in page
     (True, False)
     """
     from markupsafe import Markup
-
-    import xent
 
     z = np.asarray(logits, np.float64)
     Problem.from_arguments(z[None], np.array([label]), "sum", None, True, options)
@@ -81,7 +80,7 @@ def html(logits: Any, label: int, options: Options) -> str:
         logits=LOGITS,
         weights=WEIGHTS,
         initial=Markup(json.dumps({"state": state, "limits": limits})),
-        version=xent.__version__,
+        version=version("xent"),
     )
 
 

@@ -19,7 +19,7 @@ def render(template: str, **values: Any) -> str:
     from markupsafe import Markup
 
     environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("xent"),
+        loader=jinja2.PackageLoader("xent.html"),
         autoescape=True,
         trim_blocks=True,
         lstrip_blocks=True,

@@ -40,7 +40,7 @@ def fit_temperature(logits: Array, targets: Array, sample_weight: Array | None =
     Three of four rows are right, where the logits claim 98%; log 3 is the logit of 3/4:
 
     >>> import numpy as np
-    >>> from xent.regression.estimator.calibration import fit_temperature
+    >>> from xent.regression.calibration import fit_temperature
     >>> T = fit_temperature(np.array([[4.0, 0.0]] * 4), np.array([0, 0, 0, 1]))
     >>> print(f"{T:.6f}", f"{4.0 / T:.6f}", f"{np.log(3):.6f}")
     3.640957 1.098612 1.098612

@@ -378,9 +378,7 @@ class SoftmaxRegression(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
 
 def versions() -> dict[str, str]:
     """Of xent and of what its numbers come from."""
-    from xent import __version__
-
-    return {"xent": __version__} | {name: version(name) for name in ("numpy", "scipy", "scikit-learn")}
+    return {name: version(name) for name in ("xent", "numpy", "scipy", "scikit-learn")}
 
 
 def _logits(scores: Array) -> Array:

@@ -52,10 +52,10 @@ def coefficients(model: Model) -> Coefficients:
     """Those of ``model``, in float64.
 
     >>> import numpy as np
-    >>> from xent.report.page.coefficients import coefficients
-    >>> from xent.regression.estimator.model_file import Model
+    >>> from xent.report.coefficients import coefficients
+    >>> from xent.regression.model_file import Model
     >>> from xent.files.preprocess import Preprocessor
-    >>> from xent.regression.estimator.estimator import SoftmaxRegression
+    >>> from xent.regression.estimator import SoftmaxRegression
     >>> x, y = np.array([[10.0], [20.0], [30.0], [40.0]]), ["no", "no", "yes", "yes"]
     >>> learnt = Preprocessor.fit(x, ["age"])
     >>> c = coefficients(Model(SoftmaxRegression().fit(learnt.transform(x), y), learnt, {}))

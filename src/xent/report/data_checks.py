@@ -49,7 +49,7 @@ def findings(data: Dataset, train: Array, test: Array) -> list[Finding]:
 
     >>> import numpy as np
     >>> from xent.files.dataset import Dataset
-    >>> from xent.report.page.data_checks import findings
+    >>> from xent.report.data_checks import findings
     >>> x = np.random.default_rng(0).standard_normal((40, 2))
     >>> data = Dataset("x", x, np.array(["yes", "no", "yes", "Yes "] * 10), ["a", "b"])
     >>> [f.text for f in findings(data, np.arange(20), np.arange(20, 40)) if f.text]

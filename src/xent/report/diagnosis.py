@@ -104,7 +104,7 @@ class Diagnosis(NamedTuple):
 def diagnose(logits: Any, labels: Any) -> Diagnosis:
     """Everything above, of ``logits (N, K)``, finite, and ``labels (N,)`` in [0, K); N ≥ 2.
 
-    >>> from xent.report.page.diagnosis import diagnose
+    >>> from xent.report.diagnosis import diagnose
     >>> d = diagnose([[2.0, 0.0], [0.0, 1.0], [1.0, 0.0], [0.0, 3.0]], [0, 1, 1, 1])
     >>> d.measures.accuracy, d.confusion.tolist()
     (0.75, [[1, 0], [1, 2]])

@@ -58,7 +58,7 @@ def names_of_rows(columns: Mapping[str, Array]) -> str:
     """Which columns of text have another value in nearly each row; "" if none has.
 
     >>> import numpy as np
-    >>> from xent.report.page.text_columns import names_of_rows
+    >>> from xent.report.text_columns import names_of_rows
     >>> names_of_rows({"id": np.array([f"U{k:04}" for k in range(40)])})
     "'id' has another value in nearly each row (40 in 40): leave it out by --drop id"
     """

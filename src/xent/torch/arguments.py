@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import math
-import sys
-from typing import Any, NamedTuple, NoReturn, cast
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch.autograd import forward_ad
@@ -128,15 +127,6 @@ def require_local(**tensors: Any) -> None:
                 f"`{name}` must be a tensor of this rank; got a DTensor: give its rows by `.to_local()`, or "
                 "all of it by `.full_tensor()`"
             )
-
-
-def refuse_together(error: Exception, *tensors: Any) -> NoReturn:
-    """Raise ``error``, on every rank of the mesh of a DTensor among ``tensors``: none waits for this one."""
-    if "torch.distributed.tensor" in sys.modules:
-        from xent.torch import dtensors
-
-        dtensors.refuse(error, *tensors)
-    raise error
 
 
 def require_together(**tensors: Tensor | None) -> None:

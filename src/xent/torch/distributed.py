@@ -14,7 +14,7 @@ from xent.core.spec import Further, LossSpec, require_reduction, with_options
 from xent.core.target import Target
 from xent.engine import valid_rows as rows
 from xent.engine.chunked_projection import require_chunk_bytes
-from xent.torch import arguments, bridge, composite, linear, sharded_layers
+from xent.torch import arguments, bridge, composite, linear_loss, sharded_layers
 from xent.torch.agreement import Own, Whose, agreed, checksum, kind_of, plain
 from xent.torch.projected import Operands
 from xent.torch.sharded import Batch, Shard
@@ -179,7 +179,7 @@ def vocab_parallel_linear_cross_entropy(
     def check() -> Own[tuple[Call, Operands]]:
         spec = arguments.spec_of(ignore_index=ignore_index, label_smoothing=label_smoothing, **options)
         require_chunk_bytes(chunk_bytes)
-        operands = linear.checked(hidden, weight_shard, bias, ("hidden", "weight_shard", "bias"))
+        operands = linear_loss.checked(hidden, weight_shard, bias, ("hidden", "weight_shard", "bias"))
         arguments.require_local(hidden=hidden, weight_shard=weight_shard, bias=bias)
         rows.shifted(hidden.shape[:-1], shift, torch, hidden.device)
         call = Call(labels, weight, sample_weight, spec, reduction, denominator, validate)

@@ -11,7 +11,7 @@ import torch
 from xent.core.spec import LossSpec
 from xent.engine.chunked_projection import require_chunk_bytes
 from xent.engine.valid_rows import shifted
-from xent.torch import agreement, arguments, composite, distributed, functional, linear
+from xent.torch import agreement, arguments, composite, dense, distributed, linear_loss
 from xent.torch.agreement import Own, Whose, agreed, kind_of, plain
 from xent.torch.distributed import Call
 from xent.torch.dtensor_rows import DealtRows
@@ -50,7 +50,7 @@ def cross_entropy(
     validate: bool | None,
     names: arguments.Names,
 ) -> Tensor:
-    """`functional.of_rows` of a DTensor ``logits (..., K)``: whole, or with its rows or classes in shards.
+    """The loss of a DTensor ``logits (..., K)``: whole, or with its rows or classes in shards.
 
     Targets and factors are DTensors, or whole and the same on every rank.
     """
@@ -79,7 +79,7 @@ def cross_entropy(
     rows, local = DealtRows(logits), logits.to_local()
     y, omega, factors = rows.mine(call.targets), rows.mine(call.sample_weight), rows.shared(call.class_weight)
     return rows.reduced(
-        lambda r, d: functional.of_rows(local, y, factors, omega, spec, r, d, False, names),
+        lambda r, d: dense.of_rows(local, y, factors, omega, spec, r, d, False, names),
         lambda: composite.counts(y, logits.shape[-1], factors, omega, spec),
         reduction,
         _whole(call.denominator),
@@ -99,13 +99,13 @@ def linear_cross_entropy(
     chunk_bytes: int | None,
     names: arguments.Names,
 ) -> Tensor:
-    """`linear.of_rows` with a DTensor for a weight (K, D): one of ``Shard(0)``, or a replicated one.
+    """The loss with a DTensor for a weight (K, D): one of ``Shard(0)``, or a replicated one.
 
     With a weight of ``Shard(0)`` inputs of any placement are gathered, and a bias is sharded as the weight
     is. With a replicated weight the rows stay where they are.
     """
     name = names.targets
-    of_operands = linear.OPERANDS if names == arguments.TORCH else ("inputs", "weight", "bias")
+    of_operands = linear_loss.OPERANDS if names == arguments.TORCH else ("inputs", "weight", "bias")
     inputs, linear_weight, bias = cast(Any, operands)
     of_inputs, of_weight, of_bias = of_operands
     for of_operand, x in zip(of_operands, operands, strict=True):
@@ -160,7 +160,9 @@ def linear_cross_entropy(
     later = y[..., shift:, :] if call.is_soft else y[..., shift:]
     late = omega if omega is None else omega[..., shift:]
     return rows.reduced(
-        lambda r, d: linear.of_rows(whole, y, factors, omega, spec, r, d, False, shift, chunk_bytes, names),
+        lambda r, d: linear_loss.of_rows(
+            whole, y, factors, omega, spec, r, d, False, shift, chunk_bytes, names
+        ),
         lambda: composite.counts(later, linear_weight.shape[0], factors, late, spec),
         reduction,
         _whole(call.denominator),

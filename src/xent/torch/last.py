@@ -10,7 +10,7 @@ from xent.core.spec import Options
 from xent.core.target import Target
 from xent.core.target import denominator as denominator_of
 from xent.engine import checks
-from xent.torch import arguments, binary, bridge, functional, linear
+from xent.torch import arguments, binary, bridge, door, linear_loss
 from xent.torch.temperature import divided
 
 Tensor = torch.Tensor
@@ -23,9 +23,9 @@ def cross_entropy(
     try:
         spec, class_weight, sample_weight, logits = _checked(logits, targets, options)
     except Exception as error:
-        arguments.refuse_together(error, logits)
+        door.refuse(error, logits)
     check, names = _where_free(validate), arguments.OURS
-    return functional.of_rows(
+    return door.cross_entropy(
         logits, targets, class_weight, sample_weight, spec, reduction, denominator, check, names
     )
 
@@ -128,12 +128,12 @@ def linear_cross_entropy(
 ) -> Tensor:
     """`xent.linear_cross_entropy` of tensors."""
     try:
-        operands = linear.checked(inputs, weight, bias, ("inputs", "weight", "bias"))
+        operands = linear_loss.checked(inputs, weight, bias, ("inputs", "weight", "bias"))
         spec, class_weight, sample_weight, x, b = _split(options, operands[0], operands[2], keep_dtype=True)
         operands = operands._replace(inputs=x, bias=b)
     except Exception as error:
-        arguments.refuse_together(error, inputs, weight)
-    return linear.of_rows(
+        door.refuse(error, inputs, weight)
+    return door.linear_cross_entropy(
         operands,
         targets,
         class_weight,

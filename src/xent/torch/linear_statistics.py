@@ -18,7 +18,7 @@ from xent.torch import (
     bridge,
     composite,
     divergence,
-    linear,
+    linear_loss,
     linear_ops,
     linear_row_stats,
     projected,
@@ -75,7 +75,7 @@ def linear_row_statistics(
     number, inputs, bias = divided(temperature, inputs, bias, keep_dtype=True)
     spec = arguments.spec_of(ignore_index=ignore_index, softcap=softcap, temperature=number)
     arguments.require_local(inputs=inputs, weight=weight, labels=labels)
-    operands = linear.checked(inputs, weight, bias, ("inputs", "weight", "bias"))
+    operands = linear_loss.checked(inputs, weight, bias, ("inputs", "weight", "bias"))
     shape, num_classes = operands.inputs.shape[:-1], weight.shape[0]
     flat = operands._replace(inputs=valid_rows.matrix(operands.inputs))
     is_plain = projected.is_plain(flat, labels)
@@ -176,9 +176,9 @@ def linear_kl_divergence(
     arguments.require_local(
         inputs=inputs, weight=weight, teacher_inputs=teacher_inputs, teacher_weight=teacher_weight
     )
-    student = linear.checked(inputs, weight, bias, ("inputs", "weight", "bias"))
+    student = linear_loss.checked(inputs, weight, bias, ("inputs", "weight", "bias"))
     names = ("teacher_inputs", "teacher_weight", "teacher_bias")
-    teacher = linear.checked(teacher_inputs, teacher_weight, teacher_bias, names)
+    teacher = linear_loss.checked(teacher_inputs, teacher_weight, teacher_bias, names)
     shape = student.inputs.shape[:-1]
     if teacher.inputs.shape[:-1] != shape or teacher.weight.shape[0] != student.weight.shape[0]:
         raise arguments.ArgumentError(

@@ -1,0 +1,69 @@
+"""The subcommands of `xent`, one module each, and how they are called."""
+
+from __future__ import annotations
+
+import sys
+from typing import Annotated, Any
+
+import typer
+
+from xent.command import check, evaluate, explain, fit, predict
+
+app = typer.Typer(
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+# In the list of commands a line has room for so many words.
+app.command(short_help="Train a classifier on a data file.")(fit.fit)
+app.command(short_help="Predict labels and probabilities of rows.")(predict.predict)
+app.command("eval", short_help="Score a file of logits against labels.")(evaluate.evaluate)
+app.command(cls=explain.LogitsCommand, short_help="Show a loss and its gradient, in numbers.")(
+    explain.explain
+)
+app.command(short_help="Compare all derivatives with other sources.")(check.check)
+
+
+@app.callback(invoke_without_command=True)
+def top(
+    context: typer.Context,
+    version: Annotated[bool, typer.Option("--version", help="Print the version and end.")] = False,
+) -> None:
+    """Cross-entropy: train by its closed-form gradient, predict, evaluate, explain, check.
+
+    Exit codes: 0 done, 1 a check failed, 2 bad input or a wrong call, 130 interrupted.
+    """
+    if version:
+        from importlib import metadata
+
+        print(f"xent {metadata.version('xent')}")
+    elif context.invoked_subcommand is None:
+        print(context.get_help())
+
+
+def invoke(arguments: list[str] | None) -> int:
+    """Run; return the exit code. A wrong call is a ValueError, Ctrl-C a KeyboardInterrupt."""
+    try:
+        words = sys.argv[1:] if arguments is None else arguments
+        for word in words:
+            _require_text(word)
+        code = app(words, prog_name="xent", standalone_mode=False, obj=words)
+    except typer.Abort:
+        raise KeyboardInterrupt from None
+    except UsageError as error:
+        raise ValueError(error.format_message()) from None
+    if code == INTERRUPTED:
+        raise KeyboardInterrupt
+    return int(code or 0)
+
+
+def _require_text(word: str) -> None:
+    """A file name of other bytes can be opened, but neither printed nor kept in a report or a model."""
+    try:
+        word.encode()
+    except UnicodeEncodeError:
+        raise ValueError(f"{word!r}: is not UTF-8 text: rename the file, or make a link to it") from None
+
+
+UsageError: Any = typer.BadParameter.__base__  # typer gives its base class no name of its own
+INTERRUPTED = 130  # what typer makes of Ctrl-C
