@@ -69,7 +69,7 @@ def explain(logits: Any, label: int, options: Options) -> Explanation:
 
     ``options`` are those of `xent.cross_entropy`. Raises what that raises.
 
-    >>> from xent.explain.steps.steps import explain
+    >>> from xent.explain.steps import explain
     >>> [round(float(g), 4) for g in explain([2.0, 3.0, 4.0], 1, {}).columns[-1].values]
     [0.09, -0.7553, 0.6652]
     """
