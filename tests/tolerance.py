@@ -129,7 +129,7 @@ def magnitudes(
 
 
 class Plain:
-    """The textbook formulas in one precision, as ``protocol.Kernels``: shift, exponentiate, divide."""
+    """The textbook formulas in one precision, as ``contract.Kernels``: shift, exponentiate, divide."""
 
     def __init__(self, compute: type) -> None:
         self.compute = compute

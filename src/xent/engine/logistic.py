@@ -37,11 +37,11 @@ def smoothing_of(spec: LossSpec) -> float:
     return spec.label_smoothing * (2 if spec.smoothing_over == "others" else 1)
 
 
-# The kernels, on NumPy arrays (...), as `protocol.Kernels`; `dense` is a pair of arrays.
+# The kernels, on NumPy arrays (...), as `contract.Kernels`; `dense` is a pair of arrays.
 
 
 def row_stats(logits: Array, labels: Array, dense: Any, link: Link, want: tuple[str, ...]) -> RowStats:
-    """See `protocol.Kernels`."""
+    """See `contract.Kernels`."""
     return _stats(_Row(logits, link), labels, dense)
 
 
@@ -54,7 +54,7 @@ def row_grad(
     cotangents: Cotangents,
     out: Array = None,
 ) -> Array:
-    """See `protocol.Kernels`."""
+    """See `contract.Kernels`."""
     return _written(_gradient(_Row(logits, link), logits, labels, dense, link, cotangents), out)
 
 
@@ -67,7 +67,7 @@ def row_stats_and_grad(
     want: tuple[str, ...],
     out: Array = None,
 ) -> tuple[RowStats, Array]:
-    """See `protocol.Kernels`."""
+    """See `contract.Kernels`."""
     row = _Row(logits, link)
     stats = _stats(row, labels, dense) if want else RowStats()
     return stats, _written(_gradient(row, logits, labels, dense, link, cotangents), out)

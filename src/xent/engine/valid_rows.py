@@ -24,7 +24,10 @@ class Rows(NamedTuple):
     silent: Array = None  # (n,) those among them that do not count after all, or None
 
     def step(self, spec: LossSpec, kernels: Any, xp: Any) -> Callable[..., Any]:
-        """Equations (1) and (2) of a chunk of logits, as `projection.Step`; the gradient written over it."""
+        """Equations (1) and (2) of a chunk of logits; the gradient is written over it.
+
+        A `chunked_projection.Step`.
+        """
 
         def step(logits: Array, part: slice, dloss: Any) -> tuple[tuple[Array], Array]:
             problem = Problem(logits, self.measure(part), spec, "none", 1.0, kernels, xp)

@@ -36,7 +36,7 @@ def set_isa(name: str) -> str:
 def row_stats(
     logits: Array, labels: Array | None, dense: Array | None, link: Link, want: tuple[str, ...]
 ) -> RowStats:
-    """See `protocol.Kernels`."""
+    """See `contract.Kernels`."""
     stats = _empty(logits, labels, want)
     if logits.size:
         z, v = _rows(logits, dense)
@@ -53,7 +53,7 @@ def row_grad(
     cotangents: Cotangents,
     out: Array | None = None,
 ) -> Array:
-    """See `protocol.Kernels`."""
+    """See `contract.Kernels`."""
     out = np.empty_like(logits, subok=False) if out is None else out
     if logits.size:
         z, v, dz = _rows(logits, dense, out)
@@ -73,7 +73,7 @@ def row_stats_and_grad(
     want: tuple[str, ...],
     out: Array | None = None,
 ) -> tuple[RowStats, Array]:
-    """See `protocol.Kernels`."""
+    """See `contract.Kernels`."""
     out = np.empty_like(logits, subok=False) if out is None else out
     stats = _empty(logits, labels, want)
     if logits.size:
@@ -110,7 +110,7 @@ def row_hvp(
     vector: Array,
     out: Array | None = None,
 ) -> Array:
-    """See `protocol.Kernels`."""
+    """See `contract.Kernels`."""
     out = np.empty_like(logits, subok=False) if out is None else out
     if logits.size:
         z, v, product, r = _rows(logits, dense, out, vector)

@@ -1,7 +1,7 @@
 """A linear model in one read of its features: logits, statistics and gradient, a block of rows at a time.
 
 The logits of a row are ``features @ weight.T + bias``, after a 0 if ``zero_class``: two classes then need
-one row of weights. Like the kernels of `protocol` this knows no options, and what a row that is not read
+one row of weights. Like the kernels of `contract` this knows no options, and what a row that is not read
 holds does not matter. Cotangents must be known beforehand: where they depend on the statistics, call
 `linear_stats` first.
 
@@ -39,7 +39,7 @@ def linear_stats(
 
     ``features (N, D)`` and ``weight (C, D)`` are float32 or float64, in any strides; the arithmetic is
     in the wider of the two, and ``bias (C,)`` is brought to it. ``labels``, ``dense`` and ``link`` as in
-    `protocol.Kernels`, for K = C classes, or C + 1 with ``zero_class``.
+    `contract.Kernels`, for K = C classes, or C + 1 with ``zero_class``.
     """
     stats = _empty(features, want)
     if len(features):

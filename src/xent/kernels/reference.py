@@ -1,6 +1,6 @@
 """Equations (1)–(3) in float64 NumPy, written to be read beside docs/maths.md: the oracle of the tests.
 
-It fulfils ``protocol.Kernels`` with whole-array expressions and no thought of speed.
+It fulfils ``contract.Kernels`` with whole-array expressions and no thought of speed.
 """
 
 from __future__ import annotations

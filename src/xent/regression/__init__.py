@@ -1,9 +1,9 @@
 """Softmax regression: the estimator, what it minimises, and how.
 
-`estimator` is the scikit-learn classifier; `parameters` and `class_targets` check what it is given;
-`objective` is the penalised loss (`fused` where one pass over dense features computes it); `solvers` minimise
-it and prove how far from the minimum they stopped; `calibration` fits a temperature; `state` and `model_file`
-save and load.
+`estimator` is the scikit-learn classifier; `parameters`, `features` and `class_targets` check what it is
+given. `objective` is the penalised loss (`fused` where one pass over dense features computes it); `solvers`
+minimise it and prove how far from the minimum they stopped. `calibration` fits a temperature; `state` and
+`model_file` save and load.
 """
 
 from __future__ import annotations

@@ -1,4 +1,13 @@
-"""`xent` for PyTorch: its losses under its own names, every option, the whole autograd contract."""
+"""`xent` for PyTorch: its losses under its own names, every option, the whole autograd contract.
+
+Public: `functional`, `linear`, `linear_statistics`, `binary`, `modules`, `distributed`; `last` is what
+`xent`'s own functions call. `arguments` and `validated` check, `temperature` divides by one that is learnt.
+`door` sends DTensors to `dtensors` and all else to `dense` or `linear_loss`. A plain call goes by `eager`
+(CPU) or `on_device` (GPU); by `composite` and `statistics`, with the formulas of `formulas`, where more is
+watched; by `ops`, `ahead`, `binary_ops` and `linear_ops` in compiled graphs. `projected` goes through logits
+that never exist whole, of what `measured`, `linear_row_stats` and `divergence` say. `sharded`,
+`sharded_layers` and `agreement` are classes split over processes. `bridge` and `memory` lead to the kernels.
+"""
 
 from __future__ import annotations
 

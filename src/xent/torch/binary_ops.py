@@ -18,7 +18,7 @@ Tensor = torch.Tensor
 
 
 def problem(tensors: tuple[Any, ...], spec: LossSpec, reduction: str, divisor: float) -> Any:
-    """`elements.problem` of (logits, targets, weight, pos_weight)."""
+    """`engine.binary.problem` of (logits, targets, weight, pos_weight)."""
     logits, q, weight, pos_weight = tensors
     dtype = bridge.loss_dtype(logits)
     factors = (x if x is None or x.dtype == torch.float64 else x.to(dtype) for x in (pos_weight, weight))

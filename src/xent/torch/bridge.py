@@ -65,7 +65,7 @@ def empty(shape: Any, dtype: torch.dtype, device: torch.device) -> Tensor:
 def row_stats(
     logits: Tensor, labels: Tensor | None, dense: Tensor | None, link: Link, want: tuple[str, ...]
 ) -> RowStats:
-    """As `protocol.Kernels`, of tensors."""
+    """As `contract.Kernels`, of tensors."""
     if (kernels := _of_tensors(logits)) is not None:
         return kernels.row_stats(logits, labels, dense, link, want)
     stats = _of_arrays().row_stats(view(logits), _view(labels), _dense(dense, logits), link, want)
@@ -81,7 +81,7 @@ def row_grad(
     cotangents: Cotangents,
     out: Tensor | None = None,
 ) -> Tensor:
-    """As `protocol.Kernels`, of tensors."""
+    """As `contract.Kernels`, of tensors."""
     if (kernels := _of_tensors(logits)) is not None:
         return kernels.row_grad(logits, labels, dense, link, stats, cotangents, out)
     z = view(logits)
@@ -101,7 +101,7 @@ def row_stats_and_grad(
     want: tuple[str, ...],
     out: Tensor | None = None,
 ) -> tuple[RowStats, Tensor]:
-    """As `protocol.Kernels`, of tensors."""
+    """As `contract.Kernels`, of tensors."""
     if (kernels := _of_tensors(logits)) is not None:
         return kernels.row_stats_and_grad(logits, labels, dense, link, cotangents, want, out)
     z = view(logits)
@@ -121,7 +121,7 @@ def row_hvp(
     cotangents: Cotangents,
     vector: Tensor,
 ) -> Tensor:
-    """As `protocol.Kernels`, of tensors, for a function that is linear in the statistics."""
+    """As `contract.Kernels`, of tensors, for a function that is linear in the statistics."""
     if (kernels := _of_tensors(logits)) is not None:
         vector = vector.to(logits.dtype)
         return kernels.row_hvp(logits, labels, dense, link, cotangents, Curvatures(), vector)

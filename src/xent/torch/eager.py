@@ -151,7 +151,7 @@ class _Loss(Function):
 
 
 def _mean_of_labels(logits: Tensor, others: tuple[Any, ...]) -> tuple[Tensor, Tensor] | None:
-    """`problem.mean_of_labels`; None if there is more to it."""
+    """`batch_loss.mean_of_labels`; None if there is more to it."""
     labels, weight, sample_weight = others
     if weight is not None or sample_weight is not None or labels.dtype != torch.int64:
         return None

@@ -23,7 +23,7 @@ Tensor = torch.Tensor
 def row_stats(
     logits: Tensor, labels: Tensor | None, dense: Tensor | None, link: Link, all: bool = False
 ) -> RowStats:
-    """The statistics of `protocol.RowStats`, float64, derivable in the logits; ``all`` gives the last two.
+    """The statistics of `contract.RowStats`, float64, derivable in the logits; ``all`` gives the last two.
 
     ``dense`` is derived too if it asks for it, by PyTorch's own operations.
     """

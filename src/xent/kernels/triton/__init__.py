@@ -58,7 +58,7 @@ def plan(num_classes: int, across: bool, weight: int, keeps: bool) -> Plan:
 def row_stats(
     logits: Tensor, labels: Tensor | None, dense: Tensor | None, link: Link, want: tuple[str, ...]
 ) -> RowStats:
-    """See `protocol.Kernels`."""
+    """See `contract.Kernels`."""
     stats = _empty(logits, labels, want)
     _reduce(logits, labels, dense, link, stats)
     return stats
@@ -73,7 +73,7 @@ def row_stats_and_grad(
     want: tuple[str, ...],
     out: Tensor | None = None,
 ) -> tuple[RowStats, Tensor]:
-    """See `protocol.Kernels`."""
+    """See `contract.Kernels`."""
     stats = _empty(logits, labels, want)
     out = torch.empty_like(logits) if out is None else out
     _reduce(logits, labels, dense, link, stats, (*cotangents, 0.0, 0.0), None, out)
@@ -90,7 +90,7 @@ def row_hvp(
     vector: Tensor,
     out: Tensor | None = None,
 ) -> Tensor:
-    """See `protocol.Kernels`."""
+    """See `contract.Kernels`."""
     out = torch.empty_like(logits) if out is None else out
     _reduce(logits, labels, dense, link, RowStats(), (*cotangents, *curvatures), vector, out)
     return out
@@ -105,7 +105,7 @@ def row_grad(
     cotangents: Cotangents,
     out: Tensor | None = None,
 ) -> Tensor:
-    """See `protocol.Kernels`."""
+    """See `contract.Kernels`."""
     out = torch.empty_like(logits) if out is None else out
     if not logits.numel():
         return out
