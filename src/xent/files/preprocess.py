@@ -376,10 +376,8 @@ def _codes(column: polars.Series, levels: tuple[str | None, ...]) -> Array:
 
     known = [level for level in levels if level is not None]
     text = column.cast(polars.String)
-    for spelt, others in (
-        BOOLEANS,
-        BOOLEANS[::-1],
-    ):  # levels true and false of a column of 1 and 0, or the reverse
+    # Levels true and false of a column of 1 and 0, or the reverse.
+    for spelt, others in (BOOLEANS, BOOLEANS[::-1]):
         if known and {*known} <= {*spelt}:
             text = text.replace(others, spelt)
     codes = text.cast(polars.Enum(known), strict=False).to_physical()
