@@ -10,7 +10,7 @@ packages=$("$PYTHON" -c 'import sysconfig; print(sysconfig.get_path("purelib"))'
 # -S: without the hooks of an editable install, which would bring back the other build.
 PYTHONPATH="$overlay:$packages" OMP_NUM_THREADS=2 \
   LD_PRELOAD="$(${CC:-gcc} -print-file-name=libasan.so) $(${CC:-gcc} -print-file-name=libubsan.so)" \
-  ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1:halt_on_error=1 \
+  ASAN_OPTIONS=detect_leaks=0:allocator_may_return_null=1 UBSAN_OPTIONS=print_stacktrace=1:halt_on_error=1 \
   "$PYTHON" -S -m pytest -p no:cacheprovider -q tests/test_arrays.py tests/test_conformance.py \
   tests/test_evaluation_kernel.py tests/test_sparse.py tests/test_binary_kernel.py tests/test_native.py \
   -k "native or evaluation_kernel or sparse or binary_kernel or arrays or layouts or in_place or row_counts or class_counts or without_leading" "$@"

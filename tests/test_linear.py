@@ -230,7 +230,7 @@ def test_the_matrix_of_logits_is_never_in_memory(soft):
     ("call", "error", "words"),
     [
         (lambda x, w, y: xent.linear_cross_entropy(x, w, y, shift=-1), ValueError, "`shift`"),
-        (lambda x, w, y: xent.linear_cross_entropy(x, w, y, shift=1.0), ValueError, "`shift`"),
+        (lambda x, w, y: xent.linear_cross_entropy(x, w, y, shift=1.0), TypeError, "`shift`"),
         (lambda x, w, y: xent.linear_cross_entropy(x, w, y, chunk_bytes=0), ValueError, "`chunk_bytes`"),
         (lambda x, w, y: xent.linear_cross_entropy(x, w, y, chunk_bytes="1"), TypeError, "`chunk_bytes`"),
         (lambda x, w, y: xent.linear_cross_entropy(x, w, y[:1]), ValueError, "`targets`"),

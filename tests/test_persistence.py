@@ -207,7 +207,7 @@ def test_another_hard_link_keeps_the_old_file(model, saved, tmp_path):
 @pytest.mark.parametrize("umask", [0o000, 0o022, 0o077])
 def test_a_new_file_has_what_the_umask_leaves_and_nobody_else_sees_the_umask_change(umask, model, tmp_path):
     code = (
-        "import os, sys; from xent import storage; os.umask(int(sys.argv[1]))\n"
+        "import os, sys; from xent.files import storage; os.umask(int(sys.argv[1]))\n"
         "def refuse(mask): raise AssertionError('the umask is of the whole process')\n"
         "os.umask = refuse; storage.write(sys.argv[2], b'new')"
     )

@@ -18,7 +18,7 @@ import xent  # noqa: E402
 import xent.torch  # noqa: E402
 from xent.core.link import Link  # noqa: E402
 from xent.kernels import triton as kernels  # noqa: E402
-from xent.torch import bridge, eager, on_device  # noqa: E402
+from xent.torch import arguments, bridge, eager, on_device  # noqa: E402
 
 pytestmark = pytest.mark.usefixtures("interpreter")
 
@@ -28,6 +28,7 @@ def on_triton(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -
     """`xent.torch` takes tensors of this device for those of a GPU; both ways to a loss."""
     monkeypatch.setitem(bridge.KERNELS, "cpu", "triton")
     monkeypatch.setattr(eager, "is_plain", lambda *tensors: False)
+    monkeypatch.setattr(arguments, "looks_at", lambda x, validate: validate is True)
     if request.param == "ordinary code":
         monkeypatch.setattr(on_device, "is_plain", lambda *tensors: False)
 
@@ -166,6 +167,7 @@ def test_functions(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     expected = run("cpu")
     monkeypatch.setitem(bridge.KERNELS, "cpu", "triton")
     monkeypatch.setattr(eager, "is_plain", lambda *tensors: False)
+    monkeypatch.setattr(arguments, "looks_at", lambda x, validate: validate is True)
     for actual, exact in zip(run(DEVICE), expected, strict=True):
         torch.testing.assert_close(actual, exact, rtol=1e-12, atol=1e-14)
 

@@ -168,7 +168,10 @@ XENT_ONCE int64_t Wide<T>::argmax(const char* z) const {
     const T max = largest(widened(storage, z + b * BLOCK * size, room, length(b * BLOCK)), length(b * BLOCK));
     if (max > most) most = max, best = b;
   }
-  const int64_t i = first_equal(z, best, most);
+  int64_t i = -1;
+  for (int64_t b = best; i < 0 && b < blocks; ++b) i = first_equal(z, b, most);
+  // `largest` is finite where all numbers are −inf.
+  for (int64_t b = 0; i < 0 && b < blocks; ++b) i = first_equal(z, b, -std::numeric_limits<T>::infinity());
   return i < 0 ? 0 : i;
 }
 

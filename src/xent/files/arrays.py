@@ -268,8 +268,7 @@ class _Parquet(Rows):
     def __init__(self, path: Path, key: str | None) -> None:
         import polars
 
-        with polars_faults(path, parquet.NOT_PARQUET):
-            schema = polars.read_parquet_schema(path)
+        schema = parquet.schema(path)
         index = parquet.index_columns(path)
         names = [name for name in schema if name not in index]
         if key is None:

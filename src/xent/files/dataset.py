@@ -144,10 +144,6 @@ def _require_no_options(data: str, kind: str, options: dict[str, Any]) -> None:
 def _kind(data: str) -> tuple[str, Path]:
     path = Path(data)
     if data in BUNDLED:
-        if path.is_file():
-            raise DataError(
-                f"{data}: is a bundled set and a file in this directory: for the file write ./{data}"
-            )
         return "bundled", path
     foreign.require_file(data, KINDS)
     if not path.exists():

@@ -82,13 +82,21 @@ def require_rows(path: Path, count: int, expected: int) -> None:
         raise DataError(f"{path}: is damaged: {count:,} of its {expected:,} rows can be read")
 
 
+def schema(path: Path) -> dict[str, Any]:
+    """The dtype of each column; of an open file, as polars takes a path with brackets for a pattern."""
+    import polars
+
+    with polars_faults(path, NOT_PARQUET), path.open("rb") as file:
+        return dict(polars.read_parquet_schema(file))
+
+
 def index_columns(path: Path) -> list[str]:
     """The columns that pandas wrote for the index of its frame."""
     import polars
 
-    with polars_faults(path, NOT_PARQUET):
-        names = list(polars.read_parquet_schema(path))
-        written = polars.read_parquet_metadata(path).get("pandas", "{}")
+    names = list(schema(path))
+    with polars_faults(path, NOT_PARQUET), path.open("rb") as file:
+        written = polars.read_parquet_metadata(file).get("pandas", "{}")
     try:
         said: Any = json.loads(written)
         index = [name for name in said.get("index_columns", []) if isinstance(name, str)]

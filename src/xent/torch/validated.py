@@ -41,9 +41,12 @@ def binary_targets(x: Tensor, name: str, validate: bool | None) -> Tensor | None
 
 def _is_asked(x: Tensor, validate: bool | None) -> bool:
     """None asks where no device is waited for, outside of transforms and exported graphs."""
+    if x.layout != torch.strided:  # the loss refuses it
+        return False
     if validate:
         return True
-    return x.device.type == "cpu" and not arguments.is_transformed() and not torch.compiler.is_exporting()
+    is_free = bridge.KERNELS.get(x.device.type) == "cpu"
+    return is_free and not arguments.is_transformed() and not torch.compiler.is_exporting()
 
 
 def _require_probabilities(q: Tensor, name: str) -> None:
