@@ -174,7 +174,9 @@ def sample_bars(sample: Sample, classes: list[Any]) -> str:
         parts.append(_bar(middle, thick, zero, 24 * g, f"{css} bar"))
         if abs(g) >= 0.005:
             place = zero - 24 * g - 3 if g > 0 else zero - 24 * g + 11
-            parts.append(text(middle, place, f"{g:.2f}".replace("-", "−"), "middle small ink"))
+            # That of the label has a sign, is wider than its bar, and alone below the line.
+            last = 300 - width_of("−0.00", NARROW_SIZE) / 2 if g < 0 else right
+            parts.append(text(min(middle, last), place, f"{g:.2f}".replace("-", "−"), "middle small ink"))
     said = "; ".join(f"{name}: probability {p:.3f}, gradient {g:+.3f}" for name, p, g in shown)
     return picture(300, 157, parts, f"True class {classes[sample.label]}. {said}")
 
