@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import pytest
 
 torch = pytest.importorskip("torch")
@@ -12,6 +13,7 @@ import torch.nn.functional as F  # noqa: E402, N812
 
 import xent  # noqa: E402
 import xent.torch as xt  # noqa: E402
+from xent.torch import memory  # noqa: E402
 
 # PyTorch's own forward mode loads torch.jit.
 pytestmark = pytest.mark.filterwarnings("ignore:.torch.jit.script:DeprecationWarning")
@@ -329,3 +331,9 @@ def test_binary_factors_do_not_widen_the_input(name: str) -> None:
             xt.binary_cross_entropy_with_logits(z, q, **{name: torch.ones(bad)})
     with pytest.raises(TypeError, match=f"`{name}` must be a torch.Tensor; got `float`"):
         xt.binary_cross_entropy_with_logits(z, q, **{name: 2.0})
+
+
+def test_more_than_the_memory_is_a_memory_error() -> None:
+    for size in (1 << 50, 1 << 70):
+        with pytest.raises(MemoryError, match="bytes"):
+            memory.empty((size,), np.float32)

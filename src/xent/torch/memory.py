@@ -46,7 +46,10 @@ def empty(shape: Any, dtype: Any) -> Array:
 
 def _new(size: int) -> mmap.mmap:
     pages = -(-size // HUGE_PAGE)
-    block = mmap.mmap(-1, pages * HUGE_PAGE, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    try:
+        block = mmap.mmap(-1, pages * HUGE_PAGE, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    except (OSError, OverflowError):
+        raise MemoryError(f"Unable to allocate {size:,} bytes") from None
     with suppress(OSError):  # a kernel without huge pages
         block.madvise(mmap.MADV_HUGEPAGE)
     return block
