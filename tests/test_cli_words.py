@@ -303,3 +303,11 @@ def test_a_console_on_a_stream_that_cannot_be_set_works(monkeypatch):
     monkeypatch.setattr(sys, "stdout", stream)
     screen.say(screen.console(), "a\x1b")
     assert stream.getvalue() == "a\\x1b\n"
+
+
+def test_a_wrong_choice_is_named_in_plain_words(capsys):
+    assert main(["fit", "iris", "--solver", "nope"]) == 2
+    expected = (
+        "xent: error: Invalid value for '--solver': 'nope' is not one of 'auto', 'lbfgs', 'newton-cg', 'sgd'."
+    )
+    assert capsys.readouterr().err.strip() == expected

@@ -51,7 +51,7 @@ def invoke(arguments: list[str] | None) -> int:
     except typer.Abort:
         raise KeyboardInterrupt from None
     except UsageError as error:
-        raise ValueError(error.format_message()) from None
+        raise ValueError(error.format_message().replace("Value error, ", "")) from None  # pydantic's words
     if code == INTERRUPTED:
         raise KeyboardInterrupt
     return int(code or 0)
