@@ -8,7 +8,6 @@ import numpy as np
 
 from xent.core import target
 from xent.core.spec import LossSpec, Options, require_reduction, with_options
-from xent.core.target import Target
 from xent.engine import binary, checks
 from xent.engine.binary_blocks import BinaryCase
 
@@ -136,14 +135,10 @@ def _run(
         if ignored is not None:
             weight = np.where(ignored, 0.0, 1.0 if weight is None else weight)
             q = np.where(ignored, 0, q)
-    elif spec.focal_gamma:
-        raise ValueError(
-            "`focal_gamma` and probability `targets` cannot be combined: the focal loss is defined "
-            f"for labels; got focal_gamma={spec.focal_gamma} and floating `targets`"
-        )
+    else:
+        spec.require_labels("targets")
     total, rows = target.totals(z.size, weight, None, np)
-    counts = Target(None, 0.0, None, 0.0, None, total, rows)
-    divisor = target.denominator(counts, reduction, checks.as_denominator(denominator))
+    divisor = target.divisor(total, rows, reduction, checks.as_denominator(denominator))
     pi = None if pos_weight is None else np.float64(checks.as_pos_weight(pos_weight))
     problem = binary.problem(BinaryCase(z, q, pi, weight, spec, reduction, float(divisor)))
     return problem.loss() if out is None else problem.loss_and_grad(out)[0]

@@ -314,7 +314,7 @@ def row_statistics(
             raise TypeError(f"`labels` must have an integer dtype; got {np.asarray(labels).dtype}")
         y = checks.as_target(labels, z, spec, validate=validate, name="labels").labels
         want.append("log_prob")
-    stats = registry.get("cpu").row_stats(z, y, None, Link(spec.temperature, spec.softcap), tuple(want))
+    stats = registry.get("cpu").row_stats(z, y, None, spec.link, tuple(want))
     dtype = checks.loss_dtype(z)
     log_prob = None if y is None else stats.log_prob.astype(dtype, copy=False)
     return RowStatistics(

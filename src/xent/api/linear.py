@@ -11,7 +11,6 @@ import numpy as np
 
 from xent.core import target as targeting
 from xent.core.contract import RowStatistics
-from xent.core.link import Link
 from xent.core.spec import LossSpec, Options, require_reduction, with_options
 from xent.engine import checks, valid_rows
 from xent.engine.chunked_projection import Projection
@@ -215,7 +214,7 @@ def linear_row_statistics(
         index, (y,) = valid_rows.counted(
             valid_rows.flat(ignored, shift), None, index, (valid_rows.flat(y, shift),), np
         )
-    link = Link(spec.temperature, spec.softcap)
+    link = spec.link
 
     def step(logits: Array, part: slice, dcolumns: Any) -> tuple[tuple[Array, ...], Any]:
         want = ("lse", "log_prob", "entropy", "argmax") if y is not None else ("lse", "entropy", "argmax")
@@ -274,7 +273,8 @@ class _Batch:
                 lambda q: checks.as_probabilities(q, self.dtype),
                 np,
             )
-        divisor = targeting.denominator(self.rows.whole, reduction, checks.as_denominator(denominator))
+        whole, given = self.rows.whole, checks.as_denominator(denominator)
+        divisor = targeting.divisor(whole.total, whole.rows, reduction, given)
         self.scale = 1.0 / divisor if divisor else 0.0
         self.step = self.rows.step(spec, None, np)
 

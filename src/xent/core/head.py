@@ -30,7 +30,7 @@ def row_losses(stats: RowStats, target: Target, spec: LossSpec, xp: Any) -> Arra
     """Equation (1): ℓ = ω [α f(x) − β σ + λ l²], per row."""
     loss = None
     if target.labels is not None:
-        loss = times(target.alpha, _f(stats.log_prob, spec.focal_gamma, xp), xp)
+        loss = times(target.alpha, spec.label_function.value(stats.log_prob, xp), xp)
     if target.dense is not None:
         dense = times(-target.beta, stats.dense_log_prob, xp)
         loss = dense if loss is None else loss + dense
@@ -50,7 +50,7 @@ def silent(target: Target, spec: LossSpec, xp: Any) -> Array | None:
 
 def negates_log_prob(spec: LossSpec, target: Target) -> bool:
     """Whether (1) is ℓ = −x in every row: Σℓ then needs no array of losses."""
-    plain = target.weight is None and target.dense is None and not spec.focal_gamma and not spec.z_loss
+    plain = target.weight is None and target.dense is None and spec.is_linear
     return plain and isinstance(target.alpha, float) and target.alpha == 1.0
 
 
@@ -59,9 +59,7 @@ def cotangents(
 ) -> Cotangents:
     """(∂/∂l, ∂/∂x, ∂/∂σ) of Σ dloss·ℓ = dloss·ω·(2λl, α f'(x), −β); ``stats`` only if not linear."""
     outer = _product(target.weight, dloss, xp)
-    slope: Array | float = -1.0
-    if spec.focal_gamma and stats is not None:
-        slope = _f_slope(stats.log_prob, spec.focal_gamma, xp)
+    slope = -1.0 if stats is None else spec.label_function.slope(stats.log_prob, xp)
     return Cotangents(  # (lse, log_prob, dense_log_prob)
         times(outer, 2 * spec.z_loss * stats.lse, xp) if spec.z_loss and stats else 0.0,
         times(_product(outer, target.alpha, xp), slope, xp) if target.labels is not None else 0.0,
@@ -73,47 +71,10 @@ def curvatures(stats: RowStats, target: Target, spec: LossSpec, dloss: Array | f
     """(∂²/∂l², ∂²/∂x²) of Σ dloss·ℓ = dloss·ω·(2λ, α f''(x))."""
     outer = _product(target.weight, dloss, xp)
     bend: Array | float = 0.0
-    if spec.focal_gamma:
-        bend = _f_curvature(stats.log_prob, spec.focal_gamma, xp)
+    if not spec.label_function.is_linear:
+        bend = spec.label_function.curvature(stats.log_prob, xp)
         bend = times(_product(outer, target.alpha, xp), bend, xp)
     return Curvatures(lse=_product(outer, 2 * spec.z_loss, xp) if spec.z_loss else 0.0, log_prob=bend)
-
-
-# The table of f: cross-entropy f(x) = −x, focal f(x) = −(1−eˣ)^γ x. With q = 1 − eˣ, p = eˣ and
-# h = x/q (→ −1 as x → 0), f' and f'' below have no 0/0 at p = 1 for any γ.
-
-
-def _f(x: Array, gamma: float, xp: Any) -> Array:
-    if gamma == 0:
-        return 0.0 - x  # never −0.0
-    # Autograd multiplies by 0 the power's pole at q = 0, and x = −inf: f and its derivatives count as 0 at
-    # the one, and as those of −x at the other.
-    impossible = x == -xp.inf
-    finite = xp.where(impossible, -1.0, x)
-    q = -xp.expm1(finite)
-    f = -xp.where(q == 0, 0.0, xp.where(q == 0, 1.0, q) ** gamma) * finite
-    return xp.where(impossible, -x, f)
-
-
-def _f_slope(x: Array, gamma: float, xp: Any) -> Array:
-    q, ph = _focal_terms(x, xp)
-    return q**gamma * (gamma * ph - 1.0)
-
-
-def _f_curvature(x: Array, gamma: float, xp: Any) -> Array:
-    q, ph = _focal_terms(x, xp)
-    p = xp.exp(x)
-    px = xp.where(p == 0, 0.0, p * xp.where(p == 0, 0.0, x))
-    # At q = 0 every use of f'' is multiplied by (e_y − p) = 0, so its pole for γ < 1 counts as 0.
-    power = xp.where(q == 0, 0.0, xp.where(q == 0, 1.0, q) ** (gamma - 1.0))
-    return gamma * power * (2.0 * p + px - (gamma - 1.0) * p * ph)
-
-
-def _focal_terms(x: Array, xp: Any) -> tuple[Array, Array]:
-    """q = 1 − eˣ and eˣ·x/q with its limits: −1 at x = 0, and 0 at x = −inf."""
-    q = -xp.expm1(x)
-    h = xp.where(q == 0, -1.0, x / xp.where(q == 0, 1.0, q))
-    return q, xp.where(x == -xp.inf, 0.0, xp.exp(x) * xp.where(x == -xp.inf, 0.0, h))
 
 
 def times(factor: Array | float | None, x: Array | float, xp: Any) -> Array:

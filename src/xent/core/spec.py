@@ -7,12 +7,15 @@ import math
 import operator
 import reprlib
 import sys
-from collections.abc import Callable
-from dataclasses import dataclass, fields
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, fields
 from functools import lru_cache
 from typing import Any, Literal, TypedDict, TypeVar
 
 import numpy as np
+
+from xent.core.label_function import LabelFunction
+from xent.core.link import Link
 
 Reduction = Literal["mean", "sum", "none"]
 Denominator = Literal["rows"] | float | None
@@ -69,7 +72,7 @@ class LossSpec:
 
     ignore_index: int = -100
     label_smoothing: float = 0.0
-    smoothing_over: Literal["all", "others"] = "all"
+    smoothing_over: Literal["all", "others"] = field(default="all", metadata={"choices": SMOOTHING_OVER})
     focal_gamma: float = 0.0
     z_loss: float = 0.0
     softcap: float | None = None
@@ -81,16 +84,15 @@ class LossSpec:
         _require_choice("smoothing_over", self.smoothing_over, SMOOTHING_OVER)
         self._require_float("focal_gamma", "finite and >= 0", lambda x: x >= 0)
         self._require_float("z_loss", "finite and >= 0", lambda x: x >= 0)
-        # Beyond these float32 has not the numbers that the kernels make of them.
+        # 1/T, C/T and 1/(T·C) must be finite in float32.
         expected, holds = "finite and > 0 (1e-30 to 1e30)", lambda x: 1e-30 <= x <= 1e30
         if self.softcap is not None:
             self._require_float("softcap", f"None or {expected}", holds)
         self._require_float("temperature", expected, holds)
-        if self.focal_gamma and self.label_smoothing:
+        if self.label_smoothing and (name := self._needs_labels()):
             raise ValueError(
-                "`focal_gamma` and `label_smoothing` cannot be combined: the focal loss is defined "
-                f"for labels, not for smoothed targets; got focal_gamma={self.focal_gamma} and "
-                f"label_smoothing={self.label_smoothing}"
+                f"`{name}` and `label_smoothing` cannot be combined: `{name}` is defined for labels, not for "
+                f"smoothed ones; got {name}={getattr(self, name)} and label_smoothing={self.label_smoothing}"
             )
 
     def _require_float(self, name: str, expected: str, holds: Callable[[float], bool]) -> None:
@@ -127,10 +129,60 @@ class LossSpec:
             raise
 
     @property
+    def link(self) -> Link:
+        """φ of equation (2)."""
+        return Link(self.temperature, self.softcap)
+
+    @property
+    def label_function(self) -> LabelFunction:
+        """f of equation (1)."""
+        return LabelFunction(*(getattr(self, name) for name in LabelFunction._fields))
+
+    @property
     def is_linear(self) -> bool:
         """Whether (1) is linear in the row statistics, so that its cotangents need no first pass."""
-        return self.focal_gamma == 0 and self.z_loss == 0
+        return self.z_loss == 0 and self.label_function.is_linear
 
+    def require_labels(self, name: str) -> None:
+        """Raise ValueError for an option that is defined for labels alone; ``name`` has probabilities."""
+        if option := self._needs_labels():
+            raise ValueError(
+                f"`{option}` and probability `{name}` cannot be combined: `{option}` is defined for labels; "
+                f"got {option}={getattr(self, option)} and floating `{name}`"
+            )
+
+    def _needs_labels(self) -> str | None:
+        """The name of an option that is set and defined for labels alone; None if there is none."""
+        function = self.label_function
+        if not function.needs_labels:
+            return None
+        return next(name for name, value in zip(function._fields, function, strict=True) if value)
+
+    def to_numbers(self) -> list[float]:
+        """All options but ``ignore_index`` as floats, in the order of the fields.
+
+        Text is its index among the choices, and None is 0. (A float has not all integers of 64 bits.)
+        """
+        numbers: list[float] = []
+        for name, _, choices in _NUMBERS:
+            value = getattr(self, name)
+            numbers.append(float(choices.index(value)) if choices else 0.0 if value is None else value)
+        return numbers
+
+    @classmethod
+    def from_numbers(cls, numbers: Sequence[float], ignore_index: int = -100) -> LossSpec:
+        """The options that `to_numbers` was called on."""
+        options: dict[str, Any] = {"ignore_index": ignore_index}
+        for (name, default, choices), number in zip(_NUMBERS, numbers, strict=True):
+            value = choices[int(number)] if choices else number
+            options[name] = None if default is None and not number else value
+        return cls(**options)
+
+
+# Of each field of `LossSpec` that becomes a number: its name, its default, and its choices if it is text.
+_NUMBERS = tuple(
+    (f.name, f.default, f.metadata.get("choices")) for f in fields(LossSpec) if f.name != "ignore_index"
+)
 
 _PLAIN = frozenset((int, float, bool, str, type(None)))
 

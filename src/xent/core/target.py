@@ -49,7 +49,7 @@ def signed_from_labels(
     if ignored is class_weight is weight is None and not spec.label_smoothing:
         rows = math.prod(labels.shape)
         return Target(labels, 1.0, None, 0.0, None, rows, rows)
-    smoothing = _smoothing(spec, num_classes)
+    smoothing = total_smoothing(spec, num_classes)
     alpha: Array | float = 1.0 - smoothing
     dense = None
     if smoothing:
@@ -85,7 +85,7 @@ def is_signed(spec: LossSpec, num_classes: int) -> bool:
 
     α x − β σ would then be a difference of large numbers; of infinite ones, where the label's logit is −inf.
     """
-    return _smoothing(spec, num_classes) > 1
+    return total_smoothing(spec, num_classes) > 1
 
 
 def smoothed_labels(
@@ -103,11 +103,7 @@ def from_probabilities(
     probabilities: Array, class_weight: Array | None, weight: Array | None, spec: LossSpec, xp: Any
 ) -> Target:
     """The measure of rows of probabilities ``q`` (..., K): v = c∘((1−ε)q + ε/K)."""
-    if spec.focal_gamma:
-        raise ValueError(
-            "`focal_gamma` and probability `targets` cannot be combined: the focal loss is defined "
-            f"for labels; got focal_gamma={spec.focal_gamma} and floating `targets`"
-        )
+    spec.require_labels("targets")
     dense = smoothed(probabilities, probabilities.shape[-1], spec)
     if class_weight is not None:
         dense = dense * class_weight
@@ -118,7 +114,7 @@ def from_probabilities(
 def smoothed(probabilities: Array, num_classes: int, spec: LossSpec) -> Array:
     """(1−ε)q + ε/K, or over the others (1−ε)q + ε(1−q)/(K−1): sums of what is not negative."""
     epsilon = spec.label_smoothing
-    if not _smoothing(spec, num_classes):
+    if not total_smoothing(spec, num_classes):
         return probabilities
     if spec.smoothing_over == "others":
         return (1.0 - epsilon) * probabilities + epsilon / (num_classes - 1) * (1.0 - probabilities)
@@ -126,15 +122,15 @@ def smoothed(probabilities: Array, num_classes: int, spec: LossSpec) -> Array:
 
 
 def part(target: Target, rows: slice) -> Target:
-    """The measure of some of the rows (N,) of one of labels; the totals stay those of all."""
+    """Row slice of a label target (N,). `total` and `rows` still describe the whole batch."""
     weight = None if target.weight is None else target.weight[rows]
     alpha: Any = target.alpha
     alpha = alpha[rows] if getattr(alpha, "ndim", 0) else alpha
     return target._replace(labels=target.labels[rows], alpha=alpha, weight=weight)
 
 
-def denominator(target: Target, reduction: str, denominator: Any) -> Array | float:
-    """What Σℓ is divided by (4): 1 unless ``reduction`` is "mean"."""
+def divisor(total: Array | float, rows: Array | int, reduction: str, denominator: Any) -> Array | float:
+    """D of (4): 1 unless ``reduction`` is "mean"; ``total`` and ``rows`` as in `Target`."""
     if reduction != "mean":
         if denominator is not None:
             raise ValueError(
@@ -143,11 +139,11 @@ def denominator(target: Target, reduction: str, denominator: Any) -> Array | flo
             )
         return 1.0
     if denominator is None:
-        return target.total
-    return target.rows if isinstance(denominator, str) else denominator
+        return total
+    return rows if isinstance(denominator, str) else denominator
 
 
-def _smoothing(spec: LossSpec, num_classes: int) -> float:
+def total_smoothing(spec: LossSpec, num_classes: int) -> float:
     """ε over all classes; ε over the others is the same measure with ε ← εK/(K−1)."""
     if spec.smoothing_over == "others":
         return spec.label_smoothing * num_classes / (num_classes - 1) if num_classes > 1 else 0.0

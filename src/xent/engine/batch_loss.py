@@ -9,7 +9,6 @@ import numpy as np
 
 from xent.core import head, target
 from xent.core.contract import Kernels, RowStats
-from xent.core.link import Link
 from xent.core.spec import LossSpec, Options, require_reduction
 from xent.core.target import Target
 from xent.engine import checks
@@ -52,7 +51,7 @@ class Problem:
         self.logits = logits
         self.target = target
         self.spec = spec
-        self.link = Link(spec.temperature, spec.softcap)
+        self.link = spec.link
         self.reduction = reduction
         self.divisor = divisor
         self.kernels = kernels or registry.get("cpu")
@@ -74,7 +73,8 @@ class Problem:
         spec, class_weight, sample_weight = LossSpec.from_options(options)
         z = checks.as_logits(logits)
         measure = checks.as_target(targets, z, spec, class_weight, sample_weight, validate)
-        divisor = target.denominator(measure, reduction, checks.as_denominator(denominator))
+        given = checks.as_denominator(denominator)
+        divisor = target.divisor(measure.total, measure.rows, reduction, given)
         return cls(z, measure, spec, reduction, float(divisor), kernels)
 
     @property

@@ -7,7 +7,6 @@ from typing import Any
 import numpy as np
 
 from xent.core import head
-from xent.core.link import Link
 from xent.core.spec import LossSpec
 from xent.core.target import Target
 from xent.kernels import cpu_linear
@@ -26,7 +25,7 @@ class FusedModel:
         self.target = target
         self.spec = spec
         self.scale = 1.0 / divisor
-        self.measure = (target.labels, target.dense, Link(spec.temperature, spec.softcap))
+        self.measure = (target.labels, target.dense, spec.link)
         self.want = head.wanted(spec, target)
 
     def loss_and_grad(self, weight: Array, bias: Array) -> tuple[float, Array, Array]:

@@ -212,16 +212,20 @@ def classes_last(input: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
 
 def require_no_labels(spec: LossSpec, name: str = "target") -> None:
     """Raise if ``spec`` says something of labels, for targets that are probabilities."""
-    if spec.focal_gamma:
-        raise ArgumentError(
-            f"`focal_gamma` and probability `{name}` cannot be combined: the focal loss is defined for "
-            f"labels; got focal_gamma={spec.focal_gamma}"
-        )
+    require_labels_for(spec, name)
     if spec.ignore_index >= 0:
         raise ArgumentError(
             f"ignore_index is not supported for floating point target: `{name}` are probabilities; "
             "mark rows to leave out by `sample_weight`"
         )
+
+
+def require_labels_for(spec: LossSpec, name: str) -> None:
+    """As `LossSpec.require_labels`; also a RuntimeError."""
+    try:
+        spec.require_labels(name)
+    except ValueError as error:
+        raise ArgumentError(str(error)) from None
 
 
 def require_weight(

@@ -10,9 +10,7 @@ from torch.nn.functional import logsigmoid
 from xent.core import head
 from xent.core import target as targeting
 from xent.core.contract import RowStats
-from xent.core.link import Link
 from xent.core.spec import Further, LossSpec, require_reduction, with_options
-from xent.core.target import Target
 from xent.engine import logistic
 from xent.torch import arguments, binary_ops, bridge, composite, eager, validated
 from xent.torch.temperature import divided
@@ -79,8 +77,8 @@ def binary_cross_entropy_with_logits(
     spec = arguments.spec_of(label_smoothing=label_smoothing, **options)
     arguments.require_tensor(input, "input")
     require_reduction(reduction)
-    counts = Target(None, 0.0, None, 0.0, None, total=input.numel(), rows=input.numel())
-    divisor = targeting.denominator(counts, reduction, arguments.as_denominator(denominator))
+    given = arguments.as_denominator(denominator)
+    divisor = targeting.divisor(input.numel(), input.numel(), reduction, given)
     return of_elements(input, target, weight, pos_weight, spec, reduction, divisor, validate)
 
 
@@ -132,9 +130,10 @@ class BinaryCrossEntropy(NamedTuple):
             return (losses * scale).to(dtype)
         if not logits.ndim:  # forward mode has float64 for the tangent of a scalar over a number
             return self.differentiable(*(x if x is None else x.reshape(1) for x in tensors)).reshape(())
-        if not q.is_floating_point() and q.dtype != torch.bool and not self.spec.focal_gamma:
+        takes_labels = self.spec.label_function.needs_labels
+        if not q.is_floating_point() and q.dtype != torch.bool and not takes_labels:
             q = torch.where((q == 0) | (q == 1), q.to(dtype), torch.nan)  # as the kernel
-        q = q.long() if self.spec.focal_gamma else q.to(dtype)
+        q = q.long() if takes_labels else q.to(dtype)
         pi, omega = (None if x is None else x.to(dtype) for x in (pos_weight, weight))
         z = logits.to(dtype)
         if omega is not None:  # what is no number in an element of weight 0 is not read
@@ -150,7 +149,7 @@ class BinaryCrossEntropy(NamedTuple):
 
 def _stats(z: Tensor, labels: Tensor | None, dense: Any, spec: LossSpec) -> RowStats:
     """The row statistics of (0, z), exact at both ends, in operations that can be derived in any mode."""
-    u = Link(spec.temperature, spec.softcap).value(z, torch)
+    u = spec.link.value(z, torch)
     u = u + torch.where(u == torch.inf, torch.nan, 0.0)  # as any row with +inf
     log_p = logsigmoid(-u), logsigmoid(u)
     if labels is None:
@@ -176,8 +175,5 @@ def _require(input: Tensor, q: Tensor, spec: LossSpec, names: arguments.Names) -
             f"Target size ({q.shape}) must be the same as input size ({input.shape}): "
             f"`{names.targets}` and `{names.logits}` must have the same shape"
         )
-    if spec.focal_gamma and q.is_floating_point():
-        raise arguments.ArgumentError(
-            f"`focal_gamma` and probability `{names.targets}` cannot be combined: the focal loss is defined "
-            f"for labels, integers or booleans; got focal_gamma={spec.focal_gamma}"
-        )
+    if q.is_floating_point():
+        arguments.require_labels_for(spec, names.targets)

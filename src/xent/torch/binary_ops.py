@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 import torch
 
-from xent.core.link import Link
 from xent.core.spec import LossSpec
 from xent.engine import binary
 from xent.engine.binary_blocks import BinaryCase
@@ -35,11 +34,7 @@ def problem(tensors: tuple[Any, ...], spec: LossSpec, reduction: str, divisor: f
 
 def losses(tensors: tuple[Any, ...], spec: LossSpec, each: bool) -> Tensor:
     """The losses (...), or else their sum, as float64; derivable once, in the logits."""
-    values = [spec.label_smoothing, spec.temperature]
-    if spec.softcap is not None:
-        values.append(spec.softcap)
-    options, moving = ops.numbers(values, [0.0, 1.0], tensors[0].device)
-    return binary_losses(*tensors, options, moving, spec.smoothing_over, each)
+    return binary_losses(*tensors, *ops.spec_numbers(spec, tensors[0].device), each)
 
 
 @torch.library.custom_op("xent::binary_losses", mutates_args=())
@@ -50,11 +45,10 @@ def binary_losses(
     pos_weight: Tensor | None,
     options: Sequence[float],
     moving: Tensor | None,
-    smoothing_over: str,
     each: bool,
 ) -> Tensor:
     """See `losses`; the options are as `ops.numbers` gives them."""
-    spec = _spec(options, moving, smoothing_over)
+    spec = _spec(options, moving)
     found = problem((logits, targets, weight, pos_weight), spec, "none" if each else "sum", 1.0)
     loss = torch.from_numpy(np.asarray(found.loss()))
     return loss if each else loss.double()
@@ -74,11 +68,10 @@ def binary_grad(
     pos_weight: Tensor | None,
     options: Sequence[float],
     moving: Tensor | None,
-    smoothing_over: str,
     upstream: Tensor,
 ) -> Tensor:
     """The gradient of `losses` times ``upstream``, (...) or a scalar."""
-    spec = _spec(options, moving, smoothing_over)
+    spec = _spec(options, moving)
     found = problem((logits, targets, weight, pos_weight), spec, "sum", 1.0)
     out, gradient = bridge.empty_like(found.logits)
     found.grad(None, bridge.view(upstream) if upstream.ndim else upstream.item(), out)
@@ -90,20 +83,19 @@ def _(logits: Tensor, *arguments: Any) -> Tensor:
     return torch.empty_like(logits)
 
 
-def _spec(options: Sequence[float], moving: Tensor | None, smoothing_over: Any) -> LossSpec:
-    smoothing, *link = ops.as_floats(options, moving)
-    return LossSpec(label_smoothing=smoothing, smoothing_over=smoothing_over, **Link(*link)._asdict())
+def _spec(options: Sequence[float], moving: Tensor | None) -> LossSpec:
+    return LossSpec.from_numbers(ops.as_floats(options, moving))
 
 
 def _setup_context(ctx: Any, inputs: Any, output: Any) -> None:
-    *tensors, ctx.options, moving, ctx.smoothing_over, _ = inputs
+    *tensors, ctx.options, moving, _ = inputs
     ctx.save_for_backward(*tensors, moving)
 
 
 def _backward(ctx: Any, upstream: Tensor) -> Any:
     *tensors, moving = ctx.saved_tensors
-    gradient = binary_grad(*tensors, ctx.options, moving, ctx.smoothing_over, upstream)
-    return gradient, *([None] * 7)
+    gradient = binary_grad(*tensors, ctx.options, moving, upstream)
+    return gradient, *([None] * 6)
 
 
 binary_losses.register_autograd(_backward, setup_context=_setup_context)

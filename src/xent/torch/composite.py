@@ -25,14 +25,14 @@ def cross_entropy(
 ) -> Tensor:
     """Equations (1) and (4) of ``logits (..., K)`` with labels (...) or probabilities (..., K)."""
     t = measure(logits, targets, class_weight, sample_weight, spec)
-    scale = inverse(target.denominator(t, reduction, denominator))
+    scale = inverse(target.divisor(t.total, t.rows, reduction, denominator))
     is_learnt = are_derived(class_weight, sample_weight)
     derived = torch.is_grad_enabled() and logits.requires_grad
     is_linear = reduction != "none" and spec.is_linear
     is_ahead = is_linear and derived and arguments.is_compiled(logits, t.dense)
     if is_learnt or not is_ahead or t.labels is not None:  # no kernel reads a row whose cotangents are 0
         t = silenced(t, spec, _have_loss(logits) if is_learnt else None)
-    arguments_of = (logits, t.labels, t.dense, Link(spec.temperature, spec.softcap))
+    arguments_of = (logits, t.labels, t.dense, spec.link)
     if is_ahead:
         expected = head.cotangents(None, t, spec, scale, torch)
         stats = ahead.row_stats(*arguments_of, expected)

@@ -11,7 +11,6 @@ import torch
 
 from xent.core import target as targeting
 from xent.core.spec import Further, LossSpec, require_reduction, with_options
-from xent.core.target import Target
 from xent.engine import valid_rows as rows
 from xent.engine.chunked_projection import require_chunk_bytes
 from xent.torch import arguments, bridge, composite, linear_loss, sharded_layers
@@ -320,8 +319,7 @@ class Call(NamedTuple):
 
     def divisor(self, total: Any, rows: Any) -> Any:
         """D of (4), of the rows' total weight and number."""
-        counts = Target(None, 0.0, None, 0.0, None, total, rows)
-        return targeting.denominator(counts, self.reduction, self.denominator)
+        return targeting.divisor(total, rows, self.reduction, self.denominator)
 
     def mean(self, sums: Sums) -> Tensor:
         """Equation (4)."""

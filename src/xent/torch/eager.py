@@ -71,7 +71,7 @@ class CrossEntropy(NamedTuple):
             ignore_index = self.spec.ignore_index
             y, ignored = arguments.labels_of(targets, z.shape[-1], ignore_index, self.validate, self.name)
             measure = targeting.from_labels(y, ignored, z.shape[-1], factors, rows, self.spec, np)
-        divisor = targeting.denominator(measure, self.reduction, self.denominator)
+        divisor = targeting.divisor(measure.total, measure.rows, self.reduction, self.denominator)
         return Problem(z, measure, self.spec, self.reduction, float(divisor))
 
 

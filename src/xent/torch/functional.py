@@ -7,7 +7,6 @@ from typing import Any, Unpack
 import torch
 
 from xent.core.contract import RowStatistics
-from xent.core.link import Link
 from xent.core.spec import Further, with_options
 from xent.torch import arguments, bridge, composite, door, statistics, validated
 from xent.torch.temperature import divided
@@ -134,7 +133,7 @@ def row_statistics(
         arguments.require_labels(labels, logits.shape[:-1])
         added = validated.targets(labels, logits.shape[-1], spec.ignore_index, "labels", validate)
         labels = composite.readable(labels, logits.shape[-1], spec.ignore_index)
-    stats = statistics.row_stats(logits, labels, None, Link(spec.temperature, spec.softcap), all=True)
+    stats = statistics.row_stats(logits, labels, None, spec.link, all=True)
     if added is not None:
         stats = stats._replace(lse=stats.lse + added, log_prob=stats.log_prob + added)
     dtype = bridge.loss_dtype(logits)

@@ -6,9 +6,8 @@ from typing import Any
 
 import torch
 
+from xent.core import target as targeting
 from xent.core.spec import Options
-from xent.core.target import Target
-from xent.core.target import denominator as denominator_of
 from xent.engine import checks
 from xent.torch import arguments, binary, bridge, door, linear_loss
 from xent.torch.temperature import divided
@@ -103,8 +102,7 @@ def binary_cross_entropy(
         total, rows = weight.double().sum(), torch.count_nonzero(weight)
         if arguments.is_readable(weight) and not weight.requires_grad:
             total, rows = total.item(), rows.item()
-    counts = Target(None, 0.0, None, 0.0, None, total=total, rows=rows)
-    divisor = denominator_of(counts, reduction, arguments.as_denominator(denominator))
+    divisor = targeting.divisor(total, rows, reduction, arguments.as_denominator(denominator))
     names = arguments.OURS._replace(weight="sample_weight")
     return binary.of_elements(logits, targets, weight, pos_weight, spec, reduction, divisor, check, names)
 

@@ -8,7 +8,6 @@ import torch
 
 from xent.core import head
 from xent.core import target as targeting
-from xent.core.link import Link
 from xent.core.spec import LossSpec, as_index, require_reduction
 from xent.engine import valid_rows
 from xent.engine.chunked_projection import require_chunk_bytes
@@ -108,7 +107,7 @@ def of_rows(
     added = validated.targets(targets, num_classes, spec.ignore_index, names.targets, validate)
     computed = Measured(targets, class_weight, sample_weight, spec, shift, chunk_bytes)
     left, batch = computed.rows(num_classes, bridge.loss_dtype(input), is_plain, flat.inputs)
-    scale = composite.inverse(targeting.denominator(batch.whole, reduction, denominator))
+    scale = composite.inverse(targeting.divisor(batch.whole.total, batch.whole.rows, reduction, denominator))
     dtype = bridge.loss_dtype(input)
     is_reduced = reduction != "none"
     if arguments.is_recorded():
@@ -148,7 +147,7 @@ def _losses(operands: Operands, computed: Measured, shape: tuple[int, ...]) -> T
         measure = targeting.from_labels(y, y < 0, num_classes, factors, omega, spec, torch)
     is_learnt = composite.are_derived(class_weight, sample_weight)
     measure = composite.silenced(measure, spec, operands.inputs.isfinite().all(-1) if is_learnt else None)
-    link, budget = Link(spec.temperature, spec.softcap), chunk_bytes or 0
+    link, budget = spec.link, chunk_bytes or 0
     stats = linear_row_stats.row_stats(
         operands, measure.labels, measure.dense, counts, shift, link, False, budget
     )

@@ -8,9 +8,7 @@ import torch
 
 from xent.core import target as targeting
 from xent.core.contract import RowStatistics
-from xent.core.link import Link
 from xent.core.spec import require_reduction
-from xent.core.target import Target
 from xent.engine import valid_rows
 from xent.engine.chunked_projection import require_chunk_bytes
 from xent.torch import (
@@ -84,7 +82,7 @@ def linear_row_statistics(
         arguments.require_labels(labels, shape)
         arguments.require_together(inputs=inputs, labels=labels)
         added = validated.targets(labels, num_classes, spec.ignore_index, "labels", validate)
-    link, budget = Link(spec.temperature, spec.softcap), _share(chunk_bytes, inputs)
+    link, budget = spec.link, _share(chunk_bytes, inputs)
     left, index = valid_rows.shifted(shape, shift, torch, inputs.device)
     y: Tensor | None = None
     if arguments.is_recorded():
@@ -197,8 +195,7 @@ def linear_kl_divergence(
     divisor = denominator if isinstance(denominator, Tensor) else None
     is_plain = projected.is_plain(flat, *known, omega, divisor)
     num_rows, counted = targeting.totals(flat.inputs.shape[0], omega, None, torch)
-    whole = Target(None, 0.0, None, 1.0, omega, num_rows, counted)
-    scale = composite.inverse(targeting.denominator(whole, reduction, denominator))
+    scale = composite.inverse(targeting.divisor(num_rows, counted, reduction, denominator))
     budget = _share(chunk_bytes, inputs)
     computed = Divergence(*known, omega, spec.temperature, direction == "reverse", budget)
     dtype = bridge.loss_dtype(inputs)

@@ -8,7 +8,6 @@ import torch
 
 from xent.core import head
 from xent.core import target as targeting
-from xent.core.link import Link
 from xent.core.spec import LossSpec
 from xent.core.target import Target
 from xent.engine import valid_rows
@@ -20,7 +19,7 @@ Tensor = torch.Tensor
 
 SCHEMA = (  # of what `packed` gives
     "Tensor targets, Tensor? class_weight, Tensor? sample_weight, SymInt ignore_index, "
-    "float[] options, Tensor? moving, str smoothing_over, SymInt shift, SymInt chunk_bytes"
+    "float[] options, Tensor? moving, SymInt shift, SymInt chunk_bytes"
 )
 
 
@@ -80,25 +79,14 @@ class Measured(NamedTuple):
 
     def packed(self, device: torch.device) -> tuple[Any, ...]:
         """See `linear_ops.Program`."""
-        spec = self.spec
-        values = [spec.label_smoothing, spec.focal_gamma, spec.z_loss, spec.temperature]
-        if spec.softcap is not None:
-            values.append(spec.softcap)
-        return (
-            *self[:3],
-            spec.ignore_index,
-            *ops.numbers(values, [0.0, 0.0, 0.0, 1.0], device),
-            spec.smoothing_over,
-            self.shift,
-            self.chunk_bytes or 0,
-        )
+        spec, numbers = self.spec, ops.spec_numbers(self.spec, device)
+        return *self[:3], spec.ignore_index, *numbers, self.shift, self.chunk_bytes or 0
 
     @classmethod
     def unpacked(cls, *arguments: Any) -> Measured:
         """See `linear_ops.Program`."""
-        targets, class_weight, sample_weight, ignore_index, *numbers, over, shift, chunk_bytes = arguments
-        smoothing, gamma, z_loss, *link = ops.as_floats(*numbers)
-        spec = LossSpec(ignore_index, smoothing, over, gamma, z_loss, **Link(*link)._asdict())
+        targets, class_weight, sample_weight, ignore_index, *numbers, shift, chunk_bytes = arguments
+        spec = LossSpec.from_numbers(ops.as_floats(*numbers), ignore_index)
         return cls(targets, class_weight, sample_weight, spec, shift, chunk_bytes or None)
 
     def swept(self, operands: Operands, leave_out: bool) -> Swept:
@@ -108,7 +96,7 @@ class Measured(NamedTuple):
 
     def of(self, batch: Rows) -> Swept:
         """The losses of the rows of ``batch``, by the kernels and in ordinary operations."""
-        link = Link(self.spec.temperature, self.spec.softcap)
+        link = self.spec.link
 
         def losses_of(part: slice, logits: Tensor) -> tuple[Tensor, ...]:
             measure = batch.measure(part)

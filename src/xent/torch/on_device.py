@@ -42,7 +42,8 @@ def _problem(
 ) -> tuple[Problem, Any]:
     """The problem but for its divisor, which is on the device: and 1/D beside it."""
     measure = composite.measure(logits, targets, weight, sample_weight, function.spec)
-    scale = composite.inverse(targeting.denominator(measure, function.reduction, function.denominator))
+    divisor = targeting.divisor(measure.total, measure.rows, function.reduction, function.denominator)
+    scale = composite.inverse(divisor)
     z: Any = logits.detach()
     kernels: Any = bridge
     return Problem(z, measure, function.spec, function.reduction, 1.0, kernels, torch), scale

@@ -13,10 +13,13 @@ import torch
 
 from xent.core.contract import Cotangents, RowStats
 from xent.core.link import Link
+from xent.core.spec import LossSpec
 from xent.torch import bridge
 
 Tensor = torch.Tensor
 Numbers = tuple[list[float], Tensor | None]
+
+_NO_OPTIONS = LossSpec().to_numbers()
 
 
 def numbers(values: Sequence[float], defaults: Sequence[float], device: torch.device) -> Numbers:
@@ -41,6 +44,11 @@ def as_floats(values: Sequence[float], moving: Tensor | None) -> Sequence[float]
 def link_numbers(link: Link, device: torch.device) -> Numbers:
     """The link as operators take it: a temperature, and a softcap if there is one."""
     return numbers([x for x in link if x is not None], [1.0], device)
+
+
+def spec_numbers(spec: LossSpec, device: torch.device) -> Numbers:
+    """The options of a loss as operators take them; `LossSpec.from_numbers` reads them."""
+    return numbers(spec.to_numbers(), _NO_OPTIONS, device)
 
 
 @torch.library.custom_op("xent::row_stats", mutates_args=())

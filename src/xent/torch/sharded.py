@@ -16,7 +16,6 @@ import torch.distributed as dist
 from xent.core import head
 from xent.core import target as targeting
 from xent.core.contract import Cotangents, RowStats
-from xent.core.link import Link
 from xent.core.spec import LossSpec
 from xent.core.target import Target
 from xent.torch import bridge
@@ -74,10 +73,10 @@ class Batch:
         weight: Tensor | None,
         spec: LossSpec,
     ) -> None:
-        self.shard, self.spec, self.link = shard, spec, Link(spec.temperature, spec.softcap)
+        self.shard, self.spec, self.link = shard, spec, spec.link
         self.labels, self.probabilities, self.places = labels, probabilities, places
         self.class_weight, self.weight = class_weight, weight
-        self.smoothing = targeting._smoothing(spec, shard.num_classes)
+        self.smoothing = targeting.total_smoothing(spec, shard.num_classes)
         self.is_signed = targeting.is_signed(spec, shard.num_classes)
         self.read: Tensor | None = None
         self.here: Tensor | None = None
