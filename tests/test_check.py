@@ -80,6 +80,7 @@ BINARY_FAULTS = {
     "binary softcap": {"softcap": 5.1},
     "binary temperature": {"temperature": 1.8},
     "binary labels": {"ignore_index": 1},
+    "binary poly-1": {"poly1_epsilon": -0.6},
     "binary focal 2": {"focal_gamma": 2.1},
     "binary focal + cap": {"focal_gamma": 0.6},
     "binary focal + z-loss": {"z_loss": 0.11},

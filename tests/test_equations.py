@@ -22,9 +22,14 @@ z = sp.symbols(f"z:{K}", real=True)
 r = sp.symbols(f"r:{K}", real=True)
 v = sp.symbols(f"v:{K}", positive=True)
 alpha, beta, lam, omega, gamma, T, C = sp.symbols("alpha beta lambda omega gamma T C", positive=True)
+epsilon = sp.Symbol("epsilon", positive=True)
 x_ = sp.Symbol("x", negative=True)
 
-F = {"cross-entropy": -x_, "focal": -((1 - sp.exp(x_)) ** gamma) * x_}
+F = {
+    "cross-entropy": -x_,
+    "focal": -((1 - sp.exp(x_)) ** gamma) * x_,
+    "poly-1": -x_ + epsilon * (1 - sp.exp(x_)),
+}
 LINKS = {
     "identity": lambda t: t,
     "temperature": lambda t: t / T,
@@ -39,6 +44,7 @@ VALUES = {
     lam: sp.Rational(1, 7),
     omega: sp.Rational(13, 10),
     gamma: sp.Rational(5, 2),
+    epsilon: sp.Rational(7, 4),
     T: sp.Rational(8, 5),
     C: sp.Rational(3, 2),
 }
@@ -145,7 +151,8 @@ def test_code_is_the_equations(link: str, label_function: str) -> None:
     """head.py and reference.py at the same point: the signs and factors of the code itself."""
     equations = row(link, label_function)
     number = {symbol: float(value) for symbol, value in VALUES.items()}
-    spec = LossSpec(focal_gamma=number[gamma] if label_function == "focal" else 0.0, z_loss=number[lam])
+    options = {"focal": {"focal_gamma": number[gamma]}, "poly-1": {"poly1_epsilon": number[epsilon]}}
+    spec = LossSpec(z_loss=number[lam], **options.get(label_function, {}))
     phi = Link(
         temperature=1.0 if link == "identity" else number[T],
         softcap=number[C] if link == "softcap" else None,

@@ -117,6 +117,11 @@ ARGUMENTS: list[tuple[Any, Any, dict[str, Any], type[Exception], tuple[str, ...]
     # combinations without a meaning name both
     (Z, Y, {"focal_gamma": 2.0, "label_smoothing": 0.1}, ValueError,
      ("`focal_gamma`", "`label_smoothing`", "focal_gamma=2.0", "label_smoothing=0.1")),
+    (Z, Y, {"focal_gamma": 2.0, "poly1_epsilon": 1.0}, ValueError,
+     ("`focal_gamma`", "`poly1_epsilon`", "focal_gamma=2.0", "poly1_epsilon=1.0")),
+    (Z, Y, {"poly1_epsilon": -2}, ValueError, ("`poly1_epsilon`", ">= -1", "got -2")),
+    (Z, Q, {"poly1_epsilon": 2.0}, ValueError,
+     ("`poly1_epsilon`", "`targets`", "poly1_epsilon=2.0", "floating")),
     (Z, Q, {"focal_gamma": 2.0}, ValueError, ("`focal_gamma`", "`targets`", "focal_gamma=2.0", "floating")),
     (Z, Y, {"reduction": "sum", "denominator": 3}, ValueError,
      ("`denominator`", "`reduction`", "denominator=3", "reduction='sum'")),

@@ -40,6 +40,7 @@ def test_the_plain_loss_is_what_scipy_says():
         ({"label_smoothing": 0.1}, "ℓ = −α x − βσ (1)"),
         ({"label_smoothing": 0.1, "smoothing_over": "others"}, "ℓ = −α x − βσ (1)"),
         ({"focal_gamma": 2.0}, "ℓ = −(1−eˣ)^γ x (1)"),
+        ({"poly1_epsilon": 2.0, "class_weight": [1.0, 2.0, 3.0]}, "ℓ = −α x + α ε(1−eˣ) (1)"),
         ({"z_loss": 0.1}, "ℓ = −x + λl² (1)"),
         ({"temperature": 2.0}, "ℓ = −x (1)"),
         ({"softcap": 5.0, "focal_gamma": 0.5, "z_loss": 0.1}, "ℓ = −(1−eˣ)^γ x + λl² (1)"),
@@ -58,7 +59,8 @@ def test_the_formula_shown_gives_the_number_shown(options, formula):
             u = options["softcap"] * np.tanh(u / options["softcap"])
         log_p = log_softmax(u)
         focus = (1 - np.exp(log_p)) ** options.get("focal_gamma", 0.0)
-        return -(target * focus * log_p).sum() + options.get("z_loss", 0.0) * logsumexp(u) ** 2
+        poly1 = options.get("poly1_epsilon", 0.0) * (1 - np.exp(log_p))
+        return (target * (poly1 - focus * log_p)).sum() + options.get("z_loss", 0.0) * logsumexp(u) ** 2
 
     assert line(e, "loss, nats").value == pytest.approx(loss(Z), rel=1e-14)
     numeric = [(loss(Z + 1e-6 * d) - loss(Z - 1e-6 * d)) / 2e-6 for d in np.eye(3)]
@@ -67,7 +69,7 @@ def test_the_formula_shown_gives_the_number_shown(options, formula):
     if "softcap" not in options and "temperature" not in options and e.lines[-2].name.startswith("weight"):
         s, b = line(e, "weight of p (2)").value, line(e, "weight of e_y − p (2)").value
         p, one_hot = column(e, "probability"), np.array([0, 1, 0])
-        alpha = -b if "focal_gamma" not in options else 1.0
+        alpha = -b if not options.keys() & {"focal_gamma", "poly1_epsilon"} else target[1]
         np.testing.assert_allclose(
             column(e, "gradient"), s * p + b * (one_hot - p) - (target - alpha * one_hot), atol=1e-12
         )

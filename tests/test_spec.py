@@ -16,6 +16,7 @@ VALUES = {
     "label_smoothing": st.floats(0, 1),
     "smoothing_over": st.sampled_from(["all", "others"]),
     "focal_gamma": st.floats(0, 1e300),
+    "poly1_epsilon": st.floats(-1, 1e300),
     "z_loss": st.floats(0, 1e300),
     "softcap": st.none() | POSITIVE,
     "temperature": POSITIVE,
@@ -31,6 +32,8 @@ def test_numbers_are_the_options(data: st.DataObject) -> None:
     options = {name: data.draw(values, name) for name, values in VALUES.items()}
     if options["label_smoothing"]:  # defined for labels alone, some of them
         options |= dict.fromkeys(LabelFunction._fields, 0.0)
+    if options["focal_gamma"]:
+        options["poly1_epsilon"] = 0.0
     spec = LossSpec(**options)
     numbers = spec.to_numbers()
     assert all(type(number) is float for number in numbers)

@@ -102,6 +102,7 @@ VARIANTS = (
     Variant("focal_2", {"focal_gamma": 2.0}),
     Variant("focal_5", {"focal_gamma": 5.0}),
     Variant("focal_weights", {"focal_gamma": 2.0, "class_weight": class_weight}, ignored=0.2),
+    Variant("poly1", {"poly1_epsilon": 2.0, "class_weight": class_weight, "softcap": 10.0}, ignored=0.2),
     Variant("z_loss", {"z_loss": 1e-4}, BOTH),
     Variant("z_loss_large", {"z_loss": 0.3}, BOTH),
     Variant("softcap", {"softcap": 30.0}, BOTH),

@@ -39,6 +39,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "focal 0.5": {"focal_gamma": 0.5},
     "focal 2": {"focal_gamma": 2.0},
     "focal 2 + weights": {"focal_gamma": 2.0} | WEIGHTS | ROW_WEIGHTS,
+    "poly-1": {"poly1_epsilon": 2.0} | WEIGHTS | ROW_WEIGHTS,
     "z-loss": {"z_loss": 0.01},
     "softcap": {"softcap": 5.0},
     "temperature": {"temperature": 1.7},
@@ -62,6 +63,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "binary softcap": BINARY | {"softcap": 5.0},
     "binary temperature": BINARY | {"temperature": 1.7},
     "binary labels": BINARY_LABELS | {"ignore_index": 0} | POS_WEIGHT,
+    "binary poly-1": BINARY_LABELS | {"poly1_epsilon": -0.5, "z_loss": 0.1} | POS_WEIGHT,
     "binary focal 2": BINARY_LABELS | {"focal_gamma": 2.0},
     "binary focal + cap": BINARY_LABELS | {"focal_gamma": 0.5, "softcap": 5.0} | POS_WEIGHT | ROW_WEIGHTS,
     "binary focal + z-loss": BINARY_LABELS | {"focal_gamma": 2.0, "z_loss": 0.1, "temperature": 0.6},
@@ -302,7 +304,7 @@ def _precise_row(case: Case, row: int) -> tuple[Callable[[list[Any]], Any], Any]
     if case.has_labels and case.targets[row] == o.get("ignore_index", -100):
         outer = mpf(0)
     smoothing, others = mpf(o.get("label_smoothing", 0.0)), o.get("smoothing_over") == "others"
-    gamma, z_loss = mpf(o.get("focal_gamma", 0.0)), mpf(o.get("z_loss", 0.0))
+    gamma, poly1, z_loss = (mpf(o.get(name, 0.0)) for name in ("focal_gamma", "poly1_epsilon", "z_loss"))
     temperature, cap = mpf(o.get("temperature", 1.0)), o.get("softcap")
 
     def link(z: Any) -> Any:
@@ -315,8 +317,8 @@ def _precise_row(case: Case, row: int) -> tuple[Callable[[list[Any]], Any], Any]
         def binary(z: list[Any]) -> Any:
             positive = 1 / (1 + mpmath.exp(-link(z[0])))
             negative = 1 - positive
-            ones = pos_weight * q * negative**gamma * mpmath.log(positive)
-            zeros = (1 - q) * positive**gamma * mpmath.log(negative)
+            ones = pos_weight * q * (negative**gamma * mpmath.log(positive) - poly1 * negative)
+            zeros = (1 - q) * (positive**gamma * mpmath.log(negative) - poly1 * positive)
             return outer * (z_loss * mpmath.log(negative) ** 2 - ones - zeros)
 
         return binary, outer
@@ -339,8 +341,8 @@ def _precise_row(case: Case, row: int) -> tuple[Callable[[list[Any]], Any], Any]
         u = [link(x) for x in z]
         norm = sum(mpmath.exp(x) for x in u)
         p = [mpmath.exp(x) / norm for x in u]
-        terms = [-c[k] * t[k] * (1 - p[k]) ** gamma * mpmath.log(p[k]) for k in range(CLASSES) if t[k]]
-        return outer * (sum(terms) + z_loss * mpmath.log(norm) ** 2)
+        f = [poly1 * (1 - pk) - (1 - pk) ** gamma * mpmath.log(pk) for pk in p]
+        return outer * (mpmath.fdot(map(mpmath.fmul, c, t), f) + z_loss * mpmath.log(norm) ** 2)
 
     return categorical, share
 
@@ -363,7 +365,7 @@ def _torch_loss(case: Case, z: Any, torch: Any) -> Any:
     if case.has_labels:
         outer = outer * (targets != o.get("ignore_index", -100))
     smoothing, others = o.get("label_smoothing", 0.0), o.get("smoothing_over") == "others"
-    gamma, z_loss = o.get("focal_gamma", 0.0), o.get("z_loss", 0.0)
+    gamma, poly1, z_loss = (o.get(name, 0.0) for name in ("focal_gamma", "poly1_epsilon", "z_loss"))
     u = z / o.get("temperature", 1.0)
     if "softcap" in o:
         u = o["softcap"] * torch.tanh(u / o["softcap"])
@@ -376,6 +378,7 @@ def _torch_loss(case: Case, z: Any, torch: Any) -> Any:
         )
         missed = (q - torch.sigmoid(u)).abs()  # 1 − p of the label
         losses = losses * missed**gamma + z_loss * torch.logaddexp(u, torch.zeros_like(u)) ** 2
+        losses = losses + poly1 * missed * torch.where(q == 1, pos_weight, 1.0)
         return (outer * losses).sum() / outer.sum()
     c = torch.tensor(o.get("class_weight", np.ones(CLASSES)), dtype=torch.float64)
     if case.has_labels:
@@ -387,8 +390,8 @@ def _torch_loss(case: Case, z: Any, torch: Any) -> Any:
     spread = rest if others else torch.full_like(t, 1 / CLASSES)
     t = (1 - smoothing) * t + smoothing * spread
     log_p = torch.log_softmax(u, -1)
-    focus = (1 - log_p.exp()) ** gamma
-    losses = -(c * t * focus * log_p).sum(-1) + z_loss * torch.logsumexp(u, -1) ** 2
+    missed = 1 - log_p.exp()
+    losses = (c * t * (poly1 * missed - missed**gamma * log_p)).sum(-1) + z_loss * torch.logsumexp(u, -1) ** 2
     return (outer * losses).sum() / total
 
 

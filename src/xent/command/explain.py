@@ -50,6 +50,7 @@ def explain(
         SmoothingOver, typer.Option(help="Moved to all classes, or to the others.")
     ] = SmoothingOver.ALL,
     focal_gamma: Annotated[float, typer.Option(help="gamma of -(1-p)^gamma log p.")] = 0.0,
+    poly1_epsilon: Annotated[float, typer.Option(help="epsilon of -log p + epsilon (1-p).")] = 0.0,
     temperature: Annotated[float, typer.Option(help="T of z/T.")] = 1.0,
     softcap: Annotated[float | None, typer.Option(help="C of C tanh(z/C).")] = None,
     z_loss: Annotated[float, typer.Option(help="lambda of lambda logsumexp^2.")] = 0.0,
@@ -71,6 +72,7 @@ def explain(
         "label_smoothing": label_smoothing,
         "smoothing_over": smoothing_over.value,
         "focal_gamma": focal_gamma,
+        "poly1_epsilon": poly1_epsilon,
         "temperature": temperature,
         "softcap": softcap,
         "z_loss": z_loss,

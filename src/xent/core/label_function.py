@@ -10,14 +10,16 @@ Array = Any
 class LabelFunction(NamedTuple):
     """One row of the table; its fields are options of the loss. All 0, it is cross-entropy: f(x) = −x.
 
-    ==================  =======================
-    option              f(x)
-    ==================  =======================
-    ``focal_gamma`` γ   −(1 − eˣ)^γ x
-    ==================  =======================
+    ===================  =======================
+    option               f(x)
+    ===================  =======================
+    ``focal_gamma`` γ    −(1 − eˣ)^γ x
+    ``poly1_epsilon`` ε  −x + ε (1 − eˣ)
+    ===================  =======================
     """
 
     focal_gamma: float = 0.0
+    poly1_epsilon: float = 0.0
 
     @property
     def is_linear(self) -> bool:
@@ -33,18 +35,24 @@ class LabelFunction(NamedTuple):
         """f(x)."""
         if self.focal_gamma:
             return _focal(x, self.focal_gamma, xp)
+        if self.poly1_epsilon:
+            return 0.0 - x - self.poly1_epsilon * xp.expm1(x)
         return 0.0 - x  # never −0.0
 
     def slope(self, x: Array, xp: Any) -> Array | float:
         """f'(x)."""
         if self.focal_gamma:
             return _focal_slope(x, self.focal_gamma, xp)
+        if self.poly1_epsilon:
+            return -1.0 - self.poly1_epsilon * xp.exp(x)
         return -1.0
 
     def curvature(self, x: Array, xp: Any) -> Array | float:
         """f''(x)."""
         if self.focal_gamma:
             return _focal_curvature(x, self.focal_gamma, xp)
+        if self.poly1_epsilon:
+            return -self.poly1_epsilon * xp.exp(x)
         return 0.0
 
 

@@ -30,6 +30,7 @@ class Further(TypedDict, total=False):
 
     smoothing_over: Literal["all", "others"]
     focal_gamma: float
+    poly1_epsilon: float
     z_loss: float
     softcap: float | None
     temperature: float
@@ -57,6 +58,8 @@ OPTIONS_DOC = {
     ``ε/K`` on every class (PyTorch's), or ``ε/(K−1)`` on the other classes.""",
     "focal_gamma": """float >= 0, default 0.0
     ``γ`` of the focal loss ``−(1−p)^γ log p`` (Lin et al., 2017); labels only.""",
+    "poly1_epsilon": """float >= -1, default 0.0
+    ``ε`` of the poly-1 loss ``−log p + ε (1 − p)`` (Leng et al., 2022); labels only.""",
     "z_loss": """float >= 0, default 0.0
     ``λ`` of ``λ·logsumexp²`` (PaLM: Chowdhery et al., 2022).""",
     "softcap": """float from 1e-30 to 1e30, default None
@@ -74,6 +77,7 @@ class LossSpec:
     label_smoothing: float = 0.0
     smoothing_over: Literal["all", "others"] = field(default="all", metadata={"choices": SMOOTHING_OVER})
     focal_gamma: float = 0.0
+    poly1_epsilon: float = 0.0
     z_loss: float = 0.0
     softcap: float | None = None
     temperature: float = 1.0
@@ -83,12 +87,18 @@ class LossSpec:
         self._require_float("label_smoothing", "in [0, 1]", lambda x: 0 <= x <= 1)
         _require_choice("smoothing_over", self.smoothing_over, SMOOTHING_OVER)
         self._require_float("focal_gamma", "finite and >= 0", lambda x: x >= 0)
+        self._require_float("poly1_epsilon", "finite and >= -1", lambda x: x >= -1)
         self._require_float("z_loss", "finite and >= 0", lambda x: x >= 0)
         # 1/T, C/T and 1/(T·C) must be finite in float32.
         expected, holds = "finite and > 0 (1e-30 to 1e30)", lambda x: 1e-30 <= x <= 1e30
         if self.softcap is not None:
             self._require_float("softcap", f"None or {expected}", holds)
         self._require_float("temperature", expected, holds)
+        if self.focal_gamma and self.poly1_epsilon:
+            raise ValueError(
+                "`focal_gamma` and `poly1_epsilon` cannot be combined: each is a loss of the label; got "
+                f"focal_gamma={self.focal_gamma} and poly1_epsilon={self.poly1_epsilon}"
+            )
         if self.label_smoothing and (name := self._needs_labels()):
             raise ValueError(
                 f"`{name}` and `label_smoothing` cannot be combined: `{name}` is defined for labels, not for "

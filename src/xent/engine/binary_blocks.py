@@ -73,7 +73,7 @@ class Blocks:
         for start in range(0, max(self.logits.size, 1), BLOCK):
             block = slice(start, start + BLOCK)
             q, pos_weight, weight = (None if x is None else x[block] for x in self.columns)
-            if not self.spec.focal_gamma:
+            if not self.spec.label_function.needs_labels:
                 q = _as_probabilities(q, dtype)
             measure = logistic.measure(q, pos_weight, weight, self.spec, np)
             part = z[block].astype(dtype, copy=False)

@@ -22,7 +22,7 @@ def measure(q: Array, pos_weight: Array | None, weight: Array | None, spec: Loss
     ``dense`` is the pair of its two masses (1 − q, πq). ``weight`` (...) is 0 for an element to leave out.
     """
     total, rows = target.totals(math.prod(q.shape), weight, None, xp)
-    if spec.focal_gamma:
+    if spec.label_function.needs_labels:
         alpha = 1.0 if pos_weight is None else xp.where(q == 1, pos_weight, 1.0)
         return Target(q, alpha, None, 0.0, weight, total, rows)
     smoothing = smoothing_of(spec)

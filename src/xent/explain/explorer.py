@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import fields
 from importlib.metadata import version
 from typing import Any, NamedTuple
 
@@ -70,6 +71,10 @@ def html(logits: Any, label: int, options: Options) -> str:
             np.ones_like(z) if class_weight is None else np.asarray(class_weight, float)
         ).tolist(),
     }
+    for field in fields(spec):
+        value = getattr(spec, field.name)
+        if field.name not in (*state, "ignore_index") and value != field.default:
+            raise ValueError(f"`--html` has no control for {field.name}; got {field.name}={value}")
     for control in (LOGITS, WEIGHTS, *CONTROLS):
         _require_shown(control, state[control.option])
     limits = {c.option: (c.low, c.high) for c in (LOGITS, WEIGHTS, *CONTROLS)} | {"classes": CLASSES}

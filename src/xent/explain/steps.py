@@ -168,6 +168,9 @@ def _loss_formula(problem: Problem, alpha: float, lse: float, log_prob: float, s
     if spec.focal_gamma:
         formula = f"−{symbol}(1−eˣ)^γ x"
         numbers = f"−{factor}(1−{_short(math.exp(log_prob))})^{_short(spec.focal_gamma)}·({_short(log_prob)})"
+    if spec.poly1_epsilon:
+        formula += f" + {symbol}ε(1−eˣ)"
+        numbers += f" + {factor}{_short(spec.poly1_epsilon)}·(1−{_short(math.exp(log_prob))})"
     if target.dense is not None:
         formula += " − βσ"
         numbers += f" − {_short(target.beta)}·({_short(float(stats.dense_log_prob[0]))})"
