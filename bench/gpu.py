@@ -183,7 +183,7 @@ class Logits:
             "entropy": -(p * log_p).sum(-1),
         }
         # Each with what its error is measured by: an entry by the sum of its terms' absolute values, as in
-        # tests/tolerance.py, for a gradient or a product may cancel to any smallness.
+        # tests/tables/tolerance.py, for a gradient or a product may cancel to any smallness.
         expected = {name: (e, e.abs().clamp_min(1)) for name, e in numbers.items()} | {
             "copy": (z, z.abs()),
             "gradient": ((p - one_hot) / count, (p + one_hot) / count),

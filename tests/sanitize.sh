@@ -11,6 +11,6 @@ packages=$("$PYTHON" -c 'import sysconfig; print(sysconfig.get_path("purelib"))'
 PYTHONPATH="$overlay:$packages" OMP_NUM_THREADS=2 \
   LD_PRELOAD="$(${CC:-gcc} -print-file-name=libasan.so) $(${CC:-gcc} -print-file-name=libubsan.so)" \
   ASAN_OPTIONS=detect_leaks=0:allocator_may_return_null=1 UBSAN_OPTIONS=print_stacktrace=1:halt_on_error=1 \
-  "$PYTHON" -S -m pytest -p no:cacheprovider -q tests/test_arrays.py tests/test_conformance.py \
-  tests/test_evaluation_kernel.py tests/test_sparse.py tests/test_binary_kernel.py tests/test_native.py \
-  -k "native or evaluation_kernel or sparse or binary_kernel or arrays or layouts or in_place or row_counts or class_counts or without_leading" "$@"
+  "$PYTHON" -S -m pytest -p no:cacheprovider -q tests/api/test_arrays.py tests/kernels/test_conformance.py \
+  tests/kernels/test_evaluate.py tests/kernels/test_sparse.py tests/kernels/test_binary.py tests/kernels/test_native.py \
+  -k "native or test_evaluate.py or sparse or test_binary.py or arrays or layouts or in_place or row_counts or class_counts or without_leading" "$@"

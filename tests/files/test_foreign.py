@@ -1,0 +1,133 @@
+"""A file of another kind is named, with what to do; so is what is no file."""
+
+from __future__ import annotations
+
+import bz2
+import gzip
+import io
+import json
+import lzma
+import pickle
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+import pytest
+from safetensors.numpy import save_file
+
+from tests.files.test_tables import body
+from xent.command.cli import main
+from xent.files import dataset
+
+
+@pytest.fixture(autouse=True)
+def _in_an_empty_directory(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+
+
+def archive(*members: str) -> bytes:
+    file = io.BytesIO()
+    with zipfile.ZipFile(file, "w") as zipped:
+        for name in members:
+            zipped.writestr(name, "x")
+    return file.getvalue()
+
+
+CSV = "a,b,y\n" + body(",")
+RECORDS = [{"a": 1.5, "y": "no"}] * 40
+FEATHER = io.BytesIO()
+pl.DataFrame({"a": [1]}).write_ipc(FEATHER)
+# name → (content, what the line must say)
+FOREIGN = {
+    "Excel": (archive("[Content_Types].xml", "xl/workbook.xml"), ["is an Excel file", "save the sheet"]),
+    "OpenDocument": (archive("mimetype", "content.xml"), ["is an OpenDocument file"]),
+    "zip": (archive("a.csv"), ["is a zip archive of a.csv", "unzip"]),
+    "PyTorch": (archive("z/data.pkl", "z/data/0"), ["is a file of PyTorch", "safetensors.torch.save_file"]),
+    "pickle": (pickle.dumps({"a": 1}), ["is a pickle", "never loaded"]),
+    "gzip": (gzip.compress(CSV.encode()), ["is compressed by gzip", "gunzip"]),
+    "bzip2": (bz2.compress(CSV.encode()), ["is compressed by bzip2", "bunzip2"]),
+    "xz": (lzma.compress(CSV.encode()), ["is compressed by xz", "unxz"]),
+    "zstd": (b"\x28\xb5\x2f\xfd" + bytes(40), ["is compressed by zstd", "unzstd"]),
+    "feather": (FEATHER.getvalue(), ["is an Arrow (feather) file", "write_parquet"]),
+    "UTF-16": (CSV.encode("utf-16"), ["is text in UTF-16", "iconv"]),
+    "UTF-16 without its mark": (CSV.encode("utf-16-le"), ["is text in UTF-16LE", "iconv"]),
+    "UTF-32": (CSV.encode("utf-32"), ["is text in UTF-32", "iconv"]),
+    "JSON": (json.dumps(RECORDS).encode(), ["is JSON", "read_json"]),
+    "JSON of columns": (json.dumps({"a": [1.5] * 2000}).encode(), ["is JSON", "read_json"]),
+    "indented JSON": (json.dumps(RECORDS, indent=2).encode(), ["is JSON", "read_json"]),
+    "JSON lines": ("\n".join(map(json.dumps, RECORDS)).encode(), ["is JSON lines", "read_ndjson"]),
+    "HDF5": (b"\x89HDF\r\n\x1a\n" + bytes(40), ["is an HDF5 file", "h5py"]),
+    "SQLite": (b"SQLite format 3\0" + bytes(40), ["is an SQLite database"]),
+    "a page": (b"<!DOCTYPE html><html>", ["is an HTML or XML page"]),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", FOREIGN)
+def test_a_foreign_file_is_named_and_how_to_convert_it(case, capsys):
+    content, expected = FOREIGN[case]
+    Path("f.x").write_bytes(content)
+    np.save("y.npy", np.arange(3))
+    assert main(["fit", "iris", "--model", "m.st"]) == 0
+    calls = [["fit", "f.x", "--target", "y"], ["predict", "m.st", "f.x"], ["eval", "f.x", "y.npy"]]
+    for words in [*calls, ["eval", "y.npy", "f.x"]]:
+        capsys.readouterr()
+        assert main(words) == 2
+        out, err = capsys.readouterr()
+        assert (out, err.count("\n")) == ("", 1)
+        for part in ("f.x: ", "; expected ", *expected):
+            assert part in err
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"), [("-", "standard input"), ("http://x.org/f.csv", "is an address")]
+)
+def test_what_is_no_file_is_said(name, expected, capsys):
+    np.save("y.npy", np.arange(3))
+    assert main(["fit", "iris", "--model", "m.st"]) == 0
+    for words in (["fit", name], ["predict", "m.st", name], ["eval", name, "y.npy"]):
+        capsys.readouterr()
+        assert main(words) == 2
+        assert expected in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["ORC", "RDX", "Rar!", "BZh", "Obj", "FEA1", "[a]", "{b}", "ARROW1"])
+def test_a_header_that_begins_like_another_kind_is_csv(name):
+    Path("f.csv").write_text(f"{name},b,y\n" + body(","))
+    assert dataset.load("f.csv", "y").feature_names == [name, "b"]
+
+
+def test_arrays_of_an_npz_file_by_other_names(capsys):
+    np.savez("f.npz", x_train=np.eye(3), y_train=np.arange(3), x_test=np.eye(3))
+    assert main(["fit", "iris", "--model", "m.st"]) == 0
+    for words in (["fit", "f.npz"], ["predict", "m.st", "f.npz"]):
+        capsys.readouterr()
+        assert main(words) == 2
+        err = capsys.readouterr().err
+        assert "has no array 'X' but x_train, y_train, x_test" in err
+        assert (
+            "If x_train and y_train are meant: numpy.savez('new.npz', X=f['x_train'], y=f['y_train'])" in err
+        )
+
+
+def test_safetensors_are_known_by_their_content(capsys):
+    save_file({"z": np.eye(3)}, "f.bin")
+    np.save("y.npy", np.arange(3))
+    assert main(["eval", "f.bin", "y.npy"]) == 0
+    assert main(["fit", "f.bin"]) == 2
+    assert "f.bin: is a safetensors file; expected CSV" in capsys.readouterr().err
+
+
+def test_a_file_name_that_is_no_utf8_is_one_line(capsys):
+    for words in (["fit", "x\udcff.csv", "--target", "y"], ["eval", "x\udcff.npy", "y.npy"]):
+        assert main(words) == 2
+        out, err = capsys.readouterr()
+        assert (out, err.count("\n")) == ("", 1)
+        assert r"'x\udcff" in err
+        assert "is not UTF-8 text: rename the file" in err
+
+
+def test_a_bundled_set_beside_a_file_of_its_name_is_said(capsys):
+    Path("iris").write_text("a,y\n1,x\n")
+    assert main(["fit", "iris"]) == 0
+    assert "the file iris in this directory is not read; name it ./iris" in capsys.readouterr().out

@@ -1,0 +1,39 @@
+"""Classes split over processes, under `torch.compile`: the loss runs as it is, between graphs."""
+
+from __future__ import annotations
+
+import pytest
+
+torch = pytest.importorskip("torch")
+
+from tests.torch.distributed.ranks import Checks, assert_passed, plain_case  # noqa: E402
+from xent.torch.distributed import vocab_parallel_cross_entropy as sharded  # noqa: E402
+from xent.torch.distributed import vocab_parallel_linear_cross_entropy as sharded_linear  # noqa: E402
+
+# PyTorch warns of its own use of what it has deprecated.
+pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore:.torch.jit:DeprecationWarning")]
+
+CHECKS = Checks()
+
+
+@CHECKS
+def compiled() -> None:
+    hidden, weight, bias, y = plain_case()
+
+    def dense(hidden, weight, bias):
+        return 2 * sharded(hidden @ weight.T + bias, y, group=None)
+
+    def linear(hidden, weight, bias):
+        return 2 * sharded_linear(torch.tanh(hidden), weight, y, bias=bias, group=None)
+
+    for function in (dense, linear):
+        found = []
+        for way in (function, torch.compile(function, backend="eager")):
+            loss = way(hidden, weight, bias)
+            found.append((loss, *torch.autograd.grad(loss, (hidden, weight, bias))))
+        for a, b in zip(*found, strict=True):
+            assert torch.equal(a, b)
+
+
+def test_ranks(tmp_path):
+    assert_passed(__name__, 2, tmp_path, "compiled")
