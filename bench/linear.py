@@ -19,7 +19,7 @@ import torch
 import xent
 from bench import machine
 from xent import torch as xt
-from xent.torch.products import TensorProjection
+from xent.torch.linear.products import TensorProjection
 
 F = torch.nn.functional
 Tensor = torch.Tensor

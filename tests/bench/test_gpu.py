@@ -16,7 +16,7 @@ torch = pytest.importorskip("torch")
 pytest.importorskip("triton")
 ROOT = Path(__file__).parents[2]
 
-from xent.torch import bridge, eager  # noqa: E402
+from xent.torch import devices  # noqa: E402
 
 
 class HostClock:
@@ -42,8 +42,7 @@ def gpu(interpreter: None, monkeypatch: pytest.MonkeyPatch) -> Any:
     from bench import gpu
 
     monkeypatch.setattr(torch, "compile", lambda function, **options: function)
-    monkeypatch.setitem(bridge.KERNELS, "cpu", "triton")
-    monkeypatch.setattr(eager, "is_plain", lambda *tensors: False)
+    monkeypatch.setitem(devices.KERNELS, "cpu", "triton")
     monkeypatch.setattr(gpu, "REPEATS", 1)
     makers = [lambda device, dtype=dtype: gpu.Logits((4, 8), dtype, device) for dtype in gpu.TOLERANCE]
     monkeypatch.setitem(gpu.SECTIONS, "logits", makers)

@@ -8,7 +8,7 @@ torch = pytest.importorskip("torch")
 
 import xent.torch as xt  # noqa: E402
 from tests.torch.test_functional import TRANSFORMS, F, losses, plain  # noqa: E402
-from xent.torch import ahead, bridge, eager  # noqa: E402
+from xent.torch import devices, operators  # noqa: E402
 
 # PyTorch warns of its own use of what it has deprecated.
 pytestmark = pytest.mark.filterwarnings("ignore:.torch.jit:DeprecationWarning")
@@ -51,7 +51,7 @@ def test_compiled_is_eager(options, soft):
 
     if "focal_gamma" in options or "reduction" in options:  # by statistics and their gradient: other bits
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(eager, "is_plain", lambda *tensors: "sum" in options.values())
+            patch.setattr(devices, "are_arrays", lambda *tensors: "sum" in options.values())
             expected = f(z, target)
     else:
         expected = f(z, target)
@@ -63,8 +63,8 @@ def test_compiled_is_eager(options, soft):
 
 def test_compiled_reads_the_logits_once(monkeypatch):
     calls = []
-    kernel = bridge.row_stats_and_grad
-    monkeypatch.setattr(bridge, "row_stats_and_grad", lambda *a: (calls.append(1), kernel(*a))[1])
+    kernel = devices.row_stats_and_grad
+    monkeypatch.setattr(devices, "row_stats_and_grad", lambda *a: (calls.append(1), kernel(*a))[1])
     z, y = plain(dtype=torch.float16)
     z.requires_grad_()
     f = compiled(lambda z: xt.cross_entropy(z, y))
@@ -72,19 +72,19 @@ def test_compiled_reads_the_logits_once(monkeypatch):
     for upstream, count in ((1.0, 1), (0.25, 2)):
         calls.clear()
         loss = f(z)
-        assert len(ahead._made) == 1
+        assert len(operators._ahead.made) == 1
         for _ in range(2):  # the second backward finds nothing made
             (grad,) = torch.autograd.grad(upstream * loss, z, retain_graph=True)
             assert torch.equal(grad, torch.autograd.grad(upstream * eager_loss, z, retain_graph=True)[0])
         assert len(calls) == count + 1
-        assert not ahead._made
+        assert not operators._ahead.made
     loss = f(z)
-    assert ahead._made
+    assert operators._ahead.made
     del loss  # without a backward
-    assert not ahead._made
+    assert not operators._ahead.made
     with torch.no_grad():
         assert torch.equal(f(z), eager_loss)
-    assert not ahead._made
+    assert not operators._ahead.made
 
 
 @pytest.mark.parametrize("name", ["grad", "hessian", "jvp", "vmap of grad", "grad of vmap"])

@@ -12,7 +12,9 @@ from torch.multiprocessing.reductions import StorageWeakRef  # noqa: E402
 import xent  # noqa: E402
 import xent.torch as xt  # noqa: E402
 from tests.tables.variants import CASE_IDS, CASES  # noqa: E402
-from xent.torch import composite, eager, memory  # noqa: E402
+from xent.core.spec import LossSpec  # noqa: E402
+from xent.torch import dense, devices, memory  # noqa: E402
+from xent.torch.arguments import Call  # noqa: E402
 
 # PyTorch warns of its own use of what it has deprecated.
 pytestmark = pytest.mark.filterwarnings("ignore:.torch.jit:DeprecationWarning")
@@ -36,7 +38,7 @@ def arguments_of(variant, kind, rows=(6,), num_classes=5, dtype=torch.float64):
 def way(request, monkeypatch):
     """Both ways to a loss: the single autograd node of a plain call, and the code around statistics."""
     if request.param == "ordinary code":
-        monkeypatch.setattr(eager, "is_plain", lambda *tensors: False)
+        monkeypatch.setattr(devices, "are_arrays", lambda *tensors: False)
     return request.param
 
 
@@ -178,14 +180,14 @@ def test_a_leaf_owns_its_gradient(way):
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
 def test_the_short_way_has_the_same_bits(dtype, monkeypatch):
-    """Not near them: `eager._mean_of_labels` calls the same kernel as `Problem`."""
+    """Not near them: `dense._mean_of_labels` calls the same kernel as `Problem`."""
     results = []
     for _ in range(2):
         z, y = plain(rows=(301,), num_classes=11, dtype=dtype)
         z.requires_grad_()
         loss = xt.cross_entropy(z, y)
         results.append((loss, *torch.autograd.grad(loss, z)))
-        monkeypatch.setattr(eager, "_mean_of_labels", lambda *tensors: None)
+        monkeypatch.setattr(dense, "_mean_of_labels", lambda *tensors: None)
     for a, b in zip(*results, strict=True):
         assert torch.equal(a, b)
 
@@ -353,7 +355,7 @@ def test_labels_out_of_range():
         xent.cross_entropy(z, y)
     rows = xt.cross_entropy(z, y, reduction="none", validate=False)
     assert rows.isnan().tolist() == [False, False, False, True, False, False]
-    again = composite.cross_entropy(z, y, None, None, xent.core.spec.LossSpec(), "none", None)
+    again = dense.derivable(z, Call(y, None, None, LossSpec(), "none", None, None))
     assert again.isnan().tolist() == rows.isnan().tolist()
 
 

@@ -18,7 +18,7 @@ import xent.torch  # noqa: E402
 from tests.kernels.test_triton import DEVICE, tensor  # noqa: E402
 from xent.core.link import Link  # noqa: E402
 from xent.kernels import triton as kernels  # noqa: E402
-from xent.torch import arguments, bridge, eager, on_device  # noqa: E402
+from xent.torch import devices, modes  # noqa: E402
 
 pytestmark = pytest.mark.usefixtures("interpreter")
 
@@ -26,11 +26,10 @@ pytestmark = pytest.mark.usefixtures("interpreter")
 @pytest.fixture(params=["one node", "ordinary code"])
 def on_triton(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """`xent.torch` takes tensors of this device for those of a GPU; both ways to a loss."""
-    monkeypatch.setitem(bridge.KERNELS, "cpu", "triton")
-    monkeypatch.setattr(eager, "is_plain", lambda *tensors: False)
-    monkeypatch.setattr(arguments, "looks_at", lambda x, validate: validate is True)
+    monkeypatch.setitem(devices.KERNELS, "cpu", "triton")
+    monkeypatch.setattr(modes, "looks_at", lambda x, validate: validate is True)
     if request.param == "ordinary code":
-        monkeypatch.setattr(on_device, "is_plain", lambda *tensors: False)
+        monkeypatch.setattr(devices, "takes_tensors", lambda *tensors: False)
 
 
 @pytest.mark.usefixtures("on_triton")
@@ -103,7 +102,7 @@ def test_other_devices_are_named(device: str) -> None:
     with pytest.raises(
         NotImplementedError, match="device of type cpu or cuda; there are no kernels for meta"
     ):
-        bridge.row_stats(torch.empty(2, 3, device=device), None, None, Link(), ("lse",))
+        devices.row_stats(torch.empty(2, 3, device=device), None, None, Link(), ("lse",))
 
 
 @pytest.mark.parametrize("way", ["one node", "ordinary code"])
@@ -119,9 +118,9 @@ def test_the_host_never_waits(
 
     for name in ("rows", "grad", "rescale"):
         monkeypatch.setattr(kernels.device, name, stub(name))
-    monkeypatch.setitem(bridge.KERNELS, "meta", "triton")
+    monkeypatch.setitem(devices.KERNELS, "meta", "triton")
     if way == "ordinary code":
-        monkeypatch.setattr(on_device, "is_plain", lambda *tensors: False)
+        monkeypatch.setattr(devices, "takes_tensors", lambda *tensors: False)
     target, options = variant.make(kind, (6,), 5, np.random.default_rng(0))
     mine = {
         k: torch.empty(v.shape, dtype=torch.float64, device="meta") if isinstance(v, np.ndarray) else v
@@ -165,9 +164,8 @@ def test_functions(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
         return [value.detach().cpu(), *(g.cpu() for g in grads if g is not None)]
 
     expected = run("cpu")
-    monkeypatch.setitem(bridge.KERNELS, "cpu", "triton")
-    monkeypatch.setattr(eager, "is_plain", lambda *tensors: False)
-    monkeypatch.setattr(arguments, "looks_at", lambda x, validate: validate is True)
+    monkeypatch.setitem(devices.KERNELS, "cpu", "triton")
+    monkeypatch.setattr(modes, "looks_at", lambda x, validate: validate is True)
     for actual, exact in zip(run(DEVICE), expected, strict=True):
         torch.testing.assert_close(actual, exact, rtol=1e-12, atol=1e-14)
 

@@ -58,9 +58,9 @@ def binary_cross_entropy(
     0.693147
     """
     if checks.is_tensor(logits):
-        from xent.torch import last
+        from xent.torch import api
 
-        return last.binary_cross_entropy(
+        return api.binary_cross_entropy(
             logits, targets, pos_weight, reduction, denominator, validate, options
         )
     return _run(logits, targets, pos_weight, reduction, denominator, validate, options, None)

@@ -67,9 +67,9 @@ def cross_entropy(
     1.407606
     """
     if checks.is_tensor(logits):
-        from xent.torch import last
+        from xent.torch import api
 
-        return last.cross_entropy(logits, targets, reduction, denominator, validate, options)
+        return api.cross_entropy(logits, targets, reduction, denominator, validate, options)
     problem = Problem.from_arguments(logits, targets, reduction, denominator, validate, options)
     return problem.loss(problem.stats())
 

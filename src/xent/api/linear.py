@@ -78,9 +78,9 @@ def linear_cross_entropy(
     1.407606
     """
     if checks.is_tensor(inputs):
-        from xent.torch import last
+        from xent.torch import api
 
-        return last.linear_cross_entropy(
+        return api.linear_cross_entropy(
             inputs, weight, targets, bias, reduction, denominator, validate, shift, chunk_bytes, options
         )
     x, w, b = _as_operands(inputs, weight, bias)
@@ -186,7 +186,7 @@ def linear_row_statistics(
     (array([-1.3863, -1.3863]), array([1.3863, 1.3863]))
     """
     if checks.is_tensor(inputs):
-        from xent.torch import linear_statistics
+        from xent.torch.linear import statistics as linear_statistics
 
         return linear_statistics.linear_row_statistics(
             inputs,
@@ -276,7 +276,7 @@ class _Batch:
         whole, given = self.rows.whole, checks.as_denominator(denominator)
         divisor = targeting.divisor(whole.total, whole.rows, reduction, given)
         self.scale = 1.0 / divisor if divisor else 0.0
-        self.step = self.rows.step(spec, None, np)
+        self.step = valid_rows.ChunkLoss(self.rows, spec, None, np).step
 
     def project(self, w: Array, b: Array | None, chunk_bytes: int | None) -> Projection:
         """The logits of these rows."""

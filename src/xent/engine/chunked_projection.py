@@ -1,7 +1,7 @@
 """Logits that never exist whole: ``inputs @ weight.T + bias``, one chunk of rows at a time.
 
 Per chunk: the product, a function of its logits, and two products for the gradients. NumPy arrays here;
-`xent.torch.products` does the same with tensors.
+`xent.torch.linear.products` does the same with tensors.
 """
 
 from __future__ import annotations

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 from xent.core import head
 from xent.core import target as targeting
@@ -15,28 +15,71 @@ from xent.engine.batch_loss import Problem
 Array = Any
 
 
-class Rows(NamedTuple):
-    """The rows that count; ``whole`` has the totals of equation (4)."""
+class Rows:
+    """The rows of a batch that count: ``measure`` is their target, chunk by chunk."""
 
     places: Array  # (n,) of those that count among the rows of the inputs, or None for all
-    measure: Callable[[slice], Target]  # of a part of the n rows
-    whole: Target
+    whole: Target  # of all n rows; of probabilities only its totals
     silent: Array = None  # (n,) those among them that do not count after all, or None
 
-    def step(self, spec: LossSpec, kernels: Any, xp: Any) -> Callable[..., Any]:
-        """Equations (1) and (2) of a chunk of logits; the gradient is written over it.
+    def measure(self, part: slice) -> Target:
+        """The target of a part of the n rows."""
+        raise NotImplementedError
 
-        A `chunked_projection.Step`.
-        """
 
-        def step(logits: Array, part: slice, dloss: Any) -> tuple[tuple[Array], Array]:
-            problem = Problem(logits, self.measure(part), spec, "none", 1.0, kernels, xp)
-            if dloss is None:
-                return (problem.row_losses(problem.stats()),), None
-            stats, dlogits = problem.stats_and_grad(dloss, logits)
-            return (problem.row_losses(stats),), dlogits
+class LabelRows(Rows):
+    """Rows with labels."""
 
-        return step
+    def __init__(self, places: Array, whole: Target, spec: LossSpec, xp: Any) -> None:
+        self.places, self.whole, self.spec, self.xp = places, whole, spec, xp
+
+    def measure(self, part: slice) -> Target:
+        """See `Rows`."""
+        return targeting.not_negative(targeting.part(self.whole, part), self.spec, self.xp)
+
+
+class ProbabilityRows(Rows):
+    """Rows with probabilities (M, K), ``offset`` rows further on than the inputs.
+
+    No second matrix of them is made: ``widen`` brings the rows of one chunk to the loss's dtype.
+    """
+
+    def __init__(
+        self,
+        places: Array,
+        whole: Target,
+        probabilities: Array,
+        offset: int,
+        class_weight: Array,
+        spec: LossSpec,
+        widen: Callable[[Array], Array],
+        xp: Any,
+    ) -> None:
+        self.places, self.whole, self.spec, self.xp = places, whole, spec, xp
+        self.probabilities, self.offset, self.class_weight = probabilities, offset, class_weight
+        self.widen = widen
+
+    def measure(self, part: slice) -> Target:
+        """See `Rows`."""
+        q = self.probabilities[part if self.places is None else self.places[part] + self.offset]
+        weight = None if self.whole.weight is None else self.whole.weight[part]
+        return targeting.from_probabilities(self.widen(q), self.class_weight, weight, self.spec, self.xp)
+
+
+class ChunkLoss:
+    """The losses of rows whose logits come chunk by chunk: the step of a `chunked_projection.Projection`."""
+
+    def __init__(self, rows: Rows, spec: LossSpec, kernels: Any, xp: Any) -> None:
+        self.rows, self.spec, self.kernels, self.xp = rows, spec, kernels, xp
+
+    def step(self, logits: Array, part: slice, dloss: Any) -> tuple[tuple[Array], Array]:
+        """Equations (1) and (2) of a chunk; the gradient is written over its logits."""
+        target = self.rows.measure(part)
+        problem = Problem(logits, target, self.spec, "none", 1.0, self.kernels, self.xp)
+        if dloss is None:
+            return (problem.row_losses(problem.stats()),), None
+        stats, dlogits = problem.stats_and_grad(dloss, logits)
+        return (problem.row_losses(stats),), dlogits
 
 
 def shifted(shape: tuple[int, ...], shift: int, xp: Any, device: Any) -> tuple[tuple[int, ...], Array]:
@@ -102,7 +145,7 @@ def of_labels(
         columns = whole.labels, whole.alpha, whole.weight
         index, (labels, alpha, weight) = counted(unread, None, index, columns, xp)
         whole = whole._replace(labels=labels, alpha=alpha, weight=weight)
-    return Rows(index, lambda rows: targeting.not_negative(targeting.part(whole, rows), spec, xp), whole)
+    return LabelRows(index, whole, spec, xp)
 
 
 def of_probabilities(
@@ -116,22 +159,14 @@ def of_probabilities(
     xp: Any,
     leave_out: bool = True,
 ) -> Rows:
-    """Rows with the targets ``probabilities (M, K)``, ``offset`` rows further on than the inputs.
-
-    No second matrix of them is made: ``widen`` brings the rows of one chunk to the loss's dtype.
-    """
+    """Rows with the targets ``probabilities (M, K)``; see `ProbabilityRows`."""
     index = place
     if leave_out:
         index, (weight,) = counted(None, weight, place, (weight,), xp)
     num_rows = probabilities.shape[0] if index is None else index.shape[0]
     total, num_counted = targeting.totals(num_rows, weight, None, xp)
-
-    def measure(rows: slice) -> Target:
-        q = probabilities[rows if index is None else index[rows] + offset]
-        part = None if weight is None else weight[rows]
-        return targeting.from_probabilities(widen(q), class_weight, part, spec, xp)
-
-    return Rows(index, measure, Target(None, 0.0, None, 1.0, weight, total, num_counted))
+    whole = Target(None, 0.0, None, 1.0, weight, total, num_counted)
+    return ProbabilityRows(index, whole, probabilities, offset, class_weight, spec, widen, xp)
 
 
 def counted(

@@ -1,12 +1,15 @@
 """`xent` for PyTorch: its losses under its own names, every option, the whole autograd contract.
 
-Public: `functional`, `linear`, `linear_statistics`, `binary`, `modules`, `distributed`; `last` is what
-`xent`'s own functions call. `arguments` and `validated` check, `temperature` divides by one that is learnt.
-`door` sends DTensors to `dtensors` and all else to `dense` or `linear_loss`. A plain call goes by `eager`
-(CPU) or `on_device` (GPU); by `composite` and `statistics`, with the formulas of `formulas`, where more is
-watched; by `ops`, `ahead`, `binary_ops` and `linear_ops` in compiled graphs. `projected` goes through logits
-that never exist whole, of what `measured`, `linear_row_stats` and `divergence` say. `sharded`,
-`sharded_layers` and `agreement` are classes split over processes. `bridge` and `memory` lead to the kernels.
+`functional`, `binary` and `modules` have the public functions and modules, `linear` those of a layer whose
+logits are never whole, `distributed` those of logits that are split over processes. `api` is what `xent`
+itself calls with tensors.
+
+A loss is a `Call` of `arguments`, which checks them; `targets` checks labels and probabilities and makes the
+measure of equation (1); `temperature` divides by a temperature that is learnt. `dispatch` sends DTensors to
+`distributed`, all else to `dense` or `linear`. `modes` says who watches a call. If only reverse mode does,
+`dense` answers with one autograd node, otherwise with ordinary operations around `statistics`: operators of
+`operators` and `binary_ops` in compiled graphs, and `softmax_derivatives` for higher orders. `devices` and
+`memory` lead to the kernels.
 """
 
 from __future__ import annotations
@@ -17,8 +20,8 @@ from types import ModuleType
 from xent.core.contract import RowStatistics
 from xent.torch.binary import binary_cross_entropy_with_logits
 from xent.torch.functional import cross_entropy, row_statistics
-from xent.torch.linear import linear_cross_entropy
-from xent.torch.linear_statistics import linear_kl_divergence, linear_row_statistics
+from xent.torch.linear.functional import linear_cross_entropy
+from xent.torch.linear.statistics import linear_kl_divergence, linear_row_statistics
 from xent.torch.modules import BCEWithLogitsLoss, CrossEntropyLoss, LinearCrossEntropyLoss
 
 __all__ = [

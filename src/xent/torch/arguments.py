@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any, NamedTuple, cast
 
 import torch
-from torch.autograd import forward_ad
 
-from xent.core.spec import LossSpec, Options
+from xent.core import target as targeting
+from xent.core.spec import LossSpec, Options, require_reduction
 from xent.engine import checks
-from xent.torch import bridge
+from xent.torch import devices, modes
 
 Tensor = torch.Tensor
 
@@ -18,7 +17,6 @@ INTEGERS = (
     *(torch.int64, torch.int32, torch.int16, torch.int8),
     *(torch.uint64, torch.uint32, torch.uint16, torch.uint8),
 )
-PLAIN = (Tensor, torch.nn.Parameter)
 NO_OPTIONS = LossSpec()
 
 
@@ -38,79 +36,63 @@ class ArgumentError(ValueError, RuntimeError):
     """A ValueError, as this library raises, and a RuntimeError, as PyTorch does."""
 
 
-class LabelError(ValueError, IndexError):
-    """A label that is no class: a ValueError here, an IndexError in PyTorch."""
+class Call(NamedTuple):
+    """The arguments of one loss beside its logits."""
+
+    targets: Tensor  # labels (...) or probabilities (..., K)
+    class_weight: Tensor | None
+    sample_weight: Tensor | None
+    spec: LossSpec
+    reduction: str
+    denominator: Any
+    validate: bool | None
+    names: Names = TORCH
+
+    @property
+    def is_soft(self) -> bool:
+        """Whether the targets are probabilities."""
+        return self.targets.is_floating_point()
+
+    @property
+    def tensors(self) -> tuple[Tensor | None, ...]:
+        """(targets, class weight, sample weight, the denominator if it is a tensor)."""
+        divisor = self.denominator if isinstance(self.denominator, Tensor) else None
+        return self.targets, self.class_weight, self.sample_weight, divisor
+
+    @property
+    def by_name(self) -> dict[str, Any]:
+        """The arguments that may be tensors, by the names that the caller gave them."""
+        return {
+            self.names.targets: self.targets,
+            self.names.weight: self.class_weight,
+            "sample_weight": self.sample_weight,
+            "denominator": self.denominator,
+        }
+
+    def checked(self, shape: tuple[int, ...]) -> Call:
+        """Raise unless all but the targets goes together with logits of ``shape (..., K)``."""
+        require_reduction(self.reduction)
+        if self.is_soft:
+            require_no_labels(self.spec, self.names.targets)
+        if self.class_weight is not None:
+            require_weight(self.class_weight, shape[-1], self.names.weight, self.validate)
+        if self.sample_weight is not None:
+            require_rows(self.sample_weight, shape[:-1], self.validate)
+        if self.denominator is None:
+            return self
+        return self._replace(denominator=as_denominator(self.denominator))
+
+    def scale(self, total: Any, rows: Any) -> Any:
+        """1/D of equation (4), of the total weight of the rows that count and their number."""
+        return inverse(targeting.divisor(total, rows, self.reduction, self.denominator))
 
 
-def is_transformed() -> bool:
-    """Whether a transform of torch.func is under way."""
-    return torch._C._are_functorch_transforms_active()
-
-
-def is_derived(x: Tensor) -> bool:
-    """Whether ``x`` may carry a derivative, in reverse mode or (where it cannot be asked) in forward mode."""
-    if torch.compiler.is_exporting() or torch._C._get_tracing_state() is not None:
-        return x.is_floating_point()  # whoever calls the graph may ask
-    if torch.compiler.is_compiling():
-        return x.requires_grad or is_transformed()
-    if forward_ad._current_level >= 0:
-        return True
-    functorch = torch._C._functorch
-    while functorch.is_functorch_wrapped_tensor(x):  # the gradient of an outer transform, too
-        if functorch.is_gradtrackingtensor(x):
-            return True
-        x = functorch.get_unwrapped(x)
-    return x.requires_grad
-
-
-def is_compiled(logits: Tensor, *others: Tensor | None) -> bool:
-    """Whether a graph for the CPU is compiled in which nothing but ``logits`` is derived, and once."""
-    return (
-        torch.compiler.is_compiling()
-        and not torch.compiler.is_exporting()
-        and logits.device.type == "cpu"
-        and not is_transformed()
-        and not any(x is not None and x.requires_grad for x in others)
-    )
-
-
-def is_graphed() -> bool:
-    """Whether what is computed becomes a graph, for other values too: compiled, exported or traced."""
-    return torch.compiler.is_compiling() or torch._C._get_tracing_state() is not None
-
-
-def is_recorded() -> bool:
-    """Whether operators become a graph as they are: transforms look into them."""
-    return is_graphed() and not is_transformed()
-
-
-def is_readable(x: Tensor) -> bool:
-    """Whether the values of ``x`` are in this machine's memory, and not traced, mapped or imagined."""
-    return (
-        not torch.compiler.is_compiling()
-        and torch._C._get_tracing_state() is None
-        and x.is_cpu
-        and x.layout == torch.strided
-        and type(x) in PLAIN
-        and not torch._C._are_functorch_transforms_active()
-        and torch._C._len_torch_dispatch_stack() == 0
-    )
-
-
-def looks_at(x: Tensor, validate: bool | None) -> bool:
-    """Whether the values of ``x`` are checked: where no device is waited for, or where it is asked for."""
-    if validate is False:
-        return False
-    if is_readable(x):
-        return True
-    return (
-        validate is True
-        and not torch.compiler.is_compiling()
-        and not is_transformed()
-        and type(x) in PLAIN
-        and not x.is_meta
-        and torch._C._len_torch_dispatch_stack() == 0
-    )
+def inverse(divisor: Any) -> Any:
+    """1/D, and 0 where no row counts: then loss and gradient are 0."""
+    if isinstance(divisor, Tensor):
+        divisor = divisor.double()
+        return torch.where(divisor == 0, 0.0, 1.0 / torch.where(divisor == 0, 1.0, divisor))
+    return 1.0 / divisor if divisor else 0.0
 
 
 def require_tensor(x: Any, name: str) -> None:
@@ -122,7 +104,7 @@ def require_tensor(x: Any, name: str) -> None:
 def require_local(**tensors: Any) -> None:
     """Raise for a DTensor: what is given for each row is the rows' own."""
     for name, x in tensors.items():
-        if isinstance(x, Tensor) and type(x) not in PLAIN and hasattr(x, "to_local"):
+        if isinstance(x, Tensor) and type(x) not in modes.PLAIN and hasattr(x, "to_local"):
             raise NotImplementedError(
                 f"`{name}` must be a tensor of this rank; got a DTensor: give its rows by `.to_local()`, or "
                 "all of it by `.full_tensor()`"
@@ -164,7 +146,7 @@ def legacy_reduction(size_average: bool | None, reduce: bool | None, reduction: 
     """``reduction``, or what PyTorch's two retired arguments say."""
     if size_average is None and reduce is None:
         return reduction
-    return str(torch.nn._reduction.legacy_get_string(size_average, reduce))
+    return torch.nn.MSELoss(size_average, reduce).reduction
 
 
 def classes_last(input: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
@@ -172,9 +154,9 @@ def classes_last(input: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
     require_tensor(input, "input")
     require_tensor(target, "target")
     are_rows = input.ndim == 2 and target.ndim == 1 and input.size(0) == target.size(0)
-    if are_rows and input.dtype in bridge.FLOATING and target.dtype == torch.int64:
+    if are_rows and input.dtype in devices.FLOATING and target.dtype == torch.int64:
         return input, target  # in short, what the lines below say of most calls
-    if input.dtype not in bridge.FLOATING:
+    if input.dtype not in devices.FLOATING:
         raise ArgumentError(f"`input` must be float64, float32, float16 or bfloat16; got {input.dtype}")
     if input.ndim == 0:
         raise ArgumentError("`input` must have at least one axis, the classes; got a scalar")
@@ -240,7 +222,7 @@ def require_weight(
             f"`{name}`: weight tensor should be defined either for all {num_classes} classes or no classes "
             f"but got weight tensor of shape: {list(weight.shape)}"
         )
-    if looks_at(weight, validate):
+    if modes.looks_at(weight, validate):
         require_finite(weight, name, is_signed=name == TORCH.weight, axis="class")
 
 
@@ -254,7 +236,7 @@ def require_rows(sample_weight: Tensor | None, rows: tuple[int, ...], validate: 
             "`sample_weight` must have the shape of the rows, "
             f"{tuple(rows)}; got {tuple(sample_weight.shape)}"
         )
-    if looks_at(sample_weight, validate):
+    if modes.looks_at(sample_weight, validate):
         require_finite(sample_weight, "sample_weight")
 
 
@@ -275,7 +257,7 @@ def require_factor(
         raise ArgumentError(
             f"`{name}` must broadcast to the shape of `{like}`, {tuple(shape)}; got {tuple(x.shape)}"
         )
-    if looks_at(x, validate):
+    if modes.looks_at(x, validate):
         require_finite(x, name, is_signed)
 
 
@@ -288,10 +270,10 @@ def _require_real(x: Any, name: str) -> None:
 def require_finite(weight: Tensor, name: str, is_signed: bool = True, axis: str = "row") -> None:
     """Raise for a weight that is not finite, or negative unless ``is_signed``; waits for its device."""
     host = weight.detach().cpu()
-    host = host if host.dtype in bridge.FLOATING else host.double()
-    if not checks.all_within(bridge.view(host), torch.finfo(host.dtype).max):
+    host = host if host.dtype in devices.FLOATING else host.double()
+    if not checks.all_within(devices.view(host), torch.finfo(host.dtype).max):
         try:
-            checks.check_weights(bridge.view(host.double()), name, is_signed, axis)
+            checks.check_weights(devices.view(host.double()), name, is_signed, axis)
         except ValueError as error:
             raise ArgumentError(str(error)) from None
 
@@ -304,48 +286,10 @@ def as_denominator(value: Any) -> Any:
         raise ArgumentError(f"`denominator` must be a real number; got {value.dtype}, {value.layout}")
     if value.ndim:
         raise ArgumentError(f"`denominator` must be a number, of shape (); got {tuple(value.shape)}")
-    if value.is_meta or not is_readable(value):
+    if value.is_meta or not modes.is_readable(value):
         return value
     try:
         number = checks.as_denominator(value.item())
     except ValueError as error:
         raise ArgumentError(str(error)) from None
-    return value if value.requires_grad or forward_ad._current_level >= 0 else number
-
-
-def require_labels(labels: Tensor, rows: tuple[int, ...], name: str = "labels") -> None:
-    """Raise unless ``labels`` are integers, one a row."""
-    require_tensor(labels, name)
-    if labels.dtype not in INTEGERS:
-        raise ArgumentError(f"`{name}` must have an integer dtype; got {labels.dtype}")
-    if labels.shape != rows:
-        raise ArgumentError(
-            f"`{name}` must have the shape of the rows, {tuple(rows)}; got {tuple(labels.shape)}"
-        )
-
-
-def labels_of(
-    target: Tensor, num_classes: int, ignore_index: int, validate: bool, name: str = "target"
-) -> tuple[Any, Any]:
-    """As `checks.as_labels`, of a CPU tensor."""
-    try:
-        return checks.as_labels(bridge.view(target), num_classes, ignore_index, validate, name)
-    except ValueError as error:
-        raise LabelError(str(error)) from None
-
-
-def as_int64(labels: Tensor) -> Tensor:
-    """Labels of any width; what is beyond 64 bits with a sign stays large."""
-    wide = labels.long()
-    return wide & torch.iinfo(torch.int64).max if labels.dtype == torch.uint64 else wide
-
-
-def require_targets(targets: Tensor, num_classes: int, ignore_index: int, name: str) -> None:
-    """Raise for labels that are no class, probabilities that are negative or NaN; waits for their device."""
-    host = targets.detach().cpu()
-    if targets.is_floating_point():
-        if checks.all_within(bridge.view(host), math.inf):
-            return
-        checks.check_probabilities(bridge.view(host.float() if host.dtype.itemsize == 2 else host), name)
-    else:
-        labels_of(host, num_classes, ignore_index, True, name)
+    return value if value.requires_grad or modes.is_forward() else number

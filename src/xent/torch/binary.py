@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple, Unpack
+from typing import Any, Unpack
 
 import torch
 from torch.nn.functional import logsigmoid
@@ -12,7 +12,8 @@ from xent.core import target as targeting
 from xent.core.contract import RowStats
 from xent.core.spec import Further, LossSpec, require_reduction, with_options
 from xent.engine import logistic
-from xent.torch import arguments, binary_ops, bridge, composite, eager, validated
+from xent.torch import arguments, binary_ops, dense, devices, modes
+from xent.torch.targets import zero_if_valid_binary
 from xent.torch.temperature import divided
 
 Tensor = torch.Tensor
@@ -96,40 +97,51 @@ def of_elements(
     """The loss of checked options, by D of (4); see `binary_cross_entropy_with_logits`."""
     require_reduction(reduction)
     _require(input, target, spec, names)
-    added = validated.binary_targets(target, names.targets, validate)
+    zero = zero_if_valid_binary(target, names.targets, validate)
     arguments.require_factor(weight, names.weight, input.shape, names.logits, validate)
     arguments.require_factor(pos_weight, "pos_weight", input.shape, names.logits, validate)
-    loss = BinaryCrossEntropy(spec, reduction, divisor)
-    tensors = (input, target, weight, pos_weight)
-    if isinstance(divisor, Tensor) or not eager.is_plain(*tensors):
-        arguments.require_together(**dict(zip((*names, "pos_weight"), tensors, strict=True)))
-        value = loss.differentiable(*tensors)
-        return value if added is None else value + added
-    return eager.loss(loss, *tensors)
+    loss = BinaryCrossEntropy(target, weight, pos_weight, spec, reduction, divisor)
+    is_plain = not isinstance(divisor, Tensor) and modes.is_plain((input,), loss.fixed)
+    if is_plain and not modes.has_saved_tensor_hooks() and devices.are_arrays(input, *loss.fixed):
+        return dense.value(loss, input)
+    by_name = dict(zip((*names, "pos_weight"), (input, *loss.fixed), strict=True))
+    arguments.require_together(**by_name)
+    value = loss.derivable(input)
+    return value if zero is None else value + zero
 
 
-class BinaryCrossEntropy(NamedTuple):
-    """An `eager.Loss` of (logits, targets, weight, pos_weight)."""
+class BinaryCrossEntropy(dense.CpuLoss):
+    """The loss of an element's targets, weight and positive weight."""
 
-    spec: LossSpec
-    reduction: str
-    divisor: Any
-    is_plain_mean: bool = False
+    def __init__(
+        self,
+        target: Tensor,
+        weight: Tensor | None,
+        pos_weight: Tensor | None,
+        spec: LossSpec,
+        reduction: str,
+        divisor: Any,
+    ) -> None:
+        self.fixed = target, weight, pos_weight
+        self.spec, self.reduction, self.divisor = spec, reduction, divisor
 
-    def problem(self, *tensors: Any) -> Any:
-        """See `eager.Loss`."""
-        return binary_ops.problem(tensors, self.spec, self.reduction, float(self.divisor))
+    def problem(self, logits: Tensor) -> Any:
+        """See `dense.CpuLoss`."""
+        return binary_ops.problem((logits, *self.fixed), self.spec, self.reduction, float(self.divisor))
 
-    def differentiable(self, *tensors: Any) -> Tensor:
-        """See `eager.Loss`."""
-        logits, q, weight, pos_weight = tensors
-        dtype = bridge.loss_dtype(logits)
-        if self.spec.is_linear and arguments.is_compiled(*tensors):
-            losses = binary_ops.losses(tensors, self.spec, each=self.reduction == "none")
-            scale = 1.0 if self.reduction == "none" else composite.inverse(self.divisor)
+    def derivable(self, logits: Tensor) -> Tensor:
+        """See `dense.Loss`."""
+        q, weight, pos_weight = self.fixed
+        dtype = devices.loss_dtype(logits)
+        if self.spec.is_linear and modes.is_compiled(logits, *self.fixed):
+            losses = binary_ops.losses((logits, *self.fixed), self.spec, each=self.reduction == "none")
+            scale = 1.0 if self.reduction == "none" else arguments.inverse(self.divisor)
             return (losses * scale).to(dtype)
         if not logits.ndim:  # forward mode has float64 for the tangent of a scalar over a number
-            return self.differentiable(*(x if x is None else x.reshape(1) for x in tensors)).reshape(())
+            weight, pos_weight = (x if x is None else x.reshape(1) for x in (weight, pos_weight))
+            options = (self.spec, self.reduction, self.divisor)
+            loss = BinaryCrossEntropy(q.reshape(1), weight, pos_weight, *options)
+            return loss.derivable(logits.reshape(1)).reshape(())
         takes_labels = self.spec.label_function.needs_labels
         if not q.is_floating_point() and q.dtype != torch.bool and not takes_labels:
             q = torch.where((q == 0) | (q == 1), q.to(dtype), torch.nan)  # as the kernel
@@ -143,7 +155,7 @@ class BinaryCrossEntropy(NamedTuple):
         stats = _stats(z, measure.labels, measure.dense, self.spec)
         losses = head.row_losses(stats, measure, self.spec, torch)
         if self.reduction != "none":
-            losses = losses.sum(dtype=torch.float64) * composite.inverse(self.divisor)
+            losses = losses.sum(dtype=torch.float64) * arguments.inverse(self.divisor)
         return losses.to(dtype)
 
 
@@ -161,11 +173,11 @@ def _stats(z: Tensor, labels: Tensor | None, dense: Any, spec: LossSpec) -> RowS
 def _require(input: Tensor, q: Tensor, spec: LossSpec, names: arguments.Names) -> None:
     arguments.require_tensor(input, names.logits)
     arguments.require_tensor(q, names.targets)
-    if input.dtype not in bridge.FLOATING:
+    if input.dtype not in devices.FLOATING:
         raise arguments.ArgumentError(
             f"`{names.logits}` must be float64, float32, float16 or bfloat16; got {input.dtype}"
         )
-    if q.dtype not in (torch.bool, *arguments.INTEGERS, *bridge.FLOATING):
+    if q.dtype not in (torch.bool, *arguments.INTEGERS, *devices.FLOATING):
         raise arguments.ArgumentError(
             f"`{names.targets}` must be booleans, integers, float64, float32, float16 or bfloat16; "
             f"got {q.dtype}"

@@ -11,7 +11,7 @@ import torch
 from xent.core.spec import LossSpec
 from xent.engine import binary
 from xent.engine.binary_blocks import BinaryCase
-from xent.torch import bridge, ops
+from xent.torch import devices, operators
 
 Tensor = torch.Tensor
 
@@ -19,22 +19,22 @@ Tensor = torch.Tensor
 def problem(tensors: tuple[Any, ...], spec: LossSpec, reduction: str, divisor: float) -> Any:
     """`engine.binary.problem` of (logits, targets, weight, pos_weight)."""
     logits, q, weight, pos_weight = tensors
-    dtype = bridge.loss_dtype(logits)
+    dtype = devices.loss_dtype(logits)
     factors = (x if x is None or x.dtype == torch.float64 else x.to(dtype) for x in (pos_weight, weight))
-    pi, omega = (None if x is None else bridge.view(x) for x in factors)
+    pi, omega = (None if x is None else devices.view(x) for x in factors)
     if binary.takes(np.float64 if dtype == torch.float64 else np.float32, spec, pi, omega):
         as_they_are: tuple[Any, ...] = (torch.bool, torch.uint8, logits.dtype)
     else:  # NumPy's operations, which do not know bfloat16
         as_they_are, logits = (), logits.to(dtype) if logits.dtype == torch.bfloat16 else logits
     if q.dtype not in as_they_are:
         q = q.to(dtype) if q.is_floating_point() else q.long()
-    arrays = (bridge.view(logits), bridge.view(q), pi, omega)
+    arrays = (devices.view(logits), devices.view(q), pi, omega)
     return binary.problem(BinaryCase(*arrays, spec, reduction, divisor))
 
 
 def losses(tensors: tuple[Any, ...], spec: LossSpec, each: bool) -> Tensor:
     """The losses (...), or else their sum, as float64; derivable once, in the logits."""
-    return binary_losses(*tensors, *ops.spec_numbers(spec, tensors[0].device), each)
+    return binary_losses(*tensors, *operators.spec_numbers(spec, tensors[0].device), each)
 
 
 @torch.library.custom_op("xent::binary_losses", mutates_args=())
@@ -47,7 +47,7 @@ def binary_losses(
     moving: Tensor | None,
     each: bool,
 ) -> Tensor:
-    """See `losses`; the options are as `ops.numbers` gives them."""
+    """See `losses`; the options are as `operators.numbers` gives them."""
     spec = _spec(options, moving)
     found = problem((logits, targets, weight, pos_weight), spec, "none" if each else "sum", 1.0)
     loss = torch.from_numpy(np.asarray(found.loss()))
@@ -56,7 +56,7 @@ def binary_losses(
 
 @binary_losses.register_fake
 def _(logits: Tensor, *arguments: Any) -> Tensor:
-    shape, dtype = (logits.shape, bridge.loss_dtype(logits)) if arguments[-1] else ((), torch.float64)
+    shape, dtype = (logits.shape, devices.loss_dtype(logits)) if arguments[-1] else ((), torch.float64)
     return logits.new_empty(shape, dtype=dtype)
 
 
@@ -73,8 +73,8 @@ def binary_grad(
     """The gradient of `losses` times ``upstream``, (...) or a scalar."""
     spec = _spec(options, moving)
     found = problem((logits, targets, weight, pos_weight), spec, "sum", 1.0)
-    out, gradient = bridge.empty_like(found.logits)
-    found.grad(None, bridge.view(upstream) if upstream.ndim else upstream.item(), out)
+    out, gradient = devices.empty_like(found.logits)
+    found.grad(None, devices.view(upstream) if upstream.ndim else upstream.item(), out)
     return gradient
 
 
@@ -84,7 +84,7 @@ def _(logits: Tensor, *arguments: Any) -> Tensor:
 
 
 def _spec(options: Sequence[float], moving: Tensor | None) -> LossSpec:
-    return LossSpec.from_numbers(ops.as_floats(options, moving))
+    return LossSpec.from_numbers(operators.as_floats(options, moving))
 
 
 def _setup_context(ctx: Any, inputs: Any, output: Any) -> None:

@@ -8,7 +8,9 @@ import torch
 
 from xent.core.contract import RowStatistics
 from xent.core.spec import Further, with_options
-from xent.torch import arguments, bridge, composite, door, statistics, validated
+from xent.torch import arguments, devices, dispatch, statistics
+from xent.torch.arguments import Call
+from xent.torch.targets import readable, require_labels, zero_if_valid
 from xent.torch.temperature import divided
 
 Tensor = torch.Tensor
@@ -85,8 +87,9 @@ def cross_entropy(
         else:
             spec = arguments.NO_OPTIONS
     except Exception as error:
-        door.refuse(error, input)
-    return door.cross_entropy(logits, targets, weight, sample_weight, spec, reduction, denominator, validate)
+        dispatch.refuse(error, input)
+    call = Call(targets, weight, sample_weight, spec, reduction, denominator, validate)
+    return dispatch.cross_entropy(logits, call)
 
 
 def row_statistics(
@@ -128,15 +131,15 @@ def row_statistics(
     arguments.require_tensor(logits, "logits")
     arguments.require_local(logits=logits, labels=labels)
     arguments.require_together(logits=logits, labels=labels)
-    added: Tensor | None = None
+    zero: Tensor | None = None
     if labels is not None:
-        arguments.require_labels(labels, logits.shape[:-1])
-        added = validated.targets(labels, logits.shape[-1], spec.ignore_index, "labels", validate)
-        labels = composite.readable(labels, logits.shape[-1], spec.ignore_index)
+        require_labels(labels, logits.shape[:-1])
+        zero = zero_if_valid(labels, logits.shape[-1], spec.ignore_index, "labels", validate)
+        labels = readable(labels, logits.shape[-1], spec.ignore_index)
     stats = statistics.row_stats(logits, labels, None, spec.link, all=True)
-    if added is not None:
-        stats = stats._replace(lse=stats.lse + added, log_prob=stats.log_prob + added)
-    dtype = bridge.loss_dtype(logits)
+    if zero is not None:
+        stats = stats._replace(lse=stats.lse + zero, log_prob=stats.log_prob + zero)
+    dtype = devices.loss_dtype(logits)
     return RowStatistics(
         stats.lse.to(dtype),
         None if labels is None else stats.log_prob.to(dtype),

@@ -9,12 +9,11 @@ from __future__ import annotations
 from typing import Any, cast
 
 import torch
-from torch._C._functorch import TransformType
 from torch.autograd import Function
 
 from xent.core.contract import Cotangents, RowStats
 from xent.core.link import Link
-from xent.torch import arguments, ops
+from xent.torch import modes, operators
 from xent.torch.formulas import Softmax
 
 Tensor = torch.Tensor
@@ -30,10 +29,10 @@ def row_stats(
     if _is_for_formulas():
         return Softmax(logits.double(), labels, dense, link).stats()
     known = None if dense is None else dense.detach()
-    apply = ops.row_stats if arguments.is_graphed() else _Statistics.apply
-    stats = RowStats(*apply(logits, labels, known, *ops.link_numbers(link, logits.device), all))
+    apply = operators.row_stats if modes.is_graphed() else _Statistics.apply
+    stats = RowStats(*apply(logits, labels, known, *operators.link_numbers(link, logits.device), all))
     sigma, mass = stats.dense_log_prob, stats.mass
-    if dense is not None and arguments.is_derived(dense):
+    if dense is not None and modes.is_derived(dense):
         softmax = Softmax(logits.to(dense.dtype), labels, dense, link)
         sigma, mass = softmax.dense_log_prob()
     return RowStats(
@@ -52,16 +51,15 @@ def _is_for_formulas() -> bool:
     Compiled transforms look into no operator; forward mode within forward mode takes the tangents of a
     Function for constants.
     """
-    if arguments.is_graphed():
-        return arguments.is_transformed()
-    stack = torch._C._functorch.get_interpreter_stack()
-    return stack is not None and sum(level.key() == TransformType.Jvp for level in stack) > 1
+    if modes.is_graphed():
+        return modes.is_transformed()
+    return modes.is_nested_forward()
 
 
 class _Statistics(Function):
     @staticmethod
     def forward(*inputs: Any) -> Any:
-        return ops.row_stats(*inputs)
+        return operators.row_stats(*inputs)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
@@ -112,7 +110,7 @@ def _backward(ctx: Any, gradient: Any, *grads: Tensor) -> Any:
 class _Gradient(Function):
     @staticmethod
     def forward(*inputs: Any) -> Any:
-        return ops.row_grad(*inputs)
+        return operators.row_grad(*inputs)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
@@ -127,7 +125,7 @@ class _Gradient(Function):
         if torch.is_grad_enabled():
             dlogits = softmax.hvp(Cotangents(*coefficients), vector).to(logits.dtype)
         else:
-            dlogits = ops.row_hvp(logits, labels, dense, ctx.link, None, *coefficients, vector)
+            dlogits = operators.row_hvp(logits, labels, dense, ctx.link, None, *coefficients, vector)
         slopes: list[Any] = [None, None, None]
         if any(ctx.needs_input_grad[8:]):
             slopes = [s.to(c.dtype) for s, c in zip(softmax.jvp(vector), coefficients, strict=True)]
@@ -173,7 +171,7 @@ def _rows(x: Tensor, dim: int | None, size: int) -> Tensor:
     return x.expand(size, *x.shape) if dim is None else x.movedim(dim, 0)
 
 
-ops.row_stats.register_autograd(
-    lambda ctx, *grads: _backward(ctx, ops.row_grad, *grads),
+operators.row_stats.register_autograd(
+    lambda ctx, *grads: _backward(ctx, operators.row_grad, *grads),
     setup_context=cast(Any, _Statistics.setup_context),
 )

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from xent.torch import arguments, bridge
+from xent.torch import devices, modes
 
 Tensor = torch.Tensor
 
@@ -21,7 +21,7 @@ def divided(temperature: Any, *parts: Any, keep_dtype: bool = False) -> tuple[An
     if not isinstance(temperature, Tensor) or _is_number(temperature):
         return temperature, *parts
     if any(hasattr(x, "to_local") for x in (temperature, *parts)):
-        if not arguments.is_derived(temperature):
+        if not modes.is_derived(temperature):
             return temperature, *parts
         raise TypeError(
             "`temperature` must be a number beside DTensors; got a tensor that asks for a gradient: "
@@ -34,7 +34,7 @@ def divided(temperature: Any, *parts: Any, keep_dtype: bool = False) -> tuple[An
         )
     t = temperature.reshape(()).double()
     number = 1.0
-    if arguments.is_readable(temperature):
+    if modes.is_readable(temperature):
         number = t.detach().item()
     else:  # NaN in place of an error, which would have to wait for the value
         t = torch.where((t >= 1e-30) & (t <= 1e30), t, torch.nan)
@@ -44,18 +44,16 @@ def divided(temperature: Any, *parts: Any, keep_dtype: bool = False) -> tuple[An
 
 def _is_number(temperature: Tensor) -> bool:
     """Whether the value can be read, and no derivative is lost by that."""
-    if torch.compiler.is_compiling() or torch._C._functorch.is_functorch_wrapped_tensor(temperature):
+    if modes.is_graphed() or modes.is_dispatched() or modes.is_wrapped(temperature):
         return False
-    if torch._C._len_torch_dispatch_stack() or torch._C._get_tracing_state() is not None:
-        return False
-    return not arguments.is_derived(temperature)
+    return not modes.is_derived(temperature)
 
 
 def _times(x: Any, ratio: Tensor, keep_dtype: bool) -> Any:
     """``x · ratio``; infinite logits, and rows that do not count, have no part in its derivative."""
-    if not isinstance(x, Tensor) or x.dtype not in bridge.FLOATING:
+    if not isinstance(x, Tensor) or x.dtype not in devices.FLOATING:
         return x
-    wide = bridge.widened(x)
+    wide = devices.widened(x)
     finite = wide.isfinite()
     product = torch.where(finite, torch.where(finite, wide, 0.0) * ratio.to(x.device), wide)
     return product.to(x.dtype) if keep_dtype else product

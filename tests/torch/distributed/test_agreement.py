@@ -19,8 +19,8 @@ import xent  # noqa: E402
 import xent.torch as xt  # noqa: E402
 from tests.torch.distributed.ranks import Checks, arrays, assert_passed  # noqa: E402
 from tests.torch.distributed.test_layouts import assert_refused, case, in_step, laid_out, mesh, whole  # noqa: E402
-from xent.torch.agreement import checksum  # noqa: E402
-from xent.torch.distributed import (  # noqa: E402
+from xent.torch.distributed.handshake import checksum  # noqa: E402
+from xent.torch.distributed.loss import (  # noqa: E402
     vocab_parallel_cross_entropy,
     vocab_parallel_linear_cross_entropy,
 )

@@ -25,7 +25,7 @@ from tests.torch.distributed.ranks import (  # noqa: E402
     plain_case,
     sizes,
 )
-from xent.torch import bridge  # noqa: E402
+from xent.torch import devices  # noqa: E402
 from xent.torch.distributed import vocab_parallel_cross_entropy as sharded  # noqa: E402
 from xent.torch.distributed import vocab_parallel_linear_cross_entropy as sharded_linear  # noqa: E402
 
@@ -112,12 +112,12 @@ def bytes_of_the_projection() -> None:
 @CHECKS
 def logits_exist_by_chunks() -> None:
     hidden, weight, _, y = plain_case()
-    seen, row_stats = [], bridge.row_stats
-    bridge.row_stats = lambda logits, *rest: (seen.append(len(logits)), row_stats(logits, *rest))[1]
+    seen, row_stats = [], devices.row_stats
+    devices.row_stats = lambda logits, *rest: (seen.append(len(logits)), row_stats(logits, *rest))[1]
     try:
         sharded_linear(hidden, weight, y, group=None, chunk_bytes=max(sizes()) * 8 * 3)
     finally:
-        bridge.row_stats = row_stats
+        devices.row_stats = row_stats
     assert seen == [3, 3, 3, 3]  # on every rank alike, whatever its classes
 
 

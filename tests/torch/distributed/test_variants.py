@@ -29,7 +29,7 @@ from tests.torch.distributed.ranks import (  # noqa: E402
     shard_of,
     sizes,
 )
-from xent.torch import bridge  # noqa: E402
+from xent.torch import devices  # noqa: E402
 from xent.torch.distributed import vocab_parallel_cross_entropy as sharded  # noqa: E402
 from xent.torch.distributed import vocab_parallel_linear_cross_entropy as sharded_linear  # noqa: E402
 
@@ -90,7 +90,7 @@ def triton() -> None:
     """The kernels of a GPU, in their interpreter."""
     if importlib.util.find_spec("triton") is None or len(sizes()) != 3:
         return
-    with mock.patch.dict(bridge.KERNELS, cpu="triton"):
+    with mock.patch.dict(devices.KERNELS, cpu="triton"):
         for variant, kind in FEW_CASES:
             dense_variant(variant, kind)
             linear_variant(variant, kind)

@@ -140,6 +140,18 @@ def row_hvp(
     return product
 
 
+def are_arrays(*tensors: Tensor | None) -> bool:
+    """Whether kernels read the tensors as arrays: dense, and in this machine's memory."""
+    if KERNELS["cpu"] != "cpu":
+        return False
+    return all(x is None or (x.is_cpu and x.layout == torch.strided) for x in tensors)
+
+
+def takes_tensors(logits: Tensor) -> bool:
+    """Whether the kernels of the device of ``logits`` take tensors."""
+    return KERNELS.get(logits.device.type) == "triton"
+
+
 def rescale(gradient: Tensor, factor: Tensor) -> Tensor:
     """``gradient``, new and in no one's hands yet, times a number on its device, 1 in most cases."""
     return _of_tensors(gradient).rescale(gradient, factor)

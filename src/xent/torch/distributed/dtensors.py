@@ -8,15 +8,19 @@ from typing import Any, cast
 
 import torch
 
-from xent.core.spec import LossSpec
 from xent.engine.chunked_projection import require_chunk_bytes
 from xent.engine.valid_rows import shifted
-from xent.torch import agreement, arguments, composite, dense, distributed, linear_loss
-from xent.torch.agreement import Own, Whose, agreed, kind_of, plain
-from xent.torch.distributed import Call
-from xent.torch.dtensor_rows import DealtRows
-from xent.torch.projected import Operands
-from xent.torch.sharded import Shard
+from xent.torch import arguments, dense
+from xent.torch.arguments import Call
+from xent.torch.distributed import handshake
+from xent.torch.distributed import loss as sharded
+from xent.torch.distributed.dtensor_rows import DealtRows
+from xent.torch.distributed.handshake import Own, Whose, agreed, facts_of, kind_of, plain, row_checksums
+from xent.torch.distributed.loss import checked, require_derivable, require_values
+from xent.torch.distributed.shards import Shard
+from xent.torch.linear import loss as linear_loss
+from xent.torch.linear.chunked import Operands
+from xent.torch.linear.rows import Chunks
 
 Tensor = torch.Tensor
 
@@ -36,75 +40,46 @@ def refuse(error: Exception, *tensors: Any) -> None:
     """Tell the ranks of a DTensor of an ``error`` that comes before its loss; they wait for this rank."""
     for x in tensors:
         if is_sharded(x) and x.device_mesh.ndim == 1:
-            agreement.refuse(error, x.device_mesh.get_group(), x.to_local().device, MESH)
+            handshake.refuse(error, x.device_mesh.get_group(), x.to_local().device, MESH)
 
 
-def cross_entropy(
-    logits: Any,
-    targets: Any,
-    weight: Any,
-    sample_weight: Any,
-    spec: LossSpec,
-    reduction: str,
-    denominator: Any,
-    validate: bool | None,
-    names: arguments.Names,
-) -> Tensor:
+def cross_entropy(logits: Any, call: Call) -> Tensor:
     """The loss of a DTensor ``logits (..., K)``: whole, or with its rows or classes in shards.
 
     Targets and factors are DTensors, or whole and the same on every rank.
     """
-    of_logits, name, _ = names
+    of_logits = call.names.logits
     if logits.device_mesh.ndim != 1:
         raise _layout(of_logits, "Replicate(), or Shard of its rows or classes", logits)
-    call = Call(targets, weight, sample_weight, spec, reduction, denominator, validate, name)
     by_rows = _is_partial(logits) or DealtRows.are_dealt(logits)
 
     def check() -> Own[Call]:
-        checked = call.checked(tuple(logits.shape), **{of_logits: logits})
+        own = checked(call, tuple(logits.shape), **{of_logits: logits})
         if not by_rows:
-            checked.require_derivable()
-        _require_dealt(logits.device_mesh, **{of_logits: logits}, **checked.tensors)
-        checked.require_values(logits.shape[-1])
-        facts = {of_logits: kind_of(logits), **checked.facts()}
-        return Own(checked, math.prod(logits.shape[:-1]), facts, plain(**checked.tensors))
+            require_derivable(own)
+        _require_dealt(logits.device_mesh, **{of_logits: logits}, **own.by_name)
+        require_values(own, logits.shape[-1])
+        facts = {of_logits: kind_of(logits), **facts_of(own)}
+        return Own(own, math.prod(logits.shape[:-1]), facts, plain(**own.by_name))
 
     call, shard = _agreed(check, logits, logits.ndim - 1, MESH)
     if not by_rows:
-        return _replicated(
-            distributed.of_logits(logits.to_local(), _local(call, logits, shard), shard), logits
-        )
+        loss = sharded.cross_entropy(logits.to_local(), _local(call, logits, shard), shard)
+        return _replicated(loss, logits)
     if _is_partial(logits):
         logits = _gathered(logits)
-    rows, local = DealtRows(logits), logits.to_local()
-    y, omega, factors = rows.mine(call.targets), rows.mine(call.sample_weight), rows.shared(call.class_weight)
-    return rows.reduced(
-        lambda r, d: dense.of_rows(local, y, factors, omega, spec, r, d, False, names),
-        lambda: composite.counts(y, logits.shape[-1], factors, omega, spec),
-        reduction,
-        _whole(call.denominator),
-    )
+    rows, call = DealtRows(logits), call._replace(denominator=_whole(call.denominator))
+    local = rows.local(call)
+    return rows.reduced(dense.cross_entropy(logits.to_local(), local), call, local, logits.shape[-1])
 
 
-def linear_cross_entropy(
-    operands: Operands,
-    targets: Any,
-    weight: Any,
-    sample_weight: Any,
-    spec: LossSpec,
-    reduction: str,
-    denominator: Any,
-    validate: bool | None,
-    shift: int,
-    chunk_bytes: int | None,
-    names: arguments.Names,
-) -> Tensor:
+def linear_cross_entropy(operands: Operands, call: Call, chunks: Chunks) -> Tensor:
     """The loss with a DTensor for a weight (K, D): one of ``Shard(0)``, or a replicated one.
 
     With a weight of ``Shard(0)`` inputs of any placement are gathered, and a bias is sharded as the weight
     is. With a replicated weight the rows stay where they are.
     """
-    name = names.targets
+    names, (shift, chunk_bytes) = call.names, chunks
     of_operands = linear_loss.OPERANDS if names == arguments.TORCH else ("inputs", "weight", "bias")
     inputs, linear_weight, bias = cast(Any, operands)
     of_inputs, of_weight, of_bias = of_operands
@@ -112,17 +87,16 @@ def linear_cross_entropy(
         if is_sharded(x) and cast(Any, x).device_mesh.ndim != 1:
             raise _layout(of_operand, "Replicate(), or Shard(0)", x)
     first = linear_weight if is_sharded(linear_weight) else inputs
-    call = Call(targets, weight, sample_weight, spec, reduction, denominator, validate, name)
     by_rows = is_sharded(inputs) and is_sharded(linear_weight) and _is_whole(linear_weight)
 
     def check() -> Own[Call]:
         require_chunk_bytes(chunk_bytes)
         shifted(inputs.shape[:-1], shift, torch, inputs.device)
-        checked = call.checked((*inputs.shape[:-1], linear_weight.shape[0]), **{of_inputs: inputs})
-        _require_dealt(first.device_mesh, **dict(zip(of_operands, operands, strict=True)), **checked.tensors)
+        own = checked(call, (*inputs.shape[:-1], linear_weight.shape[0]), **{of_inputs: inputs})
+        _require_dealt(first.device_mesh, **dict(zip(of_operands, operands, strict=True)), **own.by_name)
         facts = {n: kind_of(x) for n, x in zip(of_operands, operands, strict=True)}
-        facts |= {"shift": shift, "chunk_bytes": chunk_bytes, **checked.facts()}
-        tensors = plain(**checked.tensors, **{of_bias: bias})
+        facts |= {"shift": shift, "chunk_bytes": chunk_bytes, **facts_of(own)}
+        tensors = plain(**own.by_name, **{of_bias: bias})
         if not by_rows:
             if not is_sharded(linear_weight) or linear_weight.placements[0] != _split(0):
                 raise _layout(
@@ -132,41 +106,38 @@ def linear_cross_entropy(
                 raise ValueError(
                     f"`{of_bias}` must be a DTensor with Shard(0), as `{of_weight}` is; got a Tensor"
                 )
-            checked.require_derivable()
+            require_derivable(own)
             if not is_sharded(inputs):
-                tensors[of_inputs] = checked.counted(inputs, shift)
+                tensors[of_inputs] = row_checksums(own, inputs, shift)
         else:
             DealtRows(inputs, shift)
-        checked.require_values(linear_weight.shape[0])
-        return Own(checked, math.prod(inputs.shape[:-1]), facts, tensors)
+        require_values(own, linear_weight.shape[0])
+        return Own(own, math.prod(inputs.shape[:-1]), facts, tensors)
 
     advice = MESH.advice
     if not by_rows:
         advice = (
             f": beside a sharded `{of_weight}` a plain `{of_inputs}` is whole. Where each rank has its own "
             f"rows (data parallelism, FSDP), gather `{of_weight}` by {_gather(first)}, or give `{of_inputs}` "
-            f"and `{name}` as DTensors"
+            f"and `{names.targets}` as DTensors"
         )
     call, shard = _agreed(check, first, 0, MESH._replace(advice=advice))
     if not by_rows:
         local = Operands(_whole(inputs), linear_weight.to_local(), _columns(bias, linear_weight, shard, 0))
-        loss = distributed.of_operands(local, _local(call, linear_weight, shard), shard, shift, chunk_bytes)
+        loss = sharded.linear_cross_entropy(local, _local(call, linear_weight, shard), chunks, shard)
         return _replicated(loss, linear_weight)
     if not DealtRows.are_dealt(inputs):
         inputs = _gathered(inputs)
-    rows = DealtRows(inputs, shift)
+    rows, call = DealtRows(inputs, shift), call._replace(denominator=_whole(call.denominator))
     whole = Operands(inputs.to_local(), rows.shared(linear_weight), rows.shared(bias))
-    y, omega, factors = rows.mine(call.targets), rows.mine(call.sample_weight), rows.shared(call.class_weight)
-    later = y[..., shift:, :] if call.is_soft else y[..., shift:]
-    late = omega if omega is None else omega[..., shift:]
-    return rows.reduced(
-        lambda r, d: linear_loss.of_rows(
-            whole, y, factors, omega, spec, r, d, False, shift, chunk_bytes, names
-        ),
-        lambda: composite.counts(later, linear_weight.shape[0], factors, late, spec),
-        reduction,
-        _whole(call.denominator),
+    own = rows.local(call)
+    loss = linear_loss.linear_cross_entropy(whole, own, chunks)
+    targets, sample_weight = own.targets, own.sample_weight
+    counted = own._replace(
+        targets=targets[..., shift:, :] if own.is_soft else targets[..., shift:],
+        sample_weight=None if sample_weight is None else sample_weight[..., shift:],
     )
+    return rows.reduced(loss, call, counted, linear_weight.shape[0])
 
 
 def _agreed(check: Any, x: Any, axis: int, whose: Whose) -> tuple[Call, Shard]:

@@ -12,23 +12,21 @@ from xent.core import head
 from xent.core.link import Link
 from xent.engine import valid_rows
 from xent.engine.chunked_projection import Gradients
-from xent.torch import bridge, composite, linear_ops, ops
-from xent.torch.measured import is_captured
-from xent.torch.projected import Operands, Swept, finished
+from xent.torch import devices, modes, operators
+from xent.torch.linear import operators as linear_operators
+from xent.torch.linear.chunked import ChunkedFunction, Operands, finished
 
 Tensor = torch.Tensor
 
-SCHEMA = (  # of what `packed` gives
+
+SCHEMA = (  # of what `Divergence.packed` gives
     "Tensor teacher_x, Tensor teacher_w, Tensor? teacher_b, Tensor? sample_weight, float[] link, "
     "Tensor? moving, bool is_reverse, SymInt chunk_bytes"
 )
 
 
 class Divergence(NamedTuple):
-    """ω·KL per row of the student's logits, those of the teacher computed beside them.
-
-    A `linear_ops.Program`.
-    """
+    """KL times ω, per row, between the softmaxes of a teacher and a student, as a `Program`."""
 
     teacher_inputs: Tensor
     teacher_weight: Tensor
@@ -39,66 +37,90 @@ class Divergence(NamedTuple):
     chunk_bytes: int
 
     def packed(self, device: torch.device) -> tuple[Any, ...]:
-        """See `linear_ops.Program`."""
-        numbers = ops.link_numbers(Link(self.temperature), device)
+        """See `Program`."""
+        numbers = operators.link_numbers(Link(self.temperature), device)
         return *self[:4], *numbers, self.is_reverse, self.chunk_bytes
 
     @classmethod
     def unpacked(cls, *arguments: Any) -> Divergence:
-        """See `linear_ops.Program`."""
+        """See `Program`."""
         x, w, b, sample_weight, link, moving, is_reverse, chunk_bytes = arguments
-        (temperature,) = ops.as_floats(link, moving)
+        (temperature,) = operators.as_floats(link, moving)
         return cls(x, w, b, sample_weight, temperature, is_reverse, chunk_bytes)
 
-    def swept(self, operands: Operands, leave_out: bool, dteacher: Gradients | None = None) -> Swept:
-        """See `linear_ops.Program`; the teacher's gradients are added to ``dteacher``."""
+    def function(
+        self, operands: Operands, leave_out: bool = True, dteacher: Gradients | None = None
+    ) -> RowDivergences:
+        """See `Program`; the teacher's gradients are added to ``dteacher``."""
         teacher, omega = Operands(*self[:3]), self.sample_weight
-        index = silent = None
-        if leave_out and not is_captured(operands.inputs):
-            index, (omega,) = valid_rows.counted(None, omega, None, (omega,), torch)
+        places = silent = None
+        if leave_out and not modes.is_captured(operands.inputs):
+            places, (omega,) = valid_rows.counted(None, omega, None, (omega,), torch)
         elif omega is not None:
             silent = omega == 0
-            if composite.are_derived(omega):  # its derivative at 0 is the loss of the row, if it has one
+            if modes.are_derived(omega):  # its derivative at 0 is the loss of the row, if it has one
                 silent = silent & ~_are_finite(operands.inputs, teacher.inputs)
                 omega = torch.where(silent, 0.0, omega)
             teacher = teacher._replace(inputs=torch.where(silent[:, None], 0.0, teacher.inputs))
+        return RowDivergences(self, teacher, omega, places, silent, dteacher)
 
-        def other(part: slice) -> tuple[Tensor, Any]:
-            place = part if index is None else index[part]
-            return linear(teacher.inputs[place], teacher.weight, teacher.bias), place
 
-        def columns_of(part: slice, logits: Tensor) -> tuple[Tensor, ...]:
-            one, two = self._pair(logits, other(part)[0])
-            p = one.exp()
-            gap = torch.where(p == 0, 0.0, one - two)  # −inf + inf for a class that both exclude
-            losses = (p * gap).sum(-1, dtype=torch.float64)
-            return (losses if omega is None else omega[part] * losses,)
+class RowDivergences(ChunkedFunction):
+    """One column, ω·KL of each row of the student's logits; those of the teacher are computed beside them."""
 
-        def step(logits: Tensor, part: slice, dloss: Any) -> tuple[tuple[Tensor, ...], Any]:
-            teacher_logits, place = other(part)
-            factor = None if omega is None else omega[part]
-            pair = self._pair(logits, teacher_logits)
-            losses, *slopes = _divergence_and_slopes(*pair)
-            column = head.times(factor, losses, torch)
-            if dloss is None:
-                return (column,), None
-            upstream = head.times(
-                factor, torch.as_tensor(dloss, dtype=torch.float64, device=logits.device), torch
-            )
-            upstream = (upstream / self.temperature).expand(losses.shape)[:, None].to(pair[0].dtype)
-            dstudent, dother = (
-                head.times(upstream, slope, torch) for slope in (slopes if self.is_reverse else slopes[::-1])
-            )
-            if dteacher is not None:
-                _add(dteacher, teacher, place, dother.to(teacher_logits.dtype))
-            return (column,), dstudent.to(logits.dtype)
+    def __init__(
+        self,
+        divergence: Divergence,
+        teacher: Operands,
+        omega: Tensor | None,
+        places: Tensor | None,
+        silent: Tensor | None,
+        dteacher: Gradients | None,
+    ) -> None:
+        super().__init__(places, divergence.chunk_bytes, silent)
+        self.temperature, self.is_reverse = divergence.temperature, divergence.is_reverse
+        self.teacher, self.omega, self.dteacher = teacher, omega, dteacher
 
-        return Swept(index, step, columns_of, self.chunk_bytes, silent)
+    def columns(self, logits: Tensor, part: slice) -> tuple[Tensor, ...]:
+        """See `ChunkedFunction`."""
+        one, two = self._log_probs(logits, self._teacher_logits(part))
+        p = one.exp()
+        gap = torch.where(p == 0, 0.0, one - two)  # −inf + inf for a class that both exclude
+        losses = (p * gap).sum(-1, dtype=torch.float64)
+        return (losses if self.omega is None else self.omega[part] * losses,)
 
-    def _pair(self, logits: Tensor, other: Tensor) -> tuple[Tensor, Tensor]:
+    def step(self, logits: Tensor, part: slice, dloss: Any) -> tuple[tuple[Tensor, ...], Any]:
+        """See `ChunkedFunction`."""
+        teacher_logits = self._teacher_logits(part)
+        factor = None if self.omega is None else self.omega[part]
+        pair = self._log_probs(logits, teacher_logits)
+        losses, *slopes = _divergence_and_slopes(*pair)
+        column = head.times(factor, losses, torch)
+        if dloss is None:
+            return (column,), None
+        upstream = torch.as_tensor(dloss, dtype=torch.float64, device=logits.device)
+        upstream = head.times(factor, upstream, torch) / self.temperature
+        upstream = upstream.expand(losses.shape)[:, None].to(pair[0].dtype)
+        dstudent, dother = (
+            head.times(upstream, slope, torch) for slope in (slopes if self.is_reverse else slopes[::-1])
+        )
+        if self.dteacher is not None:
+            _add(self.dteacher, self.teacher, self._place(part), dother.to(teacher_logits.dtype))
+        return (column,), dstudent.to(logits.dtype)
+
+    def _place(self, part: slice) -> Any:
+        """Where a part's rows are among those of the inputs."""
+        return part if self.places is None else self.places[part]
+
+    def _teacher_logits(self, part: slice) -> Tensor:
+        return linear(self.teacher.inputs[self._place(part)], self.teacher.weight, self.teacher.bias)
+
+    def _log_probs(self, logits: Tensor, teacher_logits: Tensor) -> tuple[Tensor, Tensor]:
         """The log-probabilities of the two, in the order in which KL(one‖two) has them."""
-        dtype = bridge.loss_dtype(logits)
-        log_q, log_p = (torch.log_softmax(z.to(dtype) / self.temperature, -1) for z in (logits, other))
+        dtype = devices.loss_dtype(logits)
+        log_q, log_p = (
+            torch.log_softmax(z.to(dtype) / self.temperature, -1) for z in (logits, teacher_logits)
+        )
         return (log_q, log_p) if self.is_reverse else (log_p, log_q)
 
 
@@ -125,9 +147,9 @@ def _add(sums: Gradients, operands: Operands, place: Any, dlogits: Tensor) -> No
         sums.bias.add_(dlogits.sum(0, dtype=sums.bias.dtype))
 
 
-total = linear_ops.total_operator("divergences", Divergence, SCHEMA)
+total = linear_operators.total_operator("divergences", Divergence, SCHEMA)
 
-INPUTS = f"{linear_ops.OPERANDS}, {SCHEMA}"
+INPUTS = f"{linear_operators.OPERANDS}, {SCHEMA}"
 
 
 def losses(operands: Operands, divergence: Divergence) -> Tensor:
@@ -156,7 +178,7 @@ def _known(inputs: Sequence[Any]) -> tuple[Operands, Divergence]:
 def linear_divergences(*inputs: Any) -> Tensor:
     """KL per row; ``sample_weight`` is True or 1 for the rows that count."""
     operands, known = _known(inputs)
-    return cast(Tensor, known.swept(operands, True).sweep(operands)[0][0])
+    return cast(Tensor, known.function(operands).sweep(operands)[0][0])
 
 
 @linear_divergences.register_fake
@@ -176,19 +198,19 @@ def linear_divergences_grad(dlosses: Tensor, *inputs: Any) -> list[Tensor]:
     teacher = Operands(*known[:3])
     dteacher = Gradients(
         *(
-            torch.zeros(x.shape, dtype=bridge.loss_dtype(x), device=x.device)
+            torch.zeros(x.shape, dtype=devices.loss_dtype(x), device=x.device)
             if want and x is not None
             else None
             for x, want in zip(teacher, wanted[3:], strict=True)
         )
     )
-    swept = known.swept(operands, True, dteacher if any(wanted[3:]) else None)
-    _, gradients = swept.sweep(operands, dlosses, tuple(wanted[:3]))
+    function = known.function(operands, dteacher=dteacher if any(wanted[3:]) else None)
+    _, gradients = function.sweep(operands, dlosses, tuple(wanted[:3]))
     found = (*finished(gradients, operands, None), *finished(dteacher, teacher, None))
     return [g for g in found if g is not None]
 
 
-linear_divergences_grad.register_fake(linear_ops.like_inputs)
+linear_divergences_grad.register_fake(linear_operators.like_inputs)
 linear_divergences.register_autograd(
-    linear_ops.backward_by(linear_divergences_grad, 6), setup_context=linear_ops.keep_inputs
+    linear_operators.backward_by(linear_divergences_grad, 6), setup_context=linear_operators.keep_inputs
 )

@@ -18,7 +18,7 @@ from xent.core import target as targeting
 from xent.core.contract import Cotangents, RowStats
 from xent.core.spec import LossSpec
 from xent.core.target import Target
-from xent.torch import bridge
+from xent.torch import devices
 
 Tensor = torch.Tensor
 
@@ -33,7 +33,7 @@ class Shard(NamedTuple):
     largest: int  # size of a shard of the group
 
     def labels(self, labels: Tensor) -> tuple[Tensor, Tensor]:
-        """(labels as the kernels here read them, which of them are here) of `composite.readable` ones.
+        """(labels as the kernels here read them, which of them are here) of `targets.readable` ones.
 
         A row that is left out keeps −1, and a label that is no class is none here. For a label on another
         rank class 0 is read, and nothing made of it.
@@ -110,7 +110,7 @@ class Batch:
             classes = self.shard.num_classes, self.spec, torch, self.shard.offset
             return targeting.smoothed_labels(self.labels, factors, *classes)
         q = self.probabilities if self.places is None else self.probabilities[self.places]
-        q = q.to(bridge.loss_dtype(like))
+        q = q.to(devices.loss_dtype(like))
         q = targeting.smoothed(q, self.shard.num_classes, self.spec)
         return q if self.class_weight is None else q * self.class_weight
 
@@ -119,7 +119,7 @@ class Batch:
         dense = self.dense(logits)
         names = ("log_prob", self.labels), ("dense_log_prob", dense), ("mass", dense)
         want = ("lse", *(name for name, there in names if there is not None))
-        stats = bridge.row_stats(logits, self.read, dense, self.link, want)
+        stats = devices.row_stats(logits, self.read, dense, self.link, want)
         return stats._replace(lse=_lse(logits, stats.lse))
 
     def cotangents(self, known: Known, dlosses: Tensor) -> Cotangents:
@@ -135,10 +135,10 @@ class Batch:
         stats, dense = RowStats(lse=known.stats.lse, mass=known.stats.mass), self.dense(logits)
         dl, dx, ds = cotangents
         if self.here is None or not self.shard.size:
-            return bridge.row_grad(logits, None, dense, self.link, stats, Cotangents(dl, 0.0, ds), out)
+            return devices.row_grad(logits, None, dense, self.link, stats, Cotangents(dl, 0.0, ds), out)
         y = torch.where(self.here, cast(Tensor, self.read), 0)[..., None]
         z = logits.gather(-1, y)[..., 0].to(known.stats.lse.dtype)  # before it is written over
-        dlogits = bridge.row_grad(logits, None, dense, self.link, stats, Cotangents(dl - dx, 0.0, ds), out)
+        dlogits = devices.row_grad(logits, None, dense, self.link, stats, Cotangents(dl - dx, 0.0, ds), out)
         v = None if dense is None else dense.expand(logits.shape).gather(-1, y)[..., 0]
         bracket = _at_label(known.stats, cotangents, v)
         exact = head.times(bracket, self.link.slope(z, torch), torch).to(dlogits.dtype)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import zlib
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
 from typing import Any, Generic, NamedTuple, TypeVar
 
 import torch
@@ -12,13 +13,15 @@ import torch.distributed as dist
 
 from xent.engine import valid_rows
 from xent.torch import arguments
-from xent.torch.sharded import Shard
+from xent.torch.arguments import Call
+from xent.torch.distributed.shards import Shard
+from xent.torch.targets import LabelError, as_int64
 
 Tensor = torch.Tensor
 T = TypeVar("T")
 
 MOST_TENSORS = 6  # that are compared: input, target, class weight, sample weight, denominator, bias
-ERRORS = (arguments.LabelError, arguments.ArgumentError, NotImplementedError, TypeError, ValueError)
+ERRORS = (LabelError, arguments.ArgumentError, NotImplementedError, TypeError, ValueError)
 INTEGERS = {2: torch.int16, 4: torch.int32, 8: torch.int64}  # as wide as floats of so many bytes
 
 
@@ -132,6 +135,34 @@ def kind_of(x: Any) -> Any:
     kind = str(x.dtype) if x.is_floating_point() else "not of floats"
     kind += f" {x.placements}" if hasattr(x, "placements") else ""
     return kind + (" and derived" if x.requires_grad and torch.is_grad_enabled() else "")
+
+
+def facts_of(call: Call) -> dict[str, Any]:
+    """What must be the same on every rank of a call, but for the values of tensors."""
+    kinds = {name: kind_of(x) for name, x in call.by_name.items()}
+    options = {"reduction": call.reduction, "validate": call.validate, **asdict(call.spec)}
+    shape = tuple(call.targets.shape[:-1] if call.is_soft else call.targets.shape)
+    return {**kinds, **options, "shape of the rows": shape}
+
+
+def tensors_of_all(call: Call) -> dict[str, Tensor]:
+    """The tensors of a call that must be the same on every rank; the rest is of this rank's classes."""
+    of_classes = (call.names.targets, call.names.weight) if call.is_soft else (call.names.weight,)
+    return plain(**{name: x for name, x in call.by_name.items() if name not in of_classes})
+
+
+def row_checksums(call: Call, inputs: Tensor, shift: int) -> Tensor:
+    """Checksums (R,) of the rows of ``inputs``, 0 where a row does not count."""
+    _, places = valid_rows.shifted(inputs.shape[:-1], shift, torch, inputs.device)
+    sums = checksum(valid_rows.matrix(inputs))
+    sums = sums if places is None else sums[places]
+    whole = plain(labels=call.targets, sample_weight=call.sample_weight)
+    if "labels" in whole and not call.is_soft:
+        ignored = as_int64(valid_rows.flat(call.targets, shift)) == call.spec.ignore_index
+        sums = torch.where(ignored, 0, sums)
+    if "sample_weight" in whole:
+        sums = torch.where(valid_rows.flat(call.sample_weight, shift) == 0, 0, sums)
+    return sums
 
 
 def _fingerprint(x: Tensor) -> Tensor:

@@ -11,21 +11,14 @@ from xent.core.contract import RowStatistics
 from xent.core.spec import require_reduction
 from xent.engine import valid_rows
 from xent.engine.chunked_projection import require_chunk_bytes
-from xent.torch import (
-    arguments,
-    bridge,
-    composite,
-    divergence,
-    linear_loss,
-    linear_ops,
-    linear_row_stats,
-    projected,
-    validated,
-)
-from xent.torch.divergence import Divergence
-from xent.torch.linear_row_stats import Statistics
-from xent.torch.measured import is_captured
-from xent.torch.products import default_chunk_bytes
+from xent.torch import arguments, devices, modes
+from xent.torch.linear import chunked, divergence, row_stats
+from xent.torch.linear import loss as linear_loss
+from xent.torch.linear import operators as linear_operators
+from xent.torch.linear.divergence import Divergence
+from xent.torch.linear.products import default_chunk_bytes
+from xent.torch.linear.row_stats import Statistics
+from xent.torch.targets import readable, require_labels, zero_if_valid
 from xent.torch.temperature import divided
 
 Tensor = torch.Tensor
@@ -76,37 +69,35 @@ def linear_row_statistics(
     operands = linear_loss.checked(inputs, weight, bias, ("inputs", "weight", "bias"))
     shape, num_classes = operands.inputs.shape[:-1], weight.shape[0]
     flat = operands._replace(inputs=valid_rows.matrix(operands.inputs))
-    is_plain = projected.is_plain(flat, labels)
-    added: Tensor | None = None
+    is_plain = chunked.is_plain(flat, labels)
+    zero: Tensor | None = None
     if labels is not None:
-        arguments.require_labels(labels, shape)
+        require_labels(labels, shape)
         arguments.require_together(inputs=inputs, labels=labels)
-        added = validated.targets(labels, num_classes, spec.ignore_index, "labels", validate)
+        zero = zero_if_valid(labels, num_classes, spec.ignore_index, "labels", validate)
     link, budget = spec.link, _share(chunk_bytes, inputs)
     left, index = valid_rows.shifted(shape, shift, torch, inputs.device)
     y: Tensor | None = None
-    if arguments.is_recorded():
+    if modes.is_recorded():
         counts: Tensor | None = None
         if labels is not None:
-            y = valid_rows.further(
-                composite.readable(labels, num_classes, spec.ignore_index), shift, -1, torch
-            )
+            y = valid_rows.further(readable(labels, num_classes, spec.ignore_index), shift, -1, torch)
         elif shift:
             counts = valid_rows.further(inputs.new_ones(shape, dtype=torch.bool), shift, False, torch)
-        stats = linear_row_stats.row_stats(flat, y, None, counts, 0, link, True, budget)
+        stats = row_stats.row_stats(flat, y, None, counts, 0, link, True, budget)
         found: Any = tuple(column for column in stats if column is not None)
     else:
         if labels is not None:
-            y = composite.readable(valid_rows.flat(labels, shift), num_classes, spec.ignore_index)
-            if is_plain and not is_captured(y):
+            y = readable(valid_rows.flat(labels, shift), num_classes, spec.ignore_index)
+            if is_plain and not modes.is_captured(y):
                 index, (y,) = valid_rows.counted(y < 0, None, index, (y,), torch)
         silent = None if y is None or is_plain else y < 0
-        swept = Statistics(index, y, None, 0, link, True, budget).swept(silent)
-        found = projected.columns(flat, swept) if is_plain else swept.differentiable(flat)
+        function = Statistics(index, y, None, 0, link, True, budget, silent)
+        found = function.values(flat) if is_plain else function.derivable(flat)
     lse, *log_prob, entropy, argmax = (valid_rows.unflat(c, shape, left) for c in found)
-    if added is not None:
-        lse, log_prob = lse + added, [log_prob[0] + added]
-    dtype = bridge.loss_dtype(inputs)
+    if zero is not None:
+        lse, log_prob = lse + zero, [log_prob[0] + zero]
+    dtype = devices.loss_dtype(inputs)
     by_label = log_prob[0].to(dtype) if log_prob else None
     return RowStatistics(lse.to(dtype), by_label, entropy.to(dtype), argmax)
 
@@ -193,26 +184,26 @@ def linear_kl_divergence(
     known = teacher._replace(inputs=valid_rows.matrix(teacher.inputs))
     omega = None if sample_weight is None else sample_weight.double().reshape(-1)
     divisor = denominator if isinstance(denominator, Tensor) else None
-    is_plain = projected.is_plain(flat, *known, omega, divisor)
+    is_plain = chunked.is_plain(flat, *known, omega, divisor)
     num_rows, counted = targeting.totals(flat.inputs.shape[0], omega, None, torch)
-    scale = composite.inverse(targeting.divisor(num_rows, counted, reduction, denominator))
+    scale = arguments.inverse(targeting.divisor(num_rows, counted, reduction, denominator))
     budget = _share(chunk_bytes, inputs)
     computed = Divergence(*known, omega, spec.temperature, direction == "reverse", budget)
-    dtype = bridge.loss_dtype(inputs)
-    if arguments.is_recorded():
-        is_total = reduction != "none" and linear_ops.knows_its_gradients()
-        if is_total and linear_ops.are_constant(*computed[:4]):
+    dtype = devices.loss_dtype(inputs)
+    if modes.is_recorded():
+        is_total = reduction != "none" and modes.knows_its_gradients()
+        if is_total and not modes.are_derived(*computed[:4]):
             return (divergence.total(flat, computed) * scale).to(dtype)
         losses = divergence.losses(flat, computed)
     else:
-        swept = computed.swept(flat, is_plain)
+        function = computed.function(flat, is_plain)
         if is_plain and reduction != "none":
-            return projected.total(flat, swept, scale).to(dtype)
-        (losses,) = projected.columns(flat, swept) if is_plain else swept.differentiable(flat)
+            return function.total(flat, scale).to(dtype)
+        (losses,) = function.values(flat) if is_plain else function.derivable(flat)
     return (losses.reshape(shape) if reduction == "none" else losses.sum() * scale).to(dtype)
 
 
 def _share(chunk_bytes: int | None, inputs: Tensor) -> int:
     """The budget of a chunk's logits where there are several matrices of their size."""
     require_chunk_bytes(chunk_bytes)
-    return (chunk_bytes or default_chunk_bytes(inputs.device)) // linear_ops.COPIES or 1
+    return (chunk_bytes or default_chunk_bytes(inputs.device)) // linear_operators.COPIES or 1

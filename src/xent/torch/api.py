@@ -9,7 +9,11 @@ import torch
 from xent.core import target as targeting
 from xent.core.spec import Options
 from xent.engine import checks
-from xent.torch import arguments, binary, bridge, door, linear_loss
+from xent.torch import arguments, binary, devices, dispatch, modes
+from xent.torch.arguments import Call
+from xent.torch.linear import loss as linear_loss
+from xent.torch.linear.rows import Chunks
+from xent.torch.targets import as_int64
 from xent.torch.temperature import divided
 
 Tensor = torch.Tensor
@@ -22,17 +26,16 @@ def cross_entropy(
     try:
         spec, class_weight, sample_weight, logits = _checked(logits, targets, options)
     except Exception as error:
-        door.refuse(error, logits)
+        dispatch.refuse(error, logits)
     check, names = _where_free(validate), arguments.OURS
-    return door.cross_entropy(
-        logits, targets, class_weight, sample_weight, spec, reduction, denominator, check, names
-    )
+    call = Call(targets, class_weight, sample_weight, spec, reduction, denominator, check, names)
+    return dispatch.cross_entropy(logits, call)
 
 
 def _checked(logits: Tensor, targets: Any, options: Options) -> tuple[Any, ...]:
     """(the scalar options, class_weight, sample_weight, the logits: see `_split`)."""
     arguments.require_tensor(targets, "targets")
-    if logits.dtype not in bridge.FLOATING:
+    if logits.dtype not in devices.FLOATING:
         raise arguments.ArgumentError(
             f"`logits` must be float64, float32, float16 or bfloat16; got {logits.dtype}"
         )
@@ -85,9 +88,9 @@ def binary_cross_entropy(
     arguments.require_together(logits=logits, targets=targets, sample_weight=weight, pos_weight=pos_weight)
     arguments.require_rows(weight, logits.shape, check)
     if not targets.is_floating_point() and targets.dtype in (torch.bool, *arguments.INTEGERS):
-        ignored = arguments.as_int64(targets) == spec.ignore_index
-        if not arguments.is_readable(targets) or bool(ignored.any()):
-            ones = torch.ones_like(logits, dtype=bridge.loss_dtype(logits)) if weight is None else weight
+        ignored = as_int64(targets) == spec.ignore_index
+        if not modes.is_readable(targets) or bool(ignored.any()):
+            ones = torch.ones_like(logits, dtype=devices.loss_dtype(logits)) if weight is None else weight
             weight, targets = torch.where(ignored, 0.0, ones), torch.where(ignored, 0, targets)
     if pos_weight is not None:
         if isinstance(pos_weight, Tensor):
@@ -100,7 +103,7 @@ def binary_cross_entropy(
     rows = total
     if weight is not None:
         total, rows = weight.double().sum(), torch.count_nonzero(weight)
-        if arguments.is_readable(weight) and not weight.requires_grad:
+        if modes.is_readable(weight) and not weight.requires_grad:
             total, rows = total.item(), rows.item()
     divisor = targeting.divisor(total, rows, reduction, arguments.as_denominator(denominator))
     names = arguments.OURS._replace(weight="sample_weight")
@@ -130,17 +133,7 @@ def linear_cross_entropy(
         spec, class_weight, sample_weight, x, b = _split(options, operands[0], operands[2], keep_dtype=True)
         operands = operands._replace(inputs=x, bias=b)
     except Exception as error:
-        door.refuse(error, inputs, weight)
-    return door.linear_cross_entropy(
-        operands,
-        targets,
-        class_weight,
-        sample_weight,
-        spec,
-        reduction,
-        denominator,
-        _where_free(validate),
-        shift,
-        chunk_bytes,
-        arguments.OURS._replace(logits="inputs"),
-    )
+        dispatch.refuse(error, inputs, weight)
+    check, names = _where_free(validate), arguments.OURS._replace(logits="inputs")
+    call = Call(targets, class_weight, sample_weight, spec, reduction, denominator, check, names)
+    return dispatch.linear_cross_entropy(operands, call, Chunks(shift, chunk_bytes))

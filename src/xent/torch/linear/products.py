@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from xent.engine.chunked_projection import CHUNK_BYTES, Projection, slices
-from xent.torch import bridge
+from xent.torch import devices
 
 Tensor = torch.Tensor
 
@@ -30,7 +30,7 @@ class TensorProjection(Projection):
 
     def sum_dtype(self) -> torch.dtype:
         """float64 for float64, float32 for all others."""
-        return bridge.loss_dtype(self.inputs)
+        return devices.loss_dtype(self.inputs)
 
     def chunk_bytes(self) -> int:
         """The default budget of a chunk of logits."""
@@ -42,7 +42,7 @@ class TensorProjection(Projection):
 
     def empty(self, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
         """New memory, on huge pages where it is the machine's."""
-        return bridge.empty(shape, dtype, self.inputs.device)
+        return devices.empty(shape, dtype, self.inputs.device)
 
     def zeros(self, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
         """New memory, zero."""

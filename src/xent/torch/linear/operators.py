@@ -11,8 +11,8 @@ from typing import Any, Protocol, cast
 
 import torch
 
-from xent.torch import arguments, bridge
-from xent.torch.projected import Operands, Swept, finished
+from xent.torch import devices
+from xent.torch.linear.chunked import ChunkedFunction, Operands, finished
 
 Tensor = torch.Tensor
 
@@ -21,7 +21,7 @@ COPIES = 6  # of a chunk's logits, where its gradient is ordinary PyTorch
 
 
 class Program(Protocol):
-    """What is computed of the logits: one column, from tensors and options."""
+    """A `ChunkedFunction` of one column, with the tensors and options that it is made of."""
 
     def packed(self, device: torch.device) -> tuple[Any, ...]:
         """Itself as an operator's arguments."""
@@ -32,25 +32,15 @@ class Program(Protocol):
         """The inverse of `packed`, inside of an operator."""
         ...
 
-    def swept(self, operands: Operands, leave_out: bool) -> Swept:
-        """The column of the operands' rows; ``leave_out`` computes nothing of rows that do not count."""
+    def function(self, operands: Operands) -> ChunkedFunction:
+        """The function of the operands' rows; nothing is computed of rows that do not count."""
         ...
 
 
-def are_constant(*tensors: Tensor | None) -> bool:
-    """Whether a graph has nothing to derive in ``tensors``."""
-    return not any(x is not None and arguments.is_derived(x) for x in tensors)
-
-
-def knows_its_gradients() -> bool:
-    """Whether a graph that is being made will be derived just where tensors ask for it now."""
-    return torch.compiler.is_compiling() and not torch.compiler.is_exporting()
-
-
 def total_operator(name: str, program: type[Program], schema: str) -> Callable[[Operands, Program], Tensor]:
-    """Register the sum of the column as ``xent::linear_NAME_total``; ``schema`` is that of `Program.packed`.
+    """Register the sum of the column as ``xent::linear_NAME_total``; its gradients are made with it.
 
-    Its gradients are made with it: three products in all.
+    Three products in all. ``schema`` is that of `Program.packed`.
     """
 
     @torch.library.custom_op(
@@ -61,15 +51,15 @@ def total_operator(name: str, program: type[Program], schema: str) -> Callable[[
     def total(*inputs: Any) -> tuple[Tensor, ...]:
         *arguments, wanted = inputs
         operands = Operands(*arguments[:3])
-        swept = program.unpacked(*arguments[3:]).swept(operands, True)
-        (column, *_), gradients = swept.sweep(operands, 1.0, tuple(wanted) if any(wanted) else None)
+        function = program.unpacked(*arguments[3:]).function(operands)
+        (column, *_), gradients = function.sweep(operands, 1.0, tuple(wanted) if any(wanted) else None)
         none = operands.inputs.new_empty
         return (column.sum(), *(none(0) if g is None else g for g in gradients))
 
     @total.register_fake
     def _(x: Tensor, w: Tensor, b: Tensor | None, *arguments: Any) -> Any:
         *_, wanted = arguments
-        wide = bridge.loss_dtype(x)
+        wide = devices.loss_dtype(x)
         inner = torch.float32 if x.dtype == torch.float16 and x.device.type == "cpu" else x.dtype
         like = zip((x, w, b), (inner, wide, wide), wanted, strict=True)
         gradients = (
@@ -85,7 +75,7 @@ def total_operator(name: str, program: type[Program], schema: str) -> Callable[[
     def backward(ctx: Any, dtotal: Tensor, *_: Any) -> Any:
         found = zip(ctx.saved_tensors, ctx.dtypes, ctx.wanted, strict=True)
         # In float32: a factor such as 1/D is rounded, or lost, in half precision.
-        scaled = [(bridge.widened(g) * dtotal).to(dtype) if want else None for g, dtype, want in found]
+        scaled = [(devices.widened(g) * dtotal).to(dtype) if want else None for g, dtype, want in found]
         return *scaled, *([None] * (ctx.count - 3))
 
     def call(operands: Operands, program: Program) -> Tensor:
@@ -103,7 +93,7 @@ def column_operator(name: str, program: type[Program], schema: str) -> Callable[
     @torch.library.custom_op(f"xent::linear_{name}", mutates_args=(), schema=f"({inputs}) -> Tensor")
     def column(*arguments: Any) -> Tensor:
         operands = Operands(*arguments[:3])
-        (found,), _ = program.unpacked(*arguments[3:]).swept(operands, True).sweep(operands)
+        (found,), _ = program.unpacked(*arguments[3:]).function(operands).sweep(operands)
         return cast(Tensor, found)
 
     @column.register_fake
@@ -118,8 +108,8 @@ def column_operator(name: str, program: type[Program], schema: str) -> Callable[
     def gradients(dcolumn: Tensor, *inputs: Any) -> list[Tensor]:
         *arguments, wanted = inputs
         operands = Operands(*arguments[:3])
-        swept = program.unpacked(*arguments[3:]).swept(operands, True)
-        _, slopes = swept.sweep(operands, dcolumn, tuple(wanted))
+        function = program.unpacked(*arguments[3:]).function(operands)
+        _, slopes = function.sweep(operands, dcolumn, tuple(wanted))
         return [g for g in finished(slopes, operands, None) if g is not None]
 
     gradients.register_fake(like_inputs)

@@ -8,12 +8,11 @@ from typing import Any, Unpack
 import torch
 
 from xent.core.spec import Further, with_options
-from xent.torch import (
-    arguments,
-    door,
-    linear_loss,
-)
+from xent.torch import arguments, dispatch
+from xent.torch.arguments import Call
 from xent.torch.functional import cross_entropy
+from xent.torch.linear import loss as linear_loss
+from xent.torch.linear.rows import Chunks
 from xent.torch.temperature import divided
 
 Tensor = torch.Tensor
@@ -100,7 +99,7 @@ def linear_cross_entropy(
         if linear_weight.ndim <= 2:
             operands = linear_loss.checked(input, linear_weight, linear_bias, linear_loss.OPERANDS)
     except Exception as error:
-        door.refuse(error, input, linear_weight)
+        dispatch.refuse(error, input, linear_weight)
     if operands is None:  # every position has a projection of its own
         if shift or chunk_bytes is not None:
             raise arguments.ArgumentError(
@@ -120,6 +119,5 @@ def linear_cross_entropy(
             validate=validate,
             **asdict(spec),
         )
-    return door.linear_cross_entropy(
-        operands, target, weight, sample_weight, spec, reduction, denominator, validate, shift, chunk_bytes
-    )
+    call = Call(target, weight, sample_weight, spec, reduction, denominator, validate)
+    return dispatch.linear_cross_entropy(operands, call, Chunks(shift, chunk_bytes))

@@ -9,10 +9,10 @@ from torch.autograd import Function
 
 from xent.core.contract import Cotangents, RowStats
 from xent.engine.chunked_projection import Gradients, Wanted, rows_per_chunk
-from xent.torch import projected
-from xent.torch.products import TensorProjection
-from xent.torch.projected import Operands
-from xent.torch.sharded import Batch, Known
+from xent.torch.distributed.shards import Batch, Known
+from xent.torch.linear import chunked
+from xent.torch.linear.chunked import Operands
+from xent.torch.linear.products import TensorProjection
 
 Tensor = torch.Tensor
 
@@ -64,7 +64,7 @@ class Projected(NamedTuple):
             return (), batch.rows(part).grad(logits, here, slopes, logits)
 
         _, gradients = self._projection(batch, operands).sweep(step, None, wanted)
-        return projected.finished(self._reduced(batch, gradients), Operands(*operands), None)
+        return chunked.finished(self._reduced(batch, gradients), Operands(*operands), None)
 
     def total(self, batch: Batch, operands: Any, wanted: Wanted) -> tuple[Sums, Gradients]:
         """Σ ℓ and its gradients: three products, and the ranks' numbers put together chunk by chunk."""
@@ -159,7 +159,7 @@ class _Total(Function):
         else:
             with torch.autocast(operands[0].device.type, enabled=False):
                 _, gradients = ctx.layer.total(ctx.batch, operands, ctx.needs_input_grad[4:])
-        return None, None, None, None, *projected.finished(gradients, Operands(*operands), dtotal)
+        return None, None, None, None, *chunked.finished(gradients, Operands(*operands), dtotal)
 
 
 def _require_first_order() -> None:

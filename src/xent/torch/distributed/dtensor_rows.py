@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any, cast
 
 import torch
 from torch.distributed.tensor import DTensor, Partial, Replicate, Shard
 
-from xent.torch import composite
+from xent.torch import arguments
+from xent.torch.arguments import Call
+from xent.torch.targets import counts
 
 Tensor = torch.Tensor
 
@@ -49,28 +50,33 @@ class DealtRows:
         sums = [Partial() if isinstance(self.placement, Shard) else Replicate()]
         return self._whole(x).redistribute(self.mesh, [Replicate()]).to_local(grad_placements=sums)
 
-    def reduced(
-        self,
-        losses_of: Callable[[str, Any], Tensor],
-        counts_of: Callable[[], tuple[Any, Any]],
-        reduction: str,
-        denominator: Any,
-    ) -> Tensor:
-        """The loss as a DTensor, by ``losses_of(reduction, denominator)`` this rank's rows.
+    def local(self, call: Call) -> Call:
+        """The arguments of this rank's rows; a mean over rows that are split is a sum of each rank's."""
+        local = call._replace(
+            targets=self.mine(call.targets),
+            class_weight=self.shared(call.class_weight),
+            sample_weight=self.mine(call.sample_weight),
+            validate=False,
+        )
+        return local._replace(reduction="sum", denominator=None) if self._sums(call) else local
 
-        ``counts_of`` gives what a mean of these divides by: their total weight and their number.
-        """
-        if isinstance(self.placement, Replicate) or reduction == "none":
-            losses = losses_of(reduction, denominator)
-            shape = self.shape if reduction == "none" else ()
-            return self._dealt(losses, self.placement, shape)
-        total = self._summed(losses_of("sum", None))
-        if reduction == "mean":
-            if denominator is None or denominator == "rows":
-                counted = torch.as_tensor(counts_of()[denominator == "rows"], dtype=torch.float64)
-                denominator = self._summed(counted.to(total.device))
-            total = total * composite.inverse(denominator)
+    def reduced(self, loss: Tensor, call: Call, local: Call, num_classes: int) -> Tensor:
+        """The loss as a DTensor, of ``loss``, that of the ``local`` arguments; the denominator is whole."""
+        if not self._sums(call):
+            return self._dealt(loss, self.placement, self.shape if call.reduction == "none" else ())
+        total = self._summed(loss)
+        if call.reduction == "mean":
+            divisor = call.denominator
+            if divisor is None or isinstance(divisor, str):
+                weight_and_rows = counts(local, num_classes)
+                counted = torch.as_tensor(weight_and_rows[divisor == "rows"], dtype=torch.float64)
+                divisor = self._summed(counted.to(total.device))
+            total = total * arguments.inverse(divisor)
         return self._dealt(total, Replicate(), ())
+
+    def _sums(self, call: Call) -> bool:
+        """Whether the ranks' losses are summed."""
+        return isinstance(self.placement, Shard) and call.reduction != "none"
 
     def _summed(self, x: Tensor) -> Tensor:
         """The sum of the ranks' numbers, on every rank."""

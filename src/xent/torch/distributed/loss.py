@@ -1,0 +1,331 @@
+"""Losses whose classes are split over the processes of a group: its public functions, and DTensors."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any, Unpack, cast
+
+import torch
+
+from xent.core.spec import Further, require_reduction, with_options
+from xent.engine import valid_rows as rows
+from xent.engine.chunked_projection import require_chunk_bytes
+from xent.torch import arguments, devices, modes
+from xent.torch.arguments import Call, Names
+from xent.torch.distributed import layers
+from xent.torch.distributed.handshake import (
+    Own,
+    Whose,
+    agreed,
+    facts_of,
+    kind_of,
+    row_checksums,
+    tensors_of_all,
+)
+from xent.torch.distributed.layers import Sums
+from xent.torch.distributed.shards import Batch, Shard
+from xent.torch.linear import loss as linear_loss
+from xent.torch.linear.chunked import Operands
+from xent.torch.linear.rows import Chunks
+from xent.torch.targets import readable, require_labels, require_targets
+
+Tensor = torch.Tensor
+
+NAMES = Names("logits_shard", "labels", "weight")
+GROUP = Whose("`group`", ": the ranks of `group` share the rows, and have classes of their own")
+
+
+@with_options(omit=("class_weight", "sample_weight", "ignore_index", "label_smoothing"))
+def vocab_parallel_cross_entropy(
+    logits_shard: Tensor,
+    labels: Tensor,
+    *,
+    group: Any,
+    weight: Tensor | None = None,
+    ignore_index: int = -100,
+    reduction: str = "mean",
+    label_smoothing: float = 0.0,
+    sample_weight: Tensor | None = None,
+    denominator: Any = None,
+    validate: bool | None = None,
+    sizes: Sequence[int] | None = None,
+    **options: Unpack[Further],
+) -> Tensor:
+    """`xent.cross_entropy` of logits whose classes are split over the ranks of ``group``, in its order.
+
+    Every rank calls it with the same rows and options and gets the same bits of the loss. Two all-reduces
+    take 32 bytes a row, whatever the number of classes: 8 for a maximum and 24 for sums; 8 more with class
+    weights and 8 more with label smoothing; 40 for probabilities. The gradient takes none.
+
+    Parameters
+    ----------
+    logits_shard : (..., K_s) tensor
+        The logits of this rank's classes; K_s may differ between ranks, and be 0.
+    labels : (...) tensor of integers, or (..., K_s) floats
+        Labels among all classes, the same on every rank; or this rank's columns of probabilities.
+    group : ProcessGroup, or None for the default group
+    weight : (K_s,) tensor, default None
+        Factors of this rank's classes; all ranks have it or none.
+    ignore_index, reduction, sample_weight, denominator
+        As for `xent.cross_entropy`, the same on every rank.
+    label_smoothing
+        Over the classes of all ranks.
+    validate : bool, default None
+        Check the range of labels and the sign of probabilities. None: on the CPU.
+    sizes : sequence of int, default None
+        K_s of each rank. None: the ranks tell each other, with checksums of all that must be the same and
+        whether one of them refuses its arguments (80 bytes a rank; on a GPU the host waits for it). With
+        ``sizes`` nothing of that is checked: a rank with other rows makes the loss of all wrong, and one that
+        raises lets the others wait.
+
+    OPTIONS
+
+    Returns
+    -------
+    Tensor
+        float64 for float64 logits, float32 for all others.
+
+    Raises
+    ------
+    ValueError
+        As for `xent.torch.cross_entropy`; on all ranks if one refuses its arguments, or if their options,
+        labels, ``sample_weight`` or ``denominator`` differ.
+    NotImplementedError
+        For what would derive it twice, or in anything but the logits.
+
+    Notes
+    -----
+    The backward expects the same upstream gradient on every rank. ``torch.compile`` runs it as it is.
+
+    Examples
+    --------
+    In each process, with logits (..., K) in shards of any sizes:
+
+    >>> def loss_of(shard, labels):
+    ...     return vocab_parallel_cross_entropy(shard, labels, group=None, label_smoothing=0.1)
+    """
+
+    def check() -> Own[Call]:
+        arguments.require_tensor(logits_shard, "logits_shard")
+        arguments.require_local(logits_shard=logits_shard)
+        spec = arguments.spec_of(ignore_index=ignore_index, label_smoothing=label_smoothing, **options)
+        if logits_shard.dtype not in devices.FLOATING or not logits_shard.ndim:
+            raise arguments.ArgumentError(
+                "`logits_shard` must be (..., K_s) of float64, float32, float16 or bfloat16; got "
+                f"{logits_shard.dtype} of shape {tuple(logits_shard.shape)}"
+            )
+        call = Call(labels, weight, sample_weight, spec, reduction, denominator, validate, NAMES)
+        call = checked(call, logits_shard.shape, logits_shard=logits_shard)
+        require_derivable(call)
+        require_values(call)
+        facts = {"logits_shard": kind_of(logits_shard), **facts_of(call)}
+        tensors = tensors_of_all(call) if sizes is None else {}
+        return Own(call, math.prod(logits_shard.shape[:-1]), facts, tensors)
+
+    call, shard = agreed(check, group, sizes, *_size_and_device(logits_shard, -1), GROUP)
+    return _outside_graphs(cross_entropy)(logits_shard, call, shard)
+
+
+@with_options(omit=("class_weight", "sample_weight", "ignore_index", "label_smoothing"))
+def vocab_parallel_linear_cross_entropy(
+    hidden: Tensor,
+    weight_shard: Tensor,
+    labels: Tensor,
+    *,
+    group: Any,
+    bias: Tensor | None = None,
+    weight: Tensor | None = None,
+    ignore_index: int = -100,
+    reduction: str = "mean",
+    label_smoothing: float = 0.0,
+    sample_weight: Tensor | None = None,
+    denominator: Any = None,
+    validate: bool | None = None,
+    shift: int = 0,
+    chunk_bytes: int | None = None,
+    sizes: Sequence[int] | None = None,
+    **options: Unpack[Further],
+) -> Tensor:
+    """The loss of the logits ``hidden @ weight_shard.T + bias`` of all ranks, no rank's ever whole in memory.
+
+    Loss and gradients take three matrix products in all, as on one process, and the all-reduces of
+    `vocab_parallel_cross_entropy` for every chunk of rows; with ``reduction="none"`` four, and the two
+    all-reduces once. The gradient of ``hidden`` takes one more, of its own size and dtype; those of
+    ``weight_shard`` and ``bias`` none. Rows that are ignored or of weight 0 are left out of all.
+
+    Parameters
+    ----------
+    hidden : (..., D) tensor, the same on every rank
+        To the last bit, in rows that count. Its gradient is complete on every rank. What gathered it from
+        ranks that each had some of the rows (sequence parallelism) is to keep its own rows of the gradient,
+        and to sum nothing.
+    weight_shard : (K_s, D) tensor
+    bias : (K_s,) tensor, default None
+        This rank's; all ranks have one or none.
+    shift, chunk_bytes
+        As for `xent.torch.linear_cross_entropy`.
+    labels, group, weight, sizes, and all others
+        As for `vocab_parallel_cross_entropy`.
+
+    OPTIONS
+
+    Returns
+    -------
+    Tensor
+        float64 for float64 ``hidden``, float32 for all others.
+
+    Raises
+    ------
+    ValueError, NotImplementedError
+        As for `vocab_parallel_cross_entropy`, and for shapes and dtypes that do not go together.
+
+    Examples
+    --------
+    A head that is split over the default group:
+
+    >>> def loss_of(hidden, head, tokens):
+    ...     return vocab_parallel_linear_cross_entropy(hidden, head.weight, tokens, group=None, shift=1)
+    """
+
+    def check() -> Own[tuple[Call, Operands]]:
+        spec = arguments.spec_of(ignore_index=ignore_index, label_smoothing=label_smoothing, **options)
+        require_chunk_bytes(chunk_bytes)
+        operands = linear_loss.checked(hidden, weight_shard, bias, ("hidden", "weight_shard", "bias"))
+        arguments.require_local(hidden=hidden, weight_shard=weight_shard, bias=bias)
+        rows.shifted(hidden.shape[:-1], shift, torch, hidden.device)
+        call = Call(labels, weight, sample_weight, spec, reduction, denominator, validate, NAMES)
+        call = checked(call, (*hidden.shape[:-1], weight_shard.shape[0]), hidden=hidden)
+        require_derivable(call)
+        require_values(call)
+        of_operands = zip(("hidden", "weight_shard", "bias"), map(kind_of, operands), strict=True)
+        facts = {**dict(of_operands), **facts_of(call), "shift": shift, "chunk_bytes": chunk_bytes}
+        tensors = {}
+        if sizes is None:
+            tensors = {**tensors_of_all(call), "hidden": row_checksums(call, hidden, shift)}
+        return Own((call, operands), math.prod(hidden.shape[:-1]), facts, tensors)
+
+    (call, operands), shard = agreed(check, group, sizes, *_size_and_device(weight_shard, 0), GROUP)
+    return _outside_graphs(linear_cross_entropy)(operands, call, Chunks(shift, chunk_bytes), shard)
+
+
+def checked(call: Call, shape: tuple[int, ...], **first: Tensor) -> Call:
+    """Raise unless all goes together with logits (..., K) of ``shape``, on the device of ``first``."""
+    name = call.names.targets
+    require_reduction(call.reduction)
+    arguments.require_tensor(call.targets, name)
+    if not call.is_soft:
+        require_labels(call.targets, shape[:-1], name)
+    elif call.targets.shape != shape:
+        raise arguments.ArgumentError(
+            f"`{name}` of a floating dtype are probabilities, of shape {tuple(shape)} here; got "
+            f"{tuple(call.targets.shape)}"
+        )
+    call = call.checked(shape)
+    call.scale(1, 1)
+    arguments.require_together(**first, **call.by_name)
+    return call
+
+
+def require_derivable(call: Call) -> None:
+    """Raise where a loss of classes in shards would lose a gradient."""
+    others = call.tensors[:3]
+    if torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in others):
+        raise NotImplementedError(
+            "a loss whose classes are split over processes is derivable in logits, hidden states and "
+            f"weights of the projection; `{call.names.targets}`, `weight` and `sample_weight` must not "
+            "require gradients"
+        )
+    if modes.is_transformed():
+        raise NotImplementedError(
+            "a loss whose classes are split over processes has no transforms of torch.func"
+        )
+
+
+def require_values(call: Call, num_classes: int | None = None) -> None:
+    """Raise for labels that are none of ``num_classes``, and for probabilities that are negative or NaN.
+
+    Of a DTensor each rank looks at its own part, of factors too; labels wait for their number of classes.
+    """
+    parts = {name: x.to_local() for name, x in call.by_name.items() if hasattr(x, "to_local")}
+    name = call.names.targets
+    if _validates(call) and (call.is_soft or num_classes is not None):
+        require_targets(parts.get(name, call.targets), num_classes or 0, call.spec.ignore_index, name)
+    for name in (call.names.weight, "sample_weight"):
+        if name in parts and modes.looks_at(parts[name], call.validate):
+            arguments.require_finite(parts[name], name, is_signed=name != "class_weight")
+    arguments.as_denominator(parts.get("denominator"))
+
+
+def _validates(call: Call) -> bool:
+    return call.targets.is_cpu if call.validate is None else call.validate
+
+
+def _labels(call: Call, num_classes: int) -> Tensor:
+    """The labels as the kernels of one process would read them."""
+    if _validates(call):
+        require_targets(call.targets, num_classes, call.spec.ignore_index, "labels")
+    return readable(call.targets, num_classes, call.spec.ignore_index)
+
+
+def _batch(
+    call: Call, shard: Shard, labels: Tensor | None, q: Tensor | None, places: Tensor | None, omega: Any
+) -> Batch:
+    """These rows, beside the shard's factors."""
+    factors = None if call.class_weight is None else call.class_weight.double()
+    return Batch(shard, labels, q, places, factors, omega, call.spec)
+
+
+def _mean(call: Call, sums: Sums) -> Tensor:
+    """Equation (4)."""
+    return cast(Tensor, sums.losses * call.scale(sums.total, sums.rows))
+
+
+def cross_entropy(logits: Tensor, call: Call, shard: Shard) -> Tensor:
+    """The loss of a shard's ``logits (..., K_s)``, by the checked arguments of a call."""
+    omega = None if call.sample_weight is None else call.sample_weight.double()
+    if call.is_soft:
+        batch = _batch(call, shard, None, call.targets, None, omega)
+    else:
+        batch = _batch(call, shard, _labels(call, shard.num_classes), None, None, omega)
+    losses, sums = layers.losses(batch, layers.Dense(), (logits,))
+    return (losses if call.reduction == "none" else _mean(call, sums)).to(devices.loss_dtype(logits))
+
+
+def linear_cross_entropy(operands: Operands, call: Call, chunks: Chunks, shard: Shard) -> Tensor:
+    """The loss of ``hidden (..., D)`` and a shard's weight and bias, by the checked arguments of a call."""
+    hidden, weight, bias = operands
+    shift, chunk_bytes = chunks
+    shape, dtype = hidden.shape[:-1], devices.loss_dtype(hidden)
+    left, places = rows.shifted(shape, shift, torch, hidden.device)
+    omega = rows.flat(None if call.sample_weight is None else call.sample_weight.double(), shift)
+    if call.is_soft:
+        places, (omega,) = rows.counted(None, omega, places, (omega,), torch)
+        q = call.targets.reshape(shape.numel(), shard.size)
+        batch = _batch(call, shard, None, q, None if places is None else places + shift, omega)
+    else:
+        y = rows.flat(_labels(call, shard.num_classes), shift)
+        places, (y, omega) = rows.counted(y < 0, omega, places, (y, omega), torch)
+        batch = _batch(call, shard, y, None, None, omega)
+    flat = Operands(hidden.reshape(shape.numel(), hidden.shape[-1]), weight, bias)
+    layer = layers.Projected(places, chunk_bytes)
+    if call.reduction != "none" and layers.is_derived(flat):
+        return _mean(call, layers.total(batch, layer, flat)).to(dtype)
+    losses, sums = layers.losses(batch, layer, flat)
+    if call.reduction != "none":
+        return _mean(call, sums).to(dtype)
+    if places is not None:
+        losses = losses.new_zeros(shape.numel()).index_put((places,), losses)
+    return rows.unflat(losses, shape, left).to(dtype)
+
+
+def _size_and_device(shard: Any, axis: int) -> tuple[int, torch.device]:
+    """Of the classes of this rank; of what is no tensor, which is refused."""
+    if not isinstance(shard, Tensor):
+        return 0, torch.device("cpu")
+    return shard.shape[axis] if shard.ndim else 0, shard.device
+
+
+def _outside_graphs(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """``function``, which a compiler calls as it is."""
+    return torch.compiler.disable(function) if torch.compiler.is_compiling() else function

@@ -1,0 +1,135 @@
+"""The loss of a linear layer's rows: which of them count, and what is computed of their logits."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+
+from xent.core import head
+from xent.core import target as targeting
+from xent.core.spec import LossSpec
+from xent.core.target import Target
+from xent.engine import valid_rows
+from xent.engine.valid_rows import ChunkLoss, Rows
+from xent.torch import devices, modes, operators, statistics
+from xent.torch.arguments import Call
+from xent.torch.linear.chunked import ChunkedFunction, Operands
+from xent.torch.linear.operators import column_operator, total_operator
+from xent.torch.targets import readable, silenced
+
+Tensor = torch.Tensor
+
+
+class Chunks(NamedTuple):
+    """How far ahead a row's target is, and the budget of the logits that exist at a time."""
+
+    shift: int = 0
+    chunk_bytes: int | None = None
+
+
+def rows_of(
+    call: Call,
+    shift: int,
+    num_classes: int,
+    dtype: torch.dtype,
+    leave_out: bool,
+    inputs: Tensor | None = None,
+) -> tuple[tuple[int, ...], Rows]:
+    """(the shape of the losses, the rows that count), for a loss of ``dtype``.
+
+    ``leave_out=True`` synchronises with a GPU. Otherwise rows that do not count are marked as silent; if
+    factors are derived, only where ``inputs (M, D)`` are not finite.
+    """
+    leave_out = leave_out and not modes.is_captured(call.targets)
+    spec = call.spec
+    shape = call.targets.shape[:-1] if call.is_soft else call.targets.shape
+    left, place = valid_rows.shifted(shape, shift, torch, call.targets.device)
+    factors = None if call.class_weight is None else call.class_weight.double()
+    omega = valid_rows.flat(None if call.sample_weight is None else call.sample_weight.double(), shift)
+    rows: Rows
+    if call.is_soft:
+        q = valid_rows.matrix(call.targets)
+        rows = valid_rows.of_probabilities(
+            q, shift, factors, omega, spec, place, lambda x: x.to(dtype), torch, leave_out
+        )
+    else:
+        y = readable(valid_rows.flat(call.targets, shift), num_classes, spec.ignore_index)
+        rows = valid_rows.of_labels(y, y < 0, num_classes, factors, omega, spec, place, torch, leave_out)
+    if leave_out:
+        return left, rows
+    finite = None
+    if inputs is not None and modes.are_derived(call.class_weight, call.sample_weight):
+        finite = inputs.isfinite().all(-1)
+        finite = finite if rows.places is None else finite[rows.places]
+    marked = silenced(rows.whole, spec, finite)
+    return left, rows if marked.labels is None else SilentRows(rows, marked)
+
+
+class SilentRows(Rows):
+    """Rows of which those with a label of −1 in ``whole`` have loss and gradient 0."""
+
+    def __init__(self, rows: Rows, whole: Target) -> None:
+        self.rows, self.places, self.whole, self.silent = rows, rows.places, whole, whole.labels < 0
+
+    def measure(self, part: slice) -> Target:
+        """See `Rows`."""
+        marked, own = targeting.part(self.whole, part), self.rows.measure(part)
+        alpha = marked.alpha if self.whole.dense is None else own.alpha
+        return own._replace(labels=marked.labels, alpha=alpha, weight=marked.weight)
+
+
+class RowLosses(ChunkedFunction):
+    """The losses of `Rows`: one column."""
+
+    def __init__(self, rows: Rows, spec: LossSpec, chunk_bytes: int | None) -> None:
+        super().__init__(rows.places, chunk_bytes, rows.silent)
+        self.rows, self.spec = rows, spec
+        self.by_kernels = ChunkLoss(rows, spec, devices, torch)
+
+    def step(self, logits: Tensor, part: slice, dloss: Any) -> tuple[tuple[Tensor, ...], Any]:
+        """See `ChunkedFunction`."""
+        return self.by_kernels.step(logits, part, dloss)
+
+    def columns(self, logits: Tensor, part: slice) -> tuple[Tensor, ...]:
+        """See `ChunkedFunction`."""
+        t = self.rows.measure(part)
+        stats = statistics.row_stats(logits, t.labels, t.dense, self.spec.link)
+        return (head.row_losses(stats, t, self.spec, torch),)
+
+
+SCHEMA = (  # of what `LossProgram.packed` gives
+    "Tensor targets, Tensor? class_weight, Tensor? sample_weight, SymInt ignore_index, "
+    "float[] options, Tensor? moving, SymInt shift, SymInt chunk_bytes"
+)
+
+
+class LossProgram(NamedTuple):
+    """The losses as the arguments of an operator, and back: an `operators.Program`."""
+
+    call: Call
+    chunks: Chunks
+
+    def packed(self, device: torch.device) -> tuple[Any, ...]:
+        """See `Program`."""
+        spec, chunks = self.call.spec, self.chunks
+        numbers = operators.spec_numbers(spec, device)
+        return *self.call[:3], spec.ignore_index, *numbers, chunks.shift, chunks.chunk_bytes or 0
+
+    @classmethod
+    def unpacked(cls, *arguments: Any) -> LossProgram:
+        """See `Program`."""
+        targets, class_weight, sample_weight, ignore_index, *numbers, shift, chunk_bytes = arguments
+        spec = LossSpec.from_numbers(operators.as_floats(*numbers), ignore_index)
+        call = Call(targets, class_weight, sample_weight, spec, "none", None, False)
+        return cls(call, Chunks(shift, chunk_bytes or None))
+
+    def function(self, operands: Operands) -> RowLosses:
+        """See `Program`."""
+        dtype, num_classes = devices.loss_dtype(operands.inputs), operands.weight.shape[0]
+        _, rows = rows_of(self.call, self.chunks.shift, num_classes, dtype, leave_out=True)
+        return RowLosses(rows, self.call.spec, self.chunks.chunk_bytes)
+
+
+total = total_operator("losses", LossProgram, SCHEMA)
+losses = column_operator("losses", LossProgram, SCHEMA)

@@ -1,0 +1,136 @@
+"""Who watches a computation: compilers, transforms, forward mode. Only it reads PyTorch's private state."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import torch
+from torch._C._functorch import TransformType
+from torch.autograd import forward_ad
+
+Tensor = torch.Tensor
+
+PLAIN = (Tensor, torch.nn.Parameter)
+
+
+def is_transformed() -> bool:
+    """Whether a transform of torch.func is under way."""
+    return torch._C._are_functorch_transforms_active()
+
+
+def is_forward() -> bool:
+    """Whether forward mode is on."""
+    return forward_ad._current_level >= 0
+
+
+def is_nested_forward() -> bool:
+    """Whether torch.func derives in forward mode, and that again."""
+    stack = torch._C._functorch.get_interpreter_stack()
+    return stack is not None and sum(level.key() == TransformType.Jvp for level in stack) > 1
+
+
+def is_graphed() -> bool:
+    """Whether what is computed becomes a graph, for other values too: compiled, exported or traced."""
+    return torch.compiler.is_compiling() or is_traced()
+
+
+def is_traced() -> bool:
+    """Whether torch.jit traces."""
+    return torch._C._get_tracing_state() is not None
+
+
+def is_recorded() -> bool:
+    """Whether operators become a graph as they are: transforms look into them."""
+    return is_graphed() and not is_transformed()
+
+
+def is_dispatched() -> bool:
+    """Whether a TorchDispatchMode sees all operations."""
+    return torch._C._len_torch_dispatch_stack() > 0
+
+
+def has_saved_tensor_hooks() -> bool:
+    """Whether hooks, such as a checkpoint's, are to see all that is kept for a backward."""
+    return torch._C._autograd._top_saved_tensors_default_hooks(False) is not None
+
+
+def is_batched(upstream: Tensor) -> bool:
+    """Whether many upstream gradients come at once, as for a Jacobian."""
+    return is_transformed() or torch._C._functorch.is_legacy_batchedtensor(upstream)
+
+
+def is_wrapped(x: Tensor) -> bool:
+    """Whether a transform of torch.func wraps ``x``."""
+    return torch._C._functorch.is_functorch_wrapped_tensor(x)
+
+
+def is_derived(x: Tensor) -> bool:
+    """Whether ``x`` may carry a derivative, in reverse mode or (where it cannot be asked) in forward mode."""
+    if torch.compiler.is_exporting() or is_traced():
+        return x.is_floating_point()  # whoever calls the graph may ask
+    if torch.compiler.is_compiling():
+        return x.requires_grad or is_transformed()
+    if is_forward():
+        return True
+    functorch = torch._C._functorch
+    while functorch.is_functorch_wrapped_tensor(x):  # the gradient of an outer transform, too
+        if functorch.is_gradtrackingtensor(x):
+            return True
+        x = functorch.get_unwrapped(x)
+    return x.requires_grad
+
+
+def are_derived(*tensors: Tensor | None) -> bool:
+    """Whether one of them may carry a derivative."""
+    return any(x is not None and is_derived(x) for x in tensors)
+
+
+def knows_its_gradients() -> bool:
+    """Whether a graph is compiled that will be derived just where tensors require gradients now."""
+    return torch.compiler.is_compiling() and not torch.compiler.is_exporting()
+
+
+def is_compiled(logits: Tensor, *others: Tensor | None) -> bool:
+    """Whether a graph for the CPU is compiled in which nothing but ``logits`` is derived, and once."""
+    return (
+        knows_its_gradients()
+        and logits.device.type == "cpu"
+        and not is_transformed()
+        and not any(x is not None and x.requires_grad for x in others)
+    )
+
+
+def is_plain(derived: Iterable[Tensor | None], fixed: Iterable[Tensor | None]) -> bool:
+    """Whether nothing watches but reverse-mode autograd, and that only for the tensors ``derived``."""
+    if is_graphed() or is_transformed() or is_forward() or is_dispatched():
+        return False
+    for x in derived:
+        if x is not None and type(x) not in PLAIN:
+            return False
+    return not any(x is not None and (type(x) not in PLAIN or x.requires_grad) for x in fixed)
+
+
+def is_readable(x: Tensor) -> bool:
+    """Whether the values of ``x`` are in this machine's memory, and not traced, mapped or imagined."""
+    return x.is_cpu and x.layout == torch.strided and _has_values(x) and not is_traced()
+
+
+def looks_at(x: Tensor, validate: bool | None) -> bool:
+    """Whether the values of ``x`` are checked: where no device is waited for, or where it is asked for."""
+    if validate is False:
+        return False
+    return is_readable(x) or (validate is True and _has_values(x) and not x.is_meta)
+
+
+def _has_values(x: Tensor) -> bool:
+    return (
+        not torch.compiler.is_compiling()
+        and type(x) in PLAIN
+        and not is_transformed()
+        and not is_dispatched()
+    )
+
+
+def is_captured(x: Tensor) -> bool:
+    """Whether a CUDA graph is being recorded, which cannot wait for a number."""
+    return x.device.type == "cuda" and torch.cuda.is_current_stream_capturing()

@@ -1,0 +1,259 @@
+"""The row statistics of tensors as operators, which `torch.compile` and `torch.export` leave whole."""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+from xent.core.contract import Cotangents, RowStats
+from xent.core.link import Link
+from xent.core.spec import LossSpec
+from xent.torch import devices, modes
+
+Tensor = torch.Tensor
+Numbers = tuple[list[float], Tensor | None]
+
+_NO_OPTIONS = LossSpec().to_numbers()
+
+
+def numbers(values: Sequence[float], defaults: Sequence[float], device: torch.device) -> Numbers:
+    """``values`` as operators take them: floats, or a tensor of them.
+
+    Each new float is a new graph, each new value of a tensor is not. So a graph for the CPU gives a tensor,
+    unless the values are the ``defaults``. (A tensor of the CPU would cost a GPU its CUDA graphs.)
+    """
+    if not modes.knows_its_gradients() or device.type != "cpu" or list(values) == list(defaults):
+        return list(values), None
+    zero = torch.zeros((), dtype=torch.float64)
+    # PyTorch takes an empty list for one of tensors.
+    return [0.0], torch.stack([zero + value for value in values])
+
+
+def as_floats(values: Sequence[float], moving: Tensor | None) -> Sequence[float]:
+    """What `numbers` was given; for the inside of an operator."""
+    return values if moving is None else moving.tolist()
+
+
+def link_numbers(link: Link, device: torch.device) -> Numbers:
+    """The link as operators take it: a temperature, and a softcap if there is one."""
+    return numbers([x for x in link if x is not None], [1.0], device)
+
+
+def spec_numbers(spec: LossSpec, device: torch.device) -> Numbers:
+    """The options of a loss as operators take them; `LossSpec.from_numbers` reads them."""
+    return numbers(spec.to_numbers(), _NO_OPTIONS, device)
+
+
+@torch.library.custom_op("xent::row_stats", mutates_args=())
+def row_stats(
+    logits: Tensor,
+    labels: Tensor | None,
+    dense: Tensor | None,
+    link: Sequence[float],
+    moving: Tensor | None,
+    all: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """(lse, log_prob, dense_log_prob, mass) and, if ``all`` is asked for, (entropy, argmax)."""
+    present = _presence(labels, dense, all)
+    want = tuple(name for name, is_present in zip(RowStats._fields, present, strict=True) if is_present)
+    stats = devices.row_stats(logits, labels, dense, Link(*as_floats(link, moving)), want)
+    return tuple(column(logits, False) if s is None else s for s in stats)  # type: ignore[return-value]
+
+
+@row_stats.register_fake
+def _(
+    logits: Tensor,
+    labels: Tensor | None,
+    dense: Tensor | None,
+    link: Sequence[float],
+    moving: Tensor | None,
+    all: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    *columns, argmax = (column(logits, is_present) for is_present in _presence(labels, dense, all))
+    return (*columns, argmax.long() if all else argmax)  # type: ignore[return-value]
+
+
+def _presence(labels: Tensor | None, dense: Tensor | None, all: bool) -> tuple[bool, ...]:
+    return True, labels is not None, dense is not None, dense is not None, all, all
+
+
+def column(logits: Tensor, is_present: bool) -> Tensor:
+    """New memory for a statistic of ``logits``; none if it is not there."""
+    return logits.new_empty(logits.shape[:-1] if is_present else (0,), dtype=torch.float64)
+
+
+@torch.library.custom_op("xent::row_grad", mutates_args=())
+def row_grad(
+    logits: Tensor,
+    labels: Tensor | None,
+    dense: Tensor | None,
+    link: Sequence[float],
+    moving: Tensor | None,
+    lse: Tensor,
+    log_prob: Tensor,
+    mass: Tensor,
+    dl: Tensor,
+    dx: Tensor,
+    ds: Tensor,
+) -> Tensor:
+    """Equation (2) with the cotangents ``dl, dx, ds`` of (lse, log_prob, dense_log_prob)."""
+    stats = RowStats(
+        lse=lse,
+        log_prob=None if labels is None else log_prob,
+        mass=None if dense is None else mass,
+    )
+    return devices.row_grad(
+        logits, labels, dense, Link(*as_floats(link, moving)), stats, Cotangents(dl, dx, ds)
+    )
+
+
+@row_grad.register_fake
+def _(logits: Tensor, *arguments: Any) -> Tensor:
+    return torch.empty_like(logits)
+
+
+@torch.library.custom_op("xent::row_hvp", mutates_args=())
+def row_hvp(
+    logits: Tensor,
+    labels: Tensor | None,
+    dense: Tensor | None,
+    link: Sequence[float],
+    moving: Tensor | None,
+    dl: Tensor,
+    dx: Tensor,
+    ds: Tensor,
+    vector: Tensor,
+) -> Tensor:
+    """Equation (3) with constant cotangents: the derivative of `row_grad` in the logits along ``vector``."""
+    return devices.row_hvp(
+        logits, labels, dense, Link(*as_floats(link, moving)), Cotangents(dl, dx, ds), vector
+    )
+
+
+@row_hvp.register_fake
+def _(logits: Tensor, *arguments: Any) -> Tensor:
+    return torch.empty_like(logits)
+
+
+# A loss that is linear in the row statistics.
+
+
+def row_stats_and_grad(
+    logits: Tensor, labels: Tensor | None, dense: Tensor | None, link: Link, expected: Cotangents
+) -> RowStats:
+    """log_prob and dense_log_prob, derivable once; one read of the logits where cotangents are ``expected``.
+
+    A graph has its loss before it asks for a gradient, and an operator may not return what it was given. So
+    the operator of the forward keeps the gradient that is to come in `_ahead`, and that of the backward takes
+    it from there if the cotangents came as expected, and computes it otherwise. The results are functions of
+    the arguments alone, to the bit.
+    """
+    rows = logits.new_zeros(logits.shape[:-1], dtype=torch.float64)
+    dx = None if labels is None else rows + expected.log_prob
+    ds = None if dense is None else rows + expected.dense_log_prob
+    x, sigma = row_stats_ahead(logits, labels, dense, *link_numbers(link, logits.device), dx, ds)
+    return RowStats(log_prob=None if labels is None else x, dense_log_prob=None if dense is None else sigma)
+
+
+class _Ahead:
+    """Gradients that a forward made, by the address of a statistic, which lives as long as its graph."""
+
+    def __init__(self) -> None:
+        self.made: dict[int, tuple[Tensor, list[Tensor]]] = {}
+
+    def keep(self, statistic: Tensor, dlogits: Tensor, cotangents: list[Tensor]) -> None:
+        """Keep ``dlogits`` until it is taken, or until the memory of ``statistic`` is freed."""
+        address = statistic.data_ptr()
+        self.made[address] = dlogits, [c.clone() for c in cotangents]
+        weakref.finalize(statistic.untyped_storage(), self.made.pop, address, None).atexit = False
+
+    def take(self, statistic: Tensor, cotangents: list[Tensor]) -> Tensor | None:
+        """The gradient that was kept, once; None if there is none or its cotangents were others."""
+        dlogits, expected = self.made.pop(statistic.data_ptr(), (None, []))
+        return dlogits if dlogits is not None and all(map(torch.equal, expected, cotangents)) else None
+
+
+_ahead = _Ahead()
+
+
+@torch.library.custom_op("xent::row_stats_ahead", mutates_args=())
+def row_stats_ahead(
+    logits: Tensor,
+    labels: Tensor | None,
+    dense: Tensor | None,
+    link: Sequence[float],
+    moving: Tensor | None,
+    dx: Tensor | None,
+    ds: Tensor | None,
+) -> tuple[Tensor, Tensor]:
+    """(log_prob, dense_log_prob), whose cotangents (...) are expected to be ``dx`` and ``ds``.
+
+    Empty tensors for what has no labels, or no probabilities, and no cotangents.
+    """
+    want = ("log_prob",) * (labels is not None) + ("dense_log_prob",) * (dense is not None)
+    stats, dlogits = devices.row_stats_and_grad(
+        logits, labels, dense, Link(*as_floats(link, moving)), _cotangents(dx, ds), want
+    )
+    x, sigma = (
+        column(logits, False) if statistic is None else statistic
+        for statistic in (stats.log_prob, stats.dense_log_prob)
+    )
+    if logits.numel():
+        _ahead.keep(sigma if labels is None else x, dlogits, _present(dx, ds))
+    return x, sigma
+
+
+def _cotangents(dx: Tensor | None, ds: Tensor | None) -> Cotangents:
+    return Cotangents(0.0, 0.0 if dx is None else dx, 0.0 if ds is None else ds)
+
+
+def _present(*columns: Tensor | None) -> list[Tensor]:
+    return [c for c in columns if c is not None]
+
+
+@row_stats_ahead.register_fake
+def _(logits: Tensor, *arguments: Any) -> tuple[Tensor, Tensor]:
+    labels, dense, *_ = arguments
+    return column(logits, labels is not None), column(logits, dense is not None)
+
+
+@torch.library.custom_op("xent::row_grad_ahead", mutates_args=())
+def row_grad_ahead(
+    logits: Tensor,
+    labels: Tensor | None,
+    dense: Tensor | None,
+    link: Sequence[float],
+    moving: Tensor | None,
+    first: Tensor,
+    dx: Tensor | None,
+    ds: Tensor | None,
+) -> Tensor:
+    """Equation (2) of a function of the statistics that `row_stats_ahead` gave, the ``first`` among them."""
+    made = _ahead.take(first, _present(dx, ds))
+    if made is not None:
+        return made
+    known = Link(*as_floats(link, moving))
+    return devices.row_stats_and_grad(logits, labels, dense, known, _cotangents(dx, ds), ())[1]
+
+
+@row_grad_ahead.register_fake
+def _(logits: Tensor, *arguments: Any) -> Tensor:
+    return torch.empty_like(logits)
+
+
+def _setup_context(ctx: Any, inputs: Any, output: Any) -> None:
+    logits, labels, dense, ctx.link, moving, _, _ = inputs
+    ctx.save_for_backward(logits, labels, dense, moving, output[labels is None])
+
+
+def _backward(ctx: Any, dx: Any, ds: Any) -> Any:
+    logits, labels, dense, moving, first = ctx.saved_tensors
+    dx, ds = None if labels is None else dx, None if dense is None else ds
+    dlogits = row_grad_ahead(logits, labels, dense, ctx.link, moving, first, dx, ds)
+    return dlogits, None, None, None, None, None, None
+
+
+row_stats_ahead.register_autograd(_backward, setup_context=_setup_context)
