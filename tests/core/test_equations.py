@@ -148,7 +148,7 @@ def test_gradient_sums_to_twice_lambda_l() -> None:
 @pytest.mark.parametrize("label_function", F)
 @pytest.mark.parametrize("link", LINKS)
 def test_code_is_the_equations(link: str, label_function: str) -> None:
-    """head.py and reference.py at the same point: the signs and factors of the code itself."""
+    """head.py and softmax.py, by the reference, at the same point: the signs and factors of the code."""
     equations = row(link, label_function)
     number = {symbol: float(value) for symbol, value in VALUES.items()}
     options = {"focal": {"focal_gamma": number[gamma]}, "poly-1": {"poly1_epsilon": number[epsilon]}}

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from xent.core import softmax
 from xent.core.contract import Cotangents, Curvatures, RowStats
 from xent.core.spec import LossSpec
 from xent.core.target import Target
@@ -92,7 +93,7 @@ def times(factor: Array | float | None, x: Array | float, xp: Any) -> Array:
         return factor * x if factor else xp.zeros_like(x) if hasattr(x, "shape") else 0.0
     if isinstance(x, (float, int)):
         return factor * x
-    return factor * xp.where((factor == 0) & ~xp.isfinite(x), 0.0, x)
+    return softmax.times(factor, x, xp)
 
 
 def _product(a: Array | float | None, b: Array | float | None, xp: Any) -> Array | float:

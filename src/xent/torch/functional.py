@@ -136,7 +136,7 @@ def row_statistics(
         require_labels(labels, logits.shape[:-1])
         zero = zero_if_valid(labels, logits.shape[-1], spec.ignore_index, "labels", validate)
         labels = readable(labels, logits.shape[-1], spec.ignore_index)
-    stats = statistics.row_stats(logits, labels, None, spec.link, all=True)
+    stats = statistics.row_stats(logits, labels, None, spec.link, full=True)
     if zero is not None:
         stats = stats._replace(lse=stats.lse + zero, log_prob=stats.log_prob + zero)
     dtype = devices.loss_dtype(logits)

@@ -54,11 +54,10 @@ def row_stats(
     dense: Tensor | None,
     link: Sequence[float],
     moving: Tensor | None,
-    all: bool,
+    full: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """(lse, log_prob, dense_log_prob, mass) and, if ``all`` is asked for, (entropy, argmax)."""
-    present = _presence(labels, dense, all)
-    want = tuple(name for name, is_present in zip(RowStats._fields, present, strict=True) if is_present)
+    """(lse, log_prob, dense_log_prob, mass) and, if ``full``, (entropy, argmax)."""
+    want = fields(labels, dense, full)
     stats = devices.row_stats(logits, labels, dense, Link(*as_floats(link, moving)), want)
     return tuple(column(logits, False) if s is None else s for s in stats)  # type: ignore[return-value]
 
@@ -70,14 +69,20 @@ def _(
     dense: Tensor | None,
     link: Sequence[float],
     moving: Tensor | None,
-    all: bool,
+    full: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    *columns, argmax = (column(logits, is_present) for is_present in _presence(labels, dense, all))
-    return (*columns, argmax.long() if all else argmax)  # type: ignore[return-value]
+    *columns, argmax = (column(logits, is_present) for is_present in _presence(labels, dense, full))
+    return (*columns, argmax.long() if full else argmax)  # type: ignore[return-value]
 
 
-def _presence(labels: Tensor | None, dense: Tensor | None, all: bool) -> tuple[bool, ...]:
-    return True, labels is not None, dense is not None, dense is not None, all, all
+def fields(labels: Tensor | None, dense: Tensor | None, full: bool) -> tuple[str, ...]:
+    """The names of the statistics that these arguments allow."""
+    present = _presence(labels, dense, full)
+    return tuple(name for name, is_present in zip(RowStats._fields, present, strict=True) if is_present)
+
+
+def _presence(labels: Tensor | None, dense: Tensor | None, full: bool) -> tuple[bool, ...]:
+    return True, labels is not None, dense is not None, dense is not None, full, full
 
 
 def column(logits: Tensor, is_present: bool) -> Tensor:

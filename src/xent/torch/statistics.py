@@ -14,34 +14,34 @@ from torch.autograd import Function
 from xent.core.contract import Cotangents, RowStats
 from xent.core.link import Link
 from xent.torch import modes, operators
-from xent.torch.formulas import Softmax
+from xent.torch.softmax_derivatives import Softmax
 
 Tensor = torch.Tensor
 
 
 def row_stats(
-    logits: Tensor, labels: Tensor | None, dense: Tensor | None, link: Link, all: bool = False
+    logits: Tensor, labels: Tensor | None, dense: Tensor | None, link: Link, full: bool = False
 ) -> RowStats:
-    """The statistics of `contract.RowStats`, float64, derivable in the logits; ``all`` gives the last two.
+    """The statistics of `contract.RowStats`, float64, derivable in the logits; ``full`` gives the last two.
 
     ``dense`` is derived too if it asks for it, by PyTorch's own operations.
     """
     if _is_for_formulas():
-        return Softmax(logits.double(), labels, dense, link).stats()
+        return Softmax(logits.double(), labels, dense, link).stats(operators.fields(labels, dense, full))
     known = None if dense is None else dense.detach()
     apply = operators.row_stats if modes.is_graphed() else _Statistics.apply
-    stats = RowStats(*apply(logits, labels, known, *operators.link_numbers(link, logits.device), all))
+    stats = RowStats(*apply(logits, labels, known, *operators.link_numbers(link, logits.device), full))
     sigma, mass = stats.dense_log_prob, stats.mass
     if dense is not None and modes.is_derived(dense):
-        softmax = Softmax(logits.to(dense.dtype), labels, dense, link)
-        sigma, mass = softmax.dense_log_prob()
+        derived = Softmax(logits.to(dense.dtype), labels, dense, link).stats(("dense_log_prob", "mass"))
+        sigma, mass = derived.dense_log_prob, derived.mass
     return RowStats(
         stats.lse,
         None if labels is None else stats.log_prob,
         None if dense is None else sigma,
         None if dense is None else mass,
-        stats.entropy if all else None,
-        stats.argmax if all else None,
+        stats.entropy if full else None,
+        stats.argmax if full else None,
     )
 
 
@@ -63,7 +63,7 @@ class _Statistics(Function):
 
     @staticmethod
     def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
-        logits, labels, dense, ctx.link, moving, ctx.all = inputs
+        logits, labels, dense, ctx.link, moving, ctx.full = inputs
         lse, log_prob, _, mass, _, argmax = output
         ctx.save_for_backward(logits, labels, dense, moving, lse, log_prob, mass)
         ctx.save_for_forward(logits, labels, dense)
@@ -79,18 +79,18 @@ class _Statistics(Function):
         softmax = Softmax(logits, labels, dense, Link(*ctx.link))
         dl, dx, ds = (d.double() for d in softmax.jvp(tangent))
         none = dl.new_zeros(0)
-        dentropy = softmax.entropy_jvp(tangent).double() if ctx.all else none
+        dentropy = softmax.entropy_jvp(tangent).double() if ctx.full else none
         return dl, none if labels is None else dx, none if dense is None else ds, None, dentropy, None
 
     @staticmethod
     def vmap(info: Any, in_dims: Any, *inputs: Any) -> Any:
-        logits, labels, dense, link, moving, all = inputs
+        logits, labels, dense, link, moving, full = inputs
         logits, labels, dense = _batched(info.batch_size, in_dims, logits, labels, dense)
-        *stats, entropy, argmax = _Statistics.apply(logits, labels, dense, link, moving, all)
+        *stats, entropy, argmax = _Statistics.apply(logits, labels, dense, link, moving, full)
         if dense is not None and dense.ndim == 1:
             stats[3] = stats[3].expand(stats[0].shape)
-        there = (True, labels is not None, dense is not None, dense is not None, all, all)
-        return (*stats, entropy, argmax), tuple(0 if t else None for t in there)
+        present = (True, labels is not None, dense is not None, dense is not None, full, full)
+        return (*stats, entropy, argmax), tuple(0 if p else None for p in present)
 
 
 def _backward(ctx: Any, gradient: Any, *grads: Tensor) -> Any:
@@ -100,7 +100,7 @@ def _backward(ctx: Any, gradient: Any, *grads: Tensor) -> Any:
     none = torch.zeros_like(dl)
     coefficients = (dl, none if labels is None else dx, none if dense is None else ds)
     dlogits = gradient(logits, labels, dense, ctx.link, moving, *known, *coefficients)
-    if ctx.all:
+    if ctx.full:
         link = Link(*(ctx.link if moving is None else moving.unbind()))
         softmax = Softmax(logits, labels, dense, link)
         dlogits = dlogits + softmax.entropy_grad(dentropy).to(dlogits.dtype)
@@ -121,13 +121,15 @@ class _Gradient(Function):
     @staticmethod
     def backward(ctx: Any, vector: Tensor) -> Any:
         logits, labels, dense, *coefficients = ctx.saved_tensors
-        softmax = Softmax(logits, labels, dense, Link(*ctx.link))
-        if torch.is_grad_enabled():
+        is_derived, are_derived = torch.is_grad_enabled(), any(ctx.needs_input_grad[8:])
+        if is_derived or are_derived:
+            softmax = Softmax(logits, labels, dense, Link(*ctx.link))
+        if is_derived:
             dlogits = softmax.hvp(Cotangents(*coefficients), vector).to(logits.dtype)
         else:
             dlogits = operators.row_hvp(logits, labels, dense, ctx.link, None, *coefficients, vector)
         slopes: list[Any] = [None, None, None]
-        if any(ctx.needs_input_grad[8:]):
+        if are_derived:
             slopes = [s.to(c.dtype) for s, c in zip(softmax.jvp(vector), coefficients, strict=True)]
         return (dlogits, *([None] * 7), *slopes)
 

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple, cast
 import torch
 import torch.distributed as dist
 
-from xent.core import head
+from xent.core import head, softmax
 from xent.core import target as targeting
 from xent.core.contract import Cotangents, RowStats
 from xent.core.spec import LossSpec
@@ -220,10 +220,9 @@ class Batch:
 def _at_label(stats: RowStats, cotangents: Cotangents, v: Tensor | None) -> Tensor:
     """The bracket of (2) at the label, with 1 − p from expm1; 0 where all cotangents are."""
     dl, dx, ds = cast(Any, cotangents)
-    p, rest, mass = stats.log_prob.exp(), -torch.expm1(stats.log_prob), stats.mass
-    bracket = dl * p + dx * rest
-    if v is not None:
-        bracket = bracket + ds * torch.where(p > 0.5, (v - mass) + mass * rest, v - mass * p)
+    x = stats.log_prob
+    of_dense = None if v is None else softmax.mass_residual(v, stats.mass, x, torch)
+    bracket = softmax.bracket(cotangents, x.exp(), -torch.expm1(x), of_dense)
     return torch.where((dl == 0) & (dx == 0) & (ds == 0), 0.0, bracket)
 
 

@@ -12,9 +12,9 @@ from xent.core.contract import Cotangents, RowStats
 from xent.core.link import Link
 from xent.engine import valid_rows
 from xent.torch import devices, modes, operators, statistics
-from xent.torch.formulas import Softmax
 from xent.torch.linear import operators as linear_operators
 from xent.torch.linear.chunked import ChunkedFunction, Operands, finished
+from xent.torch.softmax_derivatives import Softmax
 
 Tensor = torch.Tensor
 

@@ -1,0 +1,213 @@
+"""The row statistics and their derivatives, equations (2), (3) and (5), on arrays of any library.
+
+One text for the float64 reference (NumPy) and for derivatives of any order (PyTorch): every result is an
+expression of whole arrays that a library can differentiate again.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from xent.core.contract import Cotangents, Curvatures, RowStats
+from xent.core.link import Link
+
+Array = Any
+
+
+class Softmax:
+    """Rows ``logits (..., K)`` with ``labels (...)``, or a dense part ``v`` (K,) or (..., K), or both.
+
+    All results are 0 in a row with a negative label, which is not read, and NaN in a row with a label ≥ K.
+    """
+
+    def __init__(self, logits: Array, labels: Array, dense: Array, link: Link, xp: Any) -> None:
+        self.xp, self.link, self.labels = xp, link, labels
+        self.is_read: Array = None
+        if labels is not None:
+            # The logits of other rows are replaced: a derivative of what they hold could be 0·NaN.
+            self.is_read = labels >= 0
+            in_range = self.is_read & (labels < logits.shape[-1])
+            logits = xp.where(in_range[..., None], logits, xp.where(self.is_read, xp.nan, 0.0)[..., None])
+            self.index = xp.where(in_range, labels, 0)[..., None]
+            if dense is not None and dense.ndim > 1:
+                dense = xp.where(self.is_read[..., None], dense, 0.0)
+        self.logits = logits
+        self.dense = dense
+        self.dense_sum: Array = None if dense is None else dense.sum(-1)[..., None]  # V (..., 1)
+        self.log_p = self._log_softmax(link.value(logits, xp))
+        self.p = xp.exp(self.log_p)
+
+    # The statistics: docs/maths.md, 1.
+
+    def stats(self, want: tuple[str, ...]) -> RowStats:
+        """The fields of `RowStats` that ``want`` names."""
+        return RowStats(**{name: self._where_read(getattr(self, name)()) for name in want})
+
+    def lse(self) -> Array:
+        """l."""
+        top, log_norm = self._norm(self.link.value(self.logits, self.xp))
+        return (top + log_norm)[..., 0]
+
+    def log_prob(self) -> Array:
+        """x = log p_y."""
+        return self._taken(self.log_p, self.index)[..., 0]
+
+    def dense_log_prob(self) -> Array:
+        """σ = ⟨v, log p⟩."""
+        return self._dot(self.dense, self.log_p)
+
+    def mass(self) -> Array:
+        """V = Σ v."""
+        return self.xp.broadcast_to(self.dense_sum[..., 0], self.logits.shape[:-1])
+
+    def entropy(self) -> Array:
+        """−⟨p, log p⟩."""
+        return -self._dot(self.p, self.log_p)
+
+    def argmax(self) -> Array:
+        """The first class of the largest logit; NaN is none."""
+        xp, z = self.xp, self.logits
+        if not z.shape[-1]:
+            return xp.zeros_like(z.sum(-1), dtype=xp.int64)
+        largest = xp.amax(xp.where(xp.isnan(z), -xp.inf, z), -1)[..., None]
+        return xp.argmax(xp.where(z == largest, 1, 0), -1)
+
+    # Equation (5), backwards and forwards.
+
+    def grad(self, cotangents: Cotangents) -> Array:
+        """Equation (2): φ' ∘ [dl·p + dx·(e_y − p) + dσ·(v − V·p)]."""
+        return self._rows_read(self.link.slope(self.logits, self.xp) * self._bracket(cotangents))
+
+    def jvp(self, vector: Array) -> tuple[Array, Array, Array]:
+        """Tangents of (l, x, σ) along ``vector``: ⟨p, r̃⟩, ⟨e_y − p, r̃⟩, ⟨v − V·p, r̃⟩."""
+        tilted = self._rows_read(self.link.slope(self.logits, self.xp) * vector)
+        rho = self._where_read(self._expectation(tilted))
+        dx = ds = self.xp.zeros_like(rho)
+        if self.labels is not None:
+            dx = self._taken(tilted, self.index)[..., 0] - rho
+        if self.dense is not None:
+            ds = (self.dense * tilted).sum(-1) - self.dense_sum[..., 0] * rho
+        return rho, dx, ds
+
+    def entropy_grad(self, dentropy: Array) -> Array:
+        """Gradient of the entropy: −φ' ∘ p ∘ (log p + entropy)."""
+        xp = self.xp
+        entropy = self.entropy()[..., None]
+        log_p = xp.where(self.p == 0, 0.0, self.log_p)
+        product = self.link.slope(self.logits, xp) * self.p * (log_p + entropy)
+        return self._rows_read(times(-dentropy[..., None], product, xp))
+
+    def entropy_jvp(self, vector: Array) -> Array:
+        """Tangent of the entropy along ``vector``."""
+        one = self.xp.ones_like(self.logits[..., 0])
+        return (self.entropy_grad(one) * vector).sum(-1)
+
+    # Equation (3).
+
+    def hvp(self, cotangents: Cotangents, vector: Array, curvatures: Curvatures | None = None) -> Array:
+        """Equation (3), with s − b = dl − dx − V·dσ and κ = ddx·(r̃_y − ρ); None for constant cotangents."""
+        link, p = self.link, self.p
+        slope = link.slope(self.logits, self.xp)
+        tilted = slope * vector
+        rho = self._expectation(tilted)[..., None]
+        product = self._of_p(cotangents) * p * (tilted - rho)
+        if curvatures is not None:
+            product = product + self._column(curvatures.lse) * rho * p
+            if self.labels is not None:
+                kappa = self._column(curvatures.log_prob) * (self._taken(tilted, self.index) - rho)
+                product = product + kappa * self._label_residual()
+        product = slope * product
+        if link.softcap is not None:
+            bent = link.curvature(self.logits, self.xp) * vector
+            product = product + bent * self._bracket(cotangents)
+        return self._rows_read(product)
+
+    # The parts of the bracket of (2).
+
+    def _bracket(self, cotangents: Cotangents) -> Array:
+        columns = Cotangents(*(self._column(c) for c in cotangents))
+        of_label = None if self.labels is None else self._label_residual()
+        return bracket(columns, self.p, of_label, None if self.dense is None else self._dense_residual())
+
+    def _of_p(self, cotangents: Cotangents) -> Array:
+        """s − b of (3): what multiplies p in (2)."""
+        dl, dx, ds = (self._column(c) for c in cotangents)
+        return dl - dx if self.dense is None else dl - dx - ds * self.dense_sum
+
+    def _label_residual(self) -> Array:
+        """e_y − p, with 1 − p_y from expm1."""
+        return self._replaced(-self.p, self.index, -self.xp.expm1(self._taken(self.log_p, self.index)))
+
+    def _dense_residual(self) -> Array:
+        """v − V·p, exact at the class that may have p > 1/2."""
+        largest = self.xp.argmax(self.log_p, -1)[..., None]
+        dense = self._taken(self.xp.broadcast_to(self.dense, self.p.shape), largest)
+        exact = mass_residual(dense, self.dense_sum, self._taken(self.log_p, largest), self.xp)
+        return self._replaced(self.dense - self.dense_sum * self.p, largest, exact)
+
+    # Sums over classes, and rows that are not read.
+
+    def _log_softmax(self, u: Array) -> Array:
+        top, log_norm = self._norm(u)
+        return (u - top) - log_norm
+
+    def _norm(self, u: Array) -> tuple[Array, Array]:
+        """max u and log Σ exp(u − max u), summed without the largest term: docs/maths.md, 7."""
+        xp = self.xp
+        if not u.shape[-1]:
+            empty = u.sum(-1)[..., None]
+            return empty - xp.inf, empty
+        top = xp.amax(u, -1)[..., None]
+        shifted = u - top
+        is_largest = self._classes() == xp.argmax(u, -1)[..., None]
+        rest = xp.where(is_largest, xp.expm1(shifted), xp.exp(shifted)).sum(-1)[..., None]
+        return top, xp.log1p(rest)
+
+    def _expectation(self, x: Array) -> Array:
+        """⟨p, x⟩."""
+        return self._dot(self.p, x)
+
+    def _dot(self, a: Array, b: Array) -> Array:
+        """⟨a, b⟩ over classes, with 0·(anything) = 0."""
+        return times(a, b, self.xp).sum(-1)
+
+    def _taken(self, x: Array, index: Array) -> Array:
+        """``x`` at one class of each row, ``index (..., 1)``."""
+        return self.xp.take_along_axis(x, index, -1)
+
+    def _replaced(self, x: Array, index: Array, value: Array) -> Array:
+        """``x`` with ``value (..., 1)`` at one class of each row."""
+        return self.xp.where(self._classes() == index, value, x)
+
+    def _classes(self) -> Array:
+        return self.xp.arange(self.logits.shape[-1], device=self.logits.device)
+
+    def _column(self, coefficient: Array) -> Array:
+        return coefficient[..., None] if getattr(coefficient, "ndim", 0) else coefficient
+
+    def _where_read(self, x: Array) -> Array:
+        return x if self.is_read is None else self.xp.where(self.is_read, x, 0)
+
+    def _rows_read(self, x: Array) -> Array:
+        return x if self.is_read is None else self.xp.where(self.is_read[..., None], x, 0.0)
+
+
+def bracket(cotangents: Cotangents, p: Array, label_residual: Array, dense_residual: Array) -> Array:
+    """dl·p + dx·(e_y − p) + dσ·(v − V·p), the bracket of (2); None for what a target has not."""
+    value = cotangents.lse * p
+    if label_residual is not None:
+        value = value + cotangents.log_prob * label_residual
+    if dense_residual is not None:
+        value = value + cotangents.dense_log_prob * dense_residual
+    return value
+
+
+def mass_residual(dense: Array, mass: Array, log_p: Array, xp: Any) -> Array:
+    """v − V·p at a class, as (v − V) − V·expm1(log p) where p > 1/2."""
+    near_one = (dense - mass) - mass * xp.expm1(log_p)
+    return xp.where(log_p > -0.69, near_one, dense - mass * xp.exp(log_p))
+
+
+def times(factor: Array, x: Array, xp: Any) -> Array:
+    """factor·x with 0·(anything) = 0, whose derivative in the factor is x, at 0 too."""
+    return factor * xp.where((factor == 0) & ~xp.isfinite(x), 0.0, x)
