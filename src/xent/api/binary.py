@@ -9,7 +9,6 @@ import numpy as np
 from xent.core import target
 from xent.core.spec import LossSpec, Options, require_reduction, with_options
 from xent.engine import binary, checks
-from xent.engine.binary_blocks import BinaryCase
 
 Array = np.ndarray[Any, Any]
 
@@ -140,7 +139,7 @@ def _run(
     total, rows = target.totals(z.size, weight, None, np)
     divisor = target.divisor(total, rows, reduction, checks.as_denominator(denominator))
     pi = None if pos_weight is None else np.float64(checks.as_pos_weight(pos_weight))
-    problem = binary.problem(BinaryCase(z, q, pi, weight, spec, reduction, float(divisor)))
+    problem = binary.problem(binary.BinaryCase(z, q, pi, weight, spec, reduction, float(divisor)))
     return problem.loss() if out is None else problem.loss_and_grad(out)[0]
 
 

@@ -1,4 +1,4 @@
-"""Labels or probabilities, with the options, become the target measure t = α·e_y + β·v of docs/maths.md."""
+"""Labels, probabilities or pairs, with the options, become the measure t = α·e_y + β·v of docs/maths.md."""
 
 from __future__ import annotations
 
@@ -108,6 +108,22 @@ def from_probabilities(
     if class_weight is not None:
         dense = dense * class_weight
     total, rows = totals(math.prod(probabilities.shape[:-1]), weight, None, xp)
+    return Target(None, 0.0, dense, 1.0, weight, total, rows)
+
+
+def from_pairs(q: Array, pos_weight: Array | None, weight: Array | None, spec: LossSpec, xp: Any) -> Target:
+    """The measure of rows (0, z): ``q`` (...) are probabilities of z's class, or labels where f needs them.
+
+    ``dense`` is the pair of its masses (1 − q, πq), each (...).
+    """
+    total, rows = totals(math.prod(q.shape), weight, None, xp)
+    if spec.label_function.needs_labels:
+        alpha = 1.0 if pos_weight is None else xp.where(q == 1, pos_weight, 1.0)
+        return Target(q, alpha, None, 0.0, weight, total, rows)
+    smoothing = total_smoothing(spec, 2)
+    if smoothing:
+        q = (1.0 - smoothing) * q + smoothing / 2
+    dense = (1.0 - q, q if pos_weight is None else pos_weight * q)
     return Target(None, 0.0, dense, 1.0, weight, total, rows)
 
 

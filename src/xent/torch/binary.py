@@ -11,7 +11,6 @@ from xent.core import head
 from xent.core import target as targeting
 from xent.core.contract import RowStats
 from xent.core.spec import Further, LossSpec, require_reduction, with_options
-from xent.engine import logistic
 from xent.torch import arguments, binary_ops, dense, devices, modes
 from xent.torch.targets import zero_if_valid_binary
 from xent.torch.temperature import divided
@@ -151,7 +150,7 @@ class BinaryCrossEntropy(dense.CpuLoss):
         if omega is not None:  # what is no number in an element of weight 0 is not read
             silent = (omega == 0) & ~(z.isfinite() & q.isfinite())
             z, q, omega = (torch.where(silent, 0, x) for x in (z, q, omega))
-        measure = logistic.measure(q, pi, omega, self.spec, torch)
+        measure = targeting.from_pairs(q, pi, omega, self.spec, torch)
         stats = _stats(z, measure.labels, measure.dense, self.spec)
         losses = head.row_losses(stats, measure, self.spec, torch)
         if self.reduction != "none":

@@ -10,7 +10,6 @@ import torch
 
 from xent.core.spec import LossSpec
 from xent.engine import binary
-from xent.engine.binary_blocks import BinaryCase
 from xent.torch import devices, operators
 
 Tensor = torch.Tensor
@@ -22,14 +21,12 @@ def problem(tensors: tuple[Any, ...], spec: LossSpec, reduction: str, divisor: f
     dtype = devices.loss_dtype(logits)
     factors = (x if x is None or x.dtype == torch.float64 else x.to(dtype) for x in (pos_weight, weight))
     pi, omega = (None if x is None else devices.view(x) for x in factors)
-    if binary.takes(np.float64 if dtype == torch.float64 else np.float32, spec, pi, omega):
-        as_they_are: tuple[Any, ...] = (torch.bool, torch.uint8, logits.dtype)
-    else:  # NumPy's operations, which do not know bfloat16
-        as_they_are, logits = (), logits.to(dtype) if logits.dtype == torch.bfloat16 else logits
-    if q.dtype not in as_they_are:
+    if logits.dtype == torch.bfloat16 and not binary.fit(np.float32, pi, omega):
+        logits = logits.to(dtype)  # its bits have no float64 rows
+    if q.dtype not in (torch.bool, torch.uint8, logits.dtype):
         q = q.to(dtype) if q.is_floating_point() else q.long()
     arrays = (devices.view(logits), devices.view(q), pi, omega)
-    return binary.problem(BinaryCase(*arrays, spec, reduction, divisor))
+    return binary.problem(binary.BinaryCase(*arrays, spec, reduction, divisor))
 
 
 def losses(tensors: tuple[Any, ...], spec: LossSpec, each: bool) -> Tensor:
