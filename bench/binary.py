@@ -20,16 +20,18 @@ from bench import machine
 
 Tensor = torch.Tensor
 
-CASES = {  # shape, dtype, options, calls a sample
+CASES = {  # shape, dtype, options (of `pos_weight` the length), calls a sample
     "4096x4096 float32": ((4096, 4096), torch.float32, {}, 1),
     "4096x4096 float32, pos_weight of each class": ((4096, 4096), torch.float32, {"pos_weight": 4096}, 1),
     "4096x4096 float64": ((4096, 4096), torch.float64, {}, 1),
     "4096x4096 bfloat16": ((4096, 4096), torch.bfloat16, {}, 1),
+    "4096x4096 float32, focal": ((4096, 4096), torch.float32, {"focal_gamma": 2.0}, 1),
     "64x1 float32": ((64, 1), torch.float32, {}, 500),
 }
 METHOD = """\
 * Forward and backward of a mean with a new gradient; `xent arrays`: loss and gradient into a buffer, by
   `binary_cross_entropy_with_grad`, with the targets checked as in all calls. A copy is PyTorch's `copy_`.
+* PyTorch has no focal loss; its operations are those of torchvision's `sigmoid_focal_loss`.
 * All providers run once a round, in turn; medians over rounds, ratios within a round. Each ran twice before,
   and its gradient and loss were compared with float64. Compiling is not timed.
 """
@@ -53,32 +55,35 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def measure(
-    shape: tuple[int, ...], dtype: torch.dtype, options: dict[str, int], calls: int, rounds: int
+    shape: tuple[int, ...], dtype: torch.dtype, options: dict[str, float], calls: int, rounds: int
 ) -> dict[str, Any]:
     """Seconds of each provider, by rounds."""
     torch._dynamo.reset()
     torch.manual_seed(0)
     z = torch.randn(shape, dtype=dtype).mul_(2).requires_grad_()
-    q = (torch.rand(shape) < 0.3).to(dtype)
-    factors = {key: torch.rand(size, dtype=dtype) for key, size in options.items()}
+    labels = torch.rand(shape) < 0.3
+    q = labels if "focal_gamma" in options else labels.to(dtype)
+    given: dict[str, Any] = dict(options)
+    if "pos_weight" in given:
+        given["pos_weight"] = torch.rand(given["pos_weight"], dtype=dtype)
     providers = {
-        name: _training(loss, z, q, factors)
+        name: _training(loss, z, q, given)
         for name, loss in {
             "xent": xent.torch.binary_cross_entropy_with_logits,
             "xent compiled": torch.compile(xent.torch.binary_cross_entropy_with_logits, fullgraph=True),
-            "torch eager": F.binary_cross_entropy_with_logits,
-            "torch compiled": torch.compile(F.binary_cross_entropy_with_logits),
+            "torch eager": plain,
+            "torch compiled": torch.compile(plain),
         }.items()
     }
     for name, call in providers.items():
-        _require_right(name, call(), z, q, factors)
+        _require_right(name, call(), z, q, given)
         call()
     buffer = torch.empty_like(z, requires_grad=False)
     providers["copy"] = lambda: buffer.copy_(z.detach())
-    if dtype != torch.bfloat16 and not factors:
+    if dtype != torch.bfloat16 and "pos_weight" not in given:
         arrays = z.detach().numpy(), q.numpy()
         out = np.zeros_like(arrays[0])
-        providers["xent arrays"] = lambda: xent.binary_cross_entropy_with_grad(*arrays, out=out)
+        providers["xent arrays"] = lambda: xent.binary_cross_entropy_with_grad(*arrays, out=out, **given)
     for call in providers.values():
         call()
     samples: dict[str, list[float]] = {name: [] for name in providers}
@@ -95,19 +100,29 @@ def measure(
     return {"samples_s": samples, "ratios": ratios}
 
 
-def _training(loss: Callable[..., Tensor], z: Tensor, q: Tensor, factors: dict[str, Tensor]) -> Any:
+def plain(z: Tensor, q: Tensor, focal_gamma: float = 0.0, **factors: Tensor) -> Tensor:
+    """The loss in PyTorch's own operations."""
+    if not focal_gamma:
+        return F.binary_cross_entropy_with_logits(z, q, **factors)
+    target = q.to(z.dtype)
+    p = torch.sigmoid(z)
+    loss = F.binary_cross_entropy_with_logits(z, target, reduction="none", **factors)
+    p_label = p * target + (1 - p) * (1 - target)
+    return (loss * (1 - p_label) ** focal_gamma).mean()
+
+
+def _training(loss: Callable[..., Tensor], z: Tensor, q: Tensor, options: dict[str, Any]) -> Any:
     def call() -> tuple[Tensor, Tensor]:
-        value = loss(z, q, **factors)
+        value = loss(z, q, **options)
         return value, torch.autograd.grad(value, z)[0]
 
     return call
 
 
-def _require_right(name: str, found: Any, z: Tensor, q: Tensor, factors: dict[str, Tensor]) -> None:
+def _require_right(name: str, found: Any, z: Tensor, q: Tensor, options: dict[str, Any]) -> None:
     exact = z.detach().double().requires_grad_()
-    loss = F.binary_cross_entropy_with_logits(
-        exact, q.double(), **{k: x.double() for k, x in factors.items()}
-    )
+    wide = {key: x.double() if isinstance(x, Tensor) else x for key, x in options.items()}
+    loss = plain(exact, q.double(), **wide)
     (gradient,) = torch.autograd.grad(loss, exact)
     tolerance = TOLERANCE[z.dtype]
     for what, a, e in (("loss", found[0], loss), ("gradient", found[1], gradient)):

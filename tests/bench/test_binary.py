@@ -21,13 +21,17 @@ def binary(monkeypatch: pytest.MonkeyPatch) -> Any:
     from bench import binary
 
     monkeypatch.setattr(torch, "compile", lambda function, **_: function)
-    tiny = {"tiny": ((5, 3), torch.float32, {"pos_weight": 3}, 2), "half": ((4,), torch.bfloat16, {}, 1)}
+    tiny = {
+        "tiny": ((5, 3), torch.float32, {"pos_weight": 3}, 2),
+        "half": ((4,), torch.bfloat16, {}, 1),
+        "focal": ((5, 3), torch.float32, {"focal_gamma": 2.0}, 1),
+    }
     monkeypatch.setattr(binary, "CASES", tiny)
     return binary
 
 
 def test_report(binary: Any, tmp_path: Path) -> None:
-    binary.main(["--cases", "tiny", "half", "--rounds", "1", "--out", str(tmp_path)])
+    binary.main(["--cases", "tiny", "half", "focal", "--rounds", "1", "--out", str(tmp_path)])
     report = json.loads((tmp_path / "binary.json").read_text("utf-8"))
     assert report["cases"]["tiny"]["ratios"].keys() == {"eager / xent", "compiled / xent"}
     assert "| tiny |" in (tmp_path / "binary.md").read_text("utf-8")
