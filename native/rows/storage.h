@@ -76,21 +76,26 @@ XENT_INLINE void stream_line(void* to, const void* from) {
 #endif
 }
 
+// One line of memory from as many values, past the cache.
+template <class S, class T>
+XENT_INLINE void stream(const T* from, S* to) {
+  if constexpr (std::is_same_v<S, T>) {
+    stream_line(to, from);
+  } else {
+    constexpr int64_t line = 64 / sizeof(S);
+    alignas(64) S part[line];
+    narrow(from, part, line);
+    stream_line(to, part);
+  }
+}
+
 // As `narrow`, whole lines of it past the cache.
 template <class S, class T>
 XENT_INLINE void stream(const T* from, S* to, int64_t n) {
   constexpr int64_t line = 64 / sizeof(S);
   int64_t i = 0;
   for (; i < n && into_line(to + i); ++i) to[i] = store<S>(from[i]);
-  for (; i + line <= n; i += line) {
-    if constexpr (std::is_same_v<S, T>) {
-      stream_line(to + i, from + i);
-    } else {
-      alignas(64) S part[line];
-      narrow(from + i, part, line);
-      stream_line(to + i, part);
-    }
-  }
+  for (; i + line <= n; i += line) stream(from + i, to + i);
   for (; i < n; ++i) to[i] = store<S>(from[i]);
 }
 

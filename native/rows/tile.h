@@ -19,7 +19,8 @@ class alignas(64) Tile : TileMemory<T, LANES> {
   const bool dense_targets;
   T *e, *w, *v, *r;  // (K, LANES) each: exponentials, linked logits, dense targets, vector
   int opened = 0;
-  bool special = false;  // some row is silent or broken
+  bool special = false;   // some row is silent or broken
+  bool all_same = false;  // no coefficient differs between rows, and no row is silent for them
   alignas(64) Int label[LANES], likeliest[LANES];  // −1: none, or not wanted
   alignas(64) Int silent[LANES], broken[LANES];
   alignas(64) Lanes max, rest, log_norm, norm, mass, dense, entropy;
@@ -57,7 +58,6 @@ class alignas(64) Tile : TileMemory<T, LANES> {
     report();
     if (op == STATS) return;
     coefficients();
-    each_lane([&](int j) { of_p[j] *= norm[j]; });
     write_gradient();
   }
 
@@ -82,8 +82,8 @@ class alignas(64) Tile : TileMemory<T, LANES> {
   void write_gradient();
   template <bool DENSE>
   void exact_classes();
-  template <bool DENSE, bool CAP>
-  void gradient(bool direct);
+  template <class To, bool DENSE, bool CAP>
+  void gradient();
 
   // tile_hessian.h
   void hessian_product();

@@ -15,10 +15,13 @@ XENT_ONCE void Tile<T, LANES>::known() {
   each_lane([&](int j) {  // lse as an unevaluated sum, so that w − hi is exact where p matters
     hi[j] = T(lse[j] / scale);
     lo[j] = T(lse[j] / scale - double(hi[j]));
+    norm[j] = 1;
   });
   column({job.in_mass, 0.0}, mass);
   column({job.in_log_prob, 0.0}, x);
+  typename Memory::template Ahead<LANES> ahead(*this, 0);
   for (int64_t k = 0; k < K; ++k) {
+    ahead.prefetch();
     T *p = e + k * LANES, *u = w + k * LANES;
     each_lane([&](int j) { p[j] = link.exp_scaled((u[j] - hi[j]) - lo[j]); });
   }
@@ -34,9 +37,11 @@ XENT_ONCE void Tile<T, LANES>::known() {
   });
 }
 
-// A row whose coefficients are all 0 is silent: its gradient is 0 whatever its logits.
+// A row whose coefficients are all 0 is silent: its gradient is 0 whatever its logits. What is the same for all rows
+// is done with the first tile.
 template <class T, int LANES>
 XENT_ONCE void Tile<T, LANES>::coefficients() {
+  if (opened > 1 && all_same) return;
   column(job.dl, dl);
   column(job.dx, dx);
   column(job.ds, ds);
@@ -47,6 +52,7 @@ XENT_ONCE void Tile<T, LANES>::coefficients() {
     of_p[j] = dl[j] - dx[j];
   }
   if (dense_targets) each_lane([&](int j) { of_p[j] -= ds[j] * mass[j]; });
+  all_same = !found && !dense_targets && !job.dl.data && !job.dx.data && !job.ds.data && !job.ddl.data && !job.ddx.data;
   if (!found) return;
   for (int j = 0; j < LANES; ++j) {
     if (!special) silent[j] = broken[j] = 0;
@@ -65,14 +71,19 @@ XENT_INLINE T Tile<T, LANES>::bracket(int j, T log_p, T is_label, T v_k) const {
   return value;
 }
 
-// The gradient replaces e: φ'·(of_p·e + ds·v), exact at the label and at a class of p > 1/2.
+// φ'·(of_p·e + ds·v), exact at the label and at a class of p > 1/2: class by class into the output where that is
+// how it lies, else into e.
 template <class T, int LANES>
 void Tile<T, LANES>::write_gradient() {
   dense_targets ? exact_classes<true>() : exact_classes<false>();
-  const bool direct = planar(job.out) && !special;
-  if (phi.capped) dense_targets ? gradient<true, true>(direct) : gradient<false, true>(direct);
-  else dense_targets ? gradient<true, false>(direct) : gradient<false, false>(direct);
-  if (!direct) scatter_rows();
+  const auto write = [&](auto place) {
+    using To = decltype(place);
+    if (phi.capped) dense_targets ? gradient<To, true, true>() : gradient<To, false, true>();
+    else dense_targets ? gradient<To, true, false>() : gradient<To, false, false>();
+  };
+  if (planar(job.out) && !special) return by_storage<T>(job.storage, [&](auto element) { write(&element); });
+  write(nullptr);
+  scatter_rows();
 }
 
 template <class T, int LANES>
@@ -100,22 +111,24 @@ XENT_ONCE void Tile<T, LANES>::exact_classes() {
   }
 }
 
+// To is S* for planes of S, or nullptr_t.
 template <class T, int LANES>
-template <bool DENSE, bool CAP>
-XENT_ONCE void Tile<T, LANES>::gradient(bool direct) {
+template <class To, bool DENSE, bool CAP>
+XENT_ONCE void Tile<T, LANES>::gradient() {
   const Link<T> link = phi;
   alignas(64) Lanes factor, add;
   each_lane([&](int j) {
-    factor[j] = CAP ? of_p[j] : of_p[j] * link.slope_at_0;
+    factor[j] = CAP ? of_p[j] * norm[j] : of_p[j] * norm[j] * link.slope_at_0;
     if constexpr (DENSE) add[j] = CAP ? ds[j] : ds[j] * link.slope_at_0;
   });
-  const Storage storage = job.storage;
-  const bool past_cache = this->stream_planes, unchanged = direct && storage == stored_as<T>() && !past_cache;
+  const bool past_cache = this->stream_planes;
   const int64_t step = this->plane_step();
   char* plane = this->planes();
   for (int64_t k = 0; k < K; ++k, plane += step) {
     const T *u = w + k * LANES, *vk = v + k * LANES;
-    T *p = e + k * LANES, *to = unchanged ? reinterpret_cast<T*>(plane) : p;
+    T* p = e + k * LANES;
+    alignas(64) Lanes line;
+    T* const to = std::is_same_v<To, std::nullptr_t> ? p : line;
     each_lane([&](int j) {
       T value = factor[j] * p[j];
       if constexpr (DENSE) value += add[j] * vk[j];
@@ -123,7 +136,8 @@ XENT_ONCE void Tile<T, LANES>::gradient(bool direct) {
       if constexpr (DENSE) value = likeliest[j] == Int(k) ? at_top[j] : value;
       to[j] = label[j] == Int(k) ? at_label[j] : value;
     });
-    if (direct && !unchanged) this->put_plane(storage, past_cache, p, plane);
+    if constexpr (!std::is_same_v<To, std::nullptr_t>)
+      past_cache ? stream(line, To(plane), LANES) : narrow(line, To(plane), LANES);
   }
 }
 

@@ -167,27 +167,38 @@ class TileMemory {
 
   // While this tile computes, memory brings the next one, and where this one will be written unless that is past
   // the cache: prefetchers do not follow K planes at once. A few lines with each class: bursts wait.
+  template <int ROWS>
   class Ahead {
-    const char *next, *out;
-    const int64_t next_step, out_step;
-    const int bytes;
+    static constexpr int LINES = (ROWS * int(sizeof(T)) + 63) / 64;  // of T; twice the same where elements are halves
+    struct Planes {
+      const char* at;  // null: none
+      int64_t step;
+    };
+    Planes next, vector, out;
+    const int gap;
+
+    template <int WRITE>
+    XENT_INLINE void prefetch(Planes& x) const {
+      if (!x.at) return;
+      for (int i = 0; i < LINES; ++i) __builtin_prefetch(x.at + i * gap, WRITE);
+      x.at += x.step;
+    }
 
    public:
-    // Of `rows` rows from lane j on.
-    Ahead(const TileMemory& tile, int j, int rows)
-        : next(at(tile.job.z, tile.start, tile.job.storage) + (LANES * tile.step(tile.job.z) + j) * tile.size),
-          out(at(tile.job.out, tile.start, tile.job.storage) + j * tile.size),
-          next_step((tile.job.z.cls == 1 ? LANES : tile.job.z.cls) * tile.size),
-          out_step((tile.job.out.cls == 1 ? LANES : tile.job.out.cls) * tile.size),
-          bytes(tile.affine ? rows * int(tile.size) : 0) {
-      if (!tile.job.out.data || tile.stream_planes || tile.stream_rows) out = nullptr;
+    // Of ROWS rows from lane j on.
+    Ahead(const TileMemory& tile, int j) : gap(64 * int(tile.size) / int(sizeof(T))) {
+      const auto planes = [&](const Strided& x, int64_t rows, bool wanted) {
+        const char* from = at(x, tile.start, tile.job.storage) + (rows * tile.step(x) + j) * tile.size;
+        return Planes{wanted && x.data && tile.affine ? from : nullptr, (x.cls == 1 ? LANES : x.cls) * tile.size};
+      };
+      next = planes(tile.job.z, LANES, true);
+      vector = planes(tile.job.vector, LANES, true);
+      out = planes(tile.job.out, 0, !tile.stream_planes && !tile.stream_rows);
     }
     XENT_INLINE void prefetch() {
-      for (int i = 0; i < bytes; i += 64) __builtin_prefetch(next + i);
-      next += next_step;
-      if (!out) return;
-      for (int i = 0; i < bytes; i += 64) __builtin_prefetch(out + i, 1);
-      out += out_step;
+      prefetch<0>(next);
+      prefetch<0>(vector);
+      prefetch<1>(out);
     }
   };
 };

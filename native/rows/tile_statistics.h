@@ -61,7 +61,7 @@ XENT_ONCE void Tile<T, LANES>::sweep_rows(const int from) {
     for (int j = 0; j < CHUNK; ++j) top[j] = u[k * LANES + j] > top[j] ? u[k * LANES + j] : top[j];
   T ties[CHUNK] = {}, below[CHUNK] = {}, part_dense[CHUNK] = {}, part_mass[CHUNK] = {}, part_entropy[CHUNK] = {};
   double sum[4][CHUNK] = {};
-  typename Memory::Ahead ahead(*this, from, CHUNK);
+  typename Memory::template Ahead<CHUNK> ahead(*this, from);
   for (int64_t begin = 0; begin < classes; begin += FLUSH) {
     const int64_t end = begin + FLUSH < classes ? begin + FLUSH : classes;
     for (int64_t k = begin; k < end; ++k) {

@@ -12,7 +12,7 @@ template <class T>
 class Wide {
   using Int = typename Real<T>::Int;
   static constexpr int64_t BLOCK = 2048, STRETCH = 256;
-  static constexpr int LANES = 64 / sizeof(T);  // terms summed side by side
+  static constexpr int LANES = 64 / sizeof(T), SIDE = 256 / sizeof(T);  // terms summed, and compared, side by side
 
   // Sums over a block, or a row. Terms of the largest logit are counted apart: beside 1 small ones would be lost.
   struct Sums {
@@ -94,36 +94,42 @@ class Wide {
   // wide_sweep.h
   Sums sweep(const char* z, const T* v, const char* r, T origin);
   template <bool DENSE>
-  Sums exponentials(int64_t b, const char* z, const T* v, const char* r, T origin);
+  void exponentials(int64_t b, const char* z, const T* v, const char* r, T origin);
   template <bool HESSIAN, bool DENSE, class R>
-  Sums exponentials(int64_t b, const char* z, const T* v, const char* r, T origin);
+  void exponentials(int64_t b, const char* z, const T* v, const char* r, T origin);
   const T* linked(const char* z, int64_t k, int64_t n, T* room) const;
-  T largest(const T* u, int64_t n) const;
+  const T* widened_with_largest(const char* from, int64_t n, T* room, T& max) const;
+  template <class S>
+  T largest(const S* from, int64_t n, T* room) const;
   int64_t swept_argmax(const char* z, double max) const;
   int64_t argmax(const char* z) const;
   int64_t first_equal(const char* z, int64_t b, T max) const;
 
   // wide_gradient.h
-  template <bool DENSE, bool CAP, class S>
-  void known(const S* z, const T* v, T hi, T lo, T of_p, T ds, int64_t n, T* to) const;
+  template <class S, bool DENSE, bool CAP>
+  void known(const S* z, const T* v, T hi, T lo, T of_p, T ds, const Exact (&exact)[2], char* out) const;
   void absent(int64_t row, char* out) const;
 
   // wide_hessian.h
   template <class R>
   const R* tilts(const char* r, const T* u, int64_t n, T* room) const;
   const T* bent(const char* r, const T* u, int64_t n, T* room) const;
-  template <bool DENSE, bool CAP>
-  void hessian(const Factors& f, int64_t begin, int64_t n, T* to) const;
+  template <class S, bool DENSE, bool CAP>
+  void hessian(const Factors& f, int64_t first, int64_t last, int64_t begin) const;
 
   // wide_writing.h
   void postpone(char* out, const T* v, const Sums& sums, const Coefficients& c);
   Factors factors(int64_t b) const;
   template <bool HESSIAN, bool DENSE>
   void write_pending(const Factors& f, int64_t first, int64_t last, int64_t begin) const;
-  template <bool DENSE, bool CAP>
-  void gradient(const Factors& f, int64_t begin, int64_t n, T* to) const;
-  template <class Formula>
-  void emit(char* out, int64_t first, int64_t last, int64_t begin, const Exact (&exact)[2], Formula formula) const;
+  template <class S, bool DENSE, bool CAP>
+  void gradient(const Factors& f, int64_t first, int64_t last, int64_t begin) const;
+  template <class R, class F>
+  static void each(const R* x, int64_t first, int64_t n, T* to, F f);
+  template <class S, class R, class F>
+  static void few(S* out, const R* x, int64_t first, int64_t n, F f);
+  template <class S, class R, class F>
+  void emit(char* out, const R* x, int64_t first, int64_t last, int64_t begin, const Exact (&exact)[2], F f) const;
   void fill(char* out, T value) const;
 
   int64_t length(int64_t k) const { return K - k < BLOCK ? K - k : BLOCK; }

@@ -70,30 +70,26 @@ void Wide<T>::grad(int64_t row) {
   }
   if (job.labels)
     exact[1] = {y, T(slope_at(z, y) * c.bracket(job.in_log_prob[row], true, v ? double(v[y]) : 0.0))};
-  for (int64_t k = 0; k < K; k += STRETCH)
-    emit(out, 0, K, k, exact, [&](int64_t begin, int64_t n, T* to) {
-      alignas(64) T room[STRETCH + MOST_IN_LINE];
-      readable(storage, z + begin * size, room, n, [&](auto some) {
-        const T* part = v ? v + begin : nullptr;
-        if (phi.capped) v ? known<true, true>(some, part, hi, lo, of_p, ds, n, to)
-                          : known<false, true>(some, part, hi, lo, of_p, ds, n, to);
-        else v ? known<true, false>(some, part, hi, lo, of_p, ds, n, to)
-               : known<false, false>(some, part, hi, lo, of_p, ds, n, to);
-      });
-    });
+  by_storage<T>(storage, [&](auto element) {
+    using S = decltype(element);
+    const S* logits = reinterpret_cast<const S*>(z);
+    if (phi.capped) v ? known<S, true, true>(logits, v, hi, lo, of_p, ds, exact, out)
+                      : known<S, false, true>(logits, v, hi, lo, of_p, ds, exact, out);
+    else v ? known<S, true, false>(logits, v, hi, lo, of_p, ds, exact, out)
+           : known<S, false, false>(logits, v, hi, lo, of_p, ds, exact, out);
+  });
 }
 
 template <class T>
-template <bool DENSE, bool CAP, class S>
-XENT_INLINE void Wide<T>::known(const S* z, const T* v, T hi, T lo, T of_p, T ds, int64_t n, T* to) const {
-  const Link<T> link = phi;
-#pragma omp simd
-  for (int64_t i = 0; i < n; ++i) {
-    const T u = link.template value<CAP>(load(z[i]));
-    T value = of_p * link.exp_scaled((u - hi) - lo);
-    if constexpr (DENSE) value += ds * v[i];
-    to[i] = value * link.template slope<CAP>(u);
-  }
+template <class S, bool DENSE, bool CAP>
+XENT_ONCE void Wide<T>::known(const S* z, const T* v, T hi, T lo, T of_p, T ds, const Exact (&exact)[2], char* out) const {
+  for (int64_t k = 0; k < K; k += STRETCH)
+    emit<S>(out, z, 0, K, k, exact, [=, link = phi](int64_t i, T z_i) {
+      const T u = link.template value<CAP>(z_i);
+      T value = of_p * link.exp_scaled((u - hi) - lo);
+      if constexpr (DENSE) value += ds * v[i];
+      return value * link.template slope<CAP>(u);
+    });
 }
 
 }  // namespace XENT_ISA

@@ -58,27 +58,22 @@ XENT_ONCE const T* Wide<T>::bent(const char* r, const T* u, int64_t n, T* room) 
   return room;
 }
 
-// What the pending row holds at n classes from `begin` on.
 template <class T>
-template <bool DENSE, bool CAP>
-XENT_ONCE void Wide<T>::hessian(const Factors& f, int64_t begin, int64_t n, T* to) const {
-  const Link<T> link = phi;
-  const T *e = pending.from.e + begin, *w = pending.from.w + begin, *v = pending.v + begin;
+template <class S, bool DENSE, bool CAP>
+XENT_ONCE void Wide<T>::hessian(const Factors& f, int64_t first, int64_t last, int64_t begin) const {
+  const T *e = pending.from.e, *w = pending.from.w, *v = pending.v;
   const T origin = pending.origin, top = pending.top, shift = pending.shift;
   const T factor = f.factor, constant = f.constant, ds = f.ds, of_p = f.of_p;
-  alignas(64) T room[STRETCH + MOST_IN_LINE];
-  readable(storage, pending.r + begin * size, room, n, [&](auto r) {
-#pragma omp simd
-    for (int64_t i = 0; i < n; ++i) {
-      const T slope = link.template slope<CAP>(CAP ? w[i] : T(0)), ri = load(r[i]), tilt = CAP ? slope * ri : ri;
-      T value = e[i] * (factor * (((tilt - origin) - top) - shift) + constant);
-      if constexpr (CAP) {
-        T g = of_p * e[i];
-        if constexpr (DENSE) g += ds * v[i];
-        value = slope * value + link.template curvature<CAP>(w[i]) * ri * g;
-      }
-      to[i] = value;
+  const S* const vector = reinterpret_cast<const S*>(pending.r);
+  emit<S>(pending.out, vector, first, last, begin, pending.exact, [=, link = phi](int64_t i, T r) {
+    const T slope = link.template slope<CAP>(CAP ? w[i] : T(0)), tilt = CAP ? slope * r : r;
+    T value = e[i] * (factor * (((tilt - origin) - top) - shift) + constant);
+    if constexpr (CAP) {
+      T g = of_p * e[i];
+      if constexpr (DENSE) g += ds * v[i];
+      value = slope * value + link.template curvature<CAP>(w[i]) * r * g;
     }
+    return value;
   });
 }
 

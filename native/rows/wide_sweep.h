@@ -22,7 +22,7 @@ template <class T>
 XENT_ONCE typename Wide<T>::Sums Wide<T>::sweep(const char* z, const T* v, const char* r, T origin) {
   Sums sums;
   for (int64_t b = 0; b < blocks; ++b) {
-    now.block[b] = v ? exponentials<true>(b, z, v, r, origin) : exponentials<false>(b, z, v, r, origin);
+    v ? exponentials<true>(b, z, v, r, origin) : exponentials<false>(b, z, v, r, origin);
     if (now.block[b].max > sums.max) sums.max = now.block[b].max;
   }
   pending.out = nullptr;
@@ -46,7 +46,7 @@ XENT_ONCE typename Wide<T>::Sums Wide<T>::sweep(const char* z, const T* v, const
 
 template <class T>
 template <bool DENSE>
-typename Wide<T>::Sums Wide<T>::exponentials(int64_t b, const char* z, const T* v, const char* r, T origin) {
+void Wide<T>::exponentials(int64_t b, const char* z, const T* v, const char* r, T origin) {
   if (!r) return exponentials<false, DENSE, T>(b, z, v, r, origin);
   if constexpr (std::is_same_v<T, float>)
     if (storage == BF16 && !phi.capped) return exponentials<true, DENSE, BFloat>(b, z, v, r, origin);
@@ -57,25 +57,28 @@ typename Wide<T>::Sums Wide<T>::exponentials(int64_t b, const char* z, const T* 
 // the pending row's block is written, and memory brings the next.
 template <class T>
 template <bool HESSIAN, bool DENSE, class R>
-XENT_ONCE typename Wide<T>::Sums Wide<T>::exponentials(int64_t b, const char* z, const T* v, const char* r,
-                                                       const T origin) {
+XENT_ONCE void Wide<T>::exponentials(int64_t b, const char* z, const T* v, const char* r, const T origin) {
   const Link<T> link = phi;
   const int64_t k = b * BLOCK, n = length(k);
-  const T* u = linked(z, k, n, now.w + (phi.capped ? k : 0));
-  const T max = largest(u, n);
+  T* const room = now.w + (phi.capped ? k : 0);
+  T max;
+  const T* u = phi.capped ? linked(z, k, n, room) : widened_with_largest(z + k * size, n, room, max);
+  if (phi.capped) max = largest(u, n, room);
   T* exps = now.e + k;
   const Factors late = pending.out ? factors(b) : Factors();
   if (DENSE) v += k;
-  const char* next = z + (k + BLOCK) * size;
+  const char *next = z + (k + BLOCK) * size;
+  const bool fetches = pending.out && !streams;
   T below[LANES] = {}, dense[LANES] = {}, mass[LANES] = {}, moment[LANES] = {}, at_ties[LANES] = {};
   Int others[LANES] = {};
   T u_end[LANES], v_end[LANES];
-  alignas(64) T room[STRETCH];
+  alignas(64) T tilts_room[STRETCH];
   R tilt_end[LANES];
   for (int64_t begin = 0; begin < n; begin += STRETCH) {
     const int64_t stop = begin + STRETCH < n ? begin + STRETCH : n;
     const R* tilt = nullptr;
-    if constexpr (HESSIAN) tilt = tilts<R>(r + (k + begin) * size, u + begin, stop - begin, room) - begin;
+    if constexpr (HESSIAN) tilt = tilts<R>(r + (k + begin) * size, u + begin, stop - begin, tilts_room) - begin;
+    for (int64_t i = begin * size; i < stop * size && fetches; i += 64) __builtin_prefetch(pending.out + k * size + i, 1);
     for (int64_t i = begin; i < stop; i += LANES) {
       const T *ui = u + i, *vi = DENSE ? v + i : nullptr;
       const R* ti = HESSIAN ? tilt + i : nullptr;
@@ -116,12 +119,12 @@ XENT_ONCE typename Wide<T>::Sums Wide<T>::exponentials(int64_t b, const char* z,
     for (int64_t i = 0; i < n; ++i) entropy += only(exps[i] != T(0), exps[i] * (u[i] - max));
   }
   const double padded = double((n + LANES - 1) / LANES * LANES), scale = double(link.scale);
-  Sums sums;
+  Sums& sums = now.block[b];
+  sums = Sums();
   sums.max = double(max), sums.below = total(below), sums.ties = padded - total(others);
   sums.entropy = entropy * scale;
   if constexpr (DENSE) sums.dense = total(dense) * scale, sums.mass = total(mass);
   if constexpr (HESSIAN) sums.moment = total(moment), sums.at_ties = total(at_ties);
-  return sums;
 }
 
 // Linked logits of n classes from k on, in T: where they lie, or in `room`.
@@ -135,16 +138,31 @@ XENT_ONCE const T* Wide<T>::linked(const char* z, int64_t k, int64_t n, T* room)
   return room;
 }
 
+// n elements in T, where they lie or in `room`, and the largest of them.
 template <class T>
-XENT_ONCE T Wide<T>::largest(const T* u, int64_t n) const {
-  constexpr int SIDE = 128 / sizeof(T);
+const T* Wide<T>::widened_with_largest(const char* from, int64_t n, T* room, T& max) const {
+  by_storage<T>(storage, [&](auto element) {
+    max = largest(reinterpret_cast<const decltype(element)*>(from), n, room);
+  });
+  return storage == stored_as<T>() ? reinterpret_cast<const T*>(from) : room;
+}
+
+// The largest of n elements, which are left in `room` if they are stored in fewer bits.
+template <class T>
+template <class S>
+XENT_ONCE T Wide<T>::largest(const S* from, int64_t n, T* room) const {
   T part[SIDE];
   for (T& most : part) most = lowest_<T>();
-  int64_t i = 0;
-  for (; i + SIDE <= n; i += SIDE)
+  const auto take = [&](int64_t i, int64_t some) {
+    const T* u = room + i;
+    if constexpr (std::is_same_v<S, T>) u = from + i;
+    else widen(from + i, room + i, some);
 #pragma omp simd
-    for (int j = 0; j < SIDE; ++j) part[j] = u[i + j] > part[j] ? u[i + j] : part[j];
-  for (; i < n; ++i) part[0] = u[i] > part[0] ? u[i] : part[0];
+    for (int j = 0; j < some; ++j) part[j] = u[j] > part[j] ? u[j] : part[j];
+  };
+  if (n < SIDE) take(0, n);
+  for (int64_t i = 0; i + SIDE <= n; i += SIDE) take(i, SIDE);
+  if (n > SIDE && n % SIDE) take(n - SIDE, SIDE);  // overlaps the one before
   return fold<SIDE>(part, [](T a, T b) { return b > a ? b : a; });
 }
 
@@ -165,7 +183,8 @@ XENT_ONCE int64_t Wide<T>::argmax(const char* z) const {
   T most = -std::numeric_limits<T>::infinity();
   int64_t best = 0;
   for (int64_t b = 0; b < blocks; ++b) {
-    const T max = largest(widened(storage, z + b * BLOCK * size, room, length(b * BLOCK)), length(b * BLOCK));
+    T max;
+    widened_with_largest(z + b * BLOCK * size, length(b * BLOCK), room, max);
     if (max > most) most = max, best = b;
   }
   int64_t i = -1;
@@ -179,8 +198,16 @@ template <class T>
 XENT_ONCE int64_t Wide<T>::first_equal(const char* z, int64_t b, T max) const {
   alignas(64) T room[BLOCK];
   const int64_t k = b * BLOCK, n = length(k);
+  constexpr int MANY = 2 * SIDE;
   const T* u = widened(storage, z + k * size, room, n);
-  for (int64_t i = 0; i < n; ++i)
+  int64_t i = 0;
+  for (; i + MANY <= n; i += MANY) {
+    Int equal = 0;
+#pragma omp simd reduction(| : equal)
+    for (int j = 0; j < MANY; ++j) equal |= Int(u[i + j] == max);
+    if (equal) break;
+  }
+  for (; i < n; ++i)
     if (u[i] == max) return k + i;
   return -1;
 }

@@ -42,44 +42,82 @@ typename Wide<T>::Factors Wide<T>::factors(int64_t b) const {
 template <class T>
 template <bool HESSIAN, bool DENSE>
 XENT_INLINE void Wide<T>::write_pending(const Factors& f, int64_t first, int64_t last, int64_t begin) const {
-  emit(pending.out, first, last, begin, pending.exact, [&](int64_t from, int64_t n, T* to) {
-    if constexpr (HESSIAN) phi.capped ? hessian<DENSE, true>(f, from, n, to) : hessian<false, false>(f, from, n, to);
-    else phi.capped ? gradient<DENSE, true>(f, from, n, to) : gradient<DENSE, false>(f, from, n, to);
+  by_storage<T>(storage, [&](auto element) {
+    using S = decltype(element);
+    if constexpr (HESSIAN)
+      phi.capped ? hessian<S, DENSE, true>(f, first, last, begin) : hessian<S, false, false>(f, first, last, begin);
+    else phi.capped ? gradient<S, DENSE, true>(f, first, last, begin) : gradient<S, DENSE, false>(f, first, last, begin);
   });
 }
 
-// What the pending row holds at n classes from `begin` on.
 template <class T>
-template <bool DENSE, bool CAP>
-XENT_INLINE void Wide<T>::gradient(const Factors& f, int64_t begin, int64_t n, T* to) const {
-  const Link<T> link = phi;
-  const T *e = pending.from.e + begin, *w = pending.from.w + begin, *v = pending.v + begin;
-  const T factor = f.factor, ds = f.ds;
-#pragma omp simd
-  for (int64_t i = 0; i < n; ++i) {
-    T value = factor * e[i];
+template <class S, bool DENSE, bool CAP>
+XENT_ONCE void Wide<T>::gradient(const Factors& f, int64_t first, int64_t last, int64_t begin) const {
+  const T *w = pending.from.w, *v = pending.v, factor = f.factor, ds = f.ds;
+  emit<S>(pending.out, pending.from.e, first, last, begin, pending.exact, [=, link = phi](int64_t i, T e) {
+    T value = factor * e;
     if constexpr (DENSE) value += ds * v[i];
     if constexpr (CAP) value *= link.template slope<CAP>(w[i]);
-    to[i] = value;
+    return value;
+  });
+}
+
+// to[i] = f(first + i, x[first + i]) for n classes.
+template <class T>
+template <class R, class F>
+XENT_INLINE void Wide<T>::each(const R* x, int64_t first, int64_t n, T* to, F f) {
+  if constexpr (std::is_same_v<R, Half>) {
+    alignas(64) T room[STRETCH + MOST_IN_LINE];
+    widen(x + first, room, n);
+#pragma omp simd
+    for (int64_t i = 0; i < n; ++i) to[i] = f(first + i, room[i]);
+  } else {
+#pragma omp simd
+    for (int64_t i = 0; i < n; ++i) to[i] = f(first + i, T(load(x[first + i])));
   }
 }
 
-// Writes the stretch of [first, last) that begins at `begin`: formula(from, n, to) computes n elements from class
-// `from` on. Past the cache the stretch is moved back to whole lines of the output: no line is to be touched twice.
+// out[i] = f(i, x[i]) for n classes from `first` on, less than a line of the output.
 template <class T>
-template <class Formula>
-XENT_INLINE void Wide<T>::emit(char* out, int64_t first, int64_t last, int64_t begin, const Exact (&exact)[2],
-                               Formula formula) const {
-  const int64_t past = streams ? into_line(out + begin * size) >> __builtin_ctz(unsigned(size)) : 0;
+template <class S, class R, class F>
+XENT_INLINE void Wide<T>::few(S* out, const R* x, int64_t first, int64_t n, F f) {
+  if (n == 0) return;
+  alignas(64) T values[64 / sizeof(S)] = {};
+  each(x, first, n, values, f);
+  narrow(values, out + first, n);
+}
+
+// out[i] = f(i, x[i]) over the stretch of [first, last) that begins at `begin`. Past the cache the stretch is moved
+// back to whole lines of the output, and staged where an exact element replaces one: no line is to be touched twice.
+template <class T>
+template <class S, class R, class F>
+XENT_INLINE void Wide<T>::emit(char* bytes, const R* x, int64_t first, int64_t last, int64_t begin,
+                               const Exact (&exact)[2], F f) const {
+  constexpr int64_t LINE = 64 / sizeof(S);
+  S* const out = reinterpret_cast<S*>(bytes);
+  const int64_t past = streams ? into_line(out + begin) : 0;
   const int64_t end = begin + STRETCH < last ? begin + STRETCH - past : last;
   begin = begin > first ? begin - past : first;
-  const bool direct = size == sizeof(T) && !streams;
+  const auto inside = [=](const Exact& exact) { return exact.at >= begin && exact.at < end; };
+  if (streams && !inside(exact[0]) && !inside(exact[1])) {
+    const int64_t into = into_line(out + begin), whole = begin + (into ? LINE - into : 0);
+    int64_t i = whole < end ? whole : end;
+    few(out, x, begin, i - begin, f);
+    for (; i + LINE <= end; i += LINE) {
+      alignas(64) T line[LINE];
+      each(x, i, LINE, line, f);
+      stream(line, out + i);
+    }
+    return few(out, x, i, end - i, f);
+  }
   alignas(64) T stage[STRETCH + MOST_IN_LINE];
-  T* const to = direct ? reinterpret_cast<T*>(out) + begin : stage;
-  formula(begin, end - begin, to);
-  for (const Exact& x : exact)
-    if (x.at >= begin && x.at < end) to[x.at - begin] = x.value;
-  if (!direct) write(storage, to, out + begin * size, end - begin, streams);
+  T* to = stage;
+  if constexpr (std::is_same_v<S, T>) to = streams ? stage : out + begin;
+  each(x, begin, end - begin, to, f);
+  for (const Exact& known : exact)
+    if (inside(known)) to[known.at - begin] = known.value;
+  if (streams) stream(stage, out + begin, end - begin);
+  else if constexpr (!std::is_same_v<S, T>) narrow(stage, out + begin, end - begin);
 }
 
 template <class T>
