@@ -3,7 +3,8 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 LOWEST := .venv-lowest
-SOURCES := pyproject.toml CMakeLists.txt $(wildcard native/*.* native/*/*)
+NATIVE := $(wildcard native/*.h native/*/*.h native/*/*.cpp)
+SOURCES := pyproject.toml CMakeLists.txt $(NATIVE)
 
 .PHONY: demo test test-slow test-lowest sanitize bench format clean
 
@@ -14,6 +15,7 @@ demo: $(VENV)/.demo ## train on real data and write report.html
 test: $(VENV)/.test ## lint, types, import rules, the quick tests
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/clang-format --dry-run --Werror $(NATIVE)
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	$(BIN)/python -m pytest
@@ -36,7 +38,10 @@ bench: $(VENV)/.test ## writes bench/results; wants a quiet machine for an hour
 	$(BIN)/python -m bench.evaluation
 	$(BIN)/python -m bench.fits
 
-format: $(VENV)/.test
+format: $(VENV)/.test ## Python, C++, and the stub of the extension
+	$(BIN)/clang-format -i $(NATIVE)
+	$(BIN)/python -m nanobind.stubgen --quiet -m xent.kernels._native -o src/xent/kernels/_native.pyi
+	$(BIN)/ruff format --quiet src/xent/kernels/_native.pyi
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 

@@ -45,10 +45,10 @@ struct Real<double> {
   using Int = int64_t;
   static constexpr int mantissa = 52, bias = 1023, exp_terms = 11, log_terms = 11;
   // Chebyshev fit, relative error 2e-17 before the terms are rounded: two terms less than Taylor's.
-  static constexpr double series[] = {
-      0.6931471805599453,     0.24022650695910097,   0.0555041086648216,    0.009618129107606888,
-      0.0013333558146416936,  0.0001540353044173605, 1.525273382983612e-05, 1.321544258792169e-06,
-      1.0178062445845774e-07, 7.072585949269223e-09, 4.4549605981865186e-10};
+  static constexpr double series[] = {0.6931471805599453,    0.24022650695910097,   0.0555041086648216,
+                                      0.009618129107606888,  0.0013333558146416936, 0.0001540353044173605,
+                                      1.525273382983612e-05, 1.321544258792169e-06, 1.0178062445845774e-07,
+                                      7.072585949269223e-09, 4.4549605981865186e-10};
   static constexpr double magic = 6755399441055744.0;
   static constexpr double least_exponent = -1022.0;
   static constexpr Int sqrt_half = 0x3fe6a09e667f3bcd;

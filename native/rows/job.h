@@ -25,11 +25,11 @@ struct Job {
   Storage storage = F64;  // of z, out and vector; the compute type is double for F64, else float
   int64_t outer = 0, inner = 0, classes = 0;
   Strided z, out, vector;
-  Strided dense;           // compute type; v of docs/maths.md, row strides 0 if shared by all rows
+  Strided dense;  // compute type; v of docs/maths.md, row strides 0 if shared by all rows
   const int64_t* labels = nullptr;
-  double inv_temperature = 1.0, softcap = 0.0;         // softcap 0: none
-  Column dl, dx, ds;                                   // cotangents of l, x, σ
-  Column ddl, ddx;                                     // curvatures
+  double inv_temperature = 1.0, softcap = 0.0;  // softcap 0: none
+  Column dl, dx, ds;                            // cotangents of l, x, σ
+  Column ddl, ddx;                              // curvatures
   const double *in_lse = nullptr, *in_log_prob = nullptr, *in_mass = nullptr;
   double *lse = nullptr, *log_prob = nullptr, *dense_log_prob = nullptr, *mass = nullptr, *entropy = nullptr;
   int64_t* argmax = nullptr;
@@ -40,10 +40,10 @@ struct Job {
 // Rows [begin, end) of a job; false if scratch memory could not be had.
 using Rows = bool (*)(const Job&, Op, int64_t begin, int64_t end);
 
-struct Linear;     // linear.h
-struct Evaluates;  // evaluate.h
-struct Sparse;     // sparse.h
-struct Binary;     // binary.h
+struct Linear;     // linear/linear.h
+struct Evaluates;  // evaluate/evaluate.h
+struct Sparse;     // sparse/sparse.h
+struct Binary;     // binary/binary.h
 
 // One instruction set's kernels. Rows are handed out in multiples of `granule`, so that a row is always
 // computed in the same place of the same loop, whatever the number of threads.

@@ -1,8 +1,8 @@
 // The kernels of one instruction set: CMake compiles this file once for each, with XENT_ISA set.
-#include "../evaluate.h"
-#include "../linear.h"
-#include "../sparse.h"
-#include "../binary.h"
+#include "../evaluate/evaluate.h"
+#include "../linear/linear.h"
+#include "../sparse/sparse.h"
+#include "../binary/binary.h"
 #include "layouts.h"
 #include "row.h"
 

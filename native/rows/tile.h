@@ -13,14 +13,14 @@ class alignas(64) Tile : TileMemory<T, LANES> {
   using Lanes = T[LANES];
   using Memory::affine, Memory::each_lane, Memory::first, Memory::job, Memory::K, Memory::lanes, Memory::planar;
   static constexpr int CHUNK = LANES < 32 ? LANES : 32;  // rows summed together
-  static constexpr int64_t FLUSH = 256;  // classes summed in T before the sum goes into a double
+  static constexpr int64_t FLUSH = 256;                  // classes summed in T before the sum goes into a double
 
   const Link<T> phi;  // each method copies it: a load inside a loop that stores is not invariant
   const bool dense_targets;
   T *e, *w, *v, *r;  // (K, LANES) each: exponentials, linked logits, dense targets, vector
   int opened = 0;
-  bool special = false;   // some row is silent or broken
-  bool all_same = false;  // no coefficient differs between rows, and no row is silent for them
+  bool special = false;                            // some row is silent or broken
+  bool all_same = false;                           // no coefficient differs between rows, and no row is silent for them
   alignas(64) Int label[LANES], likeliest[LANES];  // −1: none, or not wanted
   alignas(64) Int silent[LANES], broken[LANES];
   alignas(64) Lanes max, rest, log_norm, norm, mass, dense, entropy;

@@ -40,7 +40,7 @@ class Wide {
     char* out = nullptr;  // null: none
     Buffers from = {};
     const T* v = nullptr;
-    const char* r = nullptr;  // null: the gradient, not a Hessian product
+    const char* r = nullptr;   // null: the gradient, not a Hessian product
     double max = 0, norm = 0;  // p = e·exp(block maximum − max)·norm
     double of_p = 0, constant = 0;
     T ds = 0, origin = 0, top = 0, shift = 0;

@@ -16,8 +16,8 @@ XENT_ONCE void Wide<T>::stats(int64_t row, bool with_grad) {
   const Sums sums = sweep(z, v, nullptr, T(0));
   const double log_norm = sums.log_norm();
   const bool labelled = job.labels && y < K;
-  const double x = labelled ? (double(linked(z, y)) - sums.max) * phi.scale - log_norm
-                            : (job.labels ? nan_<double>() : 0.0);
+  const double x =
+      labelled ? (double(linked(z, y)) - sums.max) * phi.scale - log_norm : (job.labels ? nan_<double>() : 0.0);
   if (job.lse) job.lse[row] = y < K || !job.labels ? sums.max * phi.scale + log_norm : nan_<double>();
   if (job.log_prob) job.log_prob[row] = x;
   if (job.dense_log_prob) job.dense_log_prob[row] = sums.dense - (sums.mass != 0 ? sums.mass * log_norm : 0.0);
@@ -68,21 +68,23 @@ void Wide<T>::grad(int64_t row) {
     if (log_p_top > -0.69)
       exact[0] = {top, T(slope_at(z, top) * c.bracket(log_p_top, job.labels && top == y, double(v[top])))};
   }
-  if (job.labels)
-    exact[1] = {y, T(slope_at(z, y) * c.bracket(job.in_log_prob[row], true, v ? double(v[y]) : 0.0))};
+  if (job.labels) exact[1] = {y, T(slope_at(z, y) * c.bracket(job.in_log_prob[row], true, v ? double(v[y]) : 0.0))};
   by_storage<T>(storage, [&](auto element) {
     using S = decltype(element);
     const S* logits = reinterpret_cast<const S*>(z);
-    if (phi.capped) v ? known<S, true, true>(logits, v, hi, lo, of_p, ds, exact, out)
-                      : known<S, false, true>(logits, v, hi, lo, of_p, ds, exact, out);
-    else v ? known<S, true, false>(logits, v, hi, lo, of_p, ds, exact, out)
-           : known<S, false, false>(logits, v, hi, lo, of_p, ds, exact, out);
+    if (phi.capped)
+      v ? known<S, true, true>(logits, v, hi, lo, of_p, ds, exact, out)
+        : known<S, false, true>(logits, v, hi, lo, of_p, ds, exact, out);
+    else
+      v ? known<S, true, false>(logits, v, hi, lo, of_p, ds, exact, out)
+        : known<S, false, false>(logits, v, hi, lo, of_p, ds, exact, out);
   });
 }
 
 template <class T>
 template <class S, bool DENSE, bool CAP>
-XENT_ONCE void Wide<T>::known(const S* z, const T* v, T hi, T lo, T of_p, T ds, const Exact (&exact)[2], char* out) const {
+XENT_ONCE void Wide<T>::known(const S* z, const T* v, T hi, T lo, T of_p, T ds, const Exact (&exact)[2],
+                              char* out) const {
   for (int64_t k = 0; k < K; k += STRETCH)
     emit<S>(out, z, 0, K, k, exact, [=, link = phi](int64_t i, T z_i) {
       const T u = link.template value<CAP>(z_i);

@@ -67,7 +67,7 @@ XENT_ONCE void Wide<T>::exponentials(int64_t b, const char* z, const T* v, const
   T* exps = now.e + k;
   const Factors late = pending.out ? factors(b) : Factors();
   if (DENSE) v += k;
-  const char *next = z + (k + BLOCK) * size;
+  const char* next = z + (k + BLOCK) * size;
   const bool fetches = pending.out && !streams;
   T below[LANES] = {}, dense[LANES] = {}, mass[LANES] = {}, moment[LANES] = {}, at_ties[LANES] = {};
   Int others[LANES] = {};
@@ -78,7 +78,8 @@ XENT_ONCE void Wide<T>::exponentials(int64_t b, const char* z, const T* v, const
     const int64_t stop = begin + STRETCH < n ? begin + STRETCH : n;
     const R* tilt = nullptr;
     if constexpr (HESSIAN) tilt = tilts<R>(r + (k + begin) * size, u + begin, stop - begin, tilts_room) - begin;
-    for (int64_t i = begin * size; i < stop * size && fetches; i += 64) __builtin_prefetch(pending.out + k * size + i, 1);
+    for (int64_t i = begin * size; i < stop * size && fetches; i += 64)
+      __builtin_prefetch(pending.out + k * size + i, 1);
     for (int64_t i = begin; i < stop; i += LANES) {
       const T *ui = u + i, *vi = DENSE ? v + i : nullptr;
       const R* ti = HESSIAN ? tilt + i : nullptr;
@@ -141,9 +142,8 @@ XENT_ONCE const T* Wide<T>::linked(const char* z, int64_t k, int64_t n, T* room)
 // n elements in T, where they lie or in `room`, and the largest of them.
 template <class T>
 const T* Wide<T>::widened_with_largest(const char* from, int64_t n, T* room, T& max) const {
-  by_storage<T>(storage, [&](auto element) {
-    max = largest(reinterpret_cast<const decltype(element)*>(from), n, room);
-  });
+  by_storage<T>(storage,
+                [&](auto element) { max = largest(reinterpret_cast<const decltype(element)*>(from), n, room); });
   return storage == stored_as<T>() ? reinterpret_cast<const T*>(from) : room;
 }
 

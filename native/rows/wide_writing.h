@@ -34,8 +34,12 @@ template <class T>
 typename Wide<T>::Factors Wide<T>::factors(int64_t b) const {
   const double norm = weight(pending.from.block[b], pending.max) * pending.norm;
   const double of_r = pending.r ? unit() * unit() : unit();
-  return {T(pending.of_p * norm * of_r), T(pending.constant * norm * unit()), T(pending.ds * unit()),
-          T(pending.of_p * norm)};
+  Factors f;
+  f.factor = T(pending.of_p * norm * of_r);
+  f.constant = T(pending.constant * norm * unit());
+  f.ds = T(pending.ds * unit());
+  f.of_p = T(pending.of_p * norm);
+  return f;
 }
 
 // The stretch of block [first, last) that begins at `begin`.
@@ -46,7 +50,8 @@ XENT_INLINE void Wide<T>::write_pending(const Factors& f, int64_t first, int64_t
     using S = decltype(element);
     if constexpr (HESSIAN)
       phi.capped ? hessian<S, DENSE, true>(f, first, last, begin) : hessian<S, false, false>(f, first, last, begin);
-    else phi.capped ? gradient<S, DENSE, true>(f, first, last, begin) : gradient<S, DENSE, false>(f, first, last, begin);
+    else
+      phi.capped ? gradient<S, DENSE, true>(f, first, last, begin) : gradient<S, DENSE, false>(f, first, last, begin);
   });
 }
 

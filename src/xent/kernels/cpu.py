@@ -57,9 +57,21 @@ def row_grad(
     out = np.empty_like(logits, subok=False) if out is None else out
     if logits.size:
         z, v, dz = _rows(logits, dense, out)
-        known = (stats.lse, stats.log_prob, stats.mass)
-        coefficients = coefficients_of(cotangents)
-        _native.row_grad(z, labels, v, 1.0 / link.temperature, link.softcap or 0.0, *known, *coefficients, dz)
+        dl, dx, ds = coefficients_of(cotangents)
+        _native.row_grad(
+            logits=z,
+            labels=labels,
+            dense=v,
+            inv_temperature=1.0 / link.temperature,
+            softcap=link.softcap or 0.0,
+            lse=stats.lse,
+            log_prob=stats.log_prob,
+            mass=stats.mass,
+            dl=dl,
+            dx=dx,
+            ds=ds,
+            out=dz,
+        )
         _write_back(dz, out)
     return out
 
@@ -78,9 +90,9 @@ def row_stats_and_grad(
     stats = _empty(logits, labels, want)
     if logits.size:
         z, v, dz = _rows(logits, dense, out)
-        coefficients = coefficients_of(cotangents)
+        dl, dx, ds = coefficients_of(cotangents)
         _native.row_stats_and_grad(
-            z, labels, v, 1.0 / link.temperature, link.softcap or 0.0, *coefficients, dz, *stats[:4]
+            z, labels, v, 1.0 / link.temperature, link.softcap or 0.0, dl, dx, ds, dz, *stats[:4]
         )
         _write_back(dz, out)
     return stats, out
@@ -114,8 +126,22 @@ def row_hvp(
     out = np.empty_like(logits, subok=False) if out is None else out
     if logits.size:
         z, v, product, r = _rows(logits, dense, out, vector)
-        coefficients = coefficients_of((*cotangents, *curvatures))
-        _native.row_hvp(z, labels, v, 1.0 / link.temperature, link.softcap or 0.0, *coefficients, r, product)
+        dl, dx, ds = coefficients_of(cotangents)
+        ddl, ddx = coefficients_of(curvatures)
+        _native.row_hvp(
+            logits=z,
+            labels=labels,
+            dense=v,
+            inv_temperature=1.0 / link.temperature,
+            softcap=link.softcap or 0.0,
+            dl=dl,
+            dx=dx,
+            ds=ds,
+            ddl=ddl,
+            ddx=ddx,
+            vector=r,
+            out=product,
+        )
         _write_back(product, out)
     return out
 

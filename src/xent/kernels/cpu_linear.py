@@ -44,7 +44,7 @@ def linear_stats(
     stats = _empty(features, want)
     if len(features):
         model = _model(features, weight, bias, labels, dense, link, zero_class)
-        _native.linear_stats(*model, *stats)
+        _native.linear_stats(**model, **stats._asdict())
     return stats
 
 
@@ -68,8 +68,19 @@ def linear_stats_and_grad(
     stats, dweight, dbias = _empty(features, want), *_gradient(weight)
     if len(features):
         model = _model(features, weight, bias, labels, dense, link, zero_class)
-        coefficients = cpu.coefficients_of(cotangents)
-        _native.linear_stats_and_grad(*model, *coefficients, *stats[:4], dweight, dbias)
+        dl, dx, ds = cpu.coefficients_of(cotangents)
+        _native.linear_stats_and_grad(
+            **model,
+            dl=dl,
+            dx=dx,
+            ds=ds,
+            lse=stats.lse,
+            log_prob=stats.log_prob,
+            dense_log_prob=stats.dense_log_prob,
+            mass=stats.mass,
+            dweight=dweight,
+            dbias=dbias,
+        )
     return stats, dweight, dbias
 
 
@@ -91,9 +102,21 @@ def linear_hvp(
     dweight, dbias = _gradient(weight)
     if len(features):
         model = _model(features, weight, bias, labels, dense, link, zero_class)
-        coefficients = cpu.coefficients_of((*cotangents, *curvatures))
-        direction = _parameters(vector, vector_bias, model[1].dtype)
-        _native.linear_hvp(*model, *coefficients, *direction, dweight, dbias)
+        dl, dx, ds = cpu.coefficients_of(cotangents)
+        ddl, ddx = cpu.coefficients_of(curvatures)
+        vector, vector_bias = _parameters(vector, vector_bias, model["weight"].dtype)
+        _native.linear_hvp(
+            **model,
+            dl=dl,
+            dx=dx,
+            ds=ds,
+            ddl=ddl,
+            ddx=ddx,
+            vector=vector,
+            vector_bias=vector_bias,
+            dweight=dweight,
+            dbias=dbias,
+        )
     return dweight, dbias
 
 
@@ -113,12 +136,20 @@ def _model(
     dense: Array | None,
     link: Link,
     zero_class: bool,
-) -> tuple[Any, ...]:
-    """What every call begins with, in the dtype of the arithmetic."""
+) -> dict[str, Any]:
+    """Arguments that all calls have, in the dtype of the arithmetic."""
     dtype = np.result_type(features, weight)
-    dense = None if dense is None else dense.astype(dtype, copy=False)
-    of_link = (1.0 / link.temperature, link.softcap or 0.0)
-    return features, *_parameters(weight, bias, dtype), zero_class, labels, dense, *of_link
+    weight, bias = _parameters(weight, bias, dtype)
+    return {
+        "features": features,
+        "weight": weight,
+        "bias": bias,
+        "zero_class": zero_class,
+        "labels": labels,
+        "dense": None if dense is None else dense.astype(dtype, copy=False),
+        "inv_temperature": 1.0 / link.temperature,
+        "softcap": link.softcap or 0.0,
+    }
 
 
 def _parameters(weight: Array, bias: Array | None, dtype: Any) -> tuple[Array, Array | None]:

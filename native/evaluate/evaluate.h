@@ -1,6 +1,6 @@
 // What `xent eval` asks of a block of rows: how its labels fare among the classes. Plain pointers, as in job.h.
 #pragma once
-#include "rows/job.h"
+#include "../rows/job.h"
 
 namespace xent {
 

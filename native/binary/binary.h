@@ -1,6 +1,6 @@
 // What the loss of rows of two logits (0, z) asks, element by element and without the rows: plain pointers.
 #pragma once
-#include "rows/job.h"
+#include "../rows/job.h"
 
 namespace xent {
 

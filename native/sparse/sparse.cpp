@@ -9,7 +9,7 @@
 #include <limits>
 #include <type_traits>
 
-#include "rows/row.h"
+#include "../rows/row.h"
 
 namespace xent {
 namespace XENT_ISA {
@@ -21,7 +21,7 @@ constexpr int WIDE = 32;
 #else
 constexpr int WIDE = 16;
 #endif
-constexpr int TOGETHER = 4;  // vectors of sums
+constexpr int TOGETHER = 4;               // vectors of sums
 constexpr int64_t AHEAD = 16, LINE = 64;  // entries; bytes
 
 template <class T, int N>
@@ -102,9 +102,10 @@ bool products(const SparseJob& job, int64_t begin, int64_t end) {
 }
 
 extern const Sparse sparse;
-const Sparse sparse = {{{products<double, int64_t>, products<double, int32_t>}, {products<float, int64_t>, products<float, int32_t>}},
-                       {starts_rise<int64_t>, starts_rise<int32_t>},
-                       {columns_within<int64_t>, columns_within<int32_t>}};
+const Sparse sparse = {
+    {{products<double, int64_t>, products<double, int32_t>}, {products<float, int64_t>, products<float, int32_t>}},
+    {starts_rise<int64_t>, starts_rise<int32_t>},
+    {columns_within<int64_t>, columns_within<int32_t>}};
 
 }  // namespace XENT_ISA
 }  // namespace xent

@@ -3,19 +3,19 @@
 #pragma once
 #include <cstddef>
 
-#include "rows/job.h"
+#include "../rows/job.h"
 
 namespace xent {
 
 struct LinearJob {
   Job rows;  // N rows of K classes; its z, out and vector are set block by block
   Op op = STATS;
-  Strided features;                    // (N, D): strides `outer` and `cls`
-  int64_t num_features = 0, padded = 0;  // D, and D up to a whole number of vectors
-  int64_t num_scores = 0;              // rows of W: K, or K − 1 where the first class's logit is always 0
-  const void *weight = nullptr, *vector = nullptr;      // (num_scores, padded) as `place` says; compute type
-  const void *bias = nullptr, *vector_bias = nullptr;   // (num_scores,), or null
-  int64_t block = 0;                   // rows at a time
+  Strided features;                                 // (N, D): strides `outer` and `cls`
+  int64_t num_features = 0, padded = 0;             // D, and D up to a whole number of vectors
+  int64_t num_scores = 0;                           // rows of W: K, or K − 1 where the first class's logit is always 0
+  const void *weight = nullptr, *vector = nullptr;  // (num_scores, padded) as `place` says; compute type
+  const void *bias = nullptr, *vector_bias = nullptr;  // (num_scores,), or null
+  int64_t block = 0;                                   // rows at a time
   int64_t zero_classes() const { return rows.classes - num_scores; }
 
   // Where feature d is in a row of `padded` sums or weights. A row of D features is read in whole vectors,

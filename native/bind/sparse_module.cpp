@@ -3,7 +3,7 @@
 #include <atomic>
 
 #include "arguments.h"
-#include "sparse.h"
+#include "../sparse/sparse.h"
 
 namespace {
 
@@ -38,7 +38,8 @@ void csr_product(const In& entries, const In& columns, const In& starts, const I
   const bool narrow = are_narrow(columns, starts);
   const int64_t rows = int64_t(starts.size()) - 1, scores = dense.ndim() == 2 ? int64_t(dense.shape(1)) : 0;
   const auto is_matrix = [scores](const auto& a) {
-    return a.ndim() == 2 && int64_t(a.shape(1)) == scores && (a.size() == 0 || ((scores < 2 || a.stride(1) == 1) && (a.shape(0) < 2 || a.stride(0) == scores)));
+    return a.ndim() == 2 && int64_t(a.shape(1)) == scores &&
+           (a.size() == 0 || ((scores < 2 || a.stride(1) == 1) && (a.shape(0) < 2 || a.stride(0) == scores)));
   };
   if (rows < 0 || entries.size() != columns.size() || !is_list(entries) || !is_list(columns) || !is_list(starts) ||
       !is_matrix(dense) || !is_matrix(out) || int64_t(out.shape(0)) != rows)
@@ -73,7 +74,8 @@ void csr_product(const In& entries, const In& columns, const In& starts, const I
 // Whether the starts rise from 0 to the number of columns at most, and the columns are in [0, width): one read of both.
 bool csr_is_sound(const In& columns, const In& starts, int64_t width) {
   const bool narrow = are_narrow(columns, starts);
-  if (!is_list(columns) || !is_list(starts) || !starts.size()) throw std::invalid_argument("columns (E,) and starts (N + 1,)");
+  if (!is_list(columns) || !is_list(starts) || !starts.size())
+    throw std::invalid_argument("columns (E,) and starts (N + 1,)");
   const int64_t rows = int64_t(starts.size()) - 1, entries = int64_t(columns.size());
   const void *column = data_of(columns), *start = data_of(starts);
   const Sparse& kernels = *chosen->sparse;
@@ -92,6 +94,6 @@ bool csr_is_sound(const In& columns, const In& starts, int64_t width) {
 }  // namespace
 
 void xent::bind_sparse(nb::module_& m) {
-  m.def("csr_product", &csr_product, array(), array(), array(), array(), array());
-  m.def("csr_is_sound", &csr_is_sound, array(), array(), any());
+  m.def("csr_product", &csr_product, array("entries"), array("columns"), array("starts"), array("dense"), array("out"));
+  m.def("csr_is_sound", &csr_is_sound, array("columns"), array("starts"), "width"_a);
 }

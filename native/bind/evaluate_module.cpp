@@ -1,5 +1,5 @@
 // The calls of `xent eval`: a block of rows, and the sums over rows, in their order.
-#include "evaluate.h"
+#include "../evaluate/evaluate.h"
 
 #include <nanobind/stl/array.h>
 
@@ -34,7 +34,8 @@ void evaluate_rows(const Rows& outputs, const Labels& labels, bool probabilities
   if (int64_t(outputs.shape(0)) != block.rows) throw std::invalid_argument("labels need one value a row");
   block.outputs = data_of(outputs);
   block.classes = outputs.shape(1);
-  if (block.classes < 1 || block.classes > MOST_CLASSES) throw std::invalid_argument("outputs must have 1 to 2^31 - 1 classes");
+  if (block.classes < 1 || block.classes > MOST_CLASSES)
+    throw std::invalid_argument("outputs must have 1 to 2^31 - 1 classes");
   block.mass = pointer(mass, block.rows);
   for (int64_t i = 0; i < block.rows; ++i)
     if (block.labels[i] >= block.classes) throw std::invalid_argument("a label is no class");
@@ -52,16 +53,17 @@ void evaluate_rows(const Rows& outputs, const Labels& labels, bool probabilities
 
 using Matrix = nb::ndarray<double, nb::ndim<2>, nb::c_contig, nb::device::cpu>;
 
-// Adds rows to sums, see evaluate.h; (rows without a label, with a loss of NaN, the first of those or −1).
+// Adds rows to sums, see evaluate/evaluate.h; (rows without a label, with a loss of NaN, the first of those or −1).
 std::array<int64_t, 3> evaluate_fold(const Labels& labels, const OutDoubles& loss, const OutDoubles& confidence,
-                                     const Narrow& predicted, const Narrow& above, int64_t top_k, const Matrix& by_class,
-                                     const OutDoubles& guessed, const Matrix& by_bin) {
+                                     const Narrow& predicted, const Narrow& above, int64_t top_k,
+                                     const Matrix& by_class, const OutDoubles& guessed, const Matrix& by_bin) {
   Block block = rows_of(labels, loss, confidence, predicted, above);
   Sums sums;
   sums.classes = by_class.shape(0);
   sums.bins = by_bin.shape(0);
   sums.top_k = top_k;
-  if (by_class.shape(1) != 4 || by_bin.shape(1) != 4) throw std::invalid_argument("sums are (classes, 4) and (bins, 4)");
+  if (by_class.shape(1) != 4 || by_bin.shape(1) != 4)
+    throw std::invalid_argument("sums are (classes, 4) and (bins, 4)");
   if (sums.bins < 1) throw std::invalid_argument("there must be at least one bin");
   sums.by_class = data_of(by_class);
   sums.by_bin = data_of(by_bin);
@@ -78,6 +80,8 @@ std::array<int64_t, 3> evaluate_fold(const Labels& labels, const OutDoubles& los
 }  // namespace
 
 void xent::bind_evaluate(nb::module_& m) {
-  m.def("evaluate_rows", &evaluate_rows, array(), array(), any(), array(), array(), array(), array(), maybe(), maybe());
-  m.def("evaluate_fold", &evaluate_fold, array(), array(), array(), array(), array(), any(), array(), array(), array());
+  m.def("evaluate_rows", &evaluate_rows, array("outputs"), array("labels"), "probabilities"_a, array("loss"),
+        array("confidence"), array("predicted"), array("above"), maybe("mass"), maybe("lowest"));
+  m.def("evaluate_fold", &evaluate_fold, array("labels"), array("loss"), array("confidence"), array("predicted"),
+        array("above"), "top_k"_a, array("by_class"), array("guessed"), array("by_bin"));
 }

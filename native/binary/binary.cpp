@@ -4,8 +4,8 @@
 // left at either end.
 #include "binary.h"
 
-#include "rows/row.h"
-#include "rows/storage.h"
+#include "../rows/row.h"
+#include "../rows/storage.h"
 
 namespace xent {
 namespace XENT_ISA {
@@ -55,7 +55,10 @@ class alignas(64) Elements {
   explicit Elements(const BinaryJob& job)
       : job(job),
         phi(job.inv_temperature, job.softcap),
-        q_bytes(job.targets == BYTES ? 1 : job.targets == INTEGERS ? 8 : job.targets == STORED ? sizeof(S) : sizeof(T)) {
+        q_bytes(job.targets == BYTES      ? 1
+                : job.targets == INTEGERS ? 8
+                : job.targets == STORED   ? sizeof(S)
+                                          : sizeof(T)) {
     for (auto [cycle, to] : {std::pair(job.positive, positive), {job.weight, weight}, {job.upstream, upstream}})
       std::fill(to, to + N, cycle.data ? *static_cast<const T*>(cycle.data) : T(1));
   }

@@ -17,9 +17,9 @@
 
 // isas.inc, which CMake writes, is BUILT(name) for each instruction set that has kernels, best first.
 namespace xent {
-#define BUILT(name)               \
-  namespace name {                \
-  extern const Kernels kernels;   \
+#define BUILT(name)             \
+  namespace name {              \
+  extern const Kernels kernels; \
   }
 #include "isas.inc"
 #undef BUILT
@@ -247,25 +247,28 @@ std::string set_isa(const std::string& name) {
 }  // namespace
 
 NB_MODULE(_native, m) {
+  m.doc() = "The C++ kernels. Made by nanobind's stubgen from native/bind/: run `make format`.";
   if (available().empty())
     throw nb::import_error("xent was built for the instruction set of another machine; install it again on this one");
   chosen = available().front();
 #ifndef _WIN32
   pthread_atfork(nullptr, nullptr, [] { forked = true; });
 #endif
-  m.def("row_stats", &row_stats, array(), maybe(), maybe(), any(), any(), maybe(), maybe(), maybe(), maybe(), maybe(),
-        maybe());
-  m.def("row_grad", &row_grad, array(), maybe(), maybe(), any(), any(), array(), maybe(), maybe(), any(), any(), any(),
-        array());
-  m.def("row_stats_and_grad", &row_stats_and_grad, array(), maybe(), maybe(), any(), any(), any(), any(), any(), array(),
-        maybe(), maybe(), maybe(), maybe());
-  m.def("row_hvp", &row_hvp, array(), maybe(), maybe(), any(), any(), any(), any(), any(), any(), any(), array(), array());
-  m.def("all_in_range", &all_in_range, array(), any());
-  m.def("total", &total, array());
+  m.def("row_stats", &row_stats, array("logits"), maybe("labels"), maybe("dense"), "inv_temperature"_a, "softcap"_a,
+        maybe("lse"), maybe("log_prob"), maybe("dense_log_prob"), maybe("mass"), maybe("entropy"), maybe("argmax"));
+  m.def("row_grad", &row_grad, array("logits"), maybe("labels"), maybe("dense"), "inv_temperature"_a, "softcap"_a,
+        array("lse"), maybe("log_prob"), maybe("mass"), "dl"_a, "dx"_a, "ds"_a, array("out"));
+  m.def("row_stats_and_grad", &row_stats_and_grad, array("logits"), maybe("labels"), maybe("dense"),
+        "inv_temperature"_a, "softcap"_a, "dl"_a, "dx"_a, "ds"_a, array("out"), maybe("lse"), maybe("log_prob"),
+        maybe("dense_log_prob"), maybe("mass"));
+  m.def("row_hvp", &row_hvp, array("logits"), maybe("labels"), maybe("dense"), "inv_temperature"_a, "softcap"_a, "dl"_a,
+        "dx"_a, "ds"_a, "ddl"_a, "ddx"_a, array("vector"), array("out"));
+  m.def("all_in_range", &all_in_range, array("labels"), "classes"_a);
+  m.def("total", &total, array("column"));
   bind_linear(m);
   bind_evaluate(m);
   bind_sparse(m);
   bind_binary(m);
   m.def("isas", &isas);
-  m.def("set_isa", &set_isa);
+  m.def("set_isa", &set_isa, "name"_a);
 }

@@ -4,7 +4,7 @@
 
 #include <algorithm>
 
-#include "rows/tile_memory.h"
+#include "../rows/tile_memory.h"
 
 namespace xent {
 namespace XENT_ISA {
@@ -279,7 +279,8 @@ bool fold(const Block& whole, Sums& sums) {
     } else if (loss != loss) {
       if (!undefined++) first_undefined = i;
     } else {
-      const double place = confidence * double(bins), last = double(bins - 1);  // NaN, which has no bin, is in the first
+      const double place = confidence * double(bins),
+                   last = double(bins - 1);  // NaN, which has no bin, is in the first
       const int64_t bin = place > 0 ? int64_t(place < last ? place : last) : 0;
       const int right = guess == y, near = block.above[i] < top_k, infinite = std::isinf(loss);
       add(by_class + 4 * y, 1, right, near, loss);

@@ -8,7 +8,7 @@
 #include <type_traits>
 #include <utility>
 
-#include "rows/row.h"
+#include "../rows/row.h"
 
 namespace xent {
 namespace XENT_ISA {

@@ -7,7 +7,7 @@
 #include <new>
 
 #include "arguments.h"
-#include "linear.h"
+#include "../linear/linear.h"
 
 namespace {
 
@@ -32,10 +32,12 @@ struct LinearCall {
     if (features.ndim() != 2 || w.ndim() != 2 || features.shape(1) != w.shape(1))
       throw std::invalid_argument("features and weight must be (N, D) and (K, D)");
     const Storage wide = storage(w.dtype()), narrow = storage(features.dtype());
-    if (wide > F32 || narrow > F32 || wide > narrow) throw nb::type_error("weight must be as wide as the features, or wider");
+    if (wide > F32 || narrow > F32 || wide > narrow)
+      throw nb::type_error("weight must be as wide as the features, or wider");
     widths = wide == F32 ? F32_F32 : narrow == F32 ? F32_F64 : F64_F64;
     const int64_t size = wide == F32 ? 4 : 8, lanes = kernel().lanes;
-    if (w.shape(0) < 1 || int64_t(w.shape(0)) >= MOST_CLASSES) throw std::invalid_argument("weight must have 1 to 2^31 - 2 rows");
+    if (w.shape(0) < 1 || int64_t(w.shape(0)) >= MOST_CLASSES)
+      throw std::invalid_argument("weight must have 1 to 2^31 - 2 rows");
     times({int64_t(w.shape(0)), SCRATCH_BYTES}), times({int64_t(w.shape(1)), SCRATCH_BYTES});
     job.op = op;
     job.features = strided(features);
@@ -79,8 +81,8 @@ struct LinearCall {
   }
 
   void run(OutMatrix& dweight, OutDoubles& dbias) const {
-    if (int64_t(dweight.shape(0)) != job.num_scores || int64_t(dweight.shape(1)) != job.num_features || dbias.ndim() != 1 ||
-        int64_t(dbias.shape(0)) != job.num_scores)
+    if (int64_t(dweight.shape(0)) != job.num_scores || int64_t(dweight.shape(1)) != job.num_features ||
+        dbias.ndim() != 1 || int64_t(dbias.shape(0)) != job.num_scores)
       throw std::invalid_argument("gradients must be (K, D), as weight, and (K,)");
     run(data_of(dweight), data_of(dbias));
   }
@@ -133,7 +135,8 @@ struct LinearCall {
     std::memset(to, 0, bytes);
     for (int64_t c = 0; c < job.num_scores; ++c)
       for (int64_t d = 0; d < job.num_features; ++d)
-        std::memcpy(to + c * line + job.place(d, kernel().lanes) * size, from + (c * cls + d * step) * size, size_t(size));
+        std::memcpy(to + c * line + job.place(d, kernel().lanes) * size, from + (c * cls + d * step) * size,
+                    size_t(size));
     return memory;
   }
 
@@ -223,10 +226,13 @@ void linear_hvp(const In& features, const In& weight, const Maybe<In>& bias, boo
 }  // namespace
 
 void xent::bind_linear(nb::module_& m) {
-  m.def("linear_stats", &linear_stats, array(), array(), maybe(), any(), maybe(), maybe(), any(), any(), maybe(),
-        maybe(), maybe(), maybe(), maybe(), maybe());
-  m.def("linear_stats_and_grad", &linear_stats_and_grad, array(), array(), maybe(), any(), maybe(), maybe(), any(),
-        any(), any(), any(), any(), maybe(), maybe(), maybe(), maybe(), array(), array());
-  m.def("linear_hvp", &linear_hvp, array(), array(), maybe(), any(), maybe(), maybe(), any(), any(), any(), any(),
-        any(), any(), any(), array(), maybe(), array(), array());
+  m.def("linear_stats", &linear_stats, array("features"), array("weight"), maybe("bias"), "zero_class"_a,
+        maybe("labels"), maybe("dense"), "inv_temperature"_a, "softcap"_a, maybe("lse"), maybe("log_prob"),
+        maybe("dense_log_prob"), maybe("mass"), maybe("entropy"), maybe("argmax"));
+  m.def("linear_stats_and_grad", &linear_stats_and_grad, array("features"), array("weight"), maybe("bias"),
+        "zero_class"_a, maybe("labels"), maybe("dense"), "inv_temperature"_a, "softcap"_a, "dl"_a, "dx"_a, "ds"_a,
+        maybe("lse"), maybe("log_prob"), maybe("dense_log_prob"), maybe("mass"), array("dweight"), array("dbias"));
+  m.def("linear_hvp", &linear_hvp, array("features"), array("weight"), maybe("bias"), "zero_class"_a, maybe("labels"),
+        maybe("dense"), "inv_temperature"_a, "softcap"_a, "dl"_a, "dx"_a, "ds"_a, "ddl"_a, "ddx"_a, array("vector"),
+        maybe("vector_bias"), array("dweight"), array("dbias"));
 }

@@ -1,5 +1,5 @@
 // The loss of rows (0, z): flat arrays become a BinaryJob, threads share its blocks.
-#include "binary.h"
+#include "../binary/binary.h"
 
 #include <algorithm>
 #include <atomic>
@@ -83,7 +83,8 @@ bool all_within(const In& x, double upper) {
 }  // namespace
 
 void xent::bind_binary(nb::module_& m) {
-  m.def("binary_loss", &binary_loss, array(), array(), maybe(), maybe(), maybe(), any(), any(), any(), any(), any(),
-        maybe(), maybe());
-  m.def("all_within", &all_within, array(), any());
+  m.def("binary_loss", &binary_loss, array("logits"), array("targets"), maybe("positive"), maybe("weight"),
+        maybe("upstream"), "keep"_a, "add"_a, "inv_temperature"_a, "softcap"_a, "scale"_a, maybe("losses"),
+        maybe("out"));
+  m.def("all_within", &all_within, array("x"), "upper"_a);
 }

@@ -13,11 +13,13 @@
 #include <omp.h>
 #endif
 
-#include "rows/job.h"
+#include "../rows/job.h"
 
 namespace nb = nanobind;
 
 namespace xent {
+
+using namespace nb::literals;
 
 using In = nb::ndarray<nb::ro, nb::device::cpu>;
 using Out = nb::ndarray<nb::device::cpu>;
@@ -40,7 +42,8 @@ inline int64_t times(std::initializer_list<int64_t> sizes) {
   return product;
 }
 
-// Room that no kernel's scratch memory exceeds for each class, or each feature: 4 arrays of a tile of 64 rows of double.
+// Room that no kernel's scratch memory exceeds for each class, or each feature: 4 arrays of a tile of 64 rows of
+// double.
 constexpr int64_t SCRATCH_BYTES = 4 * 64 * 8 * 2;
 // Beyond this a class has no place in the int32 that kernels hold it in beside float.
 constexpr int64_t MOST_CLASSES = INT32_MAX;
@@ -107,8 +110,7 @@ inline int threads_for(int64_t elements, int64_t pieces) {
   constexpr int64_t worth_a_thread = 1 << 15;  // elements; waking the pool costs about 5 µs
   // OpenMP ends the process where it cannot have as many threads as OMP_NUM_THREADS says.
   static const int64_t most = 4 * omp_get_num_procs();
-  if (!forked)
-    return int(std::min<int64_t>({int64_t(omp_get_max_threads()), most, pieces, elements / worth_a_thread}));
+  if (!forked) return int(std::min<int64_t>({int64_t(omp_get_max_threads()), most, pieces, elements / worth_a_thread}));
 #endif
   return 1;
 }
@@ -137,9 +139,8 @@ inline double pairwise(const double* x, int64_t size) {
 }
 
 // Arguments as they are: a copy that nanobind made of another dtype or layout would take what is written into it along.
-inline auto array() { return nb::arg().noconvert(); }
-inline auto maybe() { return nb::arg().noconvert().none(); }
-inline auto any() { return nb::arg(); }
+inline auto array(const char* name) { return nb::arg(name).noconvert(); }
+inline auto maybe(const char* name) { return nb::arg(name).noconvert().none(); }
 
 void bind_linear(nb::module_& m);    // linear_module.cpp
 void bind_evaluate(nb::module_& m);  // evaluate_module.cpp
