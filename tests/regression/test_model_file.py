@@ -316,7 +316,9 @@ WRONG_METADATA = [
 ]
 
 
-@pytest.mark.parametrize(("place", "value", "message"), WRONG_METADATA, ids=lambda v: "delete" if v is DELETE else str(v)[:40])
+@pytest.mark.parametrize(
+    ("place", "value", "message"), WRONG_METADATA, ids=lambda v: "delete" if v is DELETE else str(v)[:40]
+)
 def test_metadata_of_another_kind_is_named(place, value, message, model, tmp_path):
     tensors, metadata = model.contents()
     (tmp_path / "m").write_bytes(forged(tensors, replaced(metadata, place, value)))
