@@ -347,16 +347,17 @@ def grad(
     if dense is not None:
         total = tl.load(mass + row, mask=read, other=0.0).to(F)
     l = tl.load(lse + row, mask=read, other=0.0)  # noqa: E741
+    if not HAS_CAP:  # in units of the logits: z/T is rounded, and z near l·T less l·T is not
+        l /= tl.full((ROWS,), inverse_temperature, F).to(tl.float64)  # noqa: E741
     high = l.to(F)
     low = (l - high.to(tl.float64)).to(F)  # so that u − l has a tail where l in F has none
 
     inside = read[:, None] & (k < num_classes)[None, :]
     x = _load(logits, outer, i, k, inside, 0.0, UNIT, F, "")
     v = _load(dense, outer, i, k, inside, 0.0, UNIT, F, "")
-    u = value(x, scale, cap, HAS_CAP, TERMS)
+    log_ps = (value(x, scale, cap, HAS_CAP, TERMS) - high[:, None]) - low[:, None]
     if not HAS_CAP:
-        u *= scale
-    log_ps = (u - high[:, None]) - low[:, None]
+        log_ps *= scale
     q = -expm1(log_ps, TERMS)
     result = _bracket(tl.exp(log_ps), q, v, k, y, at_label, dl_row, dx_row, ds_row, total)
     result *= slope(x, scale, cap, HAS_CAP, TERMS)
