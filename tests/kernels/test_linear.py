@@ -12,12 +12,10 @@ from typing import Any, NamedTuple
 import numpy as np
 import pytest
 
+from tests.tables.kernel_cases import FEW_KERNEL_CASE_IDS, FEW_KERNEL_CASES, KernelCase
 from tests.tables.tolerance import Plain, assert_close, magnitudes
-from tests.tables.variants import FEW, FEW_CASES, Kind, Variant
-from xent.core import head
 from xent.core.contract import Cotangents, Curvatures, Kernels, RowStats
 from xent.core.link import Link
-from xent.engine.batch_loss import Problem
 from xent.kernels import cpu, reference
 from xent.kernels.cpu_linear import linear_hvp, linear_stats, linear_stats_and_grad
 
@@ -39,7 +37,7 @@ class Results(NamedTuple):
 
 
 class Model(NamedTuple):
-    """A linear model with a target; `link`, cotangents and curvatures come from a variant of the loss."""
+    """A linear model with what a kernel case asks for."""
 
     features: Array
     weight: Array
@@ -88,10 +86,10 @@ class Model(NamedTuple):
 def make_model(
     shape: tuple[int, int, int],
     widths: tuple[str, str] = WIDTHS[0],
-    case: tuple[Variant, Kind] = FEW_CASES[0],
+    case: KernelCase = FEW_KERNEL_CASES[0],
     zero_class: bool = False,
 ) -> Model:
-    (num_rows, num_features, num_classes), (variant, kind) = shape, case
+    num_rows, num_features, num_classes = shape
     rng = np.random.default_rng(shape)
 
     def normal(*size: int, dtype: str = widths[1], scale: float = 1.0) -> Array:
@@ -103,15 +101,9 @@ def make_model(
     features = normal(num_rows, num_features, dtype=widths[0])
     weight = normal(num_scores, num_features, scale=2 / np.sqrt(max(1, num_features)))
     bias, vector_bias = normal(num_scores), normal(num_scores)
-    targets, options = variant.make(kind, (num_rows,), num_classes, rng)
-    logits = np.zeros((num_rows, num_classes))
-    problem = Problem.from_arguments(logits, targets, "sum", None, True, dict(options), reference)
-    stats, target = problem.stats(), problem.target
-    cotangents = head.cotangents(stats, target, problem.spec, 1.0, np)
-    curvatures = head.curvatures(stats, target, problem.spec, 1.0, np)
+    arguments = case.make((num_rows,), num_classes, rng)
     vector = normal(num_scores, num_features)
-    rows = (target.labels, target.dense, problem.link, cotangents, curvatures)
-    return Model(features, weight, bias, *rows, vector, vector_bias, zero_class)
+    return Model(features, weight, bias, *arguments, vector, vector_bias, zero_class)
 
 
 def each_isa() -> Iterator[str]:
@@ -164,9 +156,9 @@ def test_shapes(widths: tuple[str, str]) -> None:
 
 
 @pytest.mark.parametrize("widths", WIDTHS[:3], ids="-".join)
-@pytest.mark.parametrize("case", FEW_CASES, ids=FEW)
+@pytest.mark.parametrize("case", FEW_KERNEL_CASES, ids=FEW_KERNEL_CASE_IDS)
 @pytest.mark.parametrize("zero_class", [False, True], ids=["", "zero_class"])
-def test_variants(case: tuple[Variant, Kind], widths: tuple[str, str], zero_class: bool) -> None:
+def test_variants(case: KernelCase, widths: tuple[str, str], zero_class: bool) -> None:
     for shape in FEW_SHAPES:
         check(make_model(shape, widths, case, zero_class))
 
@@ -174,13 +166,13 @@ def test_variants(case: tuple[Variant, Kind], widths: tuple[str, str], zero_clas
 @pytest.mark.parametrize("num_features", [2, 4, 8, 15, 16, 17, 31, 32, 33, 63, 64, 65, 80, 129])
 def test_feature_counts_around_vectors(num_features: int) -> None:
     for widths, num_classes in itertools.product(WIDTHS[:3], (2, 3, 4, 5, 6, 7, 13)):
-        check(make_model((9, num_features, num_classes), widths, FEW_CASES[1]))
+        check(make_model((9, num_features, num_classes), widths, FEW_KERNEL_CASES[1]))
 
 
 @pytest.mark.parametrize("num_rows", [3, 4, 5, 63, 64, 65, 1023, 1024, 1025, 5000])
 def test_row_counts_around_blocks(num_rows: int) -> None:
     for widths, num_features in itertools.product(WIDTHS[:3], (5, 32)):
-        check(make_model((num_rows, num_features, 3), widths, FEW_CASES[2]))
+        check(make_model((num_rows, num_features, 3), widths, FEW_KERNEL_CASES[2]))
 
 
 def test_edges() -> None:
@@ -264,7 +256,7 @@ def test_what_is_broken_stays_visible() -> None:
 
 
 def test_statistics_have_the_same_bits_with_and_without_gradient() -> None:
-    for case in FEW_CASES:
+    for case in FEW_KERNEL_CASES:
         m = make_model((700, 50, 7), case=case)
         for _ in each_isa():
             results = m.by_kernel()
@@ -274,7 +266,7 @@ def test_statistics_have_the_same_bits_with_and_without_gradient() -> None:
 def test_same_bits_for_any_number_of_threads() -> None:
     threadpoolctl = pytest.importorskip("threadpoolctl")
     for shape, widths in itertools.product(((150_001, 5, 3), (3000, 300, 3)), WIDTHS[:3]):
-        m = make_model(shape, widths, FEW_CASES[2])
+        m = make_model(shape, widths, FEW_KERNEL_CASES[2])
         for _ in each_isa():
             results = []
             for threads in (1, 2, 3):

@@ -13,16 +13,19 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tests.kernels.test_conformance import (
-    LAYOUTS,
-    SCALES,
-    check_case,
-    check_loss,
-    gradient_calls,
-    make_case,
+from tests.engine.whole_loss import check_loss
+from tests.engine.whole_loss import make_case as make_loss
+from tests.kernels.conformance import check_case, gradient_calls, make_case
+from tests.tables.kernel_cases import (
+    FEW_KERNEL_CASE_IDS,
+    FEW_KERNEL_CASES,
+    KERNEL_CASE_IDS,
+    KERNEL_CASES,
+    KernelCase,
 )
+from tests.tables.layouts import LAYOUTS, SCALES
 from tests.tables.tolerance import DTYPES
-from tests.tables.variants import CASE_IDS, CASES, FEW, FEW_CASES, Kind, Variant
+from tests.tables.variants import FEW, FEW_CASES, Kind, Variant
 from xent.core.contract import Cotangents, Curvatures, RowStats
 from xent.core.link import Link
 
@@ -127,58 +130,60 @@ class Triton:
 BACKEND: Any = Triton()
 
 
-def sweep(cases: Any, dtypes: Any, rows: tuple[int, ...], points: Any) -> None:
-    for (variant, kind), dtype, (k, scale) in itertools.product(cases, dtypes, points):
-        check_case(BACKEND, make_case(variant, kind, rows, k, dtype, scale))
+each_case = pytest.mark.parametrize("case", KERNEL_CASES, ids=KERNEL_CASE_IDS)
+each_of_few = pytest.mark.parametrize("case", FEW_KERNEL_CASES, ids=FEW_KERNEL_CASE_IDS)
 
 
-@pytest.mark.parametrize(("variant", "kind"), CASES, ids=CASE_IDS)
-def test_variants(variant: Variant, kind: Kind) -> None:
-    sweep([(variant, kind)], ["bfloat16"], (7,), [(5, "1")])
-    sweep([(variant, kind)], ["float32"], (7,), [(10, "poisoned")])
+def sweep(case: KernelCase, dtype: str, rows: tuple[int, ...], points: Any) -> None:
+    for k, scale in points:
+        check_case(BACKEND, make_case(case, rows, k, dtype, scale))
+
+
+@each_case
+def test_cases(case: KernelCase) -> None:
+    sweep(case, "bfloat16", (7,), [(5, "1")])
+    sweep(case, "float32", (7,), [(10, "poisoned")])
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize(("variant", "kind"), FEW_CASES, ids=FEW)
-def test_shapes_and_scales(variant: Variant, kind: Kind, dtype: str) -> None:
+@each_of_few
+def test_shapes_and_scales(case: KernelCase, dtype: str) -> None:
     points = [(1, "1"), (2, "30"), (10, "ties"), (127, "1e4"), (127, "masked"), (2049, "0.02")]
-    sweep([(variant, kind)], [dtype], (3,), points)
+    sweep(case, dtype, (3,), points)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize(("variant", "kind"), FEW_CASES, ids=FEW)
-def test_rows_longer_than_a_tile(
-    variant: Variant, kind: Kind, dtype: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@each_of_few
+def test_rows_longer_than_a_tile(case: KernelCase, dtype: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(kernels, "plan", lambda *arguments: kernels.Plan(1, 16, False, 1))
-    sweep([(variant, kind)], [dtype], (4,), [(40, "30"), (40, "ties"), (32, "masked"), (17, "poisoned")])
+    sweep(case, dtype, (4,), [(40, "30"), (40, "ties"), (32, "masked"), (17, "poisoned")])
 
 
 @pytest.mark.parametrize("layout", STRIDES)
-@pytest.mark.parametrize(("variant", "kind"), FEW_CASES, ids=FEW)
-def test_layouts(variant: Variant, kind: Kind, layout: str) -> None:
+@each_of_few
+def test_layouts(case: KernelCase, layout: str) -> None:
     make = STRIDES[layout]
     for rows, k, dtype, out in (((5,), 40, "float32", np.empty), ((2, 3, 5), 3, "bfloat16", make)):
-        check_case(BACKEND, make_case(variant, kind, rows, k, dtype, "1", make, out))
+        check_case(BACKEND, make_case(case, rows, k, dtype, "1", make, out))
 
 
-@pytest.mark.parametrize(("variant", "kind"), FEW_CASES, ids=FEW)
-def test_rows_around_tiles(variant: Variant, kind: Kind) -> None:
+@each_of_few
+def test_rows_around_tiles(case: KernelCase) -> None:
     columns = LAYOUTS["class_first"]
     for rows in ((), (0,), (1,), (33,), (129,)):
         make = columns if len(rows) else np.empty
-        check_case(BACKEND, make_case(variant, kind, rows, 17, "float32", "1", make, make))
-    check_case(BACKEND, make_case(variant, kind, (65,), 17, "float32", "1"))
+        check_case(BACKEND, make_case(case, rows, 17, "float32", "1", make, make))
+    check_case(BACKEND, make_case(case, (65,), 17, "float32", "1"))
 
 
 @pytest.mark.parametrize("layout", STRIDES)
 def test_gradient_in_place_of_the_logits(layout: str) -> None:
-    for k, (variant, kind) in zip((3, 40, 3, 40), FEW_CASES, strict=True):
-        case = make_case(variant, kind, (2, 3), k, "float32", "1", STRIDES[layout])
+    for k, kernel_case in zip((3, 40, 3, 40), FEW_KERNEL_CASES, strict=True):
+        case = make_case(kernel_case, (2, 3), k, "float32", "1", STRIDES[layout])
         for call in gradient_calls(OnArrays(), case):  # type: ignore[arg-type]
-            expected = call(case.problem.logits, np.empty_like(case.problem.logits))
+            expected = call(case.logits, np.empty_like(case.logits))
             buffer = STRIDES[layout](expected.shape, expected.dtype)
-            buffer[...] = case.problem.logits
+            buffer[...] = case.logits
             assert call(buffer, buffer) is buffer
             np.testing.assert_array_equal(buffer, expected)
 
@@ -186,20 +191,20 @@ def test_gradient_in_place_of_the_logits(layout: str) -> None:
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize(("variant", "kind"), FEW_CASES, ids=FEW)
 def test_whole_loss(variant: Variant, kind: Kind, dtype: str) -> None:
-    """Statistics, head and kernels together."""
+    """Target, head and kernels together; every variant is met through tensors, in torch/test_triton.py."""
     for reduction, k in (("mean", 3), ("none", 33)):
-        check_loss(BACKEND, make_case(variant, kind, (2, 3), k, dtype, "1", reduction=reduction))
+        check_loss(BACKEND, make_loss(variant, kind, (2, 3), k, dtype, "1", reduction))
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize(("variant", "kind"), CASES, ids=CASE_IDS)
-def test_full_product(variant: Variant, kind: Kind, dtype: str) -> None:
-    sweep([(variant, kind)], [dtype], (5,), itertools.product((1, 2, 10, 127, 2049), SCALES))
+@each_case
+def test_full_product(case: KernelCase, dtype: str) -> None:
+    sweep(case, dtype, (5,), itertools.product((1, 2, 10, 127, 2049), SCALES))
     for layout in STRIDES.values():
-        check_case(BACKEND, make_case(variant, kind, (2, 3), 40, dtype, "1", layout, layout))
-    if (variant, kind) in FEW_CASES:
-        sweep([(variant, kind)], [dtype], (2,), itertools.product((128256,), SCALES))
+        check_case(BACKEND, make_case(case, (2, 3), 40, dtype, "1", layout, layout))
+    if case in FEW_KERNEL_CASES:
+        sweep(case, dtype, (2,), itertools.product((128256,), SCALES))
 
 
 def test_tail() -> None:
