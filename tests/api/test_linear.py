@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 import xent
-from tests.tables.variants import CASE_IDS, CASES
+from tests.tables.variants import CASE_IDS, CASES, every_case
 from xent.engine import chunked_projection
 
 ROWS, D, K = (3, 7), 5, 11
@@ -33,7 +33,7 @@ def from_logits(x: Any, w: Any, b: Any, targets: Any, **options: Any) -> Any:
 
 
 @pytest.mark.parametrize("rows_at_a_time", [1, 4, 21])
-@pytest.mark.parametrize(("variant", "kind"), CASES, ids=CASE_IDS)
+@every_case
 def test_variants(variant, kind, rows_at_a_time):
     rng = np.random.default_rng(0)
     x, w, b = operands(rng)

@@ -10,7 +10,7 @@ import pytest
 import xent
 from tests.conftest import Backend
 from tests.tables.tolerance import DTYPES
-from tests.tables.variants import CASE_IDS, CASES, Kind, Variant
+from tests.tables.variants import Kind, Variant, chosen, every_case
 
 Array = np.ndarray[Any, Any]
 
@@ -19,15 +19,7 @@ ROWS, K = 12, 7
 
 def cases_without(*options: str) -> pytest.MarkDecorator:
     """The variants that use none of these options."""
-    kept = [
-        pytest.param(*case, id=name)
-        for case, name in zip(CASES, CASE_IDS, strict=True)
-        if not set(options) & set(case[0].options)
-    ]
-    return pytest.mark.parametrize(("variant", "kind"), kept)
-
-
-every_case = cases_without()
+    return chosen(lambda variant, kind: not set(options) & set(variant.options))
 
 
 def make(variant: Variant, kind: Kind, scale: float = 2.0) -> tuple[Array, Array, dict[str, Any]]:

@@ -11,13 +11,13 @@ import xent
 from tests.conftest import Backend
 from tests.engine.whole_loss import check_loss, make_case
 from tests.tables.tolerance import DTYPES
-from tests.tables.variants import CASE_IDS, CASES, FEW, FEW_CASES, Kind, Variant
+from tests.tables.variants import Kind, Variant, each_of_few, every_case
 from xent.engine.batch_loss import Problem
 from xent.kernels import registry
 
 
 @pytest.mark.parametrize("dtype", ["float64", "float32"])
-@pytest.mark.parametrize(("variant", "kind"), CASES, ids=CASE_IDS)
+@every_case
 def test_variants(backend: Backend, variant: Variant, kind: Kind, dtype: str) -> None:
     for reduction, num_classes, scale in (
         ("mean", 10, "30"),
@@ -30,7 +30,7 @@ def test_variants(backend: Backend, variant: Variant, kind: Kind, dtype: str) ->
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize(("variant", "kind"), FEW_CASES, ids=FEW)
+@each_of_few
 def test_dtypes(backend: Backend, variant: Variant, kind: Kind, dtype: str) -> None:
     for reduction, (num_classes, scale) in itertools.product(
         ("mean", "sum", "none"), ((3, "1"), (10, "30"), (127, "0.02"))
@@ -38,7 +38,7 @@ def test_dtypes(backend: Backend, variant: Variant, kind: Kind, dtype: str) -> N
         check_loss(backend, make_case(variant, kind, (4, 7), num_classes, dtype, scale, reduction))
 
 
-@pytest.mark.parametrize(("variant", "kind"), CASES, ids=CASE_IDS)
+@every_case
 def test_front_end_is_the_problem(variant: Variant, kind: Kind) -> None:
     """The public functions give, to the bit, what their backend gives."""
     rng = np.random.default_rng(0)

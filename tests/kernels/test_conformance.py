@@ -16,23 +16,20 @@ import pytest
 from tests.conftest import Backend
 from tests.kernels.conformance import check_case, gradient_calls, make_case
 from tests.tables.kernel_cases import (
-    FEW_KERNEL_CASE_IDS,
     FEW_KERNEL_CASES,
-    KERNEL_CASE_IDS,
-    KERNEL_CASES,
     KernelCase,
+    each_of_few_kernel_cases,
+    every_kernel_case,
 )
 from tests.tables.layouts import LAYOUTS, SCALES, SHAPES
 from tests.tables.tolerance import DTYPES
 from xent.kernels import _native
 
-each_case = pytest.mark.parametrize("case", KERNEL_CASES, ids=KERNEL_CASE_IDS)
-each_of_few = pytest.mark.parametrize("case", FEW_KERNEL_CASES, ids=FEW_KERNEL_CASE_IDS)
 BOTH = next(case for case in FEW_KERNEL_CASES if case.name == "both-vector-columns")
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@each_case
+@every_kernel_case
 def test_cases(backend: Backend, case: KernelCase, dtype: str) -> None:
     for num_classes, scale in (
         (1, "1"),
@@ -48,7 +45,7 @@ def test_cases(backend: Backend, case: KernelCase, dtype: str) -> None:
 
 @pytest.mark.parametrize("shape", [s for s in SHAPES if s != (257, 2049)], ids=str)
 @pytest.mark.parametrize("dtype", DTYPES)
-@each_of_few
+@each_of_few_kernel_cases
 def test_shapes_and_scales(backend: Backend, case: KernelCase, dtype: str, shape: tuple[int, int]) -> None:
     for scale in SCALES:
         check_case(backend, make_case(case, shape[:1], shape[1], dtype, scale))
@@ -56,7 +53,7 @@ def test_shapes_and_scales(backend: Backend, case: KernelCase, dtype: str, shape
 
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("dtype", DTYPES)
-@each_of_few
+@each_of_few_kernel_cases
 def test_layouts(backend: Backend, case: KernelCase, dtype: str, layout: str) -> None:
     """Each layout of the inputs into a contiguous gradient, and into one of the same layout."""
     make = LAYOUTS[layout]
@@ -66,13 +63,13 @@ def test_layouts(backend: Backend, case: KernelCase, dtype: str, layout: str) ->
 
 
 @pytest.mark.parametrize("out", LAYOUTS)
-@each_of_few
+@each_of_few_kernel_cases
 def test_layouts_of_out(backend: Backend, case: KernelCase, out: str) -> None:
     for num_classes in (3, 40, 515):
         check_case(backend, make_case(case, (4, 9), num_classes, "float32", "1", np.empty, LAYOUTS[out]))
 
 
-@each_of_few
+@each_of_few_kernel_cases
 def test_one_row_without_leading_axes(backend: Backend, case: KernelCase) -> None:
     for dtype, num_classes in itertools.product(DTYPES, (2, 10, 300)):
         check_case(backend, make_case(case, (), num_classes, dtype, "1"))
@@ -114,7 +111,7 @@ def test_sum_of_row_losses(size: int) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("dtype", DTYPES)
-@each_case
+@every_kernel_case
 def test_full_product(backend: Backend, case: KernelCase, dtype: str) -> None:
     for (rows, num_classes), scale, layout in itertools.product(SHAPES, SCALES, LAYOUTS):
         if num_classes * rows > 20_000 and layout not in ("contiguous", "class_first"):

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pytest
 
-from tests.tables.kernel_cases import FEW_KERNEL_CASE_IDS, FEW_KERNEL_CASES, KernelCase
+from tests.tables.kernel_cases import FEW_KERNEL_CASES, KernelCase, each_of_few_kernel_cases
 from tests.tables.tolerance import Plain, assert_close, magnitudes
 from xent.core.contract import Cotangents, Curvatures, Kernels, RowStats
 from xent.core.link import Link
@@ -156,7 +156,7 @@ def test_shapes(widths: tuple[str, str]) -> None:
 
 
 @pytest.mark.parametrize("widths", WIDTHS[:3], ids="-".join)
-@pytest.mark.parametrize("case", FEW_KERNEL_CASES, ids=FEW_KERNEL_CASE_IDS)
+@each_of_few_kernel_cases
 @pytest.mark.parametrize("zero_class", [False, True], ids=["", "zero_class"])
 def test_variants(case: KernelCase, widths: tuple[str, str], zero_class: bool) -> None:
     for shape in FEW_SHAPES:

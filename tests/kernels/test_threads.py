@@ -16,7 +16,7 @@ import pytest
 import xent
 from tests.conftest import Backend
 from tests.tables.tolerance import DTYPES
-from tests.tables.variants import FEW, FEW_CASES, Kind, Variant
+from tests.tables.variants import FEW_CASES, Kind, Variant, each_of_few
 from xent.kernels import _native
 
 Array = np.ndarray[Any, Any]
@@ -40,7 +40,7 @@ def digest(variant: Variant, kind: Kind, dtype: str, shape: tuple[int, int]) -> 
 
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize(("variant", "kind"), FEW_CASES, ids=FEW)
+@each_of_few
 def test_same_bits_for_any_number_of_threads(
     variant: Variant, kind: Kind, dtype: str, shape: tuple[int, int]
 ) -> None:

@@ -17,15 +17,14 @@ from tests.engine.whole_loss import check_loss
 from tests.engine.whole_loss import make_case as make_loss
 from tests.kernels.conformance import check_case, gradient_calls, make_case
 from tests.tables.kernel_cases import (
-    FEW_KERNEL_CASE_IDS,
     FEW_KERNEL_CASES,
-    KERNEL_CASE_IDS,
-    KERNEL_CASES,
     KernelCase,
+    each_of_few_kernel_cases,
+    every_kernel_case,
 )
 from tests.tables.layouts import LAYOUTS, SCALES
 from tests.tables.tolerance import DTYPES
-from tests.tables.variants import FEW, FEW_CASES, Kind, Variant
+from tests.tables.variants import Kind, Variant, each_of_few
 from xent.core.contract import Cotangents, Curvatures, RowStats
 from xent.core.link import Link
 
@@ -130,44 +129,41 @@ class Triton:
 BACKEND: Any = Triton()
 
 
-each_case = pytest.mark.parametrize("case", KERNEL_CASES, ids=KERNEL_CASE_IDS)
-each_of_few = pytest.mark.parametrize("case", FEW_KERNEL_CASES, ids=FEW_KERNEL_CASE_IDS)
-
-
 def sweep(case: KernelCase, dtype: str, rows: tuple[int, ...], points: Any) -> None:
     for k, scale in points:
         check_case(BACKEND, make_case(case, rows, k, dtype, scale))
 
 
-@each_case
+@every_kernel_case
 def test_cases(case: KernelCase) -> None:
     sweep(case, "bfloat16", (7,), [(5, "1")])
     sweep(case, "float32", (7,), [(10, "poisoned")])
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@each_of_few
+@each_of_few_kernel_cases
 def test_shapes_and_scales(case: KernelCase, dtype: str) -> None:
     points = [(1, "1"), (2, "30"), (10, "ties"), (127, "1e4"), (127, "masked"), (2049, "0.02")]
     sweep(case, dtype, (3,), points)
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
-@each_of_few
+@pytest.mark.parametrize("dtype", ["float64", "bfloat16"])
+@each_of_few_kernel_cases
 def test_rows_longer_than_a_tile(case: KernelCase, dtype: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In both types that are computed in; the other dtypes differ in how they are loaded and stored."""
     monkeypatch.setattr(kernels, "plan", lambda *arguments: kernels.Plan(1, 16, False, 1))
     sweep(case, dtype, (4,), [(40, "30"), (40, "ties"), (32, "masked"), (17, "poisoned")])
 
 
 @pytest.mark.parametrize("layout", STRIDES)
-@each_of_few
+@each_of_few_kernel_cases
 def test_layouts(case: KernelCase, layout: str) -> None:
     make = STRIDES[layout]
     for rows, k, dtype, out in (((5,), 40, "float32", np.empty), ((2, 3, 5), 3, "bfloat16", make)):
         check_case(BACKEND, make_case(case, rows, k, dtype, "1", make, out))
 
 
-@each_of_few
+@each_of_few_kernel_cases
 def test_rows_around_tiles(case: KernelCase) -> None:
     columns = LAYOUTS["class_first"]
     for rows in ((), (0,), (1,), (33,), (129,)):
@@ -189,7 +185,7 @@ def test_gradient_in_place_of_the_logits(layout: str) -> None:
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize(("variant", "kind"), FEW_CASES, ids=FEW)
+@each_of_few
 def test_whole_loss(variant: Variant, kind: Kind, dtype: str) -> None:
     """Target, head and kernels together; every variant is met through tensors, in torch/test_triton.py."""
     for reduction, k in (("mean", 3), ("none", 33)):
@@ -198,7 +194,7 @@ def test_whole_loss(variant: Variant, kind: Kind, dtype: str) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("dtype", DTYPES)
-@each_case
+@every_kernel_case
 def test_full_product(case: KernelCase, dtype: str) -> None:
     sweep(case, dtype, (5,), itertools.product((1, 2, 10, 127, 2049), SCALES))
     for layout in STRIDES.values():

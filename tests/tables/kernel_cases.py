@@ -5,10 +5,12 @@ Kernels know no options (rule 2): an option of the loss needs no row here, and a
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
+import pytest
 
 from xent.core.contract import Cotangents, Curvatures
 from xent.core.link import Link
@@ -94,9 +96,16 @@ KERNEL_CASES = (
     KernelCase("none", link=CAP, cotangents=(COLUMN, ABSENT, ABSENT), curvatures=(NUMBER, ABSENT)),
     KernelCase("all-ignored", 1.0, "vector", cotangents=(NUMBER, NUMBER, NUMBER)),
 )
-KERNEL_CASE_IDS = [case.name for case in KERNEL_CASES]
+
+
+def _chosen(cases: Sequence[KernelCase]) -> pytest.MarkDecorator:
+    return pytest.mark.parametrize("case", cases, ids=[case.name for case in cases])
+
 
 # A few that between them use every part of the kernels, for sweeps over shapes and layouts.
-FEW_KERNEL_CASE_IDS = ("labels", "labels-cap-columns", "matrix-cap", "both-vector-columns")
-FEW_KERNEL_CASES = [case for case in KERNEL_CASES if case.name in FEW_KERNEL_CASE_IDS]
-assert [case.name for case in FEW_KERNEL_CASES] == [*FEW_KERNEL_CASE_IDS]
+FEW = ("labels", "labels-cap-columns", "matrix-cap", "both-vector-columns")
+FEW_KERNEL_CASES = [case for case in KERNEL_CASES if case.name in FEW]
+assert len(FEW_KERNEL_CASES) == len(FEW)
+
+every_kernel_case = _chosen(KERNEL_CASES)
+each_of_few_kernel_cases = _chosen(FEW_KERNEL_CASES)

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import numpy as np
+import pytest
 
 Array = np.ndarray[Any, Any]
 Maker = Callable[[tuple[int, ...], int, np.random.Generator], Array]  # (rows, K, rng) -> array
@@ -160,7 +161,33 @@ VARIANTS = (
 CASES = [(variant, kind) for variant in VARIANTS for kind in variant.kinds]
 CASE_IDS = [f"{variant.name}-{kind}" for variant, kind in CASES]
 
+
+def chosen(keep: Callable[[Variant, Kind], bool]) -> pytest.MarkDecorator:
+    """Parametrises a test over those pairs of the table that it is about."""
+    cases = [pytest.param(*case, id=name) for case, name in zip(CASES, CASE_IDS, strict=True) if keep(*case)]
+    return pytest.mark.parametrize(("variant", "kind"), cases)
+
+
+def _structure(variant: Variant, kind: Kind) -> tuple[Any, ...]:
+    """Which options are there, whatever their values: what code that runs once for each set of them sees."""
+    ignored = variant.ignored > 0 and kind == "labels"
+    return (
+        frozenset(variant.options),
+        variant.options.get("smoothing_over"),
+        kind,
+        ignored,
+        type(variant.denominator),
+    )
+
+
+_FIRST = {_structure(*case): case for case in reversed(CASES)}
+
+every_case = chosen(lambda variant, kind: True)
+# The first pair with each set of options: for tests that are slow and that no value of an option can change.
+each_structure = chosen(lambda variant, kind: _FIRST[_structure(variant, kind)] == (variant, kind))
+
 # A few that between them use every part of the kernels, for sweeps over shapes and layouts.
 FEW = ("plain-labels", "smoothing_weights-labels", "all_linear-probabilities", "all_focal-labels")
 FEW_CASES = [case for case, name in zip(CASES, CASE_IDS, strict=True) if name in FEW]
 assert len(FEW_CASES) == len(FEW)
+each_of_few = chosen(lambda variant, kind: (variant, kind) in FEW_CASES)

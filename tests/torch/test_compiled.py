@@ -7,27 +7,12 @@ import pytest
 torch = pytest.importorskip("torch")
 
 import xent.torch as xt  # noqa: E402
-from tests.torch.test_functional import TRANSFORMS, F, losses, plain  # noqa: E402
+from tests.tables.variants import each_structure  # noqa: E402
+from tests.torch.test_functional import TRANSFORMS, F, arguments_of, losses, plain  # noqa: E402
 from xent.torch import devices, operators  # noqa: E402
 
 # PyTorch warns of its own use of what it has deprecated.
 pytestmark = pytest.mark.filterwarnings("ignore:.torch.jit:DeprecationWarning")
-
-COMPILED = [
-    {},
-    {"label_smoothing": 0.1},
-    {
-        "label_smoothing": 0.1,
-        "smoothing_over": "others",
-        "softcap": 3.0,
-        "temperature": 0.5,
-        "reduction": "sum",
-    },
-    {"weight": torch.linspace(0.0, 2.0, 5), "denominator": "rows"},
-    {"sample_weight": torch.linspace(0.0, 2.0, 6)},
-    {"reduction": "none"},
-    {"focal_gamma": 2.0, "z_loss": 0.1},
-]
 
 
 def compiled(f):
@@ -35,30 +20,24 @@ def compiled(f):
     return torch.compile(f, fullgraph=True, backend="aot_eager")
 
 
-@pytest.mark.parametrize(
-    ("options", "soft"),
-    [(options, False) for options in COMPILED] + [(options, True) for options in COMPILED[:-1]],
-    ids=lambda x: "+".join(x) if isinstance(x, dict) else "probabilities" if x else "labels",
-)
-def test_compiled_is_eager(options, soft):
-    z, y = plain(dtype=torch.float32)
-    y[2] = -100
-    target = plain(1)[0].softmax(-1).float() if soft else y
-    z.requires_grad_()
+@each_structure
+def test_compiled_is_eager(variant, kind):
+    """The mean of rows, and each row's projected loss, to the bit; their gradients to a rounding."""
+    z, target, options, _ = arguments_of(variant, kind, dtype=torch.float32)
+    inputs = (z, torch.randn(6, 4), torch.randn(5, 4))
+    reduction = "none" if variant.denominator is None else "mean"
 
-    def f(z, target):
-        return xt.cross_entropy(z, target, **options)
+    def f(z, x, w):
+        mean = xt.cross_entropy(z, target, **options)
+        rows = xt.linear_cross_entropy(x, w, target, reduction=reduction, chunk_bytes=60, **options)
+        return torch.cat([mean.reshape(1), rows.reshape(-1)])
 
-    if "focal_gamma" in options or "reduction" in options:  # by statistics and their gradient: other bits
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(devices, "are_arrays", lambda *tensors: "sum" in options.values())
-            expected = f(z, target)
-    else:
-        expected = f(z, target)
-    (grad,) = torch.autograd.grad(expected.sum(), z)
-    loss = compiled(f)(z, target)
-    assert torch.equal(loss, expected)
-    assert torch.equal(torch.autograd.grad(loss.sum(), z)[0], grad)
+    inputs = [x.requires_grad_() for x in inputs]
+    found, expected = compiled(f)(*inputs), f(*inputs)
+    assert torch.equal(found, expected)
+    upstream = torch.linspace(0.5, 2.0, len(found))
+    gradients = (torch.autograd.grad(losses, inputs, upstream) for losses in (found, expected))
+    torch.testing.assert_close(*gradients, rtol=2e-6, atol=1e-6)
 
 
 def test_compiled_reads_the_logits_once(monkeypatch):

@@ -11,7 +11,7 @@ from torch.multiprocessing.reductions import StorageWeakRef  # noqa: E402
 
 import xent  # noqa: E402
 import xent.torch as xt  # noqa: E402
-from tests.tables.variants import CASE_IDS, CASES  # noqa: E402
+from tests.tables.variants import each_structure, every_case  # noqa: E402
 from xent.core.spec import LossSpec  # noqa: E402
 from xent.torch import dense, devices, memory  # noqa: E402
 from xent.torch.arguments import Call  # noqa: E402
@@ -42,7 +42,7 @@ def way(request, monkeypatch):
     return request.param
 
 
-@pytest.mark.parametrize(("variant", "kind"), CASES, ids=CASE_IDS)
+@every_case
 def test_variants(variant, kind, way):
     z, target, options, (array, targets, numpy_options) = arguments_of(variant, kind)
     loss = xt.cross_entropy(z.requires_grad_(), target, **options)
@@ -50,6 +50,10 @@ def test_variants(variant, kind, way):
     expected, grad = xent.cross_entropy_with_grad(array, targets, **numpy_options)
     np.testing.assert_allclose(loss.item(), expected, rtol=1e-13, atol=1e-15)
     np.testing.assert_allclose(z.grad.numpy(), grad, rtol=1e-11, atol=1e-15)
+    (dz,) = torch.autograd.grad(xt.cross_entropy(z, target, **options), z, create_graph=True)
+    (product,) = torch.autograd.grad(dz, z, torch.cos(z.detach()))
+    expected = xent.cross_entropy_hvp(array, targets, np.cos(array), **numpy_options)
+    np.testing.assert_allclose(product.numpy(), expected, rtol=1e-10, atol=1e-14)
     if variant.denominator is None:
         upstream = torch.linspace(-1, 2, 6, dtype=torch.float64)
         rows = xt.cross_entropy(z, target, reduction="none", **options)
@@ -59,20 +63,19 @@ def test_variants(variant, kind, way):
         np.testing.assert_allclose(grad.numpy(), f.backward(upstream.numpy()), rtol=1e-11, atol=1e-15)
 
 
-@pytest.mark.parametrize(("variant", "kind"), CASES, ids=CASE_IDS)
+@each_structure
 def test_derivatives(variant, kind):
+    """Of one loss a row, whose means and sums test_variants has; of the mean where it is another."""
     z, target, options, _ = arguments_of(variant, kind, rows=(3,), num_classes=4)
-    z.requires_grad_()
-    reductions = REDUCTIONS if variant.denominator is None else ("mean",)
-    for reduction in reductions:
+    reduction = "none" if variant.denominator is None else "mean"
 
-        def f(z, reduction=reduction):
-            return xt.cross_entropy(z, target, reduction=reduction, **options)
+    def f(z):
+        return xt.cross_entropy(z, target, reduction=reduction, **options)
 
-        assert torch.autograd.gradcheck(
-            f, z, check_forward_ad=True, check_batched_grad=True, check_batched_forward_grad=True
-        )
-        assert torch.autograd.gradgradcheck(f, z, check_fwd_over_rev=True, check_rev_over_rev=True)
+    assert torch.autograd.gradcheck(
+        f, z.requires_grad_(), check_forward_ad=True, check_batched_grad=True, check_batched_forward_grad=True
+    )
+    assert torch.autograd.gradgradcheck(f, z, check_fwd_over_rev=True, check_rev_over_rev=True)
 
 
 def plain(seed=0, rows=(6,), num_classes=5, dtype=torch.float64):
@@ -389,7 +392,7 @@ def test_errors(call, error, message):
         call(*plain())
 
 
-@pytest.mark.parametrize(("variant", "kind"), CASES, ids=CASE_IDS)
+@every_case
 def test_classes_last(variant, kind):
     """`xent.cross_entropy` of tensors is that of arrays."""
     _, target, _, (array, targets, options) = arguments_of(variant, kind, rows=(2, 3))

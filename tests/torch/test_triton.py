@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tests.tables.variants import CASE_IDS, CASES, FEW, FEW_CASES, Kind, Variant
+from tests.tables.variants import Kind, Variant, each_of_few, every_case
 
 torch = pytest.importorskip("torch")
 pytest.importorskip("triton")
@@ -33,7 +33,7 @@ def on_triton(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -
 
 
 @pytest.mark.usefixtures("on_triton")
-@pytest.mark.parametrize(("variant", "kind"), CASES, ids=CASE_IDS)
+@every_case
 def test_variants(variant: Variant, kind: Kind) -> None:
     """The front end on these kernels: losses, gradients and the gradient's derivative as xent's on arrays."""
     rng = np.random.default_rng(7)
@@ -106,7 +106,7 @@ def test_other_devices_are_named(device: str) -> None:
 
 
 @pytest.mark.parametrize("way", ["one node", "ordinary code"])
-@pytest.mark.parametrize(("variant", "kind"), FEW_CASES, ids=FEW)
+@each_of_few
 def test_the_host_never_waits(
     variant: Variant, kind: Kind, way: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
