@@ -371,7 +371,9 @@ CLOSED = {
 
 
 @pytest.mark.skipif(os.name != "posix", reason="needs a shell that closes streams")
-@pytest.mark.parametrize("case", CLOSED)
+@pytest.mark.parametrize(
+    "case", [pytest.param(case, marks=pytest.mark.slow if case == "check" else ()) for case in CLOSED]
+)
 def test_closed_streams_get_no_traceback(case):
     words, code, said = CLOSED[case]
     done = subprocess.run(

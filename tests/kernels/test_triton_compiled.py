@@ -62,9 +62,9 @@ def calls(names: Any, dtypes: Any, classes: Any, options: Any, capabilities: Any
     ]
 
 
-@pytest.mark.parametrize("capability", CAPABILITIES)
-def test_no_spills(capability: int, tmp_path: Path) -> None:
-    both = calls(KERNELS, ("bfloat16", "float32"), (32000, 128256), OPTIONS[:1], (capability,))
+def test_no_spills(tmp_path: Path) -> None:
+    """On one GPU; the slow test has them all."""
+    both = calls(KERNELS, ("bfloat16", "float32"), (32000, 128256), OPTIONS[:1], (90,))
     check([c for c in both if c["name"] != "row_grad" or c["shape"][1] == 32000], tmp_path)
 
 

@@ -243,8 +243,15 @@ class Module(torch.nn.Module):  # type: ignore[misc, name-defined]
         return self.function(*inputs)
 
 
-@pytest.mark.parametrize("strict", [False, True])
-@pytest.mark.parametrize(("function", "names"), EACH.values(), ids=EACH)
+# A strict export differs in how Python is read: of each kind of front door once.
+STRICT = ("rows", "classes last", "module", "projected", "projected module", "binary")
+
+
+@pytest.mark.parametrize(
+    ("function", "names", "strict"),
+    [(*EACH[name], strict) for name in EACH for strict in (False, True)[: 1 + (name in STRICT)]],
+    ids=[f"{name}-{strict}" for name in EACH for strict in (False, True)[: 1 + (name in STRICT)]],
+)
 def test_an_export_takes_any_number_of_rows(function: Any, names: str, strict: bool) -> None:
     rows = torch.export.Dim("rows", min=2, max=512)
     sizes = tuple(None if name == "w" else {0: rows} for name in names)

@@ -240,12 +240,11 @@ def test_other_options_have_no_gradient(call: Any, name: str) -> None:
         call(**{name: torch.autograd.forward_ad.make_dual(torch.tensor(0.5), torch.tensor(1.0))})
 
 
-@pytest.mark.parametrize("name", OTHERS)
-def test_other_options_have_no_gradient_in_graphs(name: str) -> None:
+def test_other_options_have_no_gradient_in_graphs() -> None:
     def loss(z: Any, p: Any) -> Any:
-        return xt.cross_entropy(z, Y, **{name: p})
+        return xt.cross_entropy(z, Y, z_loss=p)
 
-    with pytest.raises(TypeError, match=f"`{name}` must be a number here"):
+    with pytest.raises(TypeError, match="`z_loss` must be a number here"):
         torch.compile(loss, backend="eager")(Z, leaf(0.5))
     torch._dynamo.reset()
     with pytest.raises(torch._dynamo.exc.Unsupported, match="must be a number here"):

@@ -262,13 +262,22 @@ FULLEST = (
     *("reverse divergence, a class excluded", "binary, focal", "linear_row_statistics, softcap"),
 )
 FEW = ("backward", "create_graph", "func.grad")
+
+
+def is_quick(mode: str, name: str, way: str) -> bool:
+    if mode in FEW:
+        return True
+    fullest = name in FULLEST and way != "learnt weight 0"
+    return fullest and (mode != "compile of grad" or way == LOSSES[name].ways[0])
+
+
 CASES = [
     pytest.param(
         mode,
         loss,
         way,
         id=f"{mode}-{name}-{way}",
-        marks=[] if mode in FEW or (name in FULLEST and way != "learnt weight 0") else [pytest.mark.slow],
+        marks=[] if is_quick(mode, name, way) else [pytest.mark.slow],
     )
     for name, loss in LOSSES.items()
     for way in loss.ways

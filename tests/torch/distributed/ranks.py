@@ -59,7 +59,7 @@ def _rank(rank: int, module: str, world: int, folder: Path) -> None:
     torch.set_num_threads(1)
     os.environ["GLOO_SOCKET_IFNAME"] = "lo"
     store = dist.FileStore(str(folder / "store"), world)
-    dist.init_process_group("gloo", None, timedelta(seconds=30), world, rank, store)
+    dist.init_process_group("gloo", None, timedelta(minutes=2), world, rank, store)
     report, file = (
         dict.fromkeys(checks, "the process ended before this check, or in it"),
         folder / f"{rank}.json",
