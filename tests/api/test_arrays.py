@@ -13,26 +13,19 @@ from numpy.lib.stride_tricks import sliding_window_view
 
 import xent
 from tests.tables.tolerance import DTYPES
+from tests.tables.variants import each_of_some_options
 from xent.engine.batch_loss import Problem
 
 Array = np.ndarray[Any, Any]
 
 LOGITS = np.random.default_rng(0).normal(size=(6, 5))
 LABELS = np.array([0, 4, 2, 1, 3, 0])
-OPTIONS: list[dict[str, Any]] = [
-    {},
-    {"label_smoothing": 0.1},
-    {"focal_gamma": 2.0},
-    {"z_loss": 0.01, "class_weight": np.arange(1.0, 6.0)},
-    {"softcap": 5.0, "temperature": 2.0},
-]
-each_options = pytest.mark.parametrize("options", OPTIONS, ids=lambda o: "+".join(o) or "plain")
 
 
 # Layouts, byte orders, read-only arrays. (Strides: test_conformance.py.)
 
 
-@each_options
+@each_of_some_options
 def test_inputs_are_never_written(options: dict[str, Any]) -> None:
     logits, labels, vector = LOGITS.copy(), LABELS.copy(), np.ones((6, 5))
     weight = np.ones(6)
@@ -167,7 +160,7 @@ def test_array_of_a_subclass() -> None:
 # `out`.
 
 
-@each_options
+@each_of_some_options
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_out_is_written_and_returned(dtype: str, options: dict[str, Any]) -> None:
     logits = LOGITS.astype(DTYPES[dtype])
@@ -300,7 +293,7 @@ def test_softmax_and_binary_in_place() -> None:
 # The same bits in any run.
 
 
-@each_options
+@each_of_some_options
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_same_bits_again(dtype: str, options: dict[str, Any]) -> None:
     rng = np.random.default_rng(0)

@@ -11,6 +11,7 @@ import pytest
 
 import xent
 from tests.tables.tolerance import DTYPES
+from tests.tables.variants import SOME_OPTIONS, each_of_some_options
 from xent.core.link import Link
 from xent.kernels import reference
 
@@ -18,14 +19,6 @@ Array = np.ndarray[Any, Any]
 
 LOGITS = np.random.default_rng(0).normal(size=(6, 5))
 LABELS = np.array([0, 4, 2, 1, 3, 0])
-OPTIONS: list[dict[str, Any]] = [
-    {},
-    {"label_smoothing": 0.1},
-    {"focal_gamma": 2.0},
-    {"z_loss": 0.01, "class_weight": np.arange(1.0, 6.0)},
-    {"softcap": 5.0, "temperature": 2.0},
-]
-each_options = pytest.mark.parametrize("options", OPTIONS, ids=lambda o: "+".join(o) or "plain")
 # Wide rows and narrow ones go through different kernels.
 each_width = pytest.mark.parametrize("num_classes", [5, 40, 700])
 
@@ -86,7 +79,7 @@ def test_unvalidated_label_outside_is_nan_in_its_row(label: int, num_classes: in
 # Every row ignored.
 
 
-@each_options
+@each_of_some_options
 @pytest.mark.parametrize("how", ["ignore_index", "sample_weight", "mask"])
 def test_every_row_ignored(options: dict[str, Any], how: str) -> None:
     labels = np.full(6, -100) if how == "ignore_index" else LABELS
@@ -110,7 +103,7 @@ def test_denominator_zero_gives_zero() -> None:
 # Half-precision inputs.
 
 
-@each_options
+@each_of_some_options
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_dtypes_of_results(dtype: str, options: dict[str, Any]) -> None:
     logits = LOGITS.astype(DTYPES[dtype])
@@ -136,7 +129,9 @@ def test_half_precision_is_computed_in_float32(dtype: str) -> None:
 # −inf logits.
 
 
-@pytest.mark.parametrize("options", [o for o in OPTIONS if "label_smoothing" not in o], ids=str)
+@pytest.mark.parametrize(
+    "options", [o for o in SOME_OPTIONS.values() if "label_smoothing" not in o], ids="+".join
+)
 @each_width
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_class_at_minus_infinity(dtype: str, num_classes: int, options: dict[str, Any]) -> None:
@@ -212,7 +207,7 @@ BAD_ROWS: dict[str, Callable[[int], Array]] = {
 }
 
 
-@each_options
+@each_of_some_options
 @each_width
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("bad", BAD_ROWS)
@@ -371,13 +366,13 @@ def test_unvalidated_targets_stay_in_their_row(bad: float) -> None:
 # Empty batch, K = 1, zero-size dimensions.
 
 
-@each_options
+@each_of_some_options
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("shape", [(0, 5), (0, 300), (3, 0, 5), (0, 0, 5), (0, 1), (0, 0)])
 def test_no_rows(shape: tuple[int, ...], dtype: str, options: dict[str, Any]) -> None:
     logits = np.zeros(shape, DTYPES[dtype])
     options = {k: np.ones(shape[-1]) if k == "class_weight" else v for k, v in options.items()}
-    soft = "focal_gamma" not in options
+    soft = not {"focal_gamma", "poly1_epsilon"} & set(options)
     for targets in (np.zeros(shape[:-1], int), *([np.zeros(shape)] if soft else [])):
         for reduction in ("mean", "sum", "none"):
             loss, grad = xent.cross_entropy_with_grad(logits, targets, reduction=reduction, **options)
@@ -390,7 +385,7 @@ def test_no_rows(shape: tuple[int, ...], dtype: str, options: dict[str, Any]) ->
         assert xent.cross_entropy_hvp(logits, targets, logits, **options).shape == shape
 
 
-@each_options
+@each_of_some_options
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_one_class(dtype: str, options: dict[str, Any]) -> None:
     """p = 1: loss λl², gradient 2λl."""
@@ -399,7 +394,7 @@ def test_one_class(dtype: str, options: dict[str, Any]) -> None:
     z_loss = options.get("z_loss", 0.0)
     wide = logits.astype(float)
     for targets in (np.zeros(3, int), np.ones((3, 1))):
-        if targets.ndim == 2 and "focal_gamma" in options:
+        if targets.ndim == 2 and {"focal_gamma", "poly1_epsilon"} & set(options):
             continue
         losses, grad = xent.cross_entropy_with_grad(logits, targets, reduction="none", **options)
         np.testing.assert_allclose(losses, z_loss * wide[:, 0] ** 2, rtol=1e-6, atol=1e-15)

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import scipy.sparse
 
+from tests.tables.variants import VARIANTS
 from xent.core.spec import LossSpec
 from xent.engine import checks
 from xent.regression import objective
@@ -15,13 +16,11 @@ torch = pytest.importorskip("torch")
 
 ROWS, FEATURES = 37, 5
 
+# Of each variant of labels; the weights are the problem's.
 OPTIONS = {
-    "plain": {},
-    "smoothed": {"label_smoothing": 0.1},
-    "smoothed over others": {"label_smoothing": 0.2, "smoothing_over": "others"},
-    "focal": {"focal_gamma": 2.0},
-    "z-loss": {"z_loss": 0.01},
-    "capped": {"softcap": 5.0, "temperature": 1.5},
+    variant.name: {k: v for k, v in variant.options.items() if not callable(v)}
+    for variant in VARIANTS
+    if "labels" in variant.kinds and not {"sample_weight", "ignore_index"} & set(variant.options)
 }
 PATHS = ["fused", "blocks", "csr"]
 

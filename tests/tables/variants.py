@@ -191,3 +191,12 @@ FEW = ("plain-labels", "smoothing_weights-labels", "all_linear-probabilities", "
 FEW_CASES = [case for case, name in zip(CASES, CASE_IDS, strict=True) if name in FEW]
 assert len(FEW_CASES) == len(FEW)
 each_of_few = chosen(lambda variant, kind: (variant, kind) in FEW_CASES)
+
+# The options of a few for labels, with weights of five classes: for tests of what surrounds the loss.
+_SOME = ("plain", "smoothing_weights", "focal_2", "poly1", "z_loss_large", "temperature_softcap")
+SOME_OPTIONS = {
+    variant.name: variant.make("labels", (6,), 5, np.random.default_rng(0))[1]
+    for variant in VARIANTS
+    if variant.name in _SOME
+}
+each_of_some_options = pytest.mark.parametrize("options", SOME_OPTIONS.values(), ids=SOME_OPTIONS)
