@@ -5,8 +5,10 @@ BIN := $(VENV)/bin
 LOWEST := .venv-lowest
 NATIVE := $(wildcard native/*.h native/*/*.h native/*/*.cpp)
 SOURCES := pyproject.toml CMakeLists.txt $(NATIVE)
+# A worker for each core; tests of one file share what is slow to start, a browser or a group of ranks.
+PARALLEL := -n auto --dist loadfile
 
-.PHONY: demo test test-slow test-lowest sanitize bench format clean
+.PHONY: demo test slowest test-slow test-lowest sanitize bench format clean
 
 demo: $(VENV)/.demo ## train on real data and write report.html
 	$(BIN)/xent fit digits --report report.html
@@ -18,7 +20,11 @@ test: $(VENV)/.test ## lint, types, import rules, the quick tests
 	$(BIN)/clang-format --dry-run --Werror $(NATIVE)
 	$(BIN)/mypy
 	$(BIN)/lint-imports
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest $(PARALLEL)
+
+slowest: $(VENV)/.test ## writes tests/slowest.txt: the 40 slowest quick tests, with their seconds
+	$(BIN)/python -m pytest $(PARALLEL) --durations=40 \
+	  | sed -nE 's/^ *([0-9.]+)s (call|setup) +(.*)/\1 \3/p' > tests/slowest.txt
 
 test-slow: $(VENV)/.test ## the full conformance product and 2^31 elements; most of an hour
 	$(BIN)/python -m pytest -m slow
