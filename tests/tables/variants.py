@@ -1,6 +1,6 @@
 """The one table of loss variants: every option and the combinations that mean something.
 
-A new option gets a row here, and with it all conformance, property and derivative tests.
+A new option gets a row here, and with it the tests of backends, properties, derivatives and graphs.
 """
 
 from __future__ import annotations

@@ -245,13 +245,14 @@ class Module(torch.nn.Module):  # type: ignore[misc, name-defined]
 
 # A strict export differs in how Python is read: of each kind of front door once.
 STRICT = ("rows", "classes last", "module", "projected", "projected module", "binary")
+EXPORTS = [
+    pytest.param(*call, strict, id=f"{name}-{strict}")
+    for name, call in EACH.items()
+    for strict in (False, True)[: 1 + (name in STRICT)]
+]
 
 
-@pytest.mark.parametrize(
-    ("function", "names", "strict"),
-    [(*EACH[name], strict) for name in EACH for strict in (False, True)[: 1 + (name in STRICT)]],
-    ids=[f"{name}-{strict}" for name in EACH for strict in (False, True)[: 1 + (name in STRICT)]],
-)
+@pytest.mark.parametrize(("function", "names", "strict"), EXPORTS)
 def test_an_export_takes_any_number_of_rows(function: Any, names: str, strict: bool) -> None:
     rows = torch.export.Dim("rows", min=2, max=512)
     sizes = tuple(None if name == "w" else {0: rows} for name in names)
