@@ -17,7 +17,7 @@ import pytest
 
 from xent.command import screen
 from xent.command.cli import main
-from xent.files.words import counted, listed, printable
+from xent.files.phrases import counted, listed, printable
 from xent.regression import model_file
 from xent.report import coefficients
 

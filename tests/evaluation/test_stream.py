@@ -21,7 +21,7 @@ from xent.command.cli import main
 from xent.evaluation import scoring, stream
 from xent.evaluation.scoring import Settings
 from xent.evaluation.stream import evaluate
-from xent.files.arrays import open_rows
+from xent.files.formats.row_reader import open_rows
 
 ROWS, CLASSES = 700, 11
 ENVIRONMENT = os.environ | {"PYTHONPATH": str(Path(xent.__file__).parents[1]), "OMP_NUM_THREADS": "2"}
@@ -484,7 +484,7 @@ def test_memory_is_bounded(tmp_path):
     np.save(tmp_path / "y.npy", np.zeros(rows, np.int64))
     code = f"""
 import resource, sys
-from xent.files import arrays as arrayfiles
+from xent.files.formats import row_reader
 from xent.command import cli
 from xent.evaluation import stream as evaluation
 from xent import command as commands

@@ -10,9 +10,10 @@ import polars as pl
 import pytest
 
 from xent.command.cli import main
-from xent.files import csv_table, dataset, parquet, row_numbers
-from xent.files.csv_table import Dialect
+from xent.files import dataset
 from xent.files.dataset import DataError
+from xent.files.formats import csv_table, parquet, row_numbers
+from xent.files.formats.csv_table import Dialect
 
 ROWS = [(k % 7, k % 5, "uv"[k % 2]) for k in range(40)]
 
@@ -51,14 +52,14 @@ LAYOUTS = {
 def test_the_layout_is_found_out(case):
     content, names = LAYOUTS[case]
     Path("f.csv").write_bytes(content.encode())
-    layout = csv_table.look(Path("f.csv"), Dialect())
+    layout = csv_table.detect_layout(Path("f.csv"), Dialect())
     assert layout.names == names
     table, numbers = csv_table.read(Path("f.csv"), layout)
     assert table.columns == names
     assert numbers.total == table.height
     lines = content.encode().split(b"\n")
     for row in (0, table.height - 1):
-        found = lines[numbers.of(row) - 1].decode().strip().replace('"', "").split(layout.separator)
+        found = lines[numbers.lookup(row) - 1].decode().strip().replace('"', "").split(layout.separator)
         assert found == [cell or "" for cell in table.row(row) if cell is not None]
     pieces = list(csv_table.batches(Path("f.csv"), layout, 10))
     assert pl.concat([piece for piece, _ in pieces]).equals(table)
@@ -341,4 +342,4 @@ def test_line_numbers_over_pieces(monkeypatch):
     for piece in (1, 2, 3, 7, 1 << 20):
         monkeypatch.setattr(row_numbers, "PIECE", piece)
         numbers = row_numbers.of_csv(Path("f.csv"), 1)
-        assert (numbers.total, numbers.of(np.arange(4)).tolist()) == (4, [2, 5, 6, 7])
+        assert (numbers.total, numbers.lookup(np.arange(4)).tolist()) == (4, [2, 5, 6, 7])

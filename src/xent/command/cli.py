@@ -48,7 +48,7 @@ def main(arguments: list[str] | None = None) -> int:
 def _say(text: str, code: int) -> int:
     if sys.stderr is None:
         return code
-    from xent.files.words import printable
+    from xent.files.phrases import printable
 
     print(f"xent: {printable(' '.join(text.split()))}", file=sys.stderr)
     return code

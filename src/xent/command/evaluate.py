@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.table import Table
 
 from xent.command import screen
-from xent.files.words import counted
+from xent.files.phrases import counted
 
 if TYPE_CHECKING:
     from xent.evaluation.stream import Evaluation
@@ -38,12 +38,12 @@ def evaluate(
     has no loss because it holds NaN or infinity; such rows are counted and left out.
     """
     from xent.evaluation import scoring, stream
-    from xent.files import arrays
+    from xent.files.formats import row_reader
 
     if classes < 0:
         raise ValueError(f"`--classes` must be >= 0; got {classes}")
     settings = scoring.Settings(probabilities, ignore_index, top_k)
-    with arrays.open_rows(logits) as outputs, arrays.open_rows(labels) as targets:
+    with row_reader.open_rows(logits) as outputs, row_reader.open_rows(labels) as targets:
         with screen.progress("reading", math.prod(outputs.shape) * outputs.itemsize) as advance:
             result = stream.evaluate(outputs, targets, settings, on_bytes=advance)
         if not result.rows:

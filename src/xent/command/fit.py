@@ -14,7 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 from xent.command import outputs, screen
-from xent.files.words import counted, printable
+from xent.files.phrases import counted, printable
 
 if TYPE_CHECKING:
     from xent.report.training import Run
@@ -86,8 +86,9 @@ def fit(
     each level. All of it is learnt from the training rows and kept in the model file. Rows of every
     class are held out in proportion. Exit code 1 if the gradient is wrong.
     """
-    from xent.files import csv_table, storage
     from xent.files import dataset as datasets
+    from xent.files import storage
+    from xent.files.formats import csv_table
     from xent.regression import model_file
     from xent.report import coefficients as effects
     from xent.report import page as reports

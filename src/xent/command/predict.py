@@ -13,12 +13,12 @@ import numpy as np
 import typer
 
 from xent.command import outputs, screen
-from xent.files.words import counted, listed, printable
+from xent.files.phrases import counted, listed, printable
 
 if TYPE_CHECKING:
     import polars
 
-    from xent.files.csv_table import Dialect
+    from xent.files.formats.csv_table import Dialect
     from xent.files.preprocess import Surprise
     from xent.regression.model_file import Model
 
@@ -42,8 +42,9 @@ def predict(
     found by their names, and others passed over. Rows are read, and written, some at a time. How CSV is
     read is remembered from `xent fit`; options given here come first.
     """
-    from xent.files import csv_table, storage
     from xent.files import dataset as datasets
+    from xent.files import storage
+    from xent.files.formats import csv_table
     from xent.regression import model_file
 
     if output is not None:

@@ -17,7 +17,7 @@ from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.text import Text
 
-from xent.files.words import printable
+from xent.files.phrases import printable
 
 Separator = Annotated[
     str | None, typer.Option(metavar="CHARACTER", help="Between the fields of a CSV file, if not found.")

@@ -14,7 +14,7 @@ import numpy as np
 from xent import information
 from xent.evaluation import scoring
 from xent.evaluation.scoring import Bin, Scores, Settings
-from xent.files.arrays import Rows
+from xent.files.formats.row_reader import RowReader
 
 Array = np.ndarray[Any, Any]
 
@@ -192,8 +192,8 @@ class InOrder:
 
 
 def evaluate(
-    outputs: Rows,
-    targets: Rows,
+    outputs: RowReader,
+    targets: RowReader,
     settings: Settings = LOGITS,
     threads: int | None = None,
     on_bytes: Callable[[int], None] | None = None,
@@ -210,7 +210,7 @@ def evaluate(
     Examples
     --------
     >>> import tempfile, numpy as np
-    >>> from xent.files.arrays import open_rows
+    >>> from xent.files.formats.row_reader import open_rows
     >>> with tempfile.TemporaryDirectory() as folder:
     ...     np.save(f"{folder}/z.npy", np.log([[0.5, 0.25, 0.25], [0.25, 0.25, 0.5]]))
     ...     np.save(f"{folder}/y.npy", [0, 1])
@@ -263,7 +263,7 @@ def evaluate(
     return tally.evaluation()
 
 
-def _fit_shapes(outputs: Rows, targets: Rows, settings: Settings) -> bool:
+def _fit_shapes(outputs: RowReader, targets: RowReader, settings: Settings) -> bool:
     """Whether the targets are distributions; ValueError for arrays that do not go together."""
     if settings.top_k < 1:
         raise ValueError(f"`--top-k` must be >= 1; got {settings.top_k}")

@@ -1,9 +1,8 @@
-"""From bytes to rows and back: files of arrays, tables, data sets and models.
+"""From bytes to rows and back: data sets, models, and the files that hold them.
 
-`dataset` opens whatever data the command is given, and `foreign` says what a file is that is none of those.
-`csv_table`, `parquet`, `npz` and `svmlight` read one kind each; `arrays` reads npy, npz, safetensors and
-Parquet a few rows at a time. `tables` makes columns of numbers and categories, cell by cell as `cells`
-understands them; `indexes` leaves out what is no data; `row_numbers` says what a row is called. `preprocess`
-makes features of columns; `storage` writes tensors and JSON; `faults` turns errors of readers into one line;
-`words` are for people.
+`dataset` reads the data that the command is given, of any kind; `formats` has a module for each kind of file.
+`cells` decides what one cell of a table means, `tables` makes columns of numbers and categories of them, and
+`skipped` finds blank rows, empty columns and pandas' index. `preprocess` scales and one-hot encodes columns.
+`storage` writes files atomically and reads model files. `errors` has DataError and turns the errors of polars
+into it; `phrases` formats counts, lists and names for people.
 """

@@ -1,4 +1,4 @@
-"""What one cell means: missing, a boolean, a number, or text; alike in every spelling and container."""
+"""What one cell means: missing, a boolean, a number or text, whatever its spelling or column type."""
 
 from __future__ import annotations
 
@@ -6,40 +6,40 @@ import re
 from decimal import Decimal
 from typing import TYPE_CHECKING, NamedTuple
 
-from xent.files.row_numbers import RowNumbers
+from xent.files.formats.row_numbers import RowNumbers
 
 if TYPE_CHECKING:
     import polars
 
-# In any case.
+# Compared in lower case.
 MISSING = ("", "na", "n/a", "nan", "-nan", "nat", "null", "none", "?", "#n/a", "#na", "<na>")
-BOOLEANS = {"true": 1.0, "false": 0.0}  # and the same
-# Numbers as programs write them. 01 is none: a postal code is not the number 1.
+BOOLEANS = {"true": 1.0, "false": 0.0}  # compared in lower case
+# Numbers as programs write them. 01 is not a number: it may be a postal code.
 NUMBER = r"^[-+]?(?:(?:0|[1-9]\d*)(?:\.\d*)?|\.\d+)(?:[eE][-+]\d{2,4})?$"
-SHORTEST = r"^(?:0|-?[1-9]\d*|-?(?:0|[1-9]\d*)\.\d*[1-9])$"  # such a number, in its one shortest spelling
+SHORTEST = r"^(?:0|-?[1-9]\d*|-?(?:0|[1-9]\d*)\.\d*[1-9])$"  # a number in its shortest spelling
 COMMA_NUMBER = r"^([-+]?(?:0|[1-9]\d*)),(\d+)$"
-MOST_DIGITS = 30  # of a number before its point that is written without an exponent
-# A number with marks: fractions behind {0}, thousands set apart by {1}.
+MOST_DIGITS = 30  # digits before the point, up to which a number is written without an exponent
+# A number with decimal mark {0} and thousands separator {1}.
 GROUPED = r"^[-+]?(?:\d+|\d{{1,3}}(?:\{1}\d{{3}})+)?(?:\{0}\d*)?(?:[eE][-+]?\d+)?$"
-EITHER = r"^[-+]?\d{{1,3}}\{1}\d{{3}}$"  # 1.234 with a decimal comma: 1234, or 1.234 after all
+EITHER = r"^[-+]?\d{{1,3}}\{1}\d{{3}}$"  # ambiguous: 1.234 with a decimal comma is 1234 or 1.234
 
 
 class Reading(NamedTuple):
-    """How the cells of one file are read, and what its rows are called."""
+    """How to read the cells of one file, and the numbers of its rows."""
 
     numbers: RowNumbers
-    missing: frozenset[str] = frozenset(("",))  # in lower case, numbers in their shortest spelling
+    missing: frozenset[str] = frozenset(("",))  # words in lower case, numbers in their shortest spelling
     decimal: str = "."
     grouped: bool = False  # whether 1.234 with a decimal comma is 1234, and 1,234 with a point
 
 
 def missing_words(words: tuple[str, ...], usual: bool) -> frozenset[str]:
-    """``words`` and, if ``usual``, those of `MISSING`, as `Reading` has them."""
+    """``words`` and, if ``usual``, those of `MISSING`, in the spelling of `Reading.missing`."""
     return frozenset((*(spelling(word.strip()).lower() for word in words), *(MISSING if usual else ("",))))
 
 
 def spelling(text: str) -> str:
-    """A boolean in lower case, a number as short as can be: 1.0 and +1 are 1; else ``text`` itself."""
+    """A boolean in lower case, a number in its shortest spelling (1.0 and +1 are 1), other text unchanged."""
     if text.lower() in BOOLEANS:
         return text.lower()
     if re.match(SHORTEST, text) or not re.match(NUMBER, text):
@@ -51,9 +51,9 @@ def spelling(text: str) -> str:
 
 
 def texts(column: polars.Series, reading: Reading) -> polars.Series:
-    """Cells of whatever type as text in the one spelling of `spelling`, null where missing.
+    """A column of any type as text in the spelling of `spelling`, null where missing.
 
-    Raises polars' error for a type that has no spelling.
+    Raises polars' error for a type that cannot be cast to text.
     """
     import polars
 
@@ -65,22 +65,22 @@ def texts(column: polars.Series, reading: Reading) -> polars.Series:
         text = text.str.replace(r"e(\d)", "e+0$1").str.replace("e-", "e-0", literal=True)
     if reading.decimal == ",":
         text = text.str.replace(COMMA_NUMBER, "$1.$2")
-    known = text.str.contains(SHORTEST)
-    odd = text.filter(~known & (text.str.contains(NUMBER) | text.str.to_lowercase().is_in([*BOOLEANS])))
+    is_short = text.str.contains(SHORTEST)
+    odd = text.filter(~is_short & (text.str.contains(NUMBER) | text.str.to_lowercase().is_in([*BOOLEANS])))
     if len(odd):
-        spelt = {value: spelling(value) for value in odd.unique()}
-        text = text.replace(list(spelt), list(spelt.values()))
+        spellings = {value: spelling(value) for value in odd.unique()}
+        text = text.replace(list(spellings), list(spellings.values()))
     return without_missing(text, reading)
 
 
 def without_missing(text: polars.Series, reading: Reading) -> polars.Series:
-    """Null where the cell is one of the words for a missing value."""
+    """``text`` with null for each word that means a missing value."""
     missing = text.str.to_lowercase().is_in(list(reading.missing))
     return text.set(missing.fill_null(False), None)
 
 
 def floats(column: polars.Series, reading: Reading) -> tuple[polars.Series, polars.Series]:
-    """(text as numbers, NaN among them, null elsewhere; the cells without blanks, null where missing)."""
+    """(a column of text as floats, null where a cell is no number; the stripped text, null where missing)."""
     import polars
 
     if reading.decimal == "." and not reading.grouped:
@@ -101,13 +101,13 @@ def floats(column: polars.Series, reading: Reading) -> tuple[polars.Series, pola
 
 
 def without_numbers(numbers: polars.Series, reading: Reading) -> polars.Series:
-    """NaN where a word for a missing value is that number."""
+    """``numbers`` with NaN for each number that means a missing value."""
     marks = [float(word) for word in reading.missing if re.match(NUMBER, word)]
     return numbers.set(numbers.is_in(marks).fill_null(False), float("nan")) if marks else numbers
 
 
 def booleans(text: polars.Series) -> polars.Series:
-    """1 and 0 where the text is a boolean, null elsewhere."""
+    """1 for true, 0 for false, null for other text."""
     import polars
 
     lower = text.str.to_lowercase()

@@ -1,4 +1,4 @@
-"""The data named on the command line, of whatever kind, as checked rows and labels."""
+"""Load the data named on the command line, of any kind of file, as checked rows and labels."""
 
 from __future__ import annotations
 
@@ -8,19 +8,20 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from xent.files import cells, csv_table, foreign, indexes, npz, parquet, row_numbers, svmlight, tables
+from xent.files import cells, skipped, tables
 from xent.files.cells import Reading
-from xent.files.csv_table import Dialect
-from xent.files.faults import DataError, named_faults
+from xent.files.errors import DataError, named_faults
+from xent.files.formats import csv_table, foreign, npz, parquet, row_numbers, svmlight
+from xent.files.formats.csv_table import Dialect
+from xent.files.phrases import counted, listed
 from xent.files.preprocess import Preprocessor
-from xent.files.words import counted, listed
 
 Array = np.ndarray[Any, Any]
 
 BUNDLED = ("digits", "iris", "wine", "breast_cancer")
 KINDS = "CSV, Parquet, npz or svmlight"
-PIECE = 1 << 24  # bytes of an svmlight file, values of an npz array, read at a time
-BATCH = 1 << 20  # cells of a table read at a time
+PIECE = 1 << 24  # bytes of an svmlight file, or values of an npz array, to read at a time
+BATCH = 1 << 20  # cells of a table to read at a time
 NO_DIALECT = Dialect()
 
 
@@ -36,20 +37,20 @@ class Dataset(NamedTuple):
     features: Any
     labels: Array
     feature_names: list[str]
-    target: str = "target"  # the column of the labels
-    numbers: Array | None = None  # (N,) of the rows in their file; None for 1, 2, ...
-    word: str = "row"  # what these are numbers of: "line" of a text file, else "row"
-    unlabelled: int = 0  # rows left out for want of a label
+    target: str = "target"  # name of the label column
+    numbers: Array | None = None  # (N,) number of each row in its file; None for 1, 2, ...
+    word: str = "row"  # what ``numbers`` count: "line" in a text file, else "row"
+    unlabelled: int = 0  # rows left out because they have no label
     notes: tuple[str, ...] = ()  # what was left out, in sentences
-    dialect: Dialect = NO_DIALECT  # how the file was to be read
+    dialect: Dialect = NO_DIALECT  # the options for reading the file
 
     def number(self, row: int) -> int:
-        """In its file, of a row counted from 0 among those that are left."""
+        """Number in its file of row ``row``, counted from 0 in ``features``."""
         return row + 1 if self.numbers is None else int(self.numbers[row])
 
 
 class Batch(NamedTuple):
-    """Some rows of ``features`` as those of a `Dataset`, and how many blank lines there were."""
+    """A few rows of ``features``, as in `Dataset`, and the number of blank lines among them."""
 
     features: Any
     blank: int = 0
@@ -63,20 +64,20 @@ def load(
     dialect: Dialect = NO_DIALECT,
     drop_unlabelled: bool = False,
 ) -> Dataset:
-    """A bundled set by its name, or the file at that path.
+    """Load a bundled set by its name, or the file at that path.
 
-    A CSV file has a header, then one row an example; how it is written is found out, or said by
-    ``dialect``. In it and in a Parquet file ``target`` names the column of labels; those in ``drop`` are
-    left out, those in ``categorical`` are categories though they look like numbers. An npz file has
-    arrays ``X (N, D)`` and ``y (N,)``, or ``data``, ``indices``, ``indptr``, ``shape`` of a CSR matrix
-    instead of ``X``. Rows without a label are an error, or left out by ``drop_unlabelled``. Raises
-    DataError.
+    A CSV file has a header, then one row for each example. Its separator and decimal mark are detected
+    unless ``dialect`` gives them. In CSV and Parquet files ``target`` names the label column, the columns
+    in ``drop`` are left out, and those in ``categorical`` are categories even if they hold numbers. An npz
+    file has arrays ``X (N, D)`` and ``y (N,)``; a CSR matrix is ``data``, ``indices``, ``indptr`` and
+    ``shape`` instead of ``X``. Rows without a label are an error unless ``drop_unlabelled`` leaves them
+    out. Raises DataError.
     """
     kind, path = _kind(data)
     _require_no_options(
         data,
         kind,
-        {"--target": target, "--drop": drop, "--categorical": categorical, **_given(dialect)},
+        {"--target": target, "--drop": drop, "--categorical": categorical, **_table_options(dialect)},
     )
     with named_faults(data):
         if kind in ("csv", "parquet"):
@@ -93,7 +94,7 @@ def load(
 
 
 def batches(data: str, learnt: Preprocessor, dialect: Dialect = NO_DIALECT) -> Iterator[Batch]:
-    """The rows of a file like the one that ``learnt`` was fitted on, in pieces that it can transform."""
+    """Yield the rows of a file, a batch at a time, with the columns that ``learnt`` can transform."""
     kind, path = _kind(data)
     with named_faults(data):
         if kind in ("csv", "parquet"):
@@ -118,11 +119,11 @@ def batches(data: str, learnt: Preprocessor, dialect: Dialect = NO_DIALECT) -> I
 
 
 def require_table_options(data: str, dialect: Dialect) -> None:
-    """DataError for options of ``dialect`` that the file at ``data`` has no use for."""
-    _require_no_options(data, _kind(data)[0], _given(dialect))
+    """Raise DataError if ``dialect`` has an option that the kind of file at ``data`` does not take."""
+    _require_no_options(data, _kind(data)[0], _table_options(dialect))
 
 
-def _given(dialect: Dialect) -> dict[str, Any]:
+def _table_options(dialect: Dialect) -> dict[str, Any]:
     return {
         "--separator": dialect.separator,
         "--decimal": dialect.decimal,
@@ -132,8 +133,8 @@ def _given(dialect: Dialect) -> dict[str, Any]:
 
 
 def _require_no_options(data: str, kind: str, options: dict[str, Any]) -> None:
-    for option, given in options.items():
-        if not given or kind == "csv":
+    for option, value in options.items():
+        if not value or kind == "csv":
             continue
         if kind != "parquet":
             raise DataError(f"`{option}` is for CSV and Parquet files; {data} has no named columns")
@@ -166,8 +167,8 @@ def _bundled(name: str) -> Dataset:
     bunch = getattr(sklearn.datasets, f"load_{name}")()
     labels = np.asarray(bunch.target_names).astype(str)[bunch.target] if name != "digits" else bunch.target
     names = [str(feature) for feature in bunch.feature_names]
-    here = f"the bundled set: the file {name} in this directory is not read; name it ./{name}"
-    notes = (here,) if Path(name).is_file() else ()
+    shadowed = f"the bundled set: the file {name} in this directory is not read; name it ./{name}"
+    notes = (shadowed,) if Path(name).is_file() else ()
     return Dataset(name, np.asarray(bunch.data, np.float64), labels, names, notes=notes)
 
 
@@ -181,7 +182,7 @@ def _table(
     drop_unlabelled: bool,
 ) -> Dataset:
     if kind == "csv":
-        layout = csv_table.look(path, dialect)
+        layout = csv_table.detect_layout(path, dialect)
         table, numbers = csv_table.read(path, layout)
         reading = _csv_reading(layout, dialect, numbers)
         nameless, index = layout.nameless, []
@@ -192,15 +193,15 @@ def _table(
     names = table.columns
     if target is None:
         raise DataError(f"{path}: name the label column by --target; the columns are {listed(names)}")
-    drop = [place for name in drop for place in (nameless if nameless and not name else [name])]
+    drop = [column for name in drop for column in (nameless if nameless and not name else [name])]
     named = [("target", target), *(("drop", each) for each in drop)]
     for option, column in (*named, *(("categorical", each) for each in categorical)):
         if column not in names:
             raise DataError(f"{path}: no column {column!r} for --{option}; the columns are {listed(names)}")
-    rows = indexes.filled_rows(table) if kind == "csv" else np.arange(table.height)
+    rows = skipped.filled_rows(table) if kind == "csv" else np.arange(table.height)
     if not len(rows):
         raise DataError(f"{path}: a header and no rows")
-    left_out = indexes.left_out(table[rows], nameless, index, reading)
+    left_out = skipped.left_out(table[rows], nameless, index, reading)
     for name in (target, *drop, *categorical):
         left_out.pop(name, None)
     feature_names = [name for name in names if name not in (target, *drop, *left_out)]
@@ -216,7 +217,7 @@ def _table(
         labels,
         feature_names,
         target,
-        reading.numbers.of(kept),
+        reading.numbers.lookup(kept),
         reading.numbers.word,
         len(rows) - len(kept),
         notes,
@@ -227,16 +228,16 @@ def _table(
 def _table_batches(path: Path, kind: str, learnt: Preprocessor, dialect: Dialect) -> Iterator[Batch]:
     first = 0
     for table, reading in _csv_batches(path, dialect) if kind == "csv" else _parquet_batches(path, dialect):
-        found = tables.columns(
+        features = tables.columns(
             path, table, learnt.columns, reading, tuple(learnt.levels), learnt.booleans, first
         )
-        rows = indexes.filled_rows(table) if kind == "csv" else range(table.height)
-        yield Batch(found if len(rows) == table.height else found[rows], table.height - len(rows))
+        rows = skipped.filled_rows(table) if kind == "csv" else range(table.height)
+        yield Batch(features if len(rows) == table.height else features[rows], table.height - len(rows))
         first += table.height
 
 
 def _csv_batches(path: Path, dialect: Dialect) -> Iterator[tuple[Any, Reading]]:
-    layout = csv_table.look(path, dialect)
+    layout = csv_table.detect_layout(path, dialect)
     for table, numbers in csv_table.batches(path, layout, BATCH):
         yield table, _csv_reading(layout, dialect, numbers)
 
@@ -253,19 +254,19 @@ def _csv_reading(layout: csv_table.Layout, dialect: Dialect, numbers: row_number
 
 
 def _parquet_reading(dialect: Dialect, numbers: row_numbers.RowNumbers) -> Reading:
-    """Missing are nulls and empty text, since a null is a null there, and the text None is text."""
+    """Parquet stores nulls, so only a null or an empty text is missing; the text None is text."""
     return Reading(numbers, cells.missing_words(dialect.missing, usual=False))
 
 
 def _plainly_named(path: Path, table: Any) -> tuple[Any, list[str]]:
-    """(the table, those of its columns that have no name)."""
+    """(the table with stripped and completed column names, the names made up)."""
     names, nameless = csv_table.plain_names(path, table.columns)
     table.columns = names
     return table, nameless
 
 
 def _plain(features: Any) -> Any:
-    """An array where all columns are numbers."""
+    """``features`` as an array if all its columns are numbers, otherwise unchanged."""
     import polars
 
     if polars.String in features.dtypes:
@@ -305,14 +306,14 @@ def _unnamed(
         features if len(kept) == len(y) else features[kept],
         labels,
         names,
-        numbers=numbers.of(kept),
+        numbers=numbers.lookup(kept),
         word=numbers.word,
         unlabelled=len(y) - len(kept),
     )
 
 
 def _labels(data: str, y: Array, numbers: row_numbers.RowNumbers, drop_missing: bool) -> tuple[Array, Array]:
-    """((N,) integers, booleans or text; their rows)."""
+    """(labels (N,) as integers, booleans or text; the index of their rows in ``y``)."""
     import polars
 
     rows = np.arange(len(y))
@@ -337,7 +338,7 @@ def _labels(data: str, y: Array, numbers: row_numbers.RowNumbers, drop_missing: 
 
 
 def _check_classes(dataset: Dataset) -> None:
-    """DataError unless the labels are at least two classes, and fewer than a name for each row."""
+    """Raise DataError if the labels hold fewer than 2 classes, or mostly values that occur once."""
     where = f"{dataset.name}: " + (f"column {dataset.target!r}" if dataset.target != "target" else "y")
     classes, counts = np.unique(dataset.labels, return_counts=True)
     rows = len(dataset.labels)

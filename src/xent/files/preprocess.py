@@ -1,4 +1,4 @@
-"""Columns of a table become features: learnt on the training rows, kept as plain numbers and text."""
+"""Make features of the columns of a table: scaling, imputation and one-hot coding, as learnt in training."""
 
 from __future__ import annotations
 
@@ -9,27 +9,27 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
 import numpy as np
 
-from xent.files.words import counted, listed
+from xent.files.phrases import counted, listed
 
 if TYPE_CHECKING:
     import polars
 
 Array = np.ndarray[Any, Any]
 
-BLOCK = 1 << 17  # elements scaled at a time, in float64: 1 MiB
-MOST_LEVELS = 1 << 20  # of all columns of categories: each is a column of the features, and has its name
-SPARSE_FROM = 8  # features for each entry of a row, from which on they are CSR: a fifth of the memory
-MOST_NAMED = 6  # columns, levels
-HEAD = 100  # rows that most columns show in that they are no booleans; a column of a matrix is slow to read
-BOOLEANS = [["true", "false"], ["1", "0"]]  # a boolean as text and as a number
+BLOCK = 1 << 17  # elements to scale at a time: 1 MiB of float64
+MOST_LEVELS = 1 << 20  # in all columns of categories together: each level is a feature with a name
+SPARSE_FROM = 8  # features are CSR from so many for each entry of a row: a fifth of the memory
+MOST_NAMED = 6  # columns or levels to name in a sentence
+HEAD = 100  # rows to look at first for values other than booleans; a column of a matrix is slow to read
+BOOLEANS = [["true", "false"], ["1", "0"]]  # spellings of the booleans as text and as numbers
 
 
 class Surprise(NamedTuple):
-    """What a row has and no training row had: a level, or a missing value."""
+    """A level, or a missing value, that no training row had."""
 
     column: str
     level: str | None  # None: the value is missing
-    is_category: bool  # of the column
+    is_category: bool  # whether the column holds categories
 
 
 @dataclass(frozen=True, eq=False)
@@ -37,12 +37,13 @@ class Preprocessor:
     """Scaling, filling and one-hot coding of the columns of a table.
 
     The features are, in this order: each column of numbers, scaled to mean 0 and standard deviation 1
-    after a missing value (NaN) was filled with the median; for each of them that had missing values a
-    column that is 1 where one was; for each level of each column of categories a column that is 1
-    where the row has that level. A missing category is a level of its own if training rows had it.
-    Numbers of a sparse matrix are divided by their largest absolute value and not centred, which keeps
-    their zeros. Constant columns become 0. Categories that the training rows did not have become 0 in
-    all columns of their levels.
+    after missing values (NaN) were filled with the median; for each column of numbers that had missing
+    values an indicator that is 1 where the value is missing; for each level of each column of categories
+    an indicator that is 1 where the row has that level. A missing category is a level of its own if
+    training rows had it.
+    Columns of a sparse matrix are divided by their largest absolute value and not centred, which keeps
+    zeros. Constant columns become 0. A category that the training rows did not have is 0 in all columns
+    of levels.
 
     Attributes
     ----------
@@ -51,7 +52,7 @@ class Preprocessor:
     indicators : {name: missing values in the training rows} of the columns of numbers that had some
     constants : names of the columns of numbers that had one value only
     booleans : names of the columns of numbers that held 1 and 0 only, in which True is 1
-    sparse : whether the training rows were, so that their numbers were not centred
+    sparse : whether the training rows were sparse, so that their numbers were not centred
     fill, mean, scale : (D,) float64 arrays over the columns of numbers, in their order
 
     Examples
@@ -94,7 +95,7 @@ class Preprocessor:
         missing = np.isnan(x)
         count = missing.sum(axis=0)
         fill = _medians(x, count)
-        # Rounding must not make a constant column look like one that varies: hence by scikit-learn.
+        # scikit-learn's scaler does not take a constant column for one that varies, despite rounding.
         with np.errstate(over="ignore", invalid="ignore"):
             scaler = StandardScaler().fit(np.where(missing, fill, x)) if numbers else None
         mean, scale = (scaler.mean_, scaler.scale_) if scaler else (np.zeros(0), np.ones(0))
@@ -134,9 +135,9 @@ class Preprocessor:
     def transform(self, table: Any) -> Any:
         """Features of a table like the one of `fit`: (N, F) of its floating dtype, dense or CSR.
 
-        They are CSR where the table is, and where most are columns of levels (`has_mostly_levels`). A
-        DataFrame is read by the names of its columns. Raises ValueError for columns that are not there and
-        for values so far from the training rows that their feature overflows.
+        The result is CSR if the table is, or if most features are levels (`has_mostly_levels`). Columns of
+        a DataFrame are found by their names. Raises ValueError for missing columns, and for values so far
+        from the training rows that their feature overflows.
         """
         if _is_sparse(table):
             self._require_width(table.shape[1])
@@ -145,7 +146,7 @@ class Preprocessor:
                 scaled.data = (table.data / self.scale[table.indices]).astype(table.dtype, copy=False)
                 return scaled
             table = table.toarray()
-        x = _numbers(table, self._require(table))
+        x = _numbers(table, self._require_columns(table))
         levels = sum(map(len, self.levels.values()))
         first = len(self.numbers) + len(self.indicators)
         out = np.zeros((len(x), first if self.has_mostly_levels else first + levels), x.dtype)
@@ -161,16 +162,16 @@ class Preprocessor:
 
     @property
     def has_mostly_levels(self) -> bool:
-        """Whether features are so much wider than a row has entries that they are kept as CSR."""
+        """Whether a row has so few entries for its number of features that the features are CSR."""
         entries = len(self.columns) + len(self.indicators)
         levels = sum(map(len, self.levels.values()))
         return entries - len(self.levels) + levels > SPARSE_FROM * entries
 
     def _scale(self, x: Array, out: Array) -> None:
         """Write the features of the columns of numbers, and of their missing values, into ``out``."""
-        place = {name: k for k, name in enumerate(self.numbers)}
-        flags = [place[name] for name in self.indicators]
-        constants = [place[name] for name in self.constants if name in place]
+        index = {name: k for k, name in enumerate(self.numbers)}
+        flags = [index[name] for name in self.indicators]
+        constants = [index[name] for name in self.constants if name in index]
         step = max(1, BLOCK // max(1, x.shape[1]))
         for start in range(0, len(x), step):
             block = x[start : start + step]
@@ -178,34 +179,34 @@ class Preprocessor:
             with np.errstate(over="ignore"):
                 scaled = (np.where(missing, self.fill, block) - self.mean) / self.scale
                 scaled[:, constants] = 0.0
-                out[start : start + step, : len(place)] = scaled
-            infinite = np.isinf(out[start : start + step, : len(place)])
+                out[start : start + step, : len(index)] = scaled
+            infinite = np.isinf(out[start : start + step, : len(index)])
             if infinite.any():
                 n, k = np.unravel_index(int(infinite.argmax()), infinite.shape)
                 far = f"too far from those of the training rows: {block[n, k]:.3g}"
                 raise ValueError(f"the values of column {self.numbers[k]!r} are {far}")
-            out[start : start + step, len(place) : len(place) + len(flags)] = missing[:, flags]
+            out[start : start + step, len(index) : len(index) + len(flags)] = missing[:, flags]
 
     def surprises(self, table: Any) -> Counter[Surprise]:
-        """Rows of ``table`` by what the training rows did not have; empty if there is nothing new."""
-        found: Counter[Surprise] = Counter()
+        """{what no training row had: number of rows of ``table`` with it}; empty if there is nothing new."""
+        counter: Counter[Surprise] = Counter()
         if _is_sparse(table):
-            return found
-        numbers = self._require(table)
+            return counter
+        numbers = self._require_columns(table)
         missing = np.isnan(_numbers(table, numbers)).sum(axis=0)
         for name, count in zip(numbers, missing.tolist(), strict=True):
             if count and name not in self.indicators and name not in self.constants:
-                found[Surprise(name, None, is_category=False)] = count
+                counter[Surprise(name, None, is_category=False)] = count
         for name, levels in self.levels.items():
             column = table[name]
             new = column.filter(_codes(column, levels) < 0)
             counts = sorted(new.value_counts().iter_rows(), key=lambda each: (-each[1], each[0] or ""))
             for level, count in counts:
-                found[Surprise(name, level, is_category=True)] = count
-        return found
+                counter[Surprise(name, level, is_category=True)] = count
+        return counter
 
     def to_json(self) -> dict[str, Any]:
-        """The text part, as `from_json` reads it: lists, dicts, strings, integers."""
+        """All but the arrays as lists, dicts, strings and integers, for `from_json`."""
         return {
             "columns": list(self.columns),
             "levels": {name: list(levels) for name, levels in self.levels.items()},
@@ -216,12 +217,12 @@ class Preprocessor:
         }
 
     def arrays(self) -> dict[str, Array]:
-        """The numbers: ``fill``, ``mean`` and ``scale``."""
+        """The arrays ``fill``, ``mean`` and ``scale``, for `from_json`."""
         return {"fill": self.fill, "mean": self.mean, "scale": self.scale}
 
     @classmethod
     def from_json(cls, text: Any, arrays: Mapping[str, Array]) -> Self:
-        """The inverse of `to_json` and `arrays`; ValueError for anything that these do not give."""
+        """The inverse of `to_json` and `arrays`; ValueError for anything else."""
         try:
             learnt = cls(
                 columns=_strings(text["columns"]),
@@ -235,10 +236,9 @@ class Preprocessor:
         except (KeyError, TypeError, AttributeError, ValueError) as error:
             raise ValueError(f"the preprocessing is not complete or not of this form: {error}") from None
         numbers, columns = learnt.numbers, set(learnt.columns)
-        known = {*learnt.levels} <= columns and {*learnt.indicators, *learnt.constants, *learnt.booleans} <= {
-            *numbers
-        }
-        if not known or len(columns) != len(learnt.columns):
+        of_numbers = {*learnt.indicators, *learnt.constants, *learnt.booleans}
+        consistent = {*learnt.levels} <= columns and of_numbers <= {*numbers}
+        if not consistent or len(columns) != len(learnt.columns):
             raise ValueError("the preprocessing names columns twice, or ones that it does not have")
         for name, array in learnt.arrays().items():
             if array.shape != (len(numbers),) or not np.isfinite(array).all():
@@ -247,8 +247,8 @@ class Preprocessor:
             raise ValueError("the preprocessing's `scale` must be > 0")
         return learnt
 
-    def _require(self, table: Any) -> list[str]:
-        """The columns of numbers, which ``table`` has, as it has those of categories."""
+    def _require_columns(self, table: Any) -> list[str]:
+        """The names of the columns of numbers; ValueError if ``table`` lacks a column."""
         if isinstance(table, np.ndarray):
             self._require_width(table.shape[1])
             if self.levels:
@@ -265,7 +265,7 @@ class Preprocessor:
 
 
 def describe(learnt: Preprocessor) -> list[tuple[str, str]]:
-    """(heading, sentence) of what was done with the columns, for a person to read."""
+    """[(heading, sentence)] that say, for people, what was done with the columns."""
     numbers, levels = len(learnt.numbers), learnt.levels
     scaled = "scaled to mean 0, deviation 1 by" if not learnt.sparse else "divided by their largest value in"
     lines = []
@@ -289,11 +289,11 @@ def describe(learnt: Preprocessor) -> list[tuple[str, str]]:
     return lines
 
 
-def describe_surprises(found: Mapping[Surprise, int], rows: str = "row") -> list[str]:
-    """A sentence for each column and kind of `Preprocessor.surprises`; ``rows`` is the noun, singular."""
+def describe_surprises(surprises: Mapping[Surprise, int], rows: str = "row") -> list[str]:
+    """A sentence for each column and kind of surprise; ``rows`` is the singular noun for a row."""
     sentences = []
-    for column in dict.fromkeys(each.column for each in found):
-        of_column = {each: count for each, count in found.items() if each.column == column}
+    for column in dict.fromkeys(each.column for each in surprises):
+        of_column = {each: count for each, count in surprises.items() if each.column == column}
         missing = sum(count for each, count in of_column.items() if each.level is None)
         if missing:
             result = "the training rows all had one; their median stands in"
@@ -310,7 +310,7 @@ def describe_surprises(found: Mapping[Surprise, int], rows: str = "row") -> list
 
 
 def _with_levels(numbers: Array, codes: list[Array], starts: Array) -> Any:
-    """CSR features: dense ``numbers (N, first)``, then a 1 at ``starts[k] + codes[k]`` if that is a level."""
+    """CSR features: ``numbers (N, first)``, then 1 in column ``starts[k] + codes[k]`` where codes[k] >= 0."""
     import scipy.sparse
 
     rows, first = numbers.shape
@@ -342,11 +342,11 @@ def _numbers(table: Any, names: list[str]) -> Array:
 
 
 def _medians(x: Array, missing: Array) -> Array:
-    """Of the values that are there, 0 where none is."""
+    """Median of the present values of each column; 0 for a column without any."""
     fill = np.zeros(x.shape[1])
-    some = missing < len(x)
-    if some.any():
-        fill[some] = np.nanmedian(x[:, some], axis=0)
+    has_values = missing < len(x)
+    if has_values.any():
+        fill[has_values] = np.nanmedian(x[:, has_values], axis=0)
     return fill
 
 
@@ -355,45 +355,45 @@ def _levels(table: Any, columns: list[str]) -> dict[str, tuple[str | None, ...]]
         return {}
     import polars
 
-    found: dict[str, tuple[str | None, ...]] = {}
+    levels: dict[str, tuple[str | None, ...]] = {}
     for name in columns:
         if table[name].dtype == polars.String:
             values = table[name].unique().to_list()
             missing = (None,) if None in values else ()
-            found[name] = (*sorted(value for value in values if value is not None), *missing)
-    if sum(map(len, found.values())) > MOST_LEVELS:
-        name = max(found, key=lambda each: len(found[each]))
+            levels[name] = (*sorted(value for value in values if value is not None), *missing)
+    if sum(map(len, levels.values())) > MOST_LEVELS:
+        name = max(levels, key=lambda each: len(levels[each]))
         raise ValueError(
-            f"column {name!r} has {len(found[name]):,} levels in {table.height:,} rows, too many for a "
+            f"column {name!r} has {len(levels[name]):,} levels in {table.height:,} rows, too many for a "
             "column each: leave it out or group them"
         )
-    return found
+    return levels
 
 
 def _codes(column: polars.Series, levels: tuple[str | None, ...]) -> Array:
-    """(N,) the place of each value among ``levels``, -1 where it is none of them."""
+    """(N,) index of each value in ``levels``, -1 if it is not one of them."""
     import polars
 
-    known = [level for level in levels if level is not None]
+    names = [level for level in levels if level is not None]
     text = column.cast(polars.String)
-    # Levels true and false of a column of 1 and 0, or the reverse.
-    for spelt, others in (BOOLEANS, BOOLEANS[::-1]):
-        if known and {*known} <= {*spelt}:
-            text = text.replace(others, spelt)
-    codes = text.cast(polars.Enum(known), strict=False).to_physical()
+    # The levels are true and false and the column holds 1 and 0, or the reverse.
+    for spelling, other in (BOOLEANS, BOOLEANS[::-1]):
+        if names and {*names} <= {*spelling}:
+            text = text.replace(other, spelling)
+    codes = text.cast(polars.Enum(names), strict=False).to_physical()
     result = codes.cast(polars.Int64).fill_null(-1).to_numpy()
     if None in levels:
-        result = np.where(column.is_null().to_numpy(), len(known), result)
+        result = np.where(column.is_null().to_numpy(), len(names), result)
     return result
 
 
 def _is_boolean(column: Array) -> bool:
-    """Whether it holds 1, 0 and missing values only."""
+    """Whether a column holds 1, 0 and missing values only."""
     return all(bool(((part == 0) | (part == 1) | np.isnan(part)).all()) for part in (column[:HEAD], column))
 
 
 def _strings(values: Any, last: tuple[None, ...] = ()) -> tuple[Any, ...]:
-    found = tuple(values)
-    if isinstance(values, str) or not all(isinstance(v, str) for v in found if v is not None or not last):
+    strings = tuple(values)
+    if isinstance(values, str) or not all(isinstance(v, str) for v in strings if v is not None or not last):
         raise ValueError(f"expected a list of strings; got {values!r:.50}")
-    return found
+    return strings

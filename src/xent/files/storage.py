@@ -1,4 +1,4 @@
-"""Files that are whole or not there, and model files: safetensors with JSON metadata, read without trust."""
+"""Atomic writing of files; model files, safetensors with JSON metadata, checked as they are read."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ T = TypeVar("T")
 
 FORMAT = "xent-model"
 VERSION = 1  # of the layout of the file
-METADATA_LIMIT = 1 << 25  # characters of JSON: a million feature names; parsed, at most a few hundred MB
-TEXT_LIMIT = 1 << 28  # characters of an array of labels, padded to the longest as NumPy stores them
+METADATA_LIMIT = 1 << 25  # characters of JSON, enough for a million feature names; a few hundred MB parsed
+TEXT_LIMIT = 1 << 28  # characters of an array of text labels; NumPy pads each to the longest
 DTYPES = {"F64": np.float64, "F32": np.float32, "I64": np.int64}
 LABEL_DTYPES = (
     "bool",
@@ -37,9 +37,9 @@ LABEL_DTYPES = (
 class Contents(NamedTuple):
     """What a model file holds; each part of a model adds its own tensors and its own entry of ``metadata``.
 
-    ``tensors``: finite float64, float32 or int64 arrays by name. ``metadata``: what JSON can say, without
-    NaN and infinity. `SoftmaxRegression` uses the tensors ``coef`` and ``intercept`` and the entry
-    ``"estimator"``; what must be done to the features before is the entry ``"preprocessing"``.
+    ``tensors``: finite float64, float32 or int64 arrays by name. ``metadata``: a JSON object without NaN
+    and infinity. `SoftmaxRegression` uses the tensors ``coef`` and ``intercept`` and the entry
+    ``"estimator"``; the preprocessing of the features is the entry ``"preprocessing"``.
     """
 
     tensors: dict[str, Array]
@@ -47,7 +47,7 @@ class Contents(NamedTuple):
 
 
 def save(contents: Contents, path: str | Path) -> None:
-    """Write ``contents`` at ``path``, whole or not at all; the same contents are the same bytes.
+    """Write ``contents`` at ``path`` atomically; the same contents give the same bytes.
 
     Raises OSError if the file cannot be written, ValueError if `load` would refuse it.
     """
@@ -59,7 +59,7 @@ def save(contents: Contents, path: str | Path) -> None:
         _require_finite(name, tensor)
     tensors = {name: np.ascontiguousarray(tensor) for name, tensor in contents.tensors.items()}
     text = _json(contents.metadata)
-    # One key: safetensors writes several in any order.
+    # One key, because safetensors writes several in any order.
     whole = _json({"version": VERSION, "sha256": _digest(tensors, text), "metadata": contents.metadata})
     if len(whole) > METADATA_LIMIT:
         raise ValueError(
@@ -71,8 +71,8 @@ def save(contents: Contents, path: str | Path) -> None:
 def load(path: str | Path) -> Contents:
     """The contents of the model file at ``path``; nothing in it is executed.
 
-    Raises OSError if the file cannot be read, ValueError if it is foreign, cut short, altered since it
-    was written (found by a checksum, which is no signature), or of a later version.
+    Raises OSError if the file cannot be read, ValueError if it is no model file, is cut short, has another
+    checksum than was written (which finds damage, but proves no origin), or is of a later version.
     """
     import safetensors
 
@@ -94,14 +94,14 @@ def load(path: str | Path) -> Contents:
 
 
 def _header(text: str | None) -> dict[str, Any]:
-    """The one entry of safetensors' metadata, parsed."""
+    """Parse and check the JSON object that is safetensors' one metadata entry."""
     if text is None:
         raise ValueError(f"is not a model file: no {FORMAT!r} in its metadata")
     if len(text) > METADATA_LIMIT:
         raise ValueError(f"is not a model file: {len(text):,} characters of metadata")
     try:
         whole = json.loads(text)
-        _json(whole)  # neither deeper than Python's stack nor with NaN or infinity, which json.loads takes
+        _json(whole)  # refuses too deep nesting, NaN and infinity, which json.loads accepts
     except (ValueError, RecursionError) as error:
         raise ValueError(f"is not a model file: its metadata is no JSON: {error}") from None
     if not isinstance(whole, dict):
@@ -142,7 +142,7 @@ def _json(value: Any) -> str:
 
 
 def entry(metadata: Mapping[str, Any], name: str, *types: type[T]) -> T:
-    """``metadata[name]``, which must be there and of one of ``types``; a bool is no int."""
+    """``metadata[name]``; ValueError if it is missing or not of one of ``types``. A bool is not an int."""
     value: Any = metadata.get(name)
     if not isinstance(value, types) or (isinstance(value, bool) and bool not in types):
         expected = " or ".join("null" if t is type(None) else t.__name__ for t in types)
@@ -151,13 +151,13 @@ def entry(metadata: Mapping[str, Any], name: str, *types: type[T]) -> T:
 
 
 def shortened(value: Any, limit: int = 60) -> str:
-    """``repr(value)``, cut: what a file holds may be long."""
+    """``repr(value)``, cut to ``limit`` characters."""
     text = repr(value)
     return text if len(text) <= limit else f"{text[:limit]}…"
 
 
 def encode_labels(labels: Array) -> dict[str, Any]:
-    """An array (K,) of numbers, booleans or text, for JSON; ValueError for other labels."""
+    """Class labels (K,) of numbers, booleans or text as a JSON object; ValueError for other labels."""
     values = labels.tolist()
     name = "str" if labels.dtype.kind == "U" else labels.dtype.name
     kinds = {type(value) for value in values}
@@ -170,7 +170,7 @@ def encode_labels(labels: Array) -> dict[str, Any]:
 
 
 def decode_labels(encoded: Mapping[str, Any]) -> Array:
-    """The array of `encode_labels`, sorted and each once; ValueError for anything else."""
+    """The inverse of `encode_labels`; ValueError unless the labels are sorted and distinct."""
     name, values = entry(encoded, "dtype", str), entry(encoded, "values", list)
     kinds = {type(value) for value in values}
     if name == "str":
@@ -192,7 +192,7 @@ def decode_labels(encoded: Mapping[str, Any]) -> Array:
 
 @contextmanager
 def reading(path: str | Path) -> Iterator[None]:
-    """A ValueError about what ``path`` holds begins with its name."""
+    """Prefix a ValueError with ``path``."""
     try:
         yield
     except ValueError as error:
@@ -200,41 +200,41 @@ def reading(path: str | Path) -> Iterator[None]:
 
 
 def write(path: str | Path, content: bytes) -> None:
-    """Write ``content`` at ``path``, by `replacing`."""
+    """Write ``content`` at ``path`` atomically, by `replacing`."""
     with replacing(path) as beside, _named(Path(path)):
         beside.write_bytes(content)
 
 
 @contextmanager
 def replacing(path: str | Path) -> Iterator[Path]:
-    """A file beside ``path`` that takes its place when the block ends, or goes if it fails.
+    """Yield a temporary file beside ``path``; rename it to ``path`` at the end, or delete it on an error.
 
-    A reader of ``path`` sees the old file or the new, never a part, and so after a power cut. A symbolic link
-    stays, and what it leads to is replaced. The new file has the permissions of the one that it replaces;
-    another hard link keeps the old one.
+    A reader of ``path``, also after a power cut, sees the old file or the new one, never a part. If ``path``
+    is a symbolic link, its target is replaced and the link stays. The new file has the permissions of the
+    old one. Another hard link to the old file keeps the old contents.
     """
     path = Path(path)
     with _named(path):
-        place = _replaceable(path)
-        beside = _new_file(place)
+        target = _replaceable(path)
+        beside = _new_file(target)
     try:
         yield beside
         with _named(path):
             _flush(beside)
-            if place.exists() and _mode(beside) != _mode(place):
-                os.chmod(beside, _mode(place))
-            os.replace(beside, place)
-            _flush(place.parent)
+            if target.exists() and _mode(beside) != _mode(target):
+                os.chmod(beside, _mode(target))
+            os.replace(beside, target)
+            _flush(target.parent)
     except BaseException:
         beside.unlink(missing_ok=True)
         raise
 
 
-def _new_file(place: Path) -> Path:
-    """An empty file beside ``place``: for nobody else where that one is, otherwise as the umask has it."""
-    private = place.exists() and not _mode(place) & 0o077
+def _new_file(target: Path) -> Path:
+    """An empty file beside ``target``: private to the owner if ``target`` is, otherwise by the umask."""
+    private = target.exists() and not _mode(target) & 0o077
     while True:
-        beside = place.with_name(f".{place.name[:50]}.{secrets.token_hex(4)}")
+        beside = target.with_name(f".{target.name[:50]}.{secrets.token_hex(4)}")
         try:
             os.close(os.open(beside, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600 if private else 0o666))
         except FileExistsError:
@@ -247,10 +247,10 @@ def _mode(path: Path) -> int:
 
 
 def _flush(path: Path) -> None:
-    """Wait until the file, or the names in the directory, are on the disk; some file systems cannot."""
+    """fsync a file or directory; do nothing where the file system does not support it."""
     try:
         handle = os.open(path, os.O_RDONLY)
-    except OSError:  # a directory that may be written and not read, or a system that opens none
+    except OSError:  # the directory is not readable, or this system cannot open directories
         return
     try:
         os.fsync(handle)
@@ -262,7 +262,7 @@ def _flush(path: Path) -> None:
 
 
 def require_writable(path: str | Path) -> None:
-    """Raise OSError now if `write` to ``path`` would fail for lack of a directory or of permission."""
+    """Raise OSError if `write` to ``path`` would fail because of a missing directory or permission."""
     path = Path(path)
     if path.is_dir():
         raise IsADirectoryError(EISDIR, "cannot be written: is a directory", str(path))
@@ -274,18 +274,18 @@ def require_writable(path: str | Path) -> None:
 
 
 def _replaceable(path: Path) -> Path:
-    """Where ``path`` leads; OSError for a device or a pipe, which must not become a file."""
-    place = Path(os.path.realpath(path))
-    if place.is_symlink():  # still: it leads back to itself
+    """``path`` with links resolved; OSError for a device or a pipe, which must not become a file."""
+    target = Path(os.path.realpath(path))
+    if target.is_symlink():  # realpath leaves a link that leads back to itself
         raise OSError(ELOOP, os.strerror(ELOOP))
-    if place.exists() and not place.is_file():
+    if target.exists() and not target.is_file():
         raise OSError(EINVAL, "is not a regular file")
-    return place
+    return target
 
 
 @contextmanager
 def _named(path: Path) -> Iterator[None]:
-    """An OSError speaks of ``path``, not of the temporary file beside it."""
+    """Make an OSError name ``path``, not the temporary file beside it."""
     try:
         yield
     except OSError as error:

@@ -1,4 +1,4 @@
-"""Columns of a table, of text or of types, as numbers, categories and labels."""
+"""Convert columns of a table, of text or typed, to numbers, categories and labels."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ import numpy as np
 
 from xent.files import cells
 from xent.files.cells import Reading
-from xent.files.faults import DataError as DataError
-from xent.files.words import listed
+from xent.files.errors import DataError as DataError
+from xent.files.phrases import listed
 
 if TYPE_CHECKING:
     import polars
 
 Array = np.ndarray[Any, Any]
 
-# 0,667 and 1.002,5 and 1,002.5: a comma at the decimals, or between the thousands; 1.234 where that is both.
+# Numbers with a comma as decimal mark or thousands separator: 0,667 and 1.002,5 and 1,002.5.
 MARKED = r"^[-+]?(\d*,\d+|\d{1,3}(\.\d{3})+,\d+|\d{1,3}(,\d{3})+\.?\d*)$"
 
 LEAVE_OUT = "leave its row out, as --drop-unlabelled does"
@@ -37,9 +37,9 @@ def columns(
 ) -> polars.DataFrame:
     """Columns ``names`` as numbers (floats, null where missing) or categories (text, null where missing).
 
-    ``categories`` are those of categories; None finds them out: columns of text, and those in ``also``.
-    A column of numbers may hold booleans, 1 and 0, if it is among ``booleans``, or if they are found out
-    and it holds no other numbers. ``first`` is the place in the file of the table's first row.
+    ``categories`` names the columns of categories; None takes the columns of text and those in ``also``.
+    A column of numbers may hold booleans, read as 1 and 0, if it is among ``booleans``, or if ``categories``
+    is None and its other numbers are 0 and 1. ``first`` is the index in the file of the table's first row.
     """
     import polars
 
@@ -47,39 +47,39 @@ def columns(
     if absent:
         raise DataError(f"{path}: no column {absent[0]!r}; the columns are {listed(table.columns)}")
     guess = categories is None
-    known = also if categories is None else categories
-    result = []
+    category_names = also if categories is None else categories
+    converted = []
     for name in names:
         column = table[name]
-        if name in known:
-            result.append(_categories(path, column, reading))
+        if name in category_names:
+            converted.append(_categories(path, column, reading))
         elif column.dtype in (polars.String, polars.Categorical, polars.Enum):
             numbers, text = cells.floats(column.cast(polars.String), reading)
             if numbers.null_count() == text.null_count() < text.len():
-                result.append(_finite(path, numbers, reading, first))
+                converted.append(_finite(path, numbers, reading, first))
                 continue
             flags = cells.booleans(text)
             allowed = name in booleans or (guess and _are_flags(numbers, flags, text))
             if guess and not allowed and _is_text(numbers, text):
-                result.append(_categories(path, column, reading))
+                converted.append(_categories(path, column, reading))
                 continue
-            found = numbers.fill_null(flags) if allowed else numbers
-            _require_numbers(path, found, text, reading, first, guess)
-            result.append(_finite(path, found, reading, first))
+            values = numbers.fill_null(flags) if allowed else numbers
+            _require_numbers(path, values, text, reading, first, guess)
+            converted.append(_finite(path, values, reading, first))
         else:
             if column.dtype == polars.Boolean and not (guess or name in booleans):
                 place = reading.numbers.name(first + int(column.is_not_null().arg_max() or 0))
                 raise DataError(f"{path}: expected a number in column {name!r}, {place}; got booleans")
-            result.append(_finite(path, _typed(path, column, reading), reading, first))
-    return polars.DataFrame(result)
+            converted.append(_finite(path, _typed(path, column, reading), reading, first))
+    return polars.DataFrame(converted)
 
 
 def labels(
     path: Path, column: polars.Series, rows: Array, reading: Reading, drop_missing: bool = False
 ) -> tuple[Array, Array]:
-    """(labels, their rows) of a column in ``rows``: booleans or integers if all are, text otherwise.
+    """(labels, their rows) of a column at ``rows``: booleans or integers if all labels are, otherwise text.
 
-    A missing label is a DataError, or with ``drop_missing`` its row is left out.
+    A missing label raises DataError, or with ``drop_missing`` its row is left out.
     """
     import polars
 
@@ -108,15 +108,15 @@ def labels(
 
 
 def _classes(spelt: polars.Series) -> Array:
-    """Booleans, integers of 64 bits, or text."""
+    """Text labels as booleans or int64 if all of them are, otherwise as text."""
     if len(spelt) and cells.booleans(spelt).is_not_null().all():
         return (spelt == "true").to_numpy()
-    found = np.array(spelt.to_list())
+    text = np.array(spelt.to_list())
     try:
-        numbers = found.astype(np.int64)
+        numbers = text.astype(np.int64)
     except (ValueError, OverflowError):
-        return found
-    return numbers if np.array_equal(numbers.astype(str), found) else found  # "01" is not 1
+        return text
+    return numbers if np.array_equal(numbers.astype(str), text) else text  # "01" is not 1
 
 
 def _missing(cell: Any) -> str:
@@ -127,7 +127,7 @@ def _missing(cell: Any) -> str:
 
 
 def _are_flags(numbers: polars.Series, flags: polars.Series, text: polars.Series) -> bool:
-    """Whether there are booleans and beside them nothing but 1, 0 and missing values."""
+    """Whether the column has booleans, and otherwise only 1, 0 and missing values."""
     if not flags.is_not_null().any():
         return False
     others = text.is_not_null() & flags.is_null()
@@ -135,10 +135,10 @@ def _are_flags(numbers: polars.Series, flags: polars.Series, text: polars.Series
 
 
 def _is_text(numbers: polars.Series, text: polars.Series) -> bool:
-    """Whether fewer than half of the values are numbers, be it with commas, and there are any values."""
-    there = text.len() - text.null_count()
-    like = (numbers.is_not_null() | text.str.contains(MARKED)) & text.is_not_null()
-    return there > 0 and 2 * int(like.sum()) < there
+    """Whether present are values, and fewer than half of them are numbers, with or without commas."""
+    present = text.len() - text.null_count()
+    is_number = (numbers.is_not_null() | text.str.contains(MARKED)) & text.is_not_null()
+    return present > 0 and 2 * int(is_number.sum()) < present
 
 
 def _require_numbers(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from xent.files.words import printable
+from xent.files.phrases import printable
 
 
 def render(template: str, **values: Any) -> str:

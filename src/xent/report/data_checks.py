@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from xent.files.dataset import Dataset
-from xent.files.words import counted
+from xent.files.phrases import counted
 from xent.report.text_columns import names_of_rows, quantities
 
 Array = np.ndarray[Any, Any]

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from xent import information
-from xent.files.words import counted, printable
+from xent.files.phrases import counted, printable
 from xent.html import render, thumbnails
 from xent.regression.estimator import versions
 from xent.report import coefficients, plots

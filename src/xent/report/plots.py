@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from xent.evaluation.scoring import BINS, Bin
-from xent.files.words import counted
+from xent.files.phrases import counted
 from xent.html.svg import Scale, element, number, picture, text, told_apart, width_of
 from xent.report.diagnosis import CLASS_BINS, Diagnosis, Sample, spread_rows
 from xent.report.training import Run

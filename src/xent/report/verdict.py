@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from xent.files.words import counted
+from xent.files.phrases import counted
 from xent.report.training import Run, Settings
 
 

@@ -1,4 +1,4 @@
-"""CSV files as text: their separator, header and decimals, their rows whole or in pieces."""
+"""Read CSV files: detect separator, header and decimal mark; read the rows as text, whole or in batches."""
 
 from __future__ import annotations
 
@@ -10,18 +10,19 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
-from xent.files import row_numbers
-from xent.files.faults import DataError, polars_faults
-from xent.files.row_numbers import RowNumbers
+from xent.files.errors import DataError, polars_faults
+from xent.files.formats import row_numbers
+from xent.files.formats.row_numbers import RowNumbers
 
 if TYPE_CHECKING:
     import polars
 
-HEAD = 1 << 18  # bytes that separator and decimals are found in
-RECORDS = 1000  # of them
-MARKS = "\t;,|"  # separators that are found without being named, of equals the first
+HEAD = 1 << 18  # bytes from which separator and decimal mark are detected
+RECORDS = 1000  # at most so many records of them
+MARKS = "\t;,|"  # separators that can be detected; the first of equally good ones wins
 ESCAPED = {r"\t": "\t", "tab": "\t"}
-# One comma that can only be a decimal one, and the same of the point: no three digits after one to three.
+# A number with one comma that can only be a decimal mark (1,234 could have a thousands separator), and the
+# same with a point.
 FRACTION = r"[-+]?(?:\d*{0}(?:\d{{1,2}}|\d{{4,}})|0?{0}\d+|\d{{4,}}{0}\d+|\d{{1,3}}(?:{1}\d{{3}})+{0}\d+)"
 EXPONENT = r"(?:[eE][-+]?\d+)?"
 FRACTIONS = {
@@ -31,10 +32,10 @@ FRACTIONS = {
 
 
 class Dialect(NamedTuple):
-    """How a table is to be read, where the file does not say it.
+    """Options for reading a table.
 
-    ``separator`` and ``decimal`` are None if they are to be found out. ``missing`` are words that mean a
-    missing value, beside those that mean one anyway unless ``usual_missing`` is False.
+    ``separator`` and ``decimal`` are None to detect them. ``missing`` are words that mean a missing value, in
+    addition to the usual ones, which ``usual_missing=False`` turns off.
     """
 
     separator: str | None = None
@@ -44,18 +45,18 @@ class Dialect(NamedTuple):
 
     @classmethod
     def from_json(cls, entry: Any) -> Self:
-        """Of what ``_asdict`` gave; ValueError for anything else."""
+        """The inverse of ``_asdict``; ValueError for anything else."""
         try:
-            found = cls(**entry | {"missing": tuple(entry["missing"])})
+            dialect = cls(**entry | {"missing": tuple(entry["missing"])})
         except (KeyError, TypeError) as error:
             raise ValueError(f"how tables are to be read is not complete: {error!r}") from None
-        words = [word for word in (found.separator, found.decimal) if word is not None]
-        if not all(isinstance(word, str) for word in (*words, *found.missing)):
+        words = [word for word in (dialect.separator, dialect.decimal) if word is not None]
+        if not all(isinstance(word, str) for word in (*words, *dialect.missing)):
             raise ValueError("how tables are to be read must be text")
-        return found.checked()
+        return dialect.checked()
 
     def over(self, other: Dialect) -> Dialect:
-        """Both; what is said here comes first."""
+        """Both combined; options of ``self`` take precedence."""
         return Dialect(
             self.separator or other.separator,
             self.decimal or other.decimal,
@@ -64,7 +65,7 @@ class Dialect(NamedTuple):
         )
 
     def checked(self) -> Self:
-        """With the separator as one character; ValueError for one that cannot be."""
+        """A copy with the separator as one character; ValueError for options that cannot be used."""
         mark = ESCAPED.get(self.separator or "", self.separator)
         if mark is not None and (len(mark) != 1 or not mark.isascii() or mark in '"\r\n\0' or mark.isalnum()):
             raise ValueError(
@@ -79,30 +80,30 @@ class Dialect(NamedTuple):
 
 
 class Layout(NamedTuple):
-    """What the first lines of a file say of all of it."""
+    """The format of a file, detected from its first lines."""
 
     separator: str
-    names: list[str]  # of the columns
-    nameless: list[str]  # those of them that say a place
+    names: list[str]  # column names
+    nameless: list[str]  # those made up for columns without a name
     before: int  # lines above the header
     decimal: str = "."
-    grouped: bool = False  # whether the other mark may stand between thousands
+    grouped: bool = False  # whether the other mark may separate thousands
 
 
-def look(path: Path, dialect: Dialect) -> Layout:
-    """Of the file. Raises DataError if it is no CSV file at first sight."""
+def detect_layout(path: Path, dialect: Dialect) -> Layout:
+    """Detect the layout of a file from its first lines. Raises DataError if they are not CSV."""
     lines, whole = _head(path)
     before = next(k for k, line in enumerate(lines) if line.strip())
-    said = re.fullmatch(r'"?sep=(.)"?\s*', lines[before], re.IGNORECASE | re.DOTALL)
-    before += bool(said)
-    separator = dialect.separator or (said.group(1) if said else None)
+    sep_line = re.fullmatch(r'"?sep=(.)"?\s*', lines[before], re.IGNORECASE | re.DOTALL)
+    before += bool(sep_line)
+    separator = dialect.separator or (sep_line.group(1) if sep_line else None)
     if separator is None:
         separator = max(MARKS, key=lambda mark: _evenness(_records(path, lines[before:], mark, whole)))
     records = _records(path, lines[before:], separator, whole)
     blank = next((k for k, (_, record) in enumerate(records) if any(map(str.strip, record))), None)
     if blank is None:
         raise DataError(f"{path}: holds no header; expected one line of names, then a row a line")
-    first = records[blank - 1][0] if blank else 0  # of the lines from ``before`` on
+    first = records[blank - 1][0] if blank else 0  # line of the header, counted from ``before``
     header = records[blank][1]
     if any(re.search("[\ud800-\udfff]", name) for name in header):
         raise DataError(f"{path}: is not a CSV file: {_not_utf8(before + first + 1)}")
@@ -113,7 +114,7 @@ def look(path: Path, dialect: Dialect) -> Layout:
 
 
 def read(path: Path, layout: Layout) -> tuple[polars.DataFrame, RowNumbers]:
-    """All cells as text, null where empty; and what the rows are called. Raises DataError."""
+    """(all cells as text, null where empty; the numbers of the rows). Raises DataError."""
     import polars
 
     with _faults(path, layout):
@@ -124,7 +125,7 @@ def read(path: Path, layout: Layout) -> tuple[polars.DataFrame, RowNumbers]:
 
 
 def batches(path: Path, layout: Layout, cells: int) -> Iterator[tuple[polars.DataFrame, RowNumbers]]:
-    """The same in pieces of about so many ``cells``, of fewer rows than the file has never."""
+    """As `read`, in batches of about ``cells`` cells; DataError at the end if rows are missing."""
     import polars
 
     numbers = row_numbers.of_csv(path, layout.before + 1)
@@ -144,28 +145,28 @@ def batches(path: Path, layout: Layout, cells: int) -> Iterator[tuple[polars.Dat
 
 
 def plain_names(path: Path, names: list[str]) -> tuple[list[str], list[str]]:
-    """(names without blanks around, those made up). A column without a name is named by its place.
+    """(stripped names, those made up). A column without a name is named by its position.
 
-    Raises DataError for a name that is there twice.
+    Raises DataError for a name that occurs twice.
     """
     stripped = [name.strip() for name in names]
     twice = [name for name, count in Counter(stripped).items() if name and count > 1]
     if twice:
         raise DataError(f"{path}: column {twice[0]!r} is there twice")
-    found = [name or by_place(place, stripped) for place, name in enumerate(stripped)]
-    return found, [name for name in found if name not in stripped]
+    completed = [name or position_name(index, stripped) for index, name in enumerate(stripped)]
+    return completed, [name for name in completed if name not in stripped]
 
 
-def by_place(place: int, names: list[str]) -> str:
-    """The name of a column that has none, unless another column among ``names`` has just that name."""
-    name = f"column {place + 1}"
+def position_name(index: int, names: list[str]) -> str:
+    """A name for the nameless column ``index`` that no column in ``names`` has."""
+    name = f"column {index + 1}"
     while name in names:
         name += " without a name"
     return name
 
 
 def _head(path: Path) -> tuple[list[str], bool]:
-    """(the first lines, whether they are all). At least one line that is not blank, however long it is."""
+    """(the first lines, whether they are the whole file); they hold at least one line that is not blank."""
     size, whole = HEAD, False
     while not whole:
         with path.open("rb") as file:
@@ -187,22 +188,22 @@ def _head(path: Path) -> tuple[list[str], bool]:
 
 
 def _records(path: Path, lines: list[str], mark: str, whole: bool) -> list[tuple[int, list[str]]]:
-    """(the number of the last line, fields) of the first records."""
+    """[(line number of the record's end, fields)] of the first records."""
     reader = csv.reader(lines, delimiter=mark)
-    found = []
+    records = []
     try:
         for record in reader:
-            found.append((reader.line_num, record))
-            if len(found) == RECORDS:
-                return found
+            records.append((reader.line_num, record))
+            if len(records) == RECORDS:
+                return records
     except csv.Error as error:
-        if not found:
+        if not records:
             raise DataError(f"{path}: is not a CSV file: line {reader.line_num}: {error}") from None
-    return found if whole or len(found) < 2 else found[:-1]  # the last may be cut within quotes
+    return records if whole or len(records) < 2 else records[:-1]  # the last may be cut inside quotes
 
 
 def _evenness(records: list[tuple[int, list[str]]]) -> tuple[float, int]:
-    """How well a separator fits: the share of records with as many fields as the first, of several."""
+    """Score of a separator: (share of records with as many fields as the first, that number of fields)."""
     widths = [len(record) for _, record in records if any(map(str.strip, record))]
     if not widths or widths[0] < 2:
         return 0.0, 0
@@ -210,9 +211,9 @@ def _evenness(records: list[tuple[int, list[str]]]) -> tuple[float, int]:
 
 
 def _decimal(cells: Iterable[str]) -> str:
-    """A comma, if a number has a decimal one and none a decimal point."""
-    found = {mark for cell in cells for mark in FRACTIONS if mark in cell and FRACTIONS[mark].fullmatch(cell)}
-    return "," if found == {","} else "."
+    """The decimal mark: a comma if some number has a decimal comma and none a decimal point."""
+    marks = {mark for cell in cells for mark in FRACTIONS if mark in cell and FRACTIONS[mark].fullmatch(cell)}
+    return "," if marks == {","} else "."
 
 
 def _options(layout: Layout) -> dict[str, Any]:
@@ -233,7 +234,7 @@ def _require_count(path: Path, count: int, numbers: RowNumbers) -> None:
 
 @contextmanager
 def _faults(path: Path, layout: Layout) -> Iterator[None]:
-    """A fault of polars, with the line, which it does not tell."""
+    """Turn an error of polars into a DataError with the line, which polars does not report."""
     try:
         with polars_faults(path, "is not a CSV file"):
             yield
@@ -245,7 +246,7 @@ def _faults(path: Path, layout: Layout) -> Iterator[None]:
 
 
 def _first_bad_line(path: Path, layout: Layout) -> str:
-    """What polars refuses without saying where: text that is not UTF-8, a row with too many fields."""
+    """The first line that polars refuses: text that is not UTF-8, or a row with too many fields; else ""."""
     content = path.read_bytes()
     try:
         lines = content.decode("utf-8-sig").split("\n")[layout.before :]

@@ -1,4 +1,4 @@
-"""Rows of an svmlight file as a CSR matrix, whole or in pieces."""
+"""Read an svmlight file as CSR matrices, whole or in batches."""
 
 from __future__ import annotations
 
@@ -9,45 +9,45 @@ from typing import Any
 
 import numpy as np
 
-from xent.files import row_numbers
-from xent.files.faults import DataError
-from xent.files.row_numbers import RowNumbers
+from xent.files.errors import DataError
+from xent.files.formats import row_numbers
+from xent.files.formats.row_numbers import RowNumbers
 
 Array = np.ndarray[Any, Any]
 
-MOST_COLUMNS = 1 << 25  # without names: each gets one, which takes 64 bytes
+MOST_COLUMNS = 1 << 25  # each column gets a name, which takes 64 bytes
 
 
 def is_svmlight(head: bytes) -> bool:
-    """By a label and index:value pairs; after comments, which begin with "#", and labels of rows of zeros."""
+    """Whether the first line with features is a label and index:value pairs; "#" begins a comment."""
     lines = (line.partition(b"#")[0].strip() for line in head.splitlines())
     line = next((line for line in lines if line and not re.fullmatch(rb"[-+.\de]+(\s+qid:\d+)?", line)), b"")
     return re.match(rb"\S+(\s+qid:\d+)?(\s+\d+:\S+)+", line) is not None
 
 
 def read(data: str) -> tuple[Any, Array, list[str], RowNumbers]:
-    """(CSR, y, names of the columns, what the rows are called). Raises DataError."""
-    found, y, first = _load(data)
+    """(CSR matrix, y, column names, numbers of the rows). Raises DataError."""
+    x, y, first = _load(data)
     numbers = row_numbers.of_svmlight(Path(data))
-    _require_count(data, found.shape[0], numbers)
-    return _finite(data, found, first, numbers, 0), y, numbered(data, found.shape[1], first), numbers
+    _require_count(data, x.shape[0], numbers)
+    return _finite(data, x, first, numbers, 0), y, numbered(data, x.shape[1], first), numbers
 
 
 def pieces(data: str, names: Sequence[str], size: int) -> Iterator[Any]:
-    """The rows with columns ``names``, those of about ``size`` bytes at a time."""
+    """The rows with columns ``names``, in batches of about ``size`` bytes of the file."""
     first = 0 if names and names[0] == "x0" else 1
     numbers = row_numbers.of_svmlight(Path(data))
     count = 0
     for start in range(0, Path(data).stat().st_size, size):
-        found, _, _ = _load(data, len(names), first, start, size)
-        if found.shape[0]:
-            yield _finite(data, found, first, numbers, count)
-            count += found.shape[0]
+        x, _, _ = _load(data, len(names), first, start, size)
+        if x.shape[0]:
+            yield _finite(data, x, first, numbers, count)
+            count += x.shape[0]
     _require_count(data, count, numbers)
 
 
 def numbered(data: str, width: int, first: int) -> list[str]:
-    """Names of columns that have none."""
+    """Names for ``width`` columns: x0, x1, ... if ``first`` is 0; x1, x2, ... if it is 1."""
     if width > MOST_COLUMNS:
         raise DataError(f"{data}: has {width:,} columns; at most {MOST_COLUMNS:,} can be trained on")
     return [f"x{k + first}" for k in range(width)]
@@ -56,19 +56,17 @@ def numbered(data: str, width: int, first: int) -> list[str]:
 def _load(
     data: str, width: int | None = None, first: int | None = None, start: int = 0, length: int = -1
 ) -> tuple[Any, Array, int]:
-    """(CSR, y, the first index: 0 or 1)."""
+    """(CSR matrix, y, the index of the first column in the file: 0 or 1)."""
     from sklearn.datasets import load_svmlight_file
 
     try:
         if first is None:
             with_zero, _ = load_svmlight_file(data, zero_based=True)
             first = int(with_zero.indices.all())
-        found, y = load_svmlight_file(
-            data, n_features=width, offset=start, length=length, zero_based=first == 0
-        )
+        x, y = load_svmlight_file(data, n_features=width, offset=start, length=length, zero_based=first == 0)
     except (ValueError, OverflowError) as error:
         raise DataError(f"{data}: is no svmlight file for this: {error}") from None
-    return found, y, first
+    return x, y, first
 
 
 def _require_count(data: str, count: int, numbers: RowNumbers) -> None:
@@ -76,11 +74,11 @@ def _require_count(data: str, count: int, numbers: RowNumbers) -> None:
         raise DataError(f"{data}: {count:,} rows could be read of {numbers.total:,} in the file")
 
 
-def _finite(data: str, found: Any, first: int, numbers: RowNumbers, place: int) -> Any:
-    bad = ~np.isfinite(found.data)
+def _finite(data: str, x: Any, first: int, numbers: RowNumbers, first_row: int) -> Any:
+    bad = ~np.isfinite(x.data)
     if bad.any():
         entry = int(bad.argmax())
-        row = int(np.searchsorted(found.indptr, entry, "right")) - 1 + place
-        where = f"column x{int(found.indices[entry]) + first}, {numbers.name(row)}"
-        raise DataError(f"{data}: expected a finite number in {where}; got {found.data[entry]}")
-    return found
+        row = int(np.searchsorted(x.indptr, entry, "right")) - 1 + first_row
+        where = f"column x{int(x.indices[entry]) + first}, {numbers.name(row)}"
+        raise DataError(f"{data}: expected a finite number in {where}; got {x.data[entry]}")
+    return x

@@ -1,4 +1,4 @@
-"""What the rows of a file are called: by the line of a text file, or counted from 1."""
+"""The numbers that error messages give rows: the line in a text file, otherwise counted from 1."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ import numpy as np
 
 Array = np.ndarray[Any, Any]
 
-PIECE = 1 << 20  # bytes looked at a time
+PIECE = 1 << 20  # bytes to read at a time
 
 
 class RowNumbers(NamedTuple):
-    """The numbers of the ``total`` rows of one file; ``word`` says of what, "line" or "row".
+    """The numbers of the ``total`` rows of one file; ``word`` is what they count, "line" or "row".
 
-    Row i, counted from 0, has the number ``first + i``, and one more for each entry of ``skipped`` up
-    to i: these are sorted, and each stands for a line that is no row, or that continues the row before.
+    Row i, counted from 0, has the number ``first + i`` plus the number of entries <= i in ``skipped``, which
+    is sorted. Each entry stands for a line that is no row or that continues the row before.
     """
 
     word: str
@@ -24,27 +24,27 @@ class RowNumbers(NamedTuple):
     total: int
     skipped: Array = np.zeros(0, np.int64)
 
-    def of(self, rows: Any) -> Array:
+    def lookup(self, rows: Any) -> Array:
         """Numbers of ``rows``, an array of rows counted from 0."""
         index = np.asarray(rows, np.int64)
         return self.first + index + np.searchsorted(self.skipped, index, "right")
 
     def name(self, row: int) -> str:
         """ "line 17" of one row."""
-        return f"{self.word} {int(self.of(row))}"
+        return f"{self.word} {int(self.lookup(row))}"
 
 
 def counted(count: int) -> RowNumbers:
-    """Of a file without lines."""
+    """Row numbers of a file without lines, such as Parquet: 1 to ``count``."""
     return RowNumbers("row", 1, count)
 
 
 def of_csv(path: Path, before: int) -> RowNumbers:
-    """The lines on which the rows of a CSV file begin, ``before`` records, the header among them, left out.
+    """The lines on which the rows of a CSV file begin, after ``before`` records that include the header.
 
-    A line feed between quotes continues a row. Quotes are paired in their order, as polars pairs them.
+    A line feed between quotes continues a row. Quotes are paired in their order, as in polars.
     """
-    lines, records, quoted = 0, 0, 0  # line feeds, those that end a record, whether within quotes
+    lines, records, quoted = 0, 0, 0  # line feeds, those that end a record, whether inside quotes
     continued = []
     last = b"\n"
     with path.open("rb") as file:

@@ -1,4 +1,4 @@
-"""Parquet files: all their rows or an error, and which columns are an index of pandas."""
+"""Read Parquet files, whole or in batches, with an error if rows are missing; find pandas' index columns."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from xent.files.faults import DataError, polars_faults
+from xent.files.errors import DataError, polars_faults
 
 if TYPE_CHECKING:
     import polars
@@ -18,7 +18,7 @@ UNNAMED_INDEX = re.compile(r"__index_level_\d+__")
 
 
 def is_parquet(path: Path) -> bool:
-    """By its first bytes."""
+    """Whether the file begins as Parquet does."""
     with path.open("rb") as file:
         return file.read(4) == b"PAR1"
 
@@ -35,7 +35,7 @@ def read(path: Path) -> polars.DataFrame:
 
 
 def batches(path: Path, cells: int) -> Iterator[polars.DataFrame]:
-    """The table in pieces of about so many ``cells``; DataError at the end if rows are missing."""
+    """The table in batches of about ``cells`` cells; DataError at the end if rows are missing."""
     with polars_faults(path, NOT_PARQUET):
         frame = scan(path)
         width = len(frame.collect_schema())
@@ -43,14 +43,14 @@ def batches(path: Path, cells: int) -> Iterator[polars.DataFrame]:
 
 
 def scan(path: Path) -> polars.LazyFrame:
-    """The table, of which nothing but the schema is read."""
+    """A lazy frame of the table; only the schema is read."""
     import polars
 
     return polars.scan_parquet(path, glob=False)
 
 
 def rows(path: Path) -> int:
-    """How many the file says that it has."""
+    """Number of rows, from the file's metadata."""
     import polars
 
     with polars_faults(path, NOT_PARQUET):
@@ -58,17 +58,17 @@ def rows(path: Path) -> int:
 
 
 def pieces(path: Path, frame: polars.LazyFrame, size: int) -> Iterator[polars.DataFrame]:
-    """All rows of ``frame``, which are those of the file, ``size`` at a time.
+    """All rows of ``frame``, a query on all rows of the file, in batches of ``size``.
 
-    A thread of polars that panics on a damaged page ends the iteration as if it were complete, so the
-    rows are counted.
+    If a thread of polars panics on a damaged page, the iteration ends without an error, so the rows are
+    counted.
     """
     expected, count = rows(path), 0
     with polars_faults(path, NOT_PARQUET):
-        found = frame.collect_batches(chunk_size=size, maintain_order=True)
+        batches = frame.collect_batches(chunk_size=size, maintain_order=True)
     while True:
         with polars_faults(path, NOT_PARQUET):
-            batch = next(found, None)
+            batch = next(batches, None)
         if batch is None:
             break
         count += batch.height
@@ -77,13 +77,13 @@ def pieces(path: Path, frame: polars.LazyFrame, size: int) -> Iterator[polars.Da
 
 
 def require_rows(path: Path, count: int, expected: int) -> None:
-    """DataError unless all rows are there."""
+    """Raise DataError unless ``count`` is ``expected``."""
     if count != expected:
         raise DataError(f"{path}: is damaged: {count:,} of its {expected:,} rows can be read")
 
 
 def schema(path: Path) -> dict[str, Any]:
-    """The dtype of each column; of an open file, as polars takes a path with brackets for a pattern."""
+    """The dtype of each column. The file is opened here: polars takes a path with brackets for a pattern."""
     import polars
 
     with polars_faults(path, NOT_PARQUET), path.open("rb") as file:
@@ -98,8 +98,8 @@ def index_columns(path: Path) -> list[str]:
     with polars_faults(path, NOT_PARQUET), path.open("rb") as file:
         written = polars.read_parquet_metadata(file).get("pandas", "{}")
     try:
-        said: Any = json.loads(written)
-        index = [name for name in said.get("index_columns", []) if isinstance(name, str)]
+        entry: Any = json.loads(written)
+        index = [name for name in entry.get("index_columns", []) if isinstance(name, str)]
     except (ValueError, RecursionError, AttributeError, TypeError):
-        index = []  # not as pandas writes it
+        index = []  # the entry was not written by pandas
     return [name for name in names if name in index or UNNAMED_INDEX.fullmatch(name)]

@@ -1,4 +1,4 @@
-"""Words for a person to read: counts with their nouns, lists that end, names without control characters."""
+"""Format counts, lists and names for people: "1 row", "a, b and 3 more", no control characters."""
 
 from __future__ import annotations
 
@@ -7,14 +7,15 @@ from collections.abc import Sequence
 
 # Characters that reorder the text around them.
 BIDI_CONTROLS = frozenset("\u061c\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
-# Control characters, halves of a surrogate pair (bytes of a file name that are not UTF-8), line separators.
+# Unicode categories: control characters, lone surrogates (bytes of a file name that are not UTF-8), line and
+# paragraph separators.
 UNPRINTABLE = frozenset({"Cc", "Cs", "Zl", "Zp"})
 
 
 def counted(count: int, noun: str, nouns: str = "") -> str:
     """A count with its noun; ``nouns`` is the plural where it is not ``noun`` and an s.
 
-    >>> from xent.files.words import counted
+    >>> from xent.files.phrases import counted
     >>> counted(1, "row"), counted(1234, "row"), counted(0, "category", "categories")
     ('1 row', '1,234 rows', '0 categories')
     """
@@ -28,9 +29,9 @@ def listed(names: Sequence[str], most: int = 20) -> str:
 
 
 def printable(text: str) -> str:
-    r"""``text`` with what a terminal or a browser would act on written as an escape.
+    r"""``text`` with escapes for the characters that a terminal or a browser would act on.
 
-    >>> from xent.files.words import printable
+    >>> from xent.files.phrases import printable
     >>> print(printable("\x1b[31mred\n"))
     \x1b[31mred\n
     """

@@ -1,4 +1,4 @@
-"""What is wrong with a file, in one line, whoever found it: this package, polars or the system."""
+"""DataError: what is wrong with a file, in one line. Errors of polars and of the system become one."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def polars_faults(path: str | Path, what: str = "is damaged") -> Iterator[None]:
 
 @contextmanager
 def named_faults(path: str | Path) -> Iterator[None]:
-    """An OSError that names no file is one of ``path``: the system refused a place or a size in it."""
+    """Turn an OSError without a file name (a bad offset or size) into a DataError about ``path``."""
     try:
         yield
     except OSError as error:
@@ -37,5 +37,5 @@ def named_faults(path: str | Path) -> Iterator[None]:
 
 
 def first_line(error: BaseException) -> str:
-    """Of its message."""
+    """The first line of the error's message."""
     return str(error).partition("\n")[0]

@@ -1,4 +1,4 @@
-"""X and y of an npz file, dense or CSR, whole or in pieces."""
+"""Read X and y of an npz file, dense or CSR, whole or in batches."""
 
 from __future__ import annotations
 
@@ -8,15 +8,15 @@ from typing import Any
 
 import numpy as np
 
-from xent.files.arrays import NO_HEADER, FortranOrderError, archive_faults, open_rows
-from xent.files.faults import DataError
-from xent.files.words import listed
+from xent.files.errors import DataError
+from xent.files.formats.row_reader import NO_HEADER, FortranOrderError, archive_faults, open_rows
+from xent.files.phrases import listed
 
 Array = np.ndarray[Any, Any]
 
 CSR = ("data", "indices", "indptr", "shape")
 EXPECTED = "expected arrays X and y, or data, indices, indptr, shape and y of a CSR matrix"
-# What people call X and y, most likely first.
+# Common names of X and y, the most likely first.
 LIKE_X = (
     "x",
     "x_train",
@@ -46,12 +46,12 @@ def features(data: str) -> Any:
     """X, or the CSR matrix. Raises DataError."""
     import scipy.sparse
 
-    there = _members(data)
-    if "X" in there or not {*CSR} & {*there}:
+    names = _members(data)
+    if "X" in names or not {*CSR} & {*names}:
         return checked(data, arrays(data, ["X"])["X"])
     parts = arrays(data, CSR)
     try:
-        rows, width = parts["shape"].tolist()  # a CSR array of one axis is none here
+        rows, width = parts["shape"].tolist()  # a 1-D CSR array is refused
         stored = parts["data"], parts["indices"], parts["indptr"]
         matrix = scipy.sparse.csr_array(stored, shape=(rows, width))
         matrix.check_format(full_check=True)
@@ -62,13 +62,13 @@ def features(data: str) -> Any:
 
 
 def pieces(data: str, size: int) -> Iterator[Any]:
-    """The rows of `features`, some at a time if they are dense and lie one behind the other."""
+    """The rows of `features` in batches of about ``size`` values; CSR and Fortran order in one batch."""
     if "X" not in _members(data):
         yield features(data)
         return
     try:
         opened = open_rows(f"{data}:X")
-    except FortranOrderError:  # no row is there before all are
+    except FortranOrderError:  # the first row is complete only when all are read
         yield features(data)
         return
     with opened as stored:
@@ -81,49 +81,50 @@ def pieces(data: str, size: int) -> Iterator[Any]:
 
 def arrays(data: str, names: Sequence[str]) -> dict[str, Array]:
     """Whole arrays by their names. Raises DataError."""
-    there = _members(data)
-    absent = [name for name in names if name not in there]
+    members = _members(data)
+    absent = [name for name in names if name not in members]
     if absent:
-        raise DataError(f"{data}: has no array {absent[0]!r} but {listed(there)}; {EXPECTED}{_meant(there)}")
-    found = {}
+        advice = _rename_advice(members)
+        raise DataError(f"{data}: has no array {absent[0]!r} but {listed(members)}; {EXPECTED}{advice}")
+    result = {}
     try:
         with archive_faults(data), zipfile.ZipFile(data) as archive:
             for name in names:
                 with archive.open(f"{name}.npy") as file:
-                    found[name] = np.lib.format.read_array(file, allow_pickle=False)
-                    if file.read(1):  # at the end, where the archive's checksum is compared
+                    result[name] = np.lib.format.read_array(file, allow_pickle=False)
+                    if file.read(1):  # reads to the end, so that the archive's checksum is compared
                         raise DataError(f"{data}: holds more of {name} than its header says")
     except DataError:
         raise
     except NO_HEADER as error:
         raise DataError(f"{data}: cannot be read: {error}") from None
-    return found
+    return result
 
 
-def checked(data: str, found: Any, first: int = 0, word: str = "row") -> Any:
-    """(N, D) finite floats, NaN where missing if dense; ``first`` is the place of the first row."""
+def checked(data: str, x: Any, first: int = 0) -> Any:
+    """``x`` as (N, D) finite floats, NaN where missing if dense; ``first`` is the index of its first row."""
     import scipy.sparse
 
-    sparse = scipy.sparse.issparse(found)
-    if not sparse and found.ndim != 2:
-        raise DataError(f"{data}: expected X of shape (rows, columns); got {found.shape}")
-    if found.dtype.kind not in "biuf":
-        raise DataError(f"{data}: expected numbers in X; got {found.dtype}")
-    if found.dtype not in (np.float32, np.float64):
-        found = found.astype(np.float64)
-    values = found.data if sparse else found
+    sparse = scipy.sparse.issparse(x)
+    if not sparse and x.ndim != 2:
+        raise DataError(f"{data}: expected X of shape (rows, columns); got {x.shape}")
+    if x.dtype.kind not in "biuf":
+        raise DataError(f"{data}: expected numbers in X; got {x.dtype}")
+    if x.dtype not in (np.float32, np.float64):
+        x = x.astype(np.float64)
+    values = x.data if sparse else x
     bad = ~np.isfinite(values) if sparse else np.isinf(values)
     if bad.any():
         if sparse:
-            row = int(np.searchsorted(found.indptr, bad.argmax(), "right")) - 1
-            column, value = int(found.indices[bad.argmax()]), values[bad.argmax()]
+            row = int(np.searchsorted(x.indptr, bad.argmax(), "right")) - 1
+            column, value = int(x.indices[bad.argmax()]), values[bad.argmax()]
         else:
             row, column = (int(k) for k in np.unravel_index(int(bad.argmax()), bad.shape))
             value = values[row, column]
         raise DataError(
             f"{data}: expected a finite number in column x{column}, row {row + first + 1}; got {value}"
         )
-    return found
+    return x
 
 
 def _members(data: str) -> list[str]:
@@ -131,11 +132,11 @@ def _members(data: str) -> list[str]:
         return [name.removesuffix(".npy") for name in archive.namelist()]
 
 
-def _meant(there: Sequence[str]) -> str:
-    """Advice, if two arrays have names that people give X and y."""
-    lower = {name.lower(): name for name in there}
-    found = [next((lower[each] for each in like if each in lower), None) for like in (LIKE_X, LIKE_Y)]
-    if None in found:
+def _rename_advice(names: Sequence[str]) -> str:
+    """Advice for the error, if two arrays have common names of X and y."""
+    lower = {name.lower(): name for name in names}
+    candidates = [next((lower[each] for each in like if each in lower), None) for like in (LIKE_X, LIKE_Y)]
+    if None in candidates:
         return ""
-    x, y = found
+    x, y = candidates
     return f". If {x} and {y} are meant: numpy.savez('new.npz', X=f[{x!r}], y=f[{y!r}])"

@@ -1,4 +1,4 @@
-"""What a file is that is none of those read here, and how to make one of it."""
+"""What a file of another kind is, by its first bytes, and how to convert it to one that is read here."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ import re
 import zipfile
 from pathlib import Path
 
-from xent.files.faults import DataError
+from xent.files.errors import DataError
 
-HEAD = 1 << 12  # bytes that tell
+HEAD = 1 << 12  # bytes to look at
 CONVERT = "save it as CSV or Parquet"
 # first bytes → (what it is, what to do)
 MAGIC = {
@@ -45,7 +45,7 @@ ENCODINGS = {
 
 
 def require_file(name: str, expected: str) -> None:
-    """DataError if ``name`` is no file that may be opened."""
+    """Raise DataError if ``name`` cannot be a file: "-", a URL, a directory, a pipe or a device."""
     path = Path(name)
     if name == "-":
         raise DataError(
@@ -116,12 +116,12 @@ def _wide(path: Path, encoding: str) -> tuple[str, str]:
 
 
 def is_text(head: bytes) -> bool:
-    """Whether there is no control character in it but blanks and ends of lines."""
+    """Whether the bytes have no control characters except white space."""
     return not re.search(rb"[\x00-\x08\x0e-\x1f]", head)
 
 
 def _json(text: bytes) -> tuple[str, str] | None:
-    """Of an object or a list of them, in one line or several."""
+    """(what it is, what to do) for JSON, an object or a list on one line or several; None for other text."""
     if text[:1] not in (b"{", b"["):
         return None
     line = text.splitlines()[0].strip()
@@ -130,7 +130,8 @@ def _json(text: bytes) -> tuple[str, str] | None:
     try:
         first = json.loads(line)
     except (ValueError, RecursionError):
-        # Cut by the end of the head, or over several lines: a name in quotes and a colon, or a bracket.
+        # The first line is no complete JSON: it may be cut, or the first of several. Look for an opening
+        # bracket and a name in quotes.
         opened = re.match(rb'[\[{]\s*([\[{]\s*)?("([^"\\]|\\.)*"\s*[:,\]]|[-\d]|$)', text)
         return ("is JSON", whole) if opened else None
     if isinstance(first, dict):
@@ -140,11 +141,11 @@ def _json(text: bytes) -> tuple[str, str] | None:
 
 
 def _archive(path: Path) -> tuple[str, str] | None:
-    """Of a zip file that holds no arrays of NumPy."""
+    """(what it is, what to do) for a zip file; None for an npz file."""
     try:
         with zipfile.ZipFile(path) as archive:
             names = archive.namelist()
-    except Exception:  # damaged: whoever reads it says so
+    except Exception:  # damaged: the reader of npz files raises the error
         return None
     if any(name.endswith(".npy") for name in names) or not names:
         return None

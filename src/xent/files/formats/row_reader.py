@@ -1,4 +1,4 @@
-"""Arrays in npy, npz, safetensors and Parquet files, read a few rows at a time and never whole."""
+"""Read an array in an npy, npz, safetensors or Parquet file a few rows at a time."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ from typing import IO, Any, Self
 
 import numpy as np
 
-from xent.files import foreign, parquet
-from xent.files.faults import DataError, named_faults, polars_faults
+from xent.files.errors import DataError, named_faults, polars_faults
+from xent.files.formats import foreign, parquet
 
 Array = np.ndarray[Any, Any]
 
 KINDS = "npy, npz, safetensors or Parquet"
 HEADER_LIMIT = 100 << 20  # bytes of a safetensors header, the format's own limit
-BATCH = 1 << 22  # elements of a Parquet batch
-# What zipfile raises for an archive cut, changed, encrypted or compressed in a way that it does not know.
+BATCH = 1 << 22  # elements to read at a time of a Parquet file
+# Raised by zipfile for an archive that is cut, changed, encrypted or compressed by an unknown method.
 DAMAGED = (zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError, RuntimeError)
-# What numpy raises for a header that is no Python literal, or that says more than memory holds.
+# Raised by NumPy for a header that is no Python literal, or whose array does not fit into memory.
 NO_HEADER = (ValueError, TypeError, SyntaxError, tokenize.TokenError, RecursionError, MemoryError)
 SAFETENSORS = {
     f"{kind}{8 * size}": f"<{letter}{size}"
@@ -36,27 +36,27 @@ SAFETENSORS = {
 
 
 class FortranOrderError(ValueError):
-    """The columns of an array lie one behind the other, so that its rows cannot be read one by one."""
+    """The array is stored column by column, so its rows cannot be read one by one."""
 
 
-class Rows(ABC):
-    """An array of shape (..., D) or (N,), in a file, whose next rows are read at each call.
+class RowReader(ABC):
+    """A context manager that reads an array of shape (..., D) or (N,) from a file, a few rows at each call.
 
-    A row has the shape ``row``: the last axis, (D,), or () for a single number. It may be set to () in a
-    file of plain bytes. To be used with ``with``.
+    A row has the shape ``row``: the last axis, (D,), or () for a single number. For npy, npz and
+    safetensors it may be set to () to read single numbers.
     """
 
     name: str
     shape: tuple[int, ...]
-    dtype: str  # in words
+    dtype: str  # name, such as "float32"
     row: tuple[int, ...]
     itemsize: int
 
     @abstractmethod
     def take(self, count: int, reuse: Array | None = None) -> Array:
-        """The next ``count`` rows, (count, *row), perhaps in the memory of ``reuse``, earlier rows.
+        """The next ``count`` rows, (count, *row); they may overwrite ``reuse``, an array of earlier rows.
 
-        Raises ValueError if the file is damaged or ends before.
+        Raises ValueError if the file is damaged or ends too early.
         """
 
     @abstractmethod
@@ -70,12 +70,12 @@ class Rows(ABC):
         self.close()
 
 
-def open_rows(name: str) -> Rows:
-    """The array named "FILE" or "FILE:KEY"; KEY is the array of an npz or safetensors file, the column
-    of a Parquet file, and may be left out where there is one only.
+def open_rows(name: str) -> RowReader:
+    """Open the array named "FILE" or "FILE:KEY".
 
-    A Parquet file without KEY is an array whose columns are its columns. Raises ValueError for what is
-    no such array, OSError for what cannot be read.
+    KEY is the array in an npz or safetensors file, or the column in a Parquet file; it may be left out if
+    there is only one. A Parquet file without KEY is an array with the columns of the table. Raises ValueError
+    if there is no such array, OSError if the file cannot be read.
     """
     foreign.require_no_address(name)
     path, key = _split(name)
@@ -84,7 +84,7 @@ def open_rows(name: str) -> Rows:
         return _open(path, key)
 
 
-def _open(path: Path, key: str | None) -> Rows:
+def _open(path: Path, key: str | None) -> RowReader:
     with path.open("rb") as file:
         head = file.read(1 << 12)
     if head.startswith(b"\x93NUMPY"):
@@ -115,21 +115,20 @@ def _split(name: str) -> tuple[Path, str | None]:
     return Path(name), None
 
 
-class _Stream(Rows):
-    """Rows of an array that lie one behind the other in ``file``, from where it stands."""
+class _Stream(RowReader):
+    """Rows that are stored one after the other in ``file``, from its current position."""
 
     def __init__(self, name: str, file: IO[bytes], shape: tuple[int, ...], dtype: str) -> None:
         self.name = name
         self.file = file
         self.shape = shape
-        self.brain = dtype == "bfloat16"
-        self.dtype = "bfloat16" if self.brain else np.dtype(dtype).newbyteorder("=").name
+        self.is_bfloat16 = dtype == "bfloat16"
+        self.dtype = "bfloat16" if self.is_bfloat16 else np.dtype(dtype).newbyteorder("=").name
         self.stored = np.dtype({"bfloat16": "<u2", "bool": "u1"}.get(self.dtype, dtype))
         self.row = shape[-1:] if len(shape) > 1 else ()
         self.itemsize = self.stored.itemsize
 
     def take(self, count: int, reuse: Array | None = None) -> Array:
-        """See `Rows`."""
         rows = self._memory(count, reuse)
         view = memoryview(rows.data).cast("B") if rows.size else memoryview(b"")
         filled = 0
@@ -139,23 +138,22 @@ class _Stream(Rows):
                 if not read:
                     raise ValueError(f"{self.name}: ends before its array does")
                 filled += read
-        if self.brain:
-            return _brain(rows)
+        if self.is_bfloat16:
+            return _bfloat16(rows)
         return rows if rows.dtype.isnative else rows.astype(rows.dtype.newbyteorder("="))
 
     def close(self) -> None:
-        """See `Rows`."""
         self.file.close()
 
     def _memory(self, count: int, reuse: Array | None) -> Array:
-        """New memory costs more than the reading."""
+        """Memory for ``count`` rows, that of ``reuse`` if it fits: allocation takes longer than reading."""
         if reuse is None or len(reuse) < count or reuse.itemsize != self.itemsize:
             return np.empty((count, *self.row), self.stored)
         return reuse[:count].view(self.stored)
 
 
-def _brain(words: Array) -> Array:
-    """bfloat16 by its bits: as itself where ml_dtypes is installed, else widened to float32."""
+def _bfloat16(words: Array) -> Array:
+    """Convert the bits of bfloat16: to ml_dtypes' type where it is installed, otherwise to float32."""
     try:
         import ml_dtypes
     except ModuleNotFoundError:
@@ -165,7 +163,7 @@ def _brain(words: Array) -> Array:
 
 @contextmanager
 def archive_faults(name: str | Path) -> Iterator[None]:
-    """What a damaged archive raises, be it of a place in it that cannot be, as one DataError."""
+    """Turn the errors of a damaged archive, also those for impossible offsets in it, into a DataError."""
     try:
         yield
     except DAMAGED as error:
@@ -250,7 +248,7 @@ def _safetensors(path: Path, key: str | None) -> _Stream:
 
 
 def _safetensors_header(path: Path, file: IO[bytes]) -> tuple[int, dict[str, Any]]:
-    """(where the data begin, the tensors' entries)."""
+    """(offset of the data in the file, {name: entry of the tensor})."""
     size = int.from_bytes(file.read(8), "little")
     _require_size(path, 8 + min(size, HEADER_LIMIT + 1))
     if size > HEADER_LIMIT:
@@ -262,7 +260,7 @@ def _safetensors_header(path: Path, file: IO[bytes]) -> tuple[int, dict[str, Any
     return 8 + size, {name: entry for name, entry in entries.items() if name != "__metadata__"}
 
 
-class _Parquet(Rows):
+class _Parquet(RowReader):
     """Rows of one column of numbers or lists, or of all columns side by side."""
 
     def __init__(self, path: Path, key: str | None) -> None:
@@ -273,7 +271,7 @@ class _Parquet(Rows):
         names = [name for name in schema if name not in index]
         if key is None:
             if len(names) > 1 and names[0] == "label" and all(n.startswith("p_") for n in names[1:]):
-                names = names[1:]  # what `xent predict` wrote: its probabilities
+                names = names[1:]  # the probabilities in an output of `xent predict`
             bad = [name for name in names if not schema[name].is_numeric()]
             if len(names) > 1 and bad:
                 raise ValueError(f"{path}: column {bad[0]!r} is no numbers; name one column as {path}:COLUMN")
@@ -283,8 +281,8 @@ class _Parquet(Rows):
             raise ValueError(f"{path}: has no columns")
         self.name = f"{path}:{key}" if key else str(path)
         self.kind = schema[names[0]]
-        self.listed = isinstance(self.kind, polars.List | polars.Array)
-        if not (self.listed or self.kind.is_numeric() or self.kind == polars.Boolean):
+        self.has_lists = isinstance(self.kind, polars.List | polars.Array)
+        if not (self.has_lists or self.kind.is_numeric() or self.kind == polars.Boolean):
             raise ValueError(
                 f"{self.name}: column {names[0]!r} holds {self.kind}; expected numbers or lists of them"
             )
@@ -292,7 +290,7 @@ class _Parquet(Rows):
         with polars_faults(path, parquet.NOT_PARQUET):
             frame = parquet.scan(path).select(names)
             sample = _matrix(self.name, frame.head(1).collect(), None)
-        self.row = sample.shape[1:] if self.listed or len(names) > 1 else ()
+        self.row = sample.shape[1:] if self.has_lists or len(names) > 1 else ()
         self.shape = (length, *self.row)
         self.dtype = "bool" if self.kind == polars.Boolean else sample.dtype.name
         self.itemsize = sample.itemsize
@@ -301,7 +299,6 @@ class _Parquet(Rows):
         self.rest: Array = sample[:0].reshape(0, *self.row)
 
     def take(self, count: int, reuse: Array | None = None) -> Array:
-        """See `Rows`."""
         parts, have = [self.rest] if len(self.rest) else [], len(self.rest)
         while have < count:
             batch = next(self.batches, None)
@@ -315,12 +312,11 @@ class _Parquet(Rows):
         return rows[:count]
 
     def close(self) -> None:
-        """See `Rows`."""
         self.batches = iter(())
 
 
 def _matrix(name: str, frame: Any, width: int | None) -> Array:
-    """The values of a batch, (n, D); ``width`` is D, or None for that of its first row."""
+    """The values of a batch, (n, D); ``width`` is D, or None to take it from the first row."""
     import polars
 
     column = frame.to_series(0)
@@ -343,7 +339,7 @@ def _matrix(name: str, frame: Any, width: int | None) -> Array:
 
 
 def _only(path: Path, what: str, names: list[str], key: str | None) -> str:
-    """``key``, which must be among ``names``; or the only one."""
+    """``key``, which must be in ``names``; if it is None, the only name."""
     if key is None and len(names) == 1:
         return names[0]
     shown = ", ".join(names[:20]) + (f" and {len(names) - 20} more" if len(names) > 20 else "")
@@ -355,10 +351,10 @@ def _only(path: Path, what: str, names: list[str], key: str | None) -> str:
 
 
 def _require_size(path: Path, size: int, exactly: bool = False) -> None:
-    there = path.stat().st_size
-    if there < size:
-        raise ValueError(f"{path}: is cut short: {there:,} bytes of {size:,}")
-    if exactly and there > size:
+    actual = path.stat().st_size
+    if actual < size:
+        raise ValueError(f"{path}: is cut short: {actual:,} bytes of {size:,}")
+    if exactly and actual > size:
         raise ValueError(
-            f"{path}: holds {there:,} bytes, its header says {size:,}: it is damaged, or of two arrays"
+            f"{path}: holds {actual:,} bytes, its header says {size:,}: it is damaged, or of two arrays"
         )

@@ -1,4 +1,4 @@
-"""What of a table is no data: blank lines, nameless columns without values, the index that pandas wrote."""
+"""Find what of a table is no data: blank lines, nameless empty columns, the index that pandas wrote."""
 
 from __future__ import annotations
 
@@ -15,13 +15,12 @@ if TYPE_CHECKING:
 
 Array = np.ndarray[Any, Any]
 
-UNNAMED = re.compile(r"Unnamed: \d+(\.\d+)?")  # how pandas calls a nameless column that it has read
+UNNAMED = re.compile(r"Unnamed: \d+(\.\d+)?")  # the name that pandas gives a nameless column
 WHOLE = r"^-?\d{1,18}$"
 
 
 def filled_rows(table: polars.DataFrame) -> Array:
-    """Places of the rows of text that hold something."""
-
+    """Indices of the rows with a cell that is not blank, in a table of text."""
     blank = np.arange(table.height)
     for column in table:
         if not len(blank):
@@ -36,20 +35,20 @@ def filled_rows(table: polars.DataFrame) -> Array:
 def left_out(
     table: polars.DataFrame, nameless: Sequence[str], index: Sequence[str], reading: Reading
 ) -> dict[str, str]:
-    """{column: a sentence that says why it is left out}; ``index`` are those known to be pandas' index."""
-    found = {}
-    for place, name in enumerate(table.columns):
+    """{column to leave out: the reason, a sentence}; ``index`` are columns known to be pandas' index."""
+    notes = {}
+    for position, name in enumerate(table.columns):
         if name in index:
-            found[name] = f"column {name!r} is an index that pandas wrote: left out (reset_index() keeps it)"
+            notes[name] = f"column {name!r} is an index that pandas wrote: left out (reset_index() keeps it)"
         elif name in nameless and _is_empty(table[name]):
-            found[name] = f"{name} has neither a name nor values: left out"
-        elif place == 0 and (name in nameless or UNNAMED.fullmatch(name)) and _is_index(table[name]):
+            notes[name] = f"{name} has neither a name nor values: left out"
+        elif position == 0 and (name in nameless or UNNAMED.fullmatch(name)) and _is_index(table[name]):
             called = f"{name} has no name" if name in nameless else f"column {name!r} has no name of its own"
-            found[name] = (
+            notes[name] = (
                 f"{called} and numbers or names the rows, as an index that pandas wrote: left out "
                 "(a name keeps it)"
             )
-    return found
+    return notes
 
 
 def _is_empty(column: polars.Series) -> bool:
@@ -62,10 +61,10 @@ def _is_empty(column: polars.Series) -> bool:
 
 
 def _is_index(column: polars.Series) -> bool:
-    """Whether it counts the rows, or names each one.
+    """Whether the column counts the rows, or names each one.
 
-    Rows left out leave gaps, shuffled ones another order: hence whole numbers, or text, each once. Tables
-    put below each other count from 0 again.
+    An index has gaps where rows were dropped and another order where they were shuffled, so distinct whole
+    numbers, or distinct text, are enough. In concatenated tables the count may begin again at 0.
     """
     import polars
 
