@@ -19,7 +19,7 @@ from xent.engine import checks
 from xent.regression import objective as objective_file
 from xent.regression import solvers
 from xent.regression.objective import Objective
-from xent.regression.solvers import certificate, line_search, minimise, whitening
+from xent.regression.solvers import certificate, line_search, minimise, preconditioners
 
 lbfgs_file = sys.modules[
     "xent.regression.solvers.lbfgs"
@@ -289,7 +289,7 @@ def test_a_start_at_the_optimum_is_known_to_be_there(solver):
 
 def test_runs_repeat_themselves_and_only_sgd_is_random(monkeypatch):
     for name in ("LEAST", "ROWS"):  # whitening by a sample of the rows
-        monkeypatch.setattr(whitening, name, 1)
+        monkeypatch.setattr(preconditioners, name, 1)
     problem = Problem(*table(), num_classes=3)
 
     def run(solver, seed):
@@ -325,7 +325,7 @@ def test_focal_loss_has_a_stationary_point_and_no_certificate(solver):
     [
         ((40, 3), np.asarray, "newton-cg"),  # small
         ((400, 200), np.asarray, "lbfgs"),
-        ((40, whitening.WIDEST + 1), np.asarray, "newton-cg"),
+        ((40, preconditioners.WIDEST + 1), np.asarray, "newton-cg"),
         ((400, 200), scipy.sparse.csr_array, "newton-cg"),
     ],
 )
@@ -366,7 +366,7 @@ def test_whitening_is_the_inverse_hessian_at_zero():
         if num_classes > 2:  # the only directions that matter
             coef, intercept = coef - coef.mean(0), intercept - intercept.mean()
         vector = objective.pack(coef, intercept)
-        estimate = whitening.whitening(objective, start, np.random.RandomState(0))
+        estimate = preconditioners.whitening(objective, start, np.random.RandomState(0))
         np.testing.assert_allclose(estimate(objective.hvp(start, vector)), vector, rtol=1e-6, atol=1e-6)
 
 
@@ -386,7 +386,7 @@ def test_whitening_by_class_is_the_inverse_of_the_hessians_blocks():
         block = (hessian[np.ix_(place, place)] - penalty) * (num_classes / (num_classes - 1)) + penalty
         expected[k] = np.linalg.solve(block, columns[k])
     expected += shift / alpha - expected.mean(0)
-    estimate = whitening.whitening(objective, at, np.random.RandomState(0), by_class=True)
+    estimate = preconditioners.whitening(objective, at, np.random.RandomState(0), by_class=True)
     found = estimate(objective.pack((columns + shift)[:, :-1], columns[:, -1]))
     np.testing.assert_allclose(found, objective.pack(expected[:, :-1], expected[:, -1]), rtol=1e-6, atol=1e-6)
 
@@ -403,7 +403,7 @@ def test_the_diagonal_is_the_inverse_hessian_of_uncorrelated_features(kind, inte
         if intercept and num_classes == 3:
             start[-num_classes:] = [1.0, 0.0, -2.0]
         hessian = np.array([objective.hvp(start, e) for e in np.eye(start.size)])
-        estimate = whitening.diagonal(objective, start)
+        estimate = preconditioners.diagonal(objective, start)
         for k in range(objective.num_scores):
             coef, bias = np.zeros((objective.num_scores, 5)), np.zeros(objective.num_scores)
             coef[k], bias[k] = 1.0, 1.0

@@ -1,9 +1,9 @@
-"""Softmax regression: the estimator, what it minimises, and how.
+"""Softmax regression: the estimator, its objective and its solvers.
 
-`estimator` is the scikit-learn classifier; `parameters`, `features` and `class_targets` check what it is
-given. `objective` is the penalised loss (`fused` where one pass over dense features computes it); `solvers`
-minimise it and prove how far from the minimum they stopped. `calibration` fits a temperature; `state` and
-`model_file` save and load.
+`estimator` is the scikit-learn classifier; `parameters`, `features` and `class_targets` check its arguments.
+`objective` is the penalised loss, which `fused_loss` computes in one native pass for dense features and few
+classes. `solvers` minimise it and bound the distance to the minimum. `calibration` fits a temperature.
+`serialization` converts an estimator to tensors and JSON; `model_file` saves it with its preprocessing.
 """
 
 from __future__ import annotations

@@ -21,7 +21,7 @@ def fit_temperature(logits: Array, targets: Array, sample_weight: Array | None =
 
     Parameters
     ----------
-    logits : (N, K) array; best of rows that had no part in the training
+    logits : (N, K) array, preferably of held-out rows
     targets : (N,) integers, labels; or (N, K) floats, probabilities
     sample_weight : (N,) array >= 0, default None
 
@@ -63,18 +63,21 @@ def fit_temperature(logits: Array, targets: Array, sample_weight: Array | None =
 
 
 def _require_minimum(z: Array, targets: Array, sample_weight: Array | None) -> None:
-    """F' is −Σω(⟨t, z⟩ − V·mean z)/D at b = 0 and Σω(V·max z − ⟨t, z⟩)/D at b = ∞; it must cross 0."""
+    """Raise ValueError unless F' < 0 at b = 0 and F' > 0 at b = ∞.
+
+    F' is −Σω(⟨t, z⟩ − V·mean z)/D at b = 0 and Σω(V·max z − ⟨t, z⟩)/D at b = ∞.
+    """
     if targets.ndim == 1:
-        mass, true = np.ones(len(z)), z[np.arange(len(z)), targets]
+        mass, target_logit = np.ones(len(z)), z[np.arange(len(z)), targets]
     else:
-        mass, true = targets.sum(1), (targets * z).sum(1)
+        mass, target_logit = targets.sum(1), (targets * z).sum(1)
     weight = np.ones(len(z)) if sample_weight is None else sample_weight
-    if not weight @ (mass * z.max(1) - true) > 0:
+    if not weight @ (mass * z.max(1) - target_logit) > 0:
         raise ValueError(
             "no temperature > 0 calibrates these scores: every row has its highest score where `y` says; "
             "calibrate on rows that had no part in the training, and on more of them"
         )
-    if not weight @ (true - mass * z.mean(1)) > 0:
+    if not weight @ (target_logit - mass * z.mean(1)) > 0:
         raise ValueError(
             "no finite temperature calibrates these scores: on these rows they are no better than uniform "
             "probabilities; is `y` in the order of the rows of `X`?"

@@ -1,4 +1,4 @@
-"""What a person gives as y, sample_weight and class_weight becomes classes and a Target."""
+"""Convert y, sample_weight and class_weight to the classes and a Target."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ from xent.engine.checks import check_probabilities
 
 Array = np.ndarray[Any, Any]
 
-UNNORMALISED = 1e-3  # |1 − Σ q| from which on a row is no distribution
-LEAST_TOTAL = 1e-300  # of the weights: the mean divides by it
-LOOKUP = 1 << 16  # widest range of integer labels that is counted in a table, not sorted
+UNNORMALISED = 1e-3  # |1 − Σ q| above which a row is no distribution
+LEAST_TOTAL = 1e-300  # least sum of the weights, as the mean divides by it
+LOOKUP = 1 << 16  # integer labels of a range up to this are counted in a table, not sorted
 
 
-class Supervision(NamedTuple):
-    """``classes (K,)``, and of each row its class, ``labels (N,)`` int64, or its ``probabilities (N, K)``."""
+class ClassTargets(NamedTuple):
+    """``classes (K,)``, and for each row either its class, ``labels (N,)``, or ``probabilities (N, K)``."""
 
     classes: Array
-    labels: Array | None
+    labels: Array | None  # int64 indices into ``classes``
     probabilities: Array | None
     weight: Array | None  # (N,) float64; None for 1
 
@@ -43,41 +43,41 @@ class Supervision(NamedTuple):
         return np.asarray(q.sum(0) if self.weight is None else self.weight @ q)
 
 
-def supervise(X: Any, y: Any, sample_weight: Any = None, classes: Array | None = None) -> Supervision:
-    """Read ``y``: (N,) labels, or (N, K) floats, rows of probabilities of the classes 0 to K−1.
+def read_targets(X: Any, y: Any, sample_weight: Any = None, classes: Array | None = None) -> ClassTargets:
+    """Check ``y``: (N,) labels, or (N, K) floats, rows of probabilities of the classes 0 to K−1.
 
-    Warns of rows that do not sum to 1, which are taken as they are.
-    ``classes``, sorted, are those that ``y`` may hold; None for those that it does hold.
+    Warns of rows that do not sum to 1, and leaves them unchanged.
+    ``classes``, sorted, are those that ``y`` may hold; None for those in ``y``.
     """
     shape = np.asarray(y).shape
     if len(shape) == 2 and shape[1] > 1:
-        known, labels, probabilities = _probabilities(y, classes)
+        all_classes, labels, probabilities = _probabilities(y, classes)
     else:
-        known, labels = _labels(y, classes)
+        all_classes, labels = _labels(y, classes)
         probabilities = None
     check_consistent_length(X, y)
     if sample_weight is not None:
         sample_weight = _check_sample_weight(sample_weight, X, dtype=np.float64, ensure_non_negative=True)
-    supervision = Supervision(known, labels, probabilities, sample_weight)
-    if classes is None and np.count_nonzero(supervision.mass) < 2:
-        only = known.tolist()[supervision.mass.argmax()]
+    targets = ClassTargets(all_classes, labels, probabilities, sample_weight)
+    if classes is None and np.count_nonzero(targets.mass) < 2:
+        only = all_classes.tolist()[targets.mass.argmax()]
         raise ValueError(f"`y` must hold at least 2 classes of a weight > 0; got one class, {only!r}")
-    return supervision
+    return targets
 
 
 def _labels(y: Any, classes: Array | None) -> tuple[Array, Array]:
-    """(classes, (N,) places among them)."""
+    """(classes, labels (N,) as indices into them)."""
     require_labels(y)
     y = _check_y(y)
     check_classification_targets(y)
-    found, place = _unique(y)
+    present, inverse = _unique(y)
     if classes is None:
-        return found, place
+        return present, inverse
     index = {label: k for k, label in enumerate(classes.tolist())}
-    unknown = [label for label in found.tolist() if label not in index]
+    unknown = [label for label in present.tolist() if label not in index]
     if unknown:
         raise ValueError(f"`y` holds {unknown[0]!r}, which is none of the classes {listed(classes)}")
-    return classes, np.array([index[label] for label in found.tolist()], np.int64)[place]
+    return classes, np.array([index[label] for label in present.tolist()], np.int64)[inverse]
 
 
 def require_labels(y: Any, name: str = "y") -> None:
@@ -101,12 +101,12 @@ def require_labels(y: Any, name: str = "y") -> None:
 def _is_missing(value: Any) -> bool:
     try:
         return value is None or bool(value != value)
-    except TypeError:  # pandas' NA is neither like nor unlike itself
+    except TypeError:  # NA != NA is NA in pandas, which has no truth value
         return True
 
 
 def _kind(label: Any) -> type:
-    """Labels of two kinds have no order."""
+    """str, bytes or object; labels of different kinds cannot be sorted together."""
     return str if isinstance(label, str) else bytes if isinstance(label, bytes) else object
 
 
@@ -131,19 +131,21 @@ def _probabilities(y: Any, classes: Array | None) -> tuple[Array, None, Array]:
         )
     if classes is not None and len(classes) != q.shape[1]:
         raise ValueError(f"`y` must have a column for each of {len(classes)} classes; got {q.shape[1]}")
-    known = np.arange(q.shape[1]) if classes is None else classes
-    return known, None, np.ascontiguousarray(q, np.float64)
+    all_classes = np.arange(q.shape[1]) if classes is None else classes
+    return all_classes, None, np.ascontiguousarray(q, np.float64)
 
 
-def measure(known: Supervision, class_weight: Any, spec: LossSpec, seen: Array | float = 0.0) -> Target:
-    """The target measure of docs/maths.md; "balanced" also counts the weight of classes ``seen`` before."""
-    factors = _class_weight(class_weight, known, seen)
+def make_target(
+    targets: ClassTargets, class_weight: Any, spec: LossSpec, earlier_mass: Array | float = 0.0
+) -> Target:
+    """The Target of these rows; "balanced" adds ``earlier_mass``, the class weights of earlier batches."""
+    factors = _class_weight(class_weight, targets, earlier_mass)
     with np.errstate(over="ignore"):
-        if known.labels is None:
-            result = target.from_probabilities(known.probabilities, factors, known.weight, spec, np)
+        if targets.labels is None:
+            result = target.from_probabilities(targets.probabilities, factors, targets.weight, spec, np)
         else:
-            labels, num_classes = known.labels, len(known.classes)
-            result = target.signed_from_labels(labels, None, num_classes, factors, known.weight, spec, np)
+            labels, num_classes = targets.labels, len(targets.classes)
+            result = target.signed_from_labels(labels, None, num_classes, factors, targets.weight, spec, np)
     if not result.total > 0:
         raise ValueError("`sample_weight` times `class_weight` must not be 0 in every row")
     if not LEAST_TOTAL <= result.total <= 1 / LEAST_TOTAL:
@@ -154,41 +156,40 @@ def measure(known: Supervision, class_weight: Any, spec: LossSpec, seen: Array |
     return result
 
 
-def _class_weight(class_weight: Any, known: Supervision, seen: Array | float) -> Array | None:
+def _class_weight(class_weight: Any, targets: ClassTargets, earlier_mass: Array | float) -> Array | None:
     """(K,) factors, None for 1; ``class_weight`` is None, "balanced" or a dict of numbers."""
     if class_weight is None:
         return None
-    factors = np.ones(len(known.classes))
+    factors = np.ones(len(targets.classes))
     if isinstance(class_weight, str):  # balanced: Σω / (K·Σω_k)
-        mass = known.mass + seen
+        mass = targets.mass + earlier_mass
         np.divide(mass.mean(), mass, out=factors, where=mass > 0)
         return factors
-    index = {label: k for k, label in enumerate(known.classes.tolist())}
+    index = {label: k for k, label in enumerate(targets.classes.tolist())}
     for label, factor in class_weight.items():
         if label not in index:
             raise ValueError(
-                f"`class_weight` names {label!r}, which is no label of `y`: {listed(known.classes)}"
+                f"`class_weight` names {label!r}, which is no label of `y`: {listed(targets.classes)}"
             )
         factors[index[label]] = factor
     return factors
 
 
 def _unique(y: Array) -> tuple[Array, Array]:
-    """``np.unique(y, return_inverse=True)``; without its sort for a million integers of a small range."""
+    """``np.unique(y, return_inverse=True)``, without sorting where y holds integers of a small range."""
     if y.dtype.kind in "iu" and y.size:
         least = y.min()
         if int(y.max()) - int(least) < LOOKUP:
-            place = y.astype(np.int64) - least.astype(
-                np.int64
-            )  # in uint64 both wrap, and so does the difference
-            present = np.bincount(place) > 0
+            # Large uint64 numbers wrap around in int64; their difference is right all the same.
+            offset = y.astype(np.int64) - least.astype(np.int64)
+            present = np.bincount(offset) > 0
             classes = (np.flatnonzero(present) + least.astype(np.int64)).astype(least.dtype)
-            return classes, (present.cumsum() - 1)[place]
+            return classes, (present.cumsum() - 1)[offset]
     classes, inverse = np.unique(y, return_inverse=True)
     return classes, inverse.astype(np.int64, copy=False)
 
 
 def listed(classes: Array) -> str:
-    """The first twenty."""
+    """The first twenty classes as text."""
     names = ", ".join(map(repr, classes[:20].tolist()))
     return f"[{names}, …]" if len(classes) > 20 else f"[{names}]"

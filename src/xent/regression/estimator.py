@@ -18,11 +18,10 @@ try:
     from sklearn.utils.validation import check_is_fitted, validate_data
 
     from xent.files import storage
-    from xent.regression import features
-    from xent.regression import state as estimator_state
+    from xent.regression import features, serialization
     from xent.regression.calibration import fit_temperature
-    from xent.regression.class_targets import Supervision, listed, measure, require_labels, supervise
-    from xent.regression.objective import Objective
+    from xent.regression.class_targets import ClassTargets, listed, make_target, read_targets, require_labels
+    from xent.regression.objective import Objective, as_logits
     from xent.regression.parameters import check_parameters
     from xent.regression.solvers import minimise
     from xent.regression.solvers.sgd import one_pass
@@ -67,11 +66,11 @@ class SoftmaxRegression(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
     class_weight : dict {label: weight}, "balanced" or None, default None
         Factor of each class, 1 where not given; "balanced" is ``Σω / (K·Σω_k)``.
     label_smoothing, smoothing_over, focal_gamma
-        As for `xent.cross_entropy`. The focal loss is not convex: what is found is a point where the
-        gradient vanishes, and there is no certificate.
+        As for `xent.cross_entropy`. The focal loss is not convex: the solver ends where the gradient
+        vanishes, and there is no certificate.
     warm_start : bool, default False
-        Start `fit` from the last one where the features agree in number, not from 0. Classes in both keep
-        their rows, new ones start at 0, and a class that is not in the new ``y`` goes with its row.
+        Start `fit` from the last coefficients, not from 0, if the number of features is the same. A class in
+        both fits keeps its row, a new class starts at 0, and a class missing in the new ``y`` is dropped.
     random_state : int, numpy RandomState or None, default None
         Order of the rows under "sgd".
     verbose : bool or int >= 0, default False
@@ -160,7 +159,7 @@ class SoftmaxRegression(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         y : (N,) labels of any kind, or (N, K) floats: rows of probabilities of the classes 0 to K−1
         sample_weight : (N,) array >= 0, default None for 1
         """
-        known, objective, kept = self._prepare(X, y, sample_weight)
+        targets, objective, attributes = self._prepare(X, y, sample_weight)
         curve: list[float] = []
 
         def on_step(parameters: Array, value: float, gap: float | None) -> None:
@@ -173,15 +172,15 @@ class SoftmaxRegression(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
 
         result = minimise(
             objective,
-            self._start(objective, known.classes, warm=self.warm_start),
+            self._start(objective, targets.classes, warm=self.warm_start),
             solver=self.solver,
             max_iter=self.max_iter,
             tol=self.tol,
             random_state=self.random_state,
             on_step=on_step,
         )
-        self._keep(objective, result.params, kept)
-        self.classes_ = known.classes
+        self._set_result(objective, result.params, attributes)
+        self.classes_ = targets.classes
         self.loss_curve_ = [result.start_value, *curve]
         self.n_iter_ = result.n_iter
         self.optimality_gap_ = result.optimality_gap
@@ -192,7 +191,7 @@ class SoftmaxRegression(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         return self
 
     def calibrate_temperature(self, X: Any, y: Any, sample_weight: Any = None) -> Self:
-        """Set ``temperature_`` to what minimises the cross-entropy on these rows, best held-out ones.
+        """Set ``temperature_`` to the T that minimises the cross-entropy on these rows, best held-out ones.
 
         It changes `predict_proba` and `predict_log_proba`, and neither `predict` nor `decision_function`.
 
@@ -206,16 +205,16 @@ class SoftmaxRegression(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
             If no finite temperature > 0 is best: `xent.regression.calibration.fit_temperature`.
         """
         scores = self._scores(X)
-        known = supervise(scores, y, sample_weight, self.classes_)
-        self.temperature_ = fit_temperature(_logits(scores), known.targets, known.weight)
+        targets = read_targets(scores, y, sample_weight, self.classes_)
+        self.temperature_ = fit_temperature(as_logits(scores), targets.targets, targets.weight)
         return self
 
     def partial_fit(self, X: Any, y: Any, classes: Any = None, sample_weight: Any = None) -> Self:
         """One pass of "sgd" over a batch, from where the last call or `fit` ended.
 
-        For data that are read in pieces: repeated over all of them it tends to the optimum of `fit`. The
-        mean loss of each batch counts as one of all rows, so batches should be of about the same size
-        and mixed. "balanced" class weights are those of all rows so far.
+        For data that are read in batches: repeated over all of them it tends to the optimum of `fit`. Each
+        batch's mean loss is taken for that of all rows, so batches should have about the same size and mix
+        the classes. "balanced" class weights are computed from all rows so far.
 
         Parameters
         ----------
@@ -224,16 +223,17 @@ class SoftmaxRegression(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         classes : (K,) array of all labels, default None
             Needed at the first call, unless ``y`` is rows of probabilities.
         """
-        state, seen = getattr(self, "_stream", (None, 0.0))
-        known, objective, kept = self._prepare(X, y, sample_weight, self._all_classes(classes, y), seen)
-        before = ([], 0) if state is None else (self.loss_curve_, self.n_iter_)
-        start = self._start(objective, known.classes, warm=True)
+        state, earlier_mass = getattr(self, "_stream", (None, 0.0))
+        all_classes = self._all_classes(classes, y)
+        targets, objective, attributes = self._prepare(X, y, sample_weight, all_classes, earlier_mass)
+        curve, passes = ([], 0) if state is None else (self.loss_curve_, self.n_iter_)
+        start = self._start(objective, targets.classes, warm=True)
         value = objective(start)[0]
         parameters, state = one_pass(objective, start, state, self.random_state)
-        self._keep(objective, parameters, kept)
-        self._stream = (state, seen + known.mass)
-        self.classes_ = known.classes
-        self.loss_curve_, self.n_iter_ = [*before[0], value], before[1] + 1
+        self._set_result(objective, parameters, attributes)
+        self._stream = (state, earlier_mass + targets.mass)
+        self.classes_ = targets.classes
+        self.loss_curve_, self.n_iter_ = [*curve, value], passes + 1
         self.optimality_gap_, self.solver_ = None, "sgd"
         return self
 
@@ -254,9 +254,9 @@ class SoftmaxRegression(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
             require_labels(y)
             return float(super().score(X, y, sample_weight))
         scores = self._scores(X)
-        known = supervise(scores, y, sample_weight, self.classes_)
-        best = _logits(scores).argmax(1)
-        return float(np.average(known.targets[np.arange(len(best)), best], weights=known.weight))
+        targets = read_targets(scores, y, sample_weight, self.classes_)
+        best = as_logits(scores).argmax(1)
+        return float(np.average(targets.targets[np.arange(len(best)), best], weights=targets.weight))
 
     def predict_proba(self, X: Any) -> Array:
         """Probabilities (N, K), in the order of ``classes_``."""
@@ -264,7 +264,7 @@ class SoftmaxRegression(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
 
     def predict_log_proba(self, X: Any) -> Array:
         """Log-probabilities (N, K), from the scores: finite where the probability underflows."""
-        scores = _logits(self._scores(X))
+        scores = as_logits(self._scores(X))
         return log_softmax(scores / scores.dtype.type(self.temperature_))
 
     def objective(self, X: Any, y: Any, sample_weight: Any = None) -> Objective:
@@ -272,23 +272,23 @@ class SoftmaxRegression(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         return self._prepare(X, y, sample_weight)[1]
 
     def contents(self) -> storage.Contents:
-        """What `save` writes, for a file that holds more than the estimator."""
+        """The contents that `save` writes, for a file that holds more than the estimator."""
         check_is_fitted(self)
-        contents = estimator_state.encode(self)
+        contents = serialization.encode(self)
         contents.metadata["versions"] = versions()
         return contents
 
     @classmethod
     def from_contents(cls, contents: storage.Contents) -> Self:
-        """The inverse of `contents`; ValueError if they are no estimator."""
-        return estimator_state.decode(cls, contents)
+        """The inverse of `contents`; ValueError for other contents."""
+        return serialization.decode(cls, contents)
 
     def save(self, path: str | Path) -> None:
-        """Write the fitted estimator, but for ``callback``, to one safetensors file, whole or not at all.
+        """Write the fitted estimator, without ``callback``, to one safetensors file, atomically.
 
-        What `partial_fit` carries from batch to batch beside the parameters (momentum, counts of classes) is
-        not kept: it goes on from a loaded estimator as after `fit`. A pickle keeps it.
-        Raises OSError if that cannot be, ValueError for labels that are neither numbers nor text.
+        The state of `partial_fit` beside the parameters (momentum, counts of classes) is not saved: on a
+        loaded estimator `partial_fit` continues as after `fit`. A pickle keeps this state.
+        Raises OSError if the file cannot be written, ValueError for labels that are neither numbers nor text.
         """
         storage.save(self.contents(), path)
 
@@ -296,7 +296,7 @@ class SoftmaxRegression(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
     def load(cls, path: str | Path) -> Self:
         """The estimator in the file at ``path``; nothing in it is executed.
 
-        Raises OSError if the file cannot be read, ValueError if it holds no estimator of ours.
+        Raises OSError if the file cannot be read, ValueError if it holds no SoftmaxRegression.
         """
         contents = storage.load(path)
         with storage.reading(path):
@@ -307,25 +307,30 @@ class SoftmaxRegression(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
             return cls.from_contents(contents)
 
     def _prepare(
-        self, X: Any, y: Any, sample_weight: Any, classes: Array | None = None, seen: Array | float = 0.0
-    ) -> tuple[Supervision, Objective, dict[str, Any]]:
-        """Everything that a person gives, checked; ``classes`` are None where ``y`` has all of them.
+        self,
+        X: Any,
+        y: Any,
+        sample_weight: Any,
+        classes: Array | None = None,
+        earlier_mass: Array | float = 0.0,
+    ) -> tuple[ClassTargets, Objective, dict[str, Any]]:
+        """(targets, objective, feature attributes for `_set_result`) from checked arguments.
 
-        Last, what scikit-learn keeps of the features, for `_keep`: what fails leaves the model as it was.
+        ``classes`` is None if ``y`` has all of them. An error leaves the estimator unchanged.
         """
         spec = check_parameters(self)
         if y is None:
-            validate_data(self, X, y)  # scikit-learn's words for a target that is missing
+            validate_data(self, X, y)  # raises scikit-learn's error for a missing target
         reset = classes is None or not hasattr(self, "coef_")
-        X, kept = features.check(self, X, order="C", reset=reset)
-        known = supervise(X, y, sample_weight, classes)
-        target = measure(known, self.class_weight, spec, seen)
-        divisor, num_classes = float(target.total), len(known.classes)
+        X, attributes = features.check(self, X, order="C", reset=reset)
+        targets = read_targets(X, y, sample_weight, classes)
+        target = make_target(targets, self.class_weight, spec, earlier_mass)
+        divisor, num_classes = float(target.total), len(targets.classes)
         objective = Objective(X, target, spec, divisor, float(self.alpha), self.fit_intercept, num_classes)
-        return known, objective, kept
+        return targets, objective, attributes
 
     def _all_classes(self, classes: Any, y: Any) -> Array | None:
-        """The classes of `partial_fit`, sorted; None where rows of probabilities say how many there are."""
+        """The sorted classes for `partial_fit`; None at a first call with rows of probabilities."""
         if classes is not None:
             require_labels(classes, "classes")
         given = None if classes is None else np.unique(classes)
@@ -344,27 +349,27 @@ class SoftmaxRegression(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         return given
 
     def _start(self, objective: Objective, classes: Array, warm: bool) -> Array:
-        """Zeros, or if ``warm`` the last parameters of the classes that are still there."""
+        """Zeros; if ``warm``, the last parameters for classes that the estimator has already."""
         coef = np.zeros((objective.num_scores, objective.num_features))
         intercept = np.zeros(objective.num_scores)
         if warm and hasattr(self, "coef_") and self.coef_.shape[1] == objective.num_features:
             old = {label: k for k, label in enumerate(self.classes_.tolist())}
-            kept = [(k, old[label]) for k, label in enumerate(classes.tolist()) if label in old]
+            common = [(k, old[label]) for k, label in enumerate(classes.tolist()) if label in old]
             rows = np.concatenate([_class_rows(self.coef_), _class_rows(self.intercept_[:, None])], axis=1)
             new = np.zeros((len(classes), rows.shape[1]))
-            new[[k for k, _ in kept]] = rows[[k for _, k in kept]]
+            new[[k for k, _ in common]] = rows[[k for _, k in common]]
             new = new if objective.num_scores > 1 else new[1:] - new[:1]
             coef, intercept = new[:, :-1], new[:, -1]
         return objective.pack(coef, intercept)
 
-    def _keep(self, objective: Objective, parameters: Array, kept: dict[str, Any]) -> None:
+    def _set_result(self, objective: Objective, parameters: Array, attributes: dict[str, Any]) -> None:
         dtype = objective.features.dtype
         coef, intercept = objective.unpack(parameters)
-        if len(intercept) > 1:  # what is added to all rows changes no probability: one model, one W and b
+        if len(intercept) > 1:  # a constant added to all rows changes no probability: take mean 0
             coef, intercept = coef - coef.mean(0), intercept - intercept.mean()
         coef, intercept = features.as_weights(coef, dtype), features.as_weights(intercept, dtype)
         self.coef_, self.intercept_, self.temperature_ = coef, intercept, 1.0
-        features.keep(self, kept)
+        features.set_attributes(self, attributes)
 
     def _scores(self, X: Any) -> Array:
         check_is_fitted(self)
@@ -377,17 +382,12 @@ class SoftmaxRegression(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
 
 
 def versions() -> dict[str, str]:
-    """Of xent and of what its numbers come from."""
+    """Versions of xent and of the libraries that its numbers depend on."""
     return {name: version(name) for name in ("xent", "numpy", "scipy", "scikit-learn")}
 
 
-def _logits(scores: Array) -> Array:
-    """(N, K) logits; one score is the logit of the second of two classes against 0."""
-    return scores if scores.shape[1] > 1 else np.pad(scores, ((0, 0), (1, 0)))
-
-
 def _class_rows(coef: Array) -> Array:
-    """One row a class, of least norm where one row stands for two classes."""
+    """One row for each class; a single row w becomes (−w/2, w/2), the two rows of least norm."""
     return coef if len(coef) > 1 else np.concatenate([-coef / 2, coef / 2])
 
 

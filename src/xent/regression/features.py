@@ -1,4 +1,4 @@
-"""What a person gives as X, checked without a trace on the estimator, and its scores under a linear model."""
+"""Check X without a change to the estimator; compute the scores of a linear model."""
 
 from __future__ import annotations
 
@@ -12,23 +12,23 @@ from xent.kernels import cpu_sparse
 
 Array = np.ndarray[Any, Any]
 
-KEPT = ("n_features_in_", "feature_names_in_")
+ATTRIBUTES = ("n_features_in_", "feature_names_in_")
 
 
 def check(estimator: Any, X: Any, **options: Any) -> tuple[Any, dict[str, Any]]:
-    """(X as an array or CSR matrix of float64 or float32, what `keep` gives to the estimator)."""
+    """(X as an array or CSR matrix of float64 or float32, the attributes for `set_attributes`)."""
     cpu_sparse.require_sound(X)
-    fresh = copy(estimator)
-    with np.errstate(invalid="ignore"):  # the sum by which scikit-learn looks for NaN may be inf − inf
-        X = validate_data(fresh, X, accept_sparse="csr", dtype=[np.float64, np.float32], **options)
-    return X, {name: value for name, value in vars(fresh).items() if name in KEPT}
+    other = copy(estimator)
+    with np.errstate(invalid="ignore"):  # scikit-learn looks for NaN by a sum, which may be inf − inf
+        X = validate_data(other, X, accept_sparse="csr", dtype=[np.float64, np.float32], **options)
+    return X, {name: value for name, value in vars(other).items() if name in ATTRIBUTES}
 
 
-def keep(estimator: Any, kept: dict[str, Any]) -> None:
-    """Let the estimator know the features that it is trained on, and none of those before."""
-    for name in KEPT:
+def set_attributes(estimator: Any, attributes: dict[str, Any]) -> None:
+    """Replace the number and names of the features on the estimator."""
+    for name in ATTRIBUTES:
         vars(estimator).pop(name, None)
-    vars(estimator).update(kept)
+    vars(estimator).update(attributes)
 
 
 def scores(X: Any, coef: Array, intercept: Array) -> Array:
@@ -44,7 +44,7 @@ def scores(X: Any, coef: Array, intercept: Array) -> Array:
 
 
 def as_weights(parameters: Array, dtype: np.dtype[Any]) -> Array:
-    """What training found, in the dtype of X."""
+    """``parameters`` in the dtype of X; ValueError if they overflow."""
     with np.errstate(over="ignore"):
         weights = parameters.astype(dtype)
     if not np.isfinite(weights).all():

@@ -1,4 +1,4 @@
-"""The model of the command: an estimator and what prepares its features, in one file."""
+"""Save and load the model of the command: an estimator and its preprocessor, in one file."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from xent.regression.estimator import SoftmaxRegression
 
 Array = np.ndarray[Any, Any]
 
-PREFIX = "preprocessing."  # of the names of the preprocessor's tensors
+PREFIX = "preprocessing."  # begins the names of the preprocessor's tensors
 
 
 class Model(NamedTuple):
-    """A trained model on the columns of a table: ``estimator`` takes what ``preprocessor`` makes of them."""
+    """A model trained on the columns of a table, which ``preprocessor`` transforms for ``estimator``."""
 
     estimator: SoftmaxRegression
     preprocessor: Preprocessor
-    notes: dict[str, Any]  # what to know of its making, as JSON: the data's name, the settings
+    notes: dict[str, Any]  # about the training, as JSON: name of the data, settings
 
     def predict_log_proba(self, table: Any) -> Array:
         """Log-probabilities (N, K) in the order of ``estimator.classes_``; ``table`` as in training."""
@@ -29,7 +29,7 @@ class Model(NamedTuple):
 
 
 def save(model: Model, path: str | Path) -> None:
-    """Write ``model`` at ``path``; OSError if that cannot be."""
+    """Write ``model`` at ``path``; OSError if the file cannot be written."""
     contents = model.estimator.contents()
     arrays = {PREFIX + name: array for name, array in model.preprocessor.arrays().items()}
     more = {"preprocessing": model.preprocessor.to_json(), "notes": model.notes}

@@ -15,32 +15,32 @@ from xent.core.spec import LossSpec
 from xent.core.target import Target
 from xent.engine.batch_loss import Problem
 from xent.kernels import cpu_sparse
-from xent.regression.fused import FusedModel
+from xent.regression.fused_loss import FusedLoss
 
 Array = np.ndarray[Any, Any]
 
-BLOCK = 1 << 19  # elements of X a block: 2 MiB of float32, a level-2 cache
-# Up to so many scores the fused kernels win over BLAS, which works on skinny matrices then: 2.4 times at
-# (784, 10), 1.4 at (512, 40); at (512, 100) in float64 they lose, 0.85.
+BLOCK = 1 << 19  # elements of X in a block: 2 MiB of float32, a level-2 cache
+# Up to so many scores the fused kernels are faster than BLAS on such narrow matrices: 2.4 times at (784, 10),
+# 1.4 at (512, 40), but 0.85 at (512, 100) in float64.
 FUSED_SCORES = 48
-COPY_BYTES = 64 << 20  # for float32 copies of X
+COPY_BYTES = 64 << 20  # at most so much for float32 copies of X
 ADD = {"f": saxpy, "d": daxpy}
-SMALL = 1 << 16  # elements of X
-SPARSE_BLOCK = 1 << 22  # logits a block of a CSR matrix: each block costs a gradient of X's width
+SMALL = 1 << 16  # elements of a small X
+SPARSE_BLOCK = 1 << 22  # logits in a block of a CSR matrix; each block adds a gradient of X's width
 
 
 class Objective:
     """``loss (4) of X Wᵀ + b, plus alpha/2·‖W‖²``: value, gradient, Hessian product of one flat vector.
 
     The vector is W (C, D) and then, if fitted, the intercept (C,), in float64. With two classes C is 1: the
-    logit of the second against 0. Otherwise C is K. The intercept is not penalised. W goes by rows; for a CSR
-    matrix, whose products are (D, C), by columns. `pack` and `unpack` know it.
+    logit of the second against 0. Otherwise C is K. The intercept is not penalised. W is stored row by row;
+    for a CSR matrix, whose products are (D, C), column by column. `pack` and `unpack` convert it.
 
     Parameters
     ----------
     features : (N, D) C-contiguous array, or CSR matrix or array, of float32 or float64
-        Never written, never densified; read in blocks of rows that stay in the cache between the two
-        products of a block.
+        Never written or made dense; read in blocks of rows, so that a block stays in the cache between
+        its two products.
     target : Target
         Labels (N,) in [0, K) or rows of probabilities (N, K), with the row weights.
     spec : LossSpec
@@ -53,7 +53,7 @@ class Objective:
     Attributes
     ----------
     dtype
-        What the products with X are computed in: float64. `rounded` is the same objective in X's own.
+        The dtype of products with X: float64. `rounded` is the same objective in float32.
     is_convex : bool
         Whether (1) is convex in the logits for every row.
     """
@@ -92,14 +92,14 @@ class Objective:
 
     @property
     def ignores_shifts(self) -> bool:
-        """Whether there are scores of all classes, and what is added to all of them changes no loss."""
+        """Whether a constant added to the scores of all classes leaves the loss unchanged."""
         return self.num_scores > 1 and not self.spec.z_loss and self.spec.softcap is None
 
     @property
     def rounded(self) -> Self:
-        """This objective with products in float32, if X is; or if it is not small and a copy has room.
+        """This objective with float32 products; itself if X is small, or too large to copy.
 
-        They are 2 to 3 times as fast, and too coarse to tell the optimum from what is near it.
+        Float32 X is not copied. The products are 2 to 3 times as fast, but too coarse near the optimum.
         """
         return self if self._narrow is None else self._narrow
 
@@ -120,18 +120,18 @@ class Objective:
 
     @cached_property
     def transposed(self) -> Any:
-        """Of CSR features: products with G are faster. None if they are small, or a copy has no room."""
+        """Transposed CSR features, for faster products with G; None if X is small or a copy has no room."""
         if self.is_small or self._copy_bytes() > COPY_BYTES or self.features.dtype != self.dtype:
             return None
         return self.features.T.tocsr()
 
     @property
     def is_small(self) -> bool:
-        """Whether a product with X takes microseconds. Of a CSR matrix, the entries that it holds count."""
+        """Whether a product with X takes microseconds. For CSR the stored entries count."""
         return int(self.features.size) < SMALL
 
     def _copy_bytes(self) -> int:
-        """What `rounded` would take: of a CSR matrix with both transposes."""
+        """Memory that `rounded` takes; for CSR with the transposes of both."""
         return 24 * int(self.features.nnz) if self.is_sparse else 4 * int(self.features.size)
 
     def subset(self, rows: Array, divisor: float) -> Self:
@@ -149,18 +149,18 @@ class Objective:
         coef, intercept = self.unpack(parameters)
         loss, dcoef, dintercept = (self._fused_pass if self.is_fused else self._blocked_pass)(coef, intercept)
         flat = parameters[: coef.size]
-        if self.alpha:  # the squares of large weights may overflow
+        if self.alpha:  # at alpha = 0 the square must not count: it may overflow
             loss += 0.5 * self.alpha * float(flat @ flat)
         return loss, self._penalised(dcoef, dintercept, parameters)
 
     @property
     def is_fused(self) -> bool:
-        """Whether products with X and the loss are one native pass, not blocks of both."""
+        """Whether one native pass computes the products with X and the loss; else they go block by block."""
         return not self.is_sparse and self.num_scores <= FUSED_SCORES
 
     @cached_property
-    def _model(self) -> FusedModel:
-        return FusedModel(self.features, self.target, self.spec, self.divisor)
+    def _model(self) -> FusedLoss:
+        return FusedLoss(self.features, self.target, self.spec, self.divisor)
 
     def _fused_pass(self, coef: Array, intercept: Array) -> tuple[float, Array, Array]:
         return self._model.loss_and_grad(coef.astype(self.dtype, copy=False), intercept)
@@ -183,7 +183,7 @@ class Objective:
         return self.hessian(parameters)(vector)
 
     def hessian(self, parameters: Array) -> Callable[[Array], Array]:
-        """The Hessian at ``parameters`` as a function of a vector. Unless fused it keeps the logits."""
+        """The Hessian at ``parameters`` as a function of a vector, which keeps the logits unless fused."""
         coef, intercept = self.unpack(parameters)
         if self.is_fused:
             narrow = coef.astype(self.dtype, copy=False)
@@ -207,7 +207,7 @@ class Objective:
         for x, target in self._blocks():
             stop = start + x.shape[0]
             problem = self._problem(logits[start:stop], target)
-            r = _as_logits(self._project(x, direction) + intercept.astype(self.dtype))
+            r = as_logits(self._project(x, direction) + intercept.astype(self.dtype))
             dscores = problem.hvp(r, r)[:, -self.num_scores :]
             dcoef = _plus(dcoef, self._pull_back(x, dscores), coef)
             dintercept += dscores.sum(0, dtype=np.float64)
@@ -215,25 +215,25 @@ class Objective:
         return self._penalised(np.zeros_like(coef) if dcoef is None else dcoef, dintercept, vector)
 
     def _penalised(self, dcoef: Array, dintercept: Array, vector: Array) -> Array:
-        """Derivatives of the loss, which are used up, and of the penalty at ``vector``, as one vector.
+        """(dcoef, dintercept) plus alpha times ``vector``'s W, as one vector; overwrites ``dcoef``.
 
-        What is added to all classes changes no loss: the mean of its derivatives over the classes is 0, but
-        for rounding, which without a penalty would lead a solver away for ever.
+        If `ignores_shifts`, the mean of the derivatives over the classes is 0 except for rounding errors.
+        These are removed, since without a penalty a solver would follow them for ever.
         """
         if self.ignores_shifts:
             dcoef -= np.full(self.num_scores, 1.0 / self.num_scores, dcoef.dtype) @ dcoef
             dintercept = dintercept - dintercept.sum() / self.num_scores
         result = self.pack(dcoef, dintercept)
-        if dcoef.size:  # in place, without a product beside it
+        if dcoef.size:  # in place, without a temporary array
             ADD[result.dtype.char](vector, result, n=dcoef.size, a=self.alpha)
         return result
 
     def curvature(self, parameters: Array) -> Iterator[tuple[Any, Array]]:
-        """Blocks of X, and what (3) has on its diagonal for their rows and scores: a m p(1−p).
+        """Blocks of X, and the diagonal a m p(1−p) of (3) for their rows and scores, (rows, C) float64.
 
-        (rows, C) float64, scaled: at equal probabilities ``Σ X² ·`` it is exactly the Hessian's spectrum.
+        It is scaled so that at equal probabilities ``Σ X² ·`` it has exactly the Hessian's eigenvalues.
         """
-        # At p = 1/K the Hessian of K scores is I/K on all that sums to zero, not its diagonal (1−1/K)/K.
+        # At p = 1/K the Hessian of K scores is I/K on vectors that sum to 0; its diagonal is (1−1/K)/K.
         factor = self.num_classes / (self.num_classes - 1) if self.num_scores > 1 else 1.0
         for x, target, logits in self.logits(parameters):
             p = softmax(logits)
@@ -245,19 +245,19 @@ class Objective:
         coef, intercept = self.unpack(parameters)
         weight = np.ascontiguousarray(coef.T, self.dtype)
         for x, target in self._blocks():
-            yield x, target, _as_logits(self._project(x, weight) + intercept)
+            yield x, target, as_logits(self._project(x, weight) + intercept)
 
     @cached_property
     def feature_moments(self) -> tuple[Array, Array]:
-        """Mean and variance of the features, (D,) each, in float64; a row counts with a m."""
-        total, first, second = 0.0, np.zeros(self.num_features), np.zeros(self.num_features)
+        """Mean and variance of the features, (D,) each, in float64; the weight of a row is a m."""
+        mass, sums, squares = 0.0, np.zeros(self.num_features), np.zeros(self.num_features)
         for x, target in self._in(np.float64)._blocks():
             weight = row_mass(target, x.shape[0])
-            total += float(weight.sum())
-            first += x.T @ weight
-            second += _squared(x).T @ weight
-        mean = first / total
-        return mean, np.maximum(second / total - mean**2, 0.0)
+            mass += float(weight.sum())
+            sums += x.T @ weight
+            squares += _squared(x).T @ weight
+        mean = sums / mass
+        return mean, np.maximum(squares / mass - mean**2, 0.0)
 
     def intercept_hessian(self, parameters: Array) -> Array:
         """The Hessian in the intercept, (C, C), in float64: Σ a m (diag p − ppᵀ)."""
@@ -269,15 +269,15 @@ class Objective:
         return hessian
 
     def target_moments(self) -> tuple[Array, Array, Array]:
-        """Sums over the rows, with a = ω/D: Σ a t (K,), Σ a m xᵀ (D,) and Σ a t xᵀ (K, D)."""
-        held = np.zeros(self.num_classes)
+        """(Σ a t (K,), Σ a m xᵀ (D,), Σ a t xᵀ (K, D)), sums over the rows with a = ω/D."""
+        class_mass = np.zeros(self.num_classes)
         by_class = None
         for x, target in self._in(np.float64)._blocks():
             t = _dense_target(target, x.shape[0], self.num_classes) / self.divisor
-            held += t.sum(0)
+            class_mass += t.sum(0)
             by_class = _plus(by_class, self._pull_back(x, t), t)
         assert by_class is not None
-        return held, by_class.sum(0), by_class
+        return class_mass, by_class.sum(0), by_class
 
     def pack(self, coef: Array, intercept: Array) -> Array:
         """W (C, D) and, if fitted, the intercept (C,) as one vector in the dtype of W."""
@@ -305,7 +305,7 @@ class Objective:
         return other
 
     def _project(self, x: Any, weight: Array) -> Array:
-        """x @ weight; at 0, where fits begin, without a product."""
+        """x @ weight; zeros without a product for sparse x and weight 0, where fits begin."""
         if self.is_sparse and not weight.any():
             return np.zeros((x.shape[0], weight.shape[1]), self.dtype)
         scores: Array = cpu_sparse.product(x, weight) if self.is_sparse else x @ weight
@@ -323,7 +323,7 @@ class Objective:
         return cpu_sparse.product(self.transposed, narrow).T
 
     def _problem(self, scores: Array, target: Target) -> Problem:
-        return Problem(_as_logits(scores), target, self.spec, "mean", self.divisor)
+        return Problem(as_logits(scores), target, self.spec, "mean", self.divisor)
 
     def _blocks(self) -> Iterator[tuple[Any, Target]]:
         """(rows of X in the dtype of the products, their target)."""
@@ -337,7 +337,7 @@ class Objective:
 
 
 def _plus(total: Array | None, part: Array, like: Array) -> Array:
-    """The sum, in the dtype of ``like``; a single part is not copied."""
+    """``total + part`` in the dtype of ``like``; the first part is not copied."""
     if total is None:
         return part.astype(like.dtype, copy=False)
     total += part
@@ -354,7 +354,7 @@ def _with_entries(x: Any, entries: Array) -> Any:
     return type(x)((entries, x.indices, x.indptr), shape=x.shape)
 
 
-def _as_logits(scores: Array) -> Array:
+def as_logits(scores: Array) -> Array:
     """(N, K) logits; one score is the logit of the second of two classes against 0."""
     return scores if scores.shape[1] > 1 else np.pad(scores, ((0, 0), (1, 0)))
 
@@ -378,7 +378,7 @@ def row_mass(target: Target, rows: int) -> Array:
 
 
 def _target_rows(target: Target, rows: Any) -> Target:
-    """The target of some rows. Its total stays that of all: an Objective divides by its own divisor."""
+    """The target of ``rows``. ``total`` still describes all rows; an Objective divides by its own divisor."""
     alpha, dense, weight = target.alpha, target.dense, target.weight
     return target._replace(
         labels=None if target.labels is None else target.labels[rows],

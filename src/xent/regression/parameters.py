@@ -1,4 +1,4 @@
-"""What each parameter of SoftmaxRegression may be."""
+"""Check the parameters of SoftmaxRegression."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from xent.regression.solvers import SOLVERS
 
 
 def check_parameters(estimator: Any) -> LossSpec:
-    """The options of the loss; ValueError or TypeError names the first parameter that is out of place."""
+    """The options of the loss; ValueError or TypeError names the first parameter that is not valid."""
     for name in ("alpha", "tol"):
         value = getattr(estimator, name)
         if not _is_at_least_0(value):
@@ -53,7 +53,7 @@ def _check_class_weight(class_weight: Any) -> None:
 
 
 def _check_random_state(random_state: Any) -> None:
-    """scikit-learn's check; of a seed without the generator, which takes as long as a step on small data."""
+    """scikit-learn's check; a seed is checked without making a generator, which takes as long as a step."""
     if not (isinstance(random_state, Integral) and 0 <= int(random_state) < 1 << 32):
         check_random_state(random_state)
 

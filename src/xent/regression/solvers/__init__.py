@@ -1,4 +1,9 @@
-"""How an Objective is minimised: the solvers by name, and what each of them reports."""
+"""Minimise an Objective: choose a solver by name, run it, and report where it ended.
+
+`lbfgs`, `newton_cg` and `sgd` are the solvers. They share `line_search`, `preconditioners` and `progress`,
+which counts steps and decides when to stop. `certificate` bounds the distance to the optimum, `separation`
+detects separable classes, `threads` limits thread pools.
+"""
 
 from __future__ import annotations
 
@@ -12,16 +17,16 @@ from xent.regression.solvers.certificate import row_norm
 from xent.regression.solvers.lbfgs import lbfgs
 from xent.regression.solvers.line_search import Point, evaluate
 from xent.regression.solvers.newton_cg import newton_cg
+from xent.regression.solvers.preconditioners import is_whitened
 from xent.regression.solvers.progress import OnStep, Progress
 from xent.regression.solvers.separation import separates
 from xent.regression.solvers.sgd import sgd
 from xent.regression.solvers.threads import few_threads
-from xent.regression.solvers.whitening import is_whitened
 
 Array = np.ndarray[Any, Any]
 
-LARGEST = 1e140  # root mean square norm of the rows: beyond it squares of features and gradients overflow
-SAMPLED_ROWS = 100  # rows a parameter from which on a sample of them is looked at first
+LARGEST = 1e140  # root mean square norm of the rows above which squares of gradients overflow
+SAMPLED_ROWS = 100  # rows for each parameter, from which a fit starts at the optimum of a sample
 SOLVERS = ("auto", "lbfgs", "newton-cg", "sgd")
 
 
@@ -29,7 +34,7 @@ _RUN = {"lbfgs": lbfgs, "newton-cg": newton_cg, "sgd": sgd}
 
 
 class Result(NamedTuple):
-    """Where a solver ended."""
+    """The result of a solver."""
 
     params: Array
     n_iter: int
@@ -49,12 +54,12 @@ def minimise(
     random_state: Any = None,
     on_step: OnStep = lambda params, value, gap: None,
 ) -> Result:
-    """Minimise from ``start`` until the certified gap is at most ``tol``, or for ``max_iter`` steps."""
+    """Minimise from ``start`` until the certified gap is at most ``tol``, for at most ``max_iter`` steps."""
     if solver not in SOLVERS:
         expected = ", ".join(f'"{name}"' for name in SOLVERS)
         raise ValueError(f"`solver` must be one of {expected}; got {solver!r}")
     name = choose(objective) if solver == "auto" else solver
-    # Two fits of the same data are the same; only the noise of "sgd" is drawn anew if not asked otherwise.
+    # Without a random_state two fits of the same data are equal, except with "sgd".
     random = check_random_state(0 if random_state is None and name != "sgd" else random_state)
     overflow = ValueError("the objective overflowed: bring the features to one scale (StandardScaler)")
     if objective.features.dtype == np.float64 and not row_norm(objective) < LARGEST:
@@ -65,11 +70,11 @@ def minimise(
         start_value = points[0].value
         if name != "sgd" and max_iter and not start.any():
             points = [_optimum_of_a_sample(objective, points[0], name, progress, random)]
-        del start  # which is long where X is wide: the solver alone has it, and leaves it
+        del start  # free a vector of the length of the parameters early
         point = _RUN[name](objective, points.pop(), progress, random)
     if not np.isfinite(point.value):
         raise overflow
-    progress.evaluated(*point)  # it need not be the last that was looked at
+    progress.evaluated(*point)  # the solver may have evaluated other points after this one
     if not progress.ended and separates(objective, point.parameters):
         progress.found_separable()
     gap = float(progress.gap) if objective.is_convex else None
@@ -79,15 +84,15 @@ def minimise(
 
 
 def choose(objective: Objective) -> str:
-    """What "auto" is: L-BFGS where whitening makes its steps good, otherwise Newton-CG, with less memory.
+    """The solver for "auto": L-BFGS where X is whitened, otherwise Newton-CG; the reverse for small X.
 
-    Reads of X for a gap of 1e-4 at alpha = 1/N, a Hessian product counted as one: (15000, 784) images
-    100 and 286; but CSR of (20000, 100000) and 20 classes 9 in float64, against 5 and 6 in float32 with
-    half the memory.
+    L-BFGS takes fewer reads of X where whitening makes its steps good, Newton-CG less memory. Reads for a gap
+    of 1e-4 at alpha = 1/N, a Hessian product counted as one: L-BFGS 100 and Newton-CG 286 for (15000, 784)
+    images; for CSR of (20000, 100000) and 20 classes L-BFGS 9 in float64, Newton-CG 5 and another 6 in
+    float32, with half the memory.
 
-    Small problems are all fast. What counts there is that the same rows in another order, or weighted
-    instead of repeated, end at the same parameters: to 1e-15 by Newton-CG where X is whitened and by L-BFGS
-    where it is not, to 1e-6 the other way round.
+    All small problems are fast. There the choice makes results reproducible: if rows are reordered, or
+    weighted instead of repeated, the parameters agree to 1e-15, and with the other solver to 1e-6.
     """
     return "lbfgs" if is_whitened(objective) != objective.is_small else "newton-cg"
 
@@ -95,9 +100,10 @@ def choose(objective: Objective) -> str:
 def _optimum_of_a_sample(
     objective: Objective, start: Point, solver: str, progress: Progress, random: np.random.RandomState
 ) -> Point:
-    """Where to start: of rows that outnumber the parameters by far, a tenth say nearly the same, sooner.
+    """The optimum of a tenth of the rows, as a start for all, if there are many rows for each parameter.
 
-    Not where the tenth lacks a class: its intercept would run off to −∞, where nothing curves.
+    Returns ``start`` otherwise, and if the sample lacks a class: the intercept of that class would go to −∞,
+    where the curvature is 0.
     """
     few = objective.num_rows < SAMPLED_ROWS * max(500, objective.num_parameters)
     if few or not objective.is_convex:

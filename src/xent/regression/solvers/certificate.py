@@ -1,23 +1,23 @@
-"""Certificate: how far a point can be from the optimum at most, by Fenchel duality, from its gradient alone.
+"""Bound the distance of a point from the optimum by Fenchel duality, from its loss and gradient alone.
 
 With a = ω/D, masses m = Σ t and z = Wx + b the primal and its dual are
 
     F(W, b) = Σ a (m·logsumexp(z) − ⟨t, z⟩) + α/2·‖W‖²,
     D(q)    = Σ a m H(q) − ‖G(q)‖²/2α,   G(q) = Σ a (m q − t) xᵀ,   subject to Σ a (m q − t) = 0,
 
-with one distribution q a row; the constraint is the price of the intercept, which has no penalty. Every
+with one distribution q for each row; the constraint exists because the intercept has no penalty. Every
 feasible q gives D(q) <= F*. The probabilities p of a point are almost feasible near the optimum; mixing them
 with one distribution r for all rows, q = (1−τ) p + τ r, makes them so exactly. Entropy is concave, so
 Σ a m H(q) >= (1−τ) Σ a m H(p) + τ A H(r), A = Σ a m, and
 
     Σ a m H(p) = loss − ⟨W, G(p)⟩ − ⟨b, Σ a (m p − t)⟩
 
-needs nothing but the loss and its gradient. Without a penalty no finite bound exists in general (separable
-classes have their infimum at infinity); then the optimum is sought among weights of at most `REACH` times the
-norm of those at hand, where the dual is D(q) = Σ a m H(q) − REACH·‖W‖·‖G(q)‖.
+needs only the loss and its gradient. Without a penalty no finite bound exists in general (separable classes
+have their infimum at infinity). Then F* is the minimum over weights of at most `REACH` times the norm of the
+present ones, for which the dual is D(q) = Σ a m H(q) − REACH·‖W‖·‖G(q)‖.
 
-What the kernels round to 0, numbers below `TINY`, is counted into ‖G‖ there, and norms are made without
-squares that underflow: the loss of separable classes, which falls for ever, must not prove itself the least.
+In that case ‖G‖ includes a bound on the terms that the kernels round to 0 (those below `TINY`), and norms are
+computed without underflow. Otherwise the loss of separable classes, which falls for ever, could seem optimal.
 """
 
 from __future__ import annotations
@@ -31,8 +31,8 @@ from xent.regression.objective import BLOCK, Objective
 Array = np.ndarray[Any, Any]
 
 REACH = 10.0
-FEATURES = 1 << 12  # a block
-LEAST = 1e-290  # objective that can be certified
+FEATURES = 1 << 12  # features in a block
+LEAST = 1e-290  # least objective that can be certified
 TINY = float(np.finfo(np.float64).tiny)
 
 
@@ -42,23 +42,22 @@ class Certificate:
     def __init__(self, objective: Objective) -> None:
         self.objective = objective
         self.lower = 0.0  # the loss of one row is never negative
-        self.within_reach = np.inf  # the gap of the last point, had its intercept been the best for its W
+        self.within_reach = np.inf  # the gap of the last point with the best intercept for its W
         self.moments = objective.target_moments() if objective.fit_intercept else None
-        self.nat = self.lost = (
-            0.0  # without a penalty: ‖W‖ at scores of one nat, and of ‖G‖ what may underflow
-        )
+        # Without a penalty: the ‖W‖ at which scores are one nat, and the part of ‖G‖ that may underflow.
+        self.nat = self.lost = 0.0
         if not objective.alpha:
             rows = row_norm(objective)
             self.nat = 1.0 / (rows or 1.0)
             self.lost = TINY * objective.num_rows * objective.num_parameters**0.5 * (1.0 + rows)
 
     def gap(self, parameters: Array, value: float, gradient: Array) -> float:
-        """A bound on (F − F*)/F, up to rounding (1e-15), where objective and gradient are these.
+        """A bound on (F − F*)/F, up to rounding (1e-15), at a point with this objective and gradient.
 
-        F* is the infimum, except for alpha = 0: there the least value with an intercept of any size and
-        ``‖W‖`` up to `REACH` times what it is here, or is at scores of one nat.
+        F* is the infimum. At alpha = 0 it is the infimum over all intercepts and ``‖W‖`` up to `REACH` times
+        its norm here, or the norm at scores of one nat if that is larger.
         """
-        if not value > LEAST:  # what it is made of underflowed; the optimum is not negative
+        if not value > LEAST:  # its terms underflowed; the optimum is not negative
             return 1.0
         alpha = self.objective.alpha
         intercept, dintercept = self.objective.unpack(parameters)[1], self.objective.unpack(gradient)[1]
@@ -66,58 +65,55 @@ class Certificate:
         coef, dcoef = parameters[:size], gradient[:size]
         reach = 0.0 if alpha else REACH * max(norm(coef), self.nat)
         self.within_reach = self._drop(norm(dcoef), reach) / value
-        if (
-            not self.within_reach * value < value - self.lower and value > self.lower
-        ):  # it is too early for news
+        # Return early if this point cannot improve the lower bound.
+        if not self.within_reach * value < value - self.lower and value > self.lower:
             return (value - self.lower) / value
         residual = alpha * coef
         entropy = value - 0.5 * (float(coef @ residual) if alpha else 0.0)
-        np.subtract(dcoef, residual, out=residual)  # G(p); in place, for it is long where X is wide
+        np.subtract(dcoef, residual, out=residual)  # G(p); in place, as X may be wide
         entropy -= float(coef @ residual)
         if self.moments is not None:
             entropy -= float(np.vdot(intercept, dintercept))
             entropy = self._feasible(entropy, residual, dintercept)
         lower = entropy - self._drop(norm(residual), reach)
-        if not alpha:  # no bound on the points before, whose reach was another
+        if not alpha:  # earlier bounds were for other reaches
             return min(1.0, max(0.0, value - lower) / value)
         self.lower = max(self.lower, lower)
         return max(0.0, value - self.lower) / value
 
     def _drop(self, slope: float, reach: float) -> float:
-        """How much lower the optimum can be where the gradient in W has this norm and in b it is zero."""
+        """How much lower the optimum can be if the gradient has norm ``slope`` in W and is 0 in b."""
         if not self.objective.alpha:
             return reach * (slope + self.lost)
         change = float(slope / (2 * self.objective.alpha) ** 0.5)
         return change * change
 
     def _feasible(self, entropy: float, residual: Array, dintercept: Array) -> float:
-        """Σ a m H(q) of the feasible mixture, from that of p; ``residual`` becomes G(q) from G(p)."""
+        """Σ a m H(q) of the feasible mixture q, given that of p; turns ``residual``, G(p), into G(q)."""
         assert self.moments is not None
-        mass, total_features, target_features = self.moments
+        mass, feature_sums, target_features = self.moments
         excess = dintercept if len(dintercept) > 1 else np.array([-dintercept[0], dintercept[0]])
-        held = mass + excess  # Σ a m p, a class
-        ratio = np.divide(excess, held, out=np.zeros_like(held), where=held > 0)
+        predicted = mass + excess  # Σ a m p for each class
+        ratio = np.divide(excess, predicted, out=np.zeros_like(predicted), where=predicted > 0)
         tau = float(ratio.max())
         if tau <= np.finfo(float).eps:
             return entropy
-        r = np.maximum(mass - (1.0 - tau) * held, 0.0)
+        r = np.maximum(mass - (1.0 - tau) * predicted, 0.0)
         r /= r.sum()
         entropy_of_r = -float(r @ np.log(np.where(r > 0, r, 1.0)))
         residual *= 1 - tau
         scores = self.objective.num_scores
         by_class = self.objective.unpack(residual)[0]
-        for start in range(
-            0, len(total_features), FEATURES
-        ):  # where X is wide there is no room for another W
+        for start in range(0, len(feature_sums), FEATURES):  # by blocks, without another array like W
             part = slice(start, start + FEATURES)
             by_class[:, part] += tau * (
-                r[-scores:, None] * total_features[part] - target_features[-scores:, part]
+                r[-scores:, None] * feature_sums[part] - target_features[-scores:, part]
             )
         return (1 - tau) * entropy + tau * float(mass.sum()) * entropy_of_r
 
 
 def norm(x: Array) -> float:
-    """‖x‖, also where its square overflows or underflows."""
+    """‖x‖, also if its square overflows or underflows."""
     with np.errstate(over="ignore"):
         squared = float(x @ x)
     largest = 1.0

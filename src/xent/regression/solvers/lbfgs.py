@@ -1,7 +1,7 @@
-"""Preconditioned L-BFGS: one read of X a step, in the dtype of X as far as that goes, then in float64.
+"""Preconditioned L-BFGS: one read of X for each step, first in the dtype of X, then in float64.
 
-SciPy's has no place for a preconditioner, and a change of variables in its stead (W = R⁻¹V) forgets its
-pairs at every change. Here they are pairs in W, and outlive the preconditioner and the dtype.
+SciPy's L-BFGS takes no preconditioner, and a change of variables (W = R⁻¹V) would lose the stored pairs at
+each new preconditioner. Here the pairs are in W, so that they stay valid.
 """
 
 from __future__ import annotations
@@ -13,21 +13,21 @@ import numpy as np
 
 from xent.regression.objective import Objective
 from xent.regression.solvers.line_search import Point, evaluate, step_along, step_of_intercept
+from xent.regression.solvers.preconditioners import is_cheap_by_class, preconditioner
 from xent.regression.solvers.progress import Progress
-from xent.regression.solvers.whitening import is_cheap_by_class, preconditioner
 
 Array = np.ndarray[Any, Any]
 
 PAIRS = 20
-PAIRS_BYTES = 100 << 20  # of memory for them at most, beyond the first 4
-REFRESHES = (10, 40)  # steps after which the curvature is estimated anew: p has moved far from 1/K
-REFRESHES_BY_CLASS = (5, 40)  # the sooner the better, as it leaves little to learn from the pairs
-NEAR = 0.1  # relative gap from which few steps are left
-ROUNDED_TOL = 1e-6  # relative gap below which products in float32 do not decide anything
+PAIRS_BYTES = 100 << 20  # at most so much memory for the pairs, unless they are 4 or fewer
+REFRESHES = (10, 40)  # steps after which the preconditioner is computed again: p has moved far from 1/K
+REFRESHES_BY_CLASS = (5, 40)  # the same for `is_cheap_by_class`; early, as the pairs then matter little
+NEAR = 0.1  # relative gap below which few steps remain
+ROUNDED_TOL = 1e-6  # relative gap below which float32 products are too coarse
 
 
 def lbfgs(objective: Objective, point: Point, progress: Progress, random: np.random.RandomState) -> Point:
-    """From ``point`` to where ``progress`` was content, or exhausted, or no step lowers the objective."""
+    """Step from ``point`` until ``progress`` ends, or no step lowers the objective; return the last point."""
     memory = Memory(objective, point.parameters, random)
     function = objective.rounded if objective.features.dtype == np.float32 else objective
     polished = False
@@ -48,22 +48,22 @@ def lbfgs(objective: Objective, point: Point, progress: Progress, random: np.ran
             progress.stepped(point.parameters, point.value)
             if memory.is_stale(progress):
                 memory.refresh(point.parameters)
-        elif not exact:  # near enough, or at the last bits of float32
+        elif not exact:  # near the optimum, or no float32 step lowers the objective
             function, point = objective, _in_float64(objective, point, progress)
             progress.stepped(point.parameters, point.value)
-        elif not polished:  # at the last bits of float64
+        elif not polished:  # no float64 step lowers the objective
             break
     return point if function is objective else _in_float64(objective, point, progress)
 
 
 def _in_float64(objective: Objective, point: Point, progress: Progress) -> Point:
-    """The same place anew. What rounded passes said of the optimum is no bound: it is forgotten."""
+    """Evaluate ``point`` again in float64 and discard the bounds on the optimum from float32 passes."""
     progress.forget()
     return evaluate(objective, point.parameters, progress)
 
 
 class Memory:
-    """What is known of the inverse Hessian: an estimate, corrected by the last pairs of (step, change)."""
+    """Approximate inverse Hessian: a preconditioner, corrected by the last pairs (step, gradient change)."""
 
     def __init__(self, objective: Objective, parameters: Array, random: np.random.RandomState) -> None:
         self.objective = objective
@@ -74,21 +74,21 @@ class Memory:
         )
         self.scale = 1.0
         self.by_class = is_cheap_by_class(objective)
-        differ = self.by_class and bool(parameters.any())  # at 0 all classes curve alike
+        differ = self.by_class and bool(parameters.any())  # at 0 all classes have the same curvature
         self.estimate = preconditioner(objective, parameters, random, differ)
 
     def is_stale(self, progress: Progress) -> bool:
-        """Whether it is time to estimate the Hessian anew. By class, unless the end is in sight."""
+        """Whether to compute the preconditioner again; by class only if many steps remain."""
         if not self.by_class:
             return progress.steps in REFRESHES
         return progress.steps in REFRESHES_BY_CLASS and progress.within_reach > NEAR
 
     def refresh(self, parameters: Array) -> None:
-        """Estimate the Hessian anew."""
+        """Compute the preconditioner at ``parameters``."""
         self.estimate = preconditioner(self.objective, parameters, self.random, self.by_class)
 
     def learn(self, before: Point, after: Point) -> None:
-        """Add the pair of a step, if the objective curved upwards along it."""
+        """Add the pair of a step if the curvature along it is positive."""
         step, change = after.parameters - before.parameters, after.gradient - before.gradient
         curvature = float(step @ change)
         if not curvature > 1e-10 * float((step @ step) * (change @ change)) ** 0.5:

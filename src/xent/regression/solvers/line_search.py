@@ -1,4 +1,4 @@
-"""A step along a direction that is worth taking."""
+"""Line search along a direction, and a Newton step of the intercept alone."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from xent.regression.solvers.progress import Progress
 
 Array = np.ndarray[Any, Any]
 
-TRIALS = 40  # a Newton step from p = e^−20 is e^20 too long
+TRIALS = 40  # bisections; a Newton step from p = e^−20 is e^20 too long
 
 
 class Point(NamedTuple):
-    """A place with what is known there."""
+    """Parameters with the objective and its gradient there."""
 
     parameters: Array
     value: float
@@ -23,7 +23,7 @@ class Point(NamedTuple):
 
 
 def evaluate(function: Objective, parameters: Array, progress: Progress) -> Point:
-    """The objective and its gradient, certified."""
+    """Evaluate the objective and its gradient, and update the gap."""
     value, gradient = function(parameters)
     progress.evaluated(parameters, value, gradient)
     return Point(parameters, value, gradient)
@@ -32,8 +32,8 @@ def evaluate(function: Objective, parameters: Array, progress: Progress) -> Poin
 def step_along(direction: Array, point: Point, function: Objective, progress: Progress) -> Point | None:
     """A point that satisfies the weak Wolfe conditions, by bisection (Lewis and Overton, 2013).
 
-    Where the decrease drowns in rounding, the slopes stand in for it (Hager and Zhang, 2005). None if the
-    direction does not lead down, or no step that can be represented does.
+    If the decrease is below rounding, the slopes decide instead (Hager and Zhang, 2005). Returns None if the
+    objective does not fall along the direction, or `TRIALS` were not enough.
     """
     slope = float(direction @ point.gradient)
     progress.promised(-0.5 * slope, point.value)
@@ -56,7 +56,7 @@ def step_along(direction: Array, point: Point, function: Objective, progress: Pr
 
 
 def step_of_intercept(point: Point, function: Objective, progress: Progress) -> Point | None:
-    """A Newton step of the intercept alone, which the certificate depends on to first order."""
+    """A Newton step of the intercept alone, to which the certificate is sensitive; None if it increases F."""
     coef, intercept = function.unpack(point.parameters)
     _, dintercept = function.unpack(point.gradient)
     change = np.linalg.lstsq(function.rounded.intercept_hessian(point.parameters), -dintercept)[0]

@@ -1,6 +1,6 @@
-"""Newton-CG: the step that minimises the quadratic model (3), found by preconditioned conjugate gradients.
+"""Newton-CG: each step minimises the quadratic model (3) by preconditioned conjugate gradients.
 
-The gradient is exact, the Hessian products are in the dtype of X: a step need not be.
+Gradients are computed in float64, Hessian products in the dtype of X: a step need not be exact.
 """
 
 from __future__ import annotations
@@ -13,16 +13,16 @@ from scipy.linalg import get_blas_funcs
 
 from xent.regression.objective import Objective
 from xent.regression.solvers.line_search import Point, step_along, step_of_intercept
+from xent.regression.solvers.preconditioners import Preconditioner, preconditioner
 from xent.regression.solvers.progress import Progress
-from xent.regression.solvers.whitening import Preconditioner, preconditioner
 
 Array = np.ndarray[Any, Any]
 
-MAX_PRODUCTS = 200  # a step
+MAX_PRODUCTS = 200  # Hessian products for each step
 
 
 def newton_cg(objective: Objective, point: Point, progress: Progress, random: np.random.RandomState) -> Point:
-    """From ``point`` to where ``progress`` was content, or exhausted, or no step lowers the objective."""
+    """Step from ``point`` until ``progress`` ends, or no step lowers the objective; return the last point."""
     polished = False
     while not (progress.exhausted or progress.ended):
         following = None
@@ -40,7 +40,7 @@ def newton_cg(objective: Objective, point: Point, progress: Progress, random: np
 
 
 def _direction(objective: Objective, point: Point, random: np.random.RandomState) -> Array:
-    """Towards the minimum of the quadratic model. Sparse problems have the long vectors: coarse ones too."""
+    """The step to the minimum of the quadratic model; vectors of sparse problems, long ones, are float32."""
     estimate = preconditioner(objective, point.parameters, random)
     hessian = objective.rounded.hessian(point.parameters)
     gradient = point.gradient.astype(
@@ -52,17 +52,17 @@ def _direction(objective: Objective, point: Point, random: np.random.RandomState
 def _solve(
     hessian: Callable[[Array], Array], gradient: Array, value: float, estimate: Preconditioner
 ) -> Array:
-    """About −H⁻¹ gradient: the nearer to the optimum, the more exactly.
+    """Approximate −H⁻¹ gradient, more exactly near the optimum.
 
-    Where the objective curves downwards (focal loss), what was found before.
+    At a direction of negative curvature (focal loss), return the approximation so far.
     """
-    add = get_blas_funcs("axpy", (gradient,))  # in place, where NumPy has a product and a sum
+    add = get_blas_funcs("axpy", (gradient,))  # in place, unlike NumPy
     direction = np.zeros_like(gradient)
     residual = -gradient
     preconditioned = estimate(residual)
     search = preconditioned.copy()
     size = first = float(residual @ preconditioned)
-    # Of the squared residual: the convergence is quadratic, down to what float32 products can tell.
+    # For the squared residual: proportional to the gap, for quadratic convergence; 1e-6 due to float32.
     tolerance = min(0.1, max(1e-6, 0.5 * first / max(value, np.finfo(float).tiny)))
     for _ in range(MAX_PRODUCTS):
         product = hessian(search)

@@ -1,4 +1,4 @@
-"""Progress: what all solvers share. It counts steps, certifies them, reports them, and says when to stop."""
+"""Progress of a solver: counts, certifies and reports its steps, and decides when it stops."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ Array = np.ndarray[Any, Any]
 OnStep = Callable[[Array, float, float | None], None]
 
 
-RESOLUTION = 4 * float(np.finfo(np.float64).eps)  # of a gap: no solver gets below it
+RESOLUTION = 4 * float(np.finfo(np.float64).eps)  # least gap that a solver can reach
 
 
 class Progress:
-    """The state of one minimisation beside the parameters.
+    """The state of one minimisation, except for the parameters.
 
-    ``gap`` is the bound of the last point evaluated; where the objective is not convex it is the decrease
-    that the solver promised itself of the next step, relative to the objective, and certifies nothing.
+    ``gap`` is the bound for the last point evaluated. If the objective is not convex, it is the expected
+    decrease of the next step, relative to the objective, which certifies nothing.
     """
 
     def __init__(self, objective: Objective, max_iter: int, tol: float, on_step: OnStep) -> None:
@@ -32,53 +32,52 @@ class Progress:
         self.certificate = Certificate(objective) if objective.is_convex else None
         self.gap = np.inf
         self.steps = 0
-        self.separated = False  # the classes are separable, and have no optimum to come near to
-        self._separating = 0.5 * least_error(
-            objective
-        )  # half: products in float32 are no proof of the last digits
+        self.separated = False  # whether the classes are separable, so that there is no optimum
+        # Half, as products in float32 are not exact.
+        self._separating = 0.5 * least_error(objective)
 
     @property
     def exhausted(self) -> bool:
-        """Whether ``max_iter`` steps are taken."""
+        """Whether ``max_iter`` steps have been made."""
         return self.steps >= self.max_iter
 
     @property
     def converged(self) -> bool:
-        """Whether the gap is down to ``tol``."""
+        """Whether the gap is at most ``tol``."""
         return self.gap <= self.tol
 
     @property
     def ended(self) -> bool:
-        """Whether there is nothing left to do: converged, or without an optimum."""
+        """Whether the solver should stop: converged, or there is no optimum."""
         return self.converged or self.separated
 
     @property
     def within_reach(self) -> float:
-        """What the gap of the last point could be after a change of the intercept alone."""
+        """The gap that the last point would have with the best intercept."""
         return self.gap if self.certificate is None else self.certificate.within_reach
 
     def evaluated(self, parameters: Array, value: float, gradient: Array) -> None:
-        """Certify a point, whose objective and gradient these are."""
+        """Update the gap for a point with this objective and gradient."""
         if self.certificate is not None:
             self.gap = self.certificate.gap(parameters, value, gradient)
         if value < self._separating:
             self.found_separable()
 
     def found_separable(self) -> None:
-        """The infimum is 0, so that all of the objective is above it."""
+        """Record that the classes are separable: the infimum is 0, so the gap is 1."""
         self.separated, self.gap = True, 1.0
 
     def forget(self) -> None:
-        """Forget the bounds of the points before."""
+        """Discard the lower bound from earlier points."""
         if self.certificate is not None:
             self.certificate.lower = 0.0
 
     def promised(self, decrease: float, value: float) -> None:
-        """The next step promises this decrease."""
+        """Record the expected decrease of the next step, the gap of an objective that is not convex."""
         if self.certificate is None:
             self.gap = decrease / value if value else 0.0
 
     def stepped(self, parameters: Array, value: float) -> None:
-        """A step ended at ``parameters``."""
+        """Count and report a step that ended at ``parameters``."""
         self.steps += 1
         self.on_step(parameters, value, None if self.certificate is None else self.gap)

@@ -1,4 +1,4 @@
-"""Classes that a linear model separates: without a penalty their loss has no minimum at finite weights."""
+"""Detect separable classes: without a penalty their loss has no minimum at finite weights."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ Array = np.ndarray[Any, Any]
 
 
 def least_error(objective: Objective) -> float:
-    """What a row that is not predicted right adds to the objective at least: its loss at p = 1/2.
+    """The least that a wrongly predicted row adds to the objective, its loss at p = 1/2.
 
-    A lower objective proves that the classes are separable. 0 where there is a minimum all the same: with a
-    penalty, and where some row counts for several classes.
+    A lower objective proves that the classes are separable. Returns 0 if there is a minimum in any case:
+    with a penalty, or if a row has several classes.
     """
     target, spec = objective.target, objective.spec
     if objective.alpha or spec.softcap is not None or spec.z_loss or not _has_one_class_a_row(objective):
@@ -29,7 +29,7 @@ def least_error(objective: Objective) -> float:
 
 
 def separates(objective: Objective, parameters: Array) -> bool:
-    """Whether every row that counts has its own class's logit above all others, beyond rounding."""
+    """Whether in every row with weight the logit of the true class is the largest, beyond rounding."""
     if not least_error(objective):
         return False
     for x, target, logits in objective.logits(parameters):

@@ -1,4 +1,4 @@
-"""Stochastic gradient descent: mini-batches with momentum, and the average of the iterates as its answer."""
+"""Stochastic gradient descent on mini-batches with momentum; the result is an average of the iterates."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from xent.regression.solvers.progress import Progress
 
 Array = np.ndarray[Any, Any]
 
-BATCH = 64  # rows
-STAGES = (4, 16, 64, 256, 1024)  # passes
+BATCH = 64  # rows in a mini-batch
+STAGES = (4, 16, 64, 256, 1024)  # passes after which the step length is halved
 MOMENTUM = 0.9
-DECAY = 3.0  # of the average's weights, t^DECAY: the start is soon forgotten (Shamir & Zhang, 2013)
+DECAY = 3.0  # iterate t has weight t^DECAY in the average (Shamir & Zhang, 2013)
 
 
 class State(NamedTuple):
-    """What one pass hands to the next."""
+    """The state that one pass passes to the next."""
 
     iterate: Array
     velocity: Array
@@ -30,10 +30,10 @@ class State(NamedTuple):
 
 
 def sgd(objective: Objective, point: Point, progress: Progress, random: np.random.RandomState) -> Point:
-    """The average of the iterates when ``progress`` was content with it, or exhausted; a step is a pass.
+    """Make passes until ``progress`` ends; return the average of the iterates. One step is one pass.
 
-    After each of `STAGES` the step length is halved and the average begun anew, where the noise of the
-    longer steps has left off.
+    After each of `STAGES` the step length is halved and a new average begins, without the noise of the
+    longer steps.
     """
     start, state = point.parameters, None
     while not (progress.exhausted or progress.ended):
@@ -51,9 +51,9 @@ def sgd(objective: Objective, point: Point, progress: Progress, random: np.rando
 def one_pass(
     objective: Objective, params: Array, state: State | None, random_state: Any
 ) -> tuple[Array, State]:
-    """(average of the iterates, state) after every row of ``objective`` had its turn once.
+    """(average of the iterates, state) after one pass over all rows of ``objective``.
 
-    The first pass starts at ``params``, later ones where ``state`` is; random_state is scikit-learn's.
+    The first pass (``state`` None) starts at ``params``, later ones at ``state.iterate``.
     """
     random = check_random_state(random_state)
     if state is None:
@@ -74,7 +74,7 @@ def one_pass(
 
 
 def _smoothness(objective: Objective) -> float:
-    """The curvature of a mini-batch: half the largest of Σωxxᵀ/D, and of ωN‖x‖²/D of its own rows."""
+    """Curvature of a mini-batch: the mean of ‖Σωxxᵀ/D‖ and its bound from the largest ω‖x‖², plus alpha."""
     X, target = objective.features, objective.target
     weight = target.alpha + (0.0 if target.dense is None else target.beta * target.dense.sum(-1))
     if target.weight is not None:
@@ -82,7 +82,7 @@ def _smoothness(objective: Objective) -> float:
     weight = weight / objective.divisor
     bias = float(objective.fit_intercept)
     v = np.ones(objective.num_features + 1)
-    for _ in range(10):  # the power method, from below
+    for _ in range(10):  # power iteration, a lower bound
         v /= np.linalg.norm(v) or 1.0
         u = weight * (X @ v[:-1] + bias * v[-1])
         v = np.append(X.T @ u, bias * u.sum())

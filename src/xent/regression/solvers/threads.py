@@ -1,4 +1,4 @@
-"""Which thread pools work during a fit: two that spin against each other are slower than one."""
+"""Limit the thread pools during a fit: two pools that wait actively for work slow each other down."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ from typing import Any
 
 import threadpoolctl
 
-SMALL = 1 << 22  # elements of X: its products are over before a second thread has woken up
-SHORT = 1 << 22  # multiplications of a pass, half a millisecond: between two of them the others would spin
+SMALL = 1 << 22  # elements of X below which products end before a second thread has woken up
+SHORT = 1 << 22  # multiplications of a pass, half a millisecond, below which kernels use one thread
 
 
 @contextmanager
 def few_threads(elements: int, scores: int) -> Iterator[None]:
-    """One thread for SciPy's BLAS, which would spin against the one of our products; for both, if X is small.
+    """Give SciPy's BLAS one thread; NumPy's too if X is small, and the kernels if a pass over X is short.
 
-    NumPy's and SciPy's wheels bring an OpenBLAS each. For the kernels too, if a pass over the ``elements`` of
-    X is short: load_digits takes 10 ms on one thread, and 16 where a second spins beside what is not a pass.
+    NumPy's and SciPy's wheels have an OpenBLAS each, and their threads wait actively. A fit of load_digits
+    takes 10 ms with one thread for the kernels, and 16 ms with a second that waits between passes.
     """
     short = elements * scores < SHORT
     libraries = [blas for blas in _pools("blas") if elements < SMALL or _is_scipys(blas)]

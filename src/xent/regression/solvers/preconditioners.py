@@ -13,18 +13,19 @@ from xent.regression.objective import Objective
 Array = np.ndarray[Any, Any]
 Preconditioner = Callable[[Array], Array]
 
-WIDEST = 2048  # features; whitening costs their third power
-WIDEST_BY_CLASS = 80  # features; at 64 of load_digits 12 steps instead of 20, at 200 no less time
-FLOOR = 1e-10  # of a feature's own variation: no direction counts as flatter
-ROWS = 8  # rows a feature that the estimate is made of at least,
-LEAST = 500  # or so many of all,
-SHARE = 16  # or one in so many
+WIDEST = 2048  # features up to which X is whitened, which takes time of their third power
+WIDEST_BY_CLASS = 80  # features up to which each class is whitened; load_digits (64): 12 steps, not 20
+FLOOR = 1e-10  # least curvature of a direction, relative to that of single features
+# The estimate samples the largest of these numbers of rows:
+ROWS = 8  # for each feature,
+LEAST = 500  # in all,
+SHARE = 16  # or one row in so many
 
 
 def preconditioner(
     objective: Objective, parameters: Array, random: np.random.RandomState, by_class: bool = False
 ) -> Preconditioner:
-    """Whitening where X is dense and not wide, otherwise the diagonal."""
+    """`whitening` if X is dense and not wide, otherwise `diagonal`."""
     if is_whitened(objective):
         return whitening(objective, parameters, random, by_class)
     return diagonal(objective, parameters)
@@ -36,7 +37,7 @@ def is_whitened(objective: Objective) -> bool:
 
 
 def is_cheap_by_class(objective: Objective) -> bool:
-    """Whether whitening each class by itself costs less than the steps that it saves."""
+    """Whether whitening each class by itself takes less time than the steps it saves."""
     return objective.is_fused and objective.ignores_shifts and objective.num_features <= WIDEST_BY_CLASS
 
 
@@ -45,8 +46,8 @@ def whitening(
 ) -> Preconditioner:
     """``(XᵀSX + αI)⁻¹`` on the weights of each class, intercept included; S is the curvature of a row.
 
-    S is the mean over the classes of what (3) has on its diagonal, so that at W = 0 this is the inverse
-    Hessian; or it is each class's own. A sample of the rows serves as well as all.
+    S is the diagonal of (3): its mean over the classes, which gives the inverse Hessian at W = 0, or, if
+    ``by_class``, that of each class. It is estimated from a sample of the rows.
     """
     width = objective.num_features + objective.fit_intercept
     rows = max(LEAST, ROWS * width, objective.num_rows // SHARE)
@@ -62,8 +63,8 @@ def whitening(
             of_class += scaled.T @ scaled
     size = np.einsum("kii->ki", gram)  # a view
     size[:, : objective.num_features] += objective.alpha
-    # In units of each feature's own size, or the floor under the directions in which nothing varies would
-    # hide features on a small scale. Without it they would not be positive.
+    # Scale the diagonal to 1 before FLOOR is added, so that FLOOR does not hide features of a small scale.
+    # FLOOR makes the matrix positive definite where features are linearly dependent.
     unit = 1.0 / np.sqrt(np.where(size > 0, size, 1.0))
     gram *= unit[:, :, None] * unit[:, None, :]
     size += FLOOR
@@ -82,7 +83,7 @@ def whitening(
 
 
 def _by_class(vectors: Array, root: Array, objective: Objective) -> Array:
-    """``rootᵀ root`` of each class on its vector, where they sum to zero; on their mean the penalty's αI."""
+    """``rootᵀ root`` of each class on its vector less the mean over classes; on the mean the penalty's αI."""
     mean = vectors.sum(0) / len(vectors)
     product: Array = ((vectors - mean)[:, None, :] @ root.transpose(0, 2, 1) @ root)[:, 0, :]
     product -= product.sum(0) / len(product)
@@ -92,17 +93,17 @@ def _by_class(vectors: Array, root: Array, objective: Objective) -> Array:
 
 
 def _inverse_of_lower(factor: Array) -> Array:
-    """Of a triangular matrix, in a third of the time of any other; its transpose is LAPACK's upper one."""
+    """Inverse of a lower triangular matrix; its transpose is upper triangular for Fortran-ordered LAPACK."""
     inverse: Array = dtrtri(factor.T)[0].T
     return inverse
 
 
 def diagonal(objective: Objective, parameters: Array) -> Preconditioner:
-    """The inverse Hessian of features that vary each for itself: Jacobi, of features less their mean.
+    """The inverse Hessian as if features were uncorrelated: Jacobi for centred features.
 
-    With means μ and variances v of the features, and Σ a m p(1−p) = c of a class, the Hessian is about
-    ``c [diag v + μμᵀ, μ; μᵀ, 1]`` and αI. What is counted has a mean: of words 6 and 13 products lead to the
-    gaps that take plain Jacobi 20 and 42.
+    With means μ and variances v of the features, and Σ a m p(1−p) = c for a class, the Hessian is about
+    ``c [diag v + μμᵀ, μ; μᵀ, 1]`` + αI. Counts have a mean: on word counts 6 and 13 products give the gaps
+    for which plain Jacobi needs 20 and 42.
     """
     mean, variance = objective.feature_moments
     curvature = sum(weight.sum(0) for _, weight in objective.rounded.curvature(parameters))
@@ -114,7 +115,7 @@ def diagonal(objective: Objective, parameters: Array) -> Preconditioner:
     inverse[inverse <= 0] = 1.0
     np.reciprocal(inverse, out=inverse)
     mean, curvature = mean.astype(dtype), curvature.astype(dtype)
-    # Without an intercept the means remain, a matrix of rank one: Sherman and Morrison.
+    # Without an intercept μμᵀ remains, of rank one: Sherman-Morrison formula.
     share = curvature / (1.0 + curvature * (inverse @ mean**2))
 
     def apply(vector: Array) -> Array:

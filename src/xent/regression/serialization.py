@@ -1,4 +1,4 @@
-"""A fitted SoftmaxRegression as tensors and JSON, and back with every type, shape and range checked."""
+"""Convert a fitted SoftmaxRegression to tensors and JSON, and back with types, shapes and ranges checked."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ KIND = "SoftmaxRegression"
 
 
 def encode(estimator: Any) -> Contents:
-    """The tensors ``coef`` and ``intercept``, the entry ``"estimator"``."""
+    """The tensors ``coef`` and ``intercept``, and the metadata entry ``"estimator"``."""
     parameters = {name: _plain(value) for name, value in estimator.get_params().items() if name != "callback"}
-    if isinstance(estimator.class_weight, dict):  # the keys of JSON are text, those of a dict are labels
+    if isinstance(estimator.class_weight, dict):  # keys of JSON are text, and labels need not be
         weights = estimator.class_weight.items()
         parameters["class_weight"] = [[_plain(label), _plain(weight)] for label, weight in weights]
-    if not isinstance(parameters["random_state"], int):  # a RandomState is no setting but a state
+    if not isinstance(parameters["random_state"], int):  # a RandomState cannot be written as JSON
         parameters["random_state"] = None
     names = getattr(estimator, "feature_names_in_", None)
     state = {
@@ -39,7 +39,7 @@ def encode(estimator: Any) -> Contents:
 
 
 def decode(cls: type[E], contents: Contents) -> E:
-    """An estimator of class ``cls`` from what `encode` made; ValueError for anything else."""
+    """The inverse of `encode`: an estimator of class ``cls``; ValueError for other contents."""
     state = entry(contents.metadata, "estimator", dict)
     if entry(state, "kind", str) != KIND:
         raise ValueError(f"holds a {shortened(state['kind'])}, no {KIND}")
@@ -87,7 +87,7 @@ def _unfitted(cls: Any, parameters: dict[str, Any]) -> Any:
 
 
 def _parameters(contents: Contents, num_classes: int) -> tuple[Any, Any]:
-    """(coef, intercept), of shapes that go together."""
+    """(coef, intercept); ValueError if shapes or dtypes do not go together."""
     missing = {"coef", "intercept"} - contents.tensors.keys()
     if missing:
         raise ValueError(f"it lacks the tensor {min(missing)!r}")
@@ -105,5 +105,5 @@ def _parameters(contents: Contents, num_classes: int) -> tuple[Any, Any]:
 
 
 def _plain(value: Any) -> Any:
-    """NumPy's scalars as Python's, which JSON knows."""
+    """A NumPy scalar as a Python number, for JSON; other values unchanged."""
     return value.item() if isinstance(value, np.generic) else value

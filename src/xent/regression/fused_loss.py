@@ -1,4 +1,4 @@
-"""A dense linear model under a loss: the one-read kernels in the order that the head asks for."""
+"""The loss of a dense linear model, its gradient and Hessian product, by kernels that read X once."""
 
 from __future__ import annotations
 
@@ -14,10 +14,11 @@ from xent.kernels import cpu_linear
 Array = np.ndarray[Any, Any]
 
 
-class FusedModel:
-    """The mean loss (4) of ``features @ weight.T + bias``; one row of weights stands for two classes.
+class FusedLoss:
+    """The mean loss (4) of ``features @ weight.T + bias``.
 
-    ``features (N, D)``, ``weight (C, D)``, ``bias (C,)``: products in the wider of the first two's dtypes.
+    Shapes: ``features (N, D)``, ``weight (C, D)``, ``bias (C,)``; C is 1 for two classes. Products are
+    computed in the wider of the dtypes of features and weight.
     """
 
     def __init__(self, features: Array, target: Target, spec: LossSpec, divisor: float) -> None:
@@ -25,25 +26,25 @@ class FusedModel:
         self.target = target
         self.spec = spec
         self.scale = 1.0 / divisor
-        self.measure = (target.labels, target.dense, spec.link)
+        self.target_arguments = (target.labels, target.dense, spec.link)
         self.want = head.wanted(spec, target)
 
     def loss_and_grad(self, weight: Array, bias: Array) -> tuple[float, Array, Array]:
-        """Loss, and its gradients in weight and bias, in float64: one read where (1) is linear."""
-        model = (self.features, weight, bias, *self.measure)
+        """(loss, gradients in weight and in bias), float64. Reads X once if (1) is linear, else twice."""
+        model = (self.features, weight, bias, *self.target_arguments)
         stats = None
         if not self.spec.is_linear:
             stats = cpu_linear.linear_stats(*model, self.want, zero_class=len(weight) == 1)
         cotangents = head.cotangents(stats, self.target, self.spec, self.scale, np)
-        found, dweight, dbias = cpu_linear.linear_stats_and_grad(
+        stats, dweight, dbias = cpu_linear.linear_stats_and_grad(
             *model, cotangents, self.want, zero_class=len(weight) == 1
         )
-        losses = head.row_losses(found, self.target, self.spec, np)
+        losses = head.row_losses(stats, self.target, self.spec, np)
         return float(np.add.reduce(losses)) * self.scale, dweight, dbias
 
     def hvp(self, weight: Array, bias: Array, vector: Array, vector_bias: Array) -> tuple[Array, Array]:
-        """The Hessian in (weight, bias), times a vector."""
-        model = (self.features, weight, bias, *self.measure)
+        """The product of the Hessian in (weight, bias) with (vector, vector_bias)."""
+        model = (self.features, weight, bias, *self.target_arguments)
         stats: Any = None
         if not self.spec.is_linear:
             stats = cpu_linear.linear_stats(*model, self.want, zero_class=len(weight) == 1)
