@@ -139,7 +139,7 @@ def test_of_several_mistakes_the_first_is_told_whoever_finds_one(tmp_path):
 
 
 def test_the_reading_is_told_to_its_end(tmp_path, monkeypatch):
-    monkeypatch.setattr(stream, "TELL", 2000)
+    monkeypatch.setattr(stream, "REPORT", 2000)
     np.save(tmp_path / "z.npy", LOGITS)
     np.save(tmp_path / "y.npy", LABELS)
     told = []

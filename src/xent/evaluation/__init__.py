@@ -1,1 +1,1 @@
-"""The parts of `xent eval`: `scoring` looks at a few rows, `stream` adds up all of them."""
+"""The computations of `xent eval`: `scoring` scores a few rows, `stream` reads the files and adds up."""

@@ -1,4 +1,4 @@
-"""What a few rows of logits or probabilities say of themselves against their targets."""
+"""Score a few rows of logits or probabilities against their targets, and add up such scores."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from xent.kernels import cpu, cpu_evaluate, registry
 
 Array = np.ndarray[Any, Any]
 
-SAMPLED = 64  # of so many rows one is looked at for being probabilities
-UNNORMALISED = 1e-3  # |1 − Σ p| from which on a row is no distribution,
-UNNORMALISED_HALF = 2e-2  # and in 16 bits
-BINS = 15  # of the highest probability, for the calibration error
+SAMPLED = 64  # one of so many rows of logits is tested for being probabilities
+UNNORMALISED = 1e-3  # |1 − Σ p| above which a row is no distribution
+UNNORMALISED_HALF = 2e-2  # the same in 16 bits
+BINS = 15  # bins of the highest probability, for the calibration error
 
 
 class Bin(NamedTuple):
@@ -25,11 +25,11 @@ class Bin(NamedTuple):
 
     rows: int
     confidence: float  # mean of the probability
-    accuracy: float  # share of these rows that it was right about
+    accuracy: float  # share of these rows for which the event was true
 
 
 class Settings(NamedTuple):
-    """How a row is read."""
+    """Options for reading a row."""
 
     probabilities: bool = False
     ignore_index: int = -100
@@ -37,21 +37,21 @@ class Settings(NamedTuple):
 
 
 class Columns(NamedTuple):
-    """Of rows (n,)."""
+    """One number for each row, arrays (n,)."""
 
-    label: Array  # int64, negative where the row is ignored: then nothing else holds
+    label: Array  # int64; negative if the row is ignored: then the other columns are undefined
     loss: Array  # nats; NaN where it is undefined
     confidence: Array  # the highest probability
     predicted: Array  # int32
-    above: Array  # int32: classes more probable than the label
+    above: Array  # int32, number of classes more probable than the label
 
 
 class Scores(NamedTuple):
-    """Of rows from ``start`` on; then what there is to count."""
+    """The columns of rows from ``start`` on, and sums over these rows."""
 
     start: int
     columns: Columns
-    entropy: float | None = None  # sum over soft targets, nats
+    entropy: float | None = None  # summed entropy of soft targets, nats
     target: Array | None = None  # (K,) sum of soft targets
     unnormalised: int = 0
     unnormalised_targets: int = 0
@@ -59,19 +59,21 @@ class Scores(NamedTuple):
     like_probabilities: int = 0
 
 
-class Sums:
-    """What `Columns` add up to, in their order."""
+class ColumnSums:
+    """Sums of `Columns` over rows; they depend on the order in which rows are added."""
 
     def __init__(self, num_classes: int) -> None:
-        self.by_class = np.zeros((num_classes, 4))  # rows, right ones, those among the top k, loss
-        self.guessed = np.zeros(num_classes)  # rows predicted to be of the class
-        self.by_bin = np.zeros((BINS, 4))  # of confidence: rows, right ones, confidence, infinite losses
+        self.by_class = np.zeros((num_classes, 4))  # rows, right rows, rows right in the top k, loss
+        self.predicted = np.zeros(num_classes)  # rows predicted to be of the class
+        self.by_bin = np.zeros(
+            (BINS, 4)
+        )  # for bins of confidence: rows, right rows, confidence, infinite losses
         self.ignored = self.undefined = 0
         self.first_undefined: int | None = None
 
     def add(self, columns: Columns, top_k: int, start: int) -> None:
         """Add rows, the first of which is row ``start``."""
-        sums = self.by_class, self.guessed, self.by_bin
+        sums = self.by_class, self.predicted, self.by_bin
         ignored, undefined, first = cpu_evaluate.evaluate_fold(*columns, top_k, *sums)
         self.ignored += ignored
         self.undefined += undefined
@@ -80,7 +82,7 @@ class Sums:
 
 
 def calibration_error(bins: Sequence[Bin]) -> float:
-    """Mean over rows of the gap between confidence and accuracy of their bin; NaN without rows."""
+    """Mean over rows of |confidence − accuracy| of their bin; NaN without rows."""
     rows = sum(b.rows for b in bins)
     return sum(b.rows * abs(b.confidence - b.accuracy) for b in bins) / rows if rows else math.nan
 
@@ -88,25 +90,26 @@ def calibration_error(bins: Sequence[Bin]) -> float:
 def score(
     outputs: Array, targets: Array, start: int, settings: Settings, names: tuple[str, str], sample: bool
 ) -> Scores:
-    """``outputs (n, K)`` against labels (n,) or distributions (n, K); ``start`` is the first one's row.
+    """Score ``outputs (n, K)`` against labels (n,) or distributions (n, K).
 
-    ``names`` are those of the two files, for the ValueError about a row, which is counted from 1 there.
-    ``sample``: whether to look for logits that are like probabilities.
+    ``start`` is the index of the first row in the file. ``names`` are the names of the two files, for the
+    ValueError about a row, which is counted from 1 there. ``sample``: whether to test a sample of the logits
+    for being probabilities.
     """
     soft = targets.dtype.kind not in "iu"
     z = checks.as_logits(outputs)
     if not soft:
         labels = _labels(targets, z.shape[1], settings.ignore_index, start, names[1])
         if settings.probabilities:
-            columns, unnormalised = _of_probabilities(z, labels, None, start, names[0])
+            columns, unnormalised = _score_probabilities(z, labels, None, start, names[0])
             return Scores(start, columns, unnormalised=_count(unnormalised & (labels >= 0), columns))
-        return Scores(start, _rows(z, labels), None, None, 0, 0, *_like_probabilities(z, sample))
+        return Scores(start, _score_rows(z, labels), None, None, 0, 0, *_like_probabilities(z, sample))
     q = _distributions(targets, start, names[1])
     if settings.probabilities:
-        columns, unnormalised = _of_probabilities(z, q.argmax(1), q, start, names[0])
+        columns, unnormalised = _score_probabilities(z, q.argmax(1), q, start, names[0])
     else:
         stats = registry.get("cpu").row_stats(z, None, q, Link(), ("dense_log_prob",))
-        columns = _rows(z, q.argmax(1))._replace(loss=0.0 - stats.dense_log_prob)
+        columns = _score_rows(z, q.argmax(1))._replace(loss=0.0 - stats.dense_log_prob)
         unnormalised = np.zeros(len(q), bool)
     q = q[~np.isnan(columns.loss)]
     return Scores(
@@ -120,8 +123,13 @@ def score(
     )
 
 
-def _rows(outputs: Array, labels: Array, mass: Array | None = None, lowest: Array | None = None) -> Columns:
-    """By the kernel: of logits; or of probabilities as they are, with their sum and the least of each row."""
+def _score_rows(
+    outputs: Array, labels: Array, mass: Array | None = None, lowest: Array | None = None
+) -> Columns:
+    """The columns of logits; or, if ``mass`` and ``lowest`` are given, of unchanged probabilities.
+
+    Then the sum of each row is written into ``mass`` and its least entry into ``lowest``.
+    """
     n = len(outputs)
     columns = Columns(labels, np.empty(n), np.empty(n), np.empty(n, np.int32), np.empty(n, np.int32))
     bits = outputs.view(np.uint16) if checks.is_bfloat16(outputs.dtype) else outputs
@@ -130,12 +138,12 @@ def _rows(outputs: Array, labels: Array, mass: Array | None = None, lowest: Arra
     return columns
 
 
-def _of_probabilities(
+def _score_probabilities(
     p: Array, labels: Array, q: Array | None, start: int, name: str
 ) -> tuple[Columns, Array]:
-    """(columns, which rows do not sum to 1: those are divided by their sum)."""
+    """(columns, mask of the rows that do not sum to 1); these rows are divided by their sum."""
     mass, lowest = np.empty((2, len(p)))
-    columns = _rows(p, labels, mass, lowest)
+    columns = _score_rows(p, labels, mass, lowest)
     if (lowest < 0).any():
         n = int((lowest < 0).argmax())
         raise ValueError(
@@ -157,12 +165,12 @@ def _of_probabilities(
 
 
 def _labels(targets: Array, num_classes: int, ignore_index: int, start: int, name: str) -> Array:
-    """Labels in [0, K), or −1 where the row is ignored; a copy."""
+    """A copy of the labels, in [0, K), or −1 for an ignored row; ValueError for other labels."""
     labels = targets.reshape(-1).astype(np.int64)
     if not 0 <= ignore_index < num_classes and cpu.all_in_range(labels, num_classes):
         return labels
     ignored = labels == ignore_index
-    outside = (labels.view(np.uint64) >= num_classes) & ~ignored  # negative ones are large then
+    outside = (labels.view(np.uint64) >= num_classes) & ~ignored  # negative ones become large
     if outside.any():
         n = int(outside.argmax())
         raise ValueError(
@@ -186,7 +194,7 @@ def _distributions(targets: Array, start: int, name: str) -> Array:
 
 
 def _like_probabilities(z: Array, sample: bool) -> tuple[int, int]:
-    """(rows looked at, those that lie in [0, 1] and sum to 1)."""
+    """(number of sampled rows, number of these that lie in [0, 1] and sum to 1)."""
     if not sample:
         return 0, 0
     rows = z[::SAMPLED].astype(np.float64)
@@ -196,7 +204,7 @@ def _like_probabilities(z: Array, sample: bool) -> tuple[int, int]:
 
 
 def _count(which: Array, columns: Columns) -> int:
-    """Rows with a loss."""
+    """Number of rows in the mask ``which`` that have a loss."""
     return int(np.count_nonzero(which & ~np.isnan(columns.loss))) if which.any() else 0
 
 

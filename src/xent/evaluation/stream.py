@@ -1,4 +1,4 @@
-"""What stored logits or probabilities are worth against stored targets, in one read of both files."""
+"""Evaluate stored logits or probabilities against stored targets, reading both files once."""
 
 from __future__ import annotations
 
@@ -18,43 +18,43 @@ from xent.files.formats.row_reader import RowReader
 
 Array = np.ndarray[Any, Any]
 
-CHUNK = 1 << 19  # numbers that a thread works on at a time: half of it costs a tenth more, in calls
-TELL = 1 << 24  # bytes after which it is said how far the reading is
-AHEAD = 16  # pieces that may wait for an earlier one
+CHUNK = 1 << 19  # numbers that a thread scores at a time; half as many take a tenth longer, in calls
+REPORT = 1 << 24  # bytes between two reports of progress
+AHEAD = 16  # scored chunks that may wait for an earlier one
 FLOATS = ("float64", "float32", "float16", "bfloat16")
 INTEGERS = tuple(f"{u}int{n}" for u in ("", "u") for n in (8, 16, 32, 64))
-NONE = (-1, (0, 0))  # no piece: 0 rows
+NONE = (-1, (0, 0))  # no chunk: 0 rows
 
 LOGITS = Settings()
 
 
 class ClassScore(NamedTuple):
-    """Of one class."""
+    """Scores of one class."""
 
     label: int
     support: int  # rows of this class
     recall: float | None
     precision: float | None  # None if it is never predicted
     loss: float | None  # mean over its rows, nats
-    share: float | None  # of the loss of all rows
+    share: float | None  # share of the loss of all rows
 
 
 class Evaluation(NamedTuple):
-    """All of one run. Nats; means over the ``rows`` that were neither ignored nor without a loss."""
+    """The result of an evaluation. Losses are in nats. Means are over ``rows``: not ignored, with a loss."""
 
     num_classes: int
     rows: int
     ignored: int
     undefined: int  # rows with a NaN or +inf, left out
-    first_undefined: int | None  # its row, counted from 1
-    infinite: int  # rows whose target has probability 0: then loss, KL and the shares are infinite
-    unnormalised: int  # rows of probabilities that do not sum to 1: divided by their sum
-    unnormalised_targets: int  # rows of targets that do not: taken as they are
-    like_probabilities: bool  # logits, but every row looked at is in [0, 1] and sums to 1
+    first_undefined: int | None  # the first of these, counted from 1
+    infinite: int  # rows whose target has probability 0, which makes loss, KL and shares infinite
+    unnormalised: int  # rows of probabilities that do not sum to 1; they were divided by their sum
+    unnormalised_targets: int  # rows of targets that do not sum to 1; they were not changed
+    like_probabilities: bool  # whether all sampled rows of logits lie in [0, 1] and sum to 1
     loss: float
     entropy: float  # H(q) of the targets, 0 for labels
     divergence: float  # KL(q‖p)
-    frequencies: float  # entropy of the targets' mean: the loss of guessing by it
+    frequencies: float  # entropy of the mean target, the loss of always predicting it
     accuracy: float
     top_k: int
     top_k_accuracy: float
@@ -76,10 +76,10 @@ class Evaluation(NamedTuple):
 
 
 class Tally:
-    """Sums over rows."""
+    """All sums of an evaluation."""
 
     def __init__(self, num_classes: int, top_k: int) -> None:
-        self.sums = scoring.Sums(num_classes)
+        self.sums = scoring.ColumnSums(num_classes)
         self.top_k = top_k
         self.entropy = 0.0
         self.target: Array | None = None
@@ -88,11 +88,11 @@ class Tally:
 
     @property
     def may_be_probabilities(self) -> bool:
-        """Whether all rows looked at were like probabilities, so that it is worth to look at more."""
+        """Whether all sampled rows so far were like probabilities."""
         return self.sampled == self.like_probabilities
 
     def add(self, part: Scores) -> None:
-        """Fold ``part`` in."""
+        """Add the scores of some rows."""
         self.sums.add(part.columns, self.top_k, part.start)
         self.unnormalised += part.unnormalised
         self.unnormalised_targets += part.unnormalised_targets
@@ -103,7 +103,7 @@ class Tally:
             self.target = part.target if self.target is None else self.target + part.target
 
     def evaluation(self) -> Evaluation:
-        """The means."""
+        """The result: means of the sums."""
         sums = self.sums
         support, right, among_top, losses = sums.by_class.T
         _, bin_right, confidence, infinite = sums.by_bin.T
@@ -138,44 +138,47 @@ class Tally:
         )
 
 
-def _classes(sums: scoring.Sums, total: float) -> list[ClassScore]:
+def _classes(sums: scoring.ColumnSums, total: float) -> list[ClassScore]:
     finite = 0 < total < math.inf
     return [
         ClassScore(
             label=k,
             support=int(support),
             recall=right / support if support else None,
-            precision=right / guessed if guessed else None,
+            precision=right / predicted if predicted else None,
             loss=loss / support if support else None,
             share=loss / total if finite else None,
         )
-        for k, ((support, right, _, loss), guessed) in enumerate(
-            zip(sums.by_class.tolist(), sums.guessed.tolist(), strict=True)
+        for k, ((support, right, _, loss), predicted) in enumerate(
+            zip(sums.by_class.tolist(), sums.predicted.tolist(), strict=True)
         )
     ]
 
 
-class InOrder:
-    """What threads found in numbered pieces, handed to ``take`` by their numbers; nobody is far ahead."""
+class OrderedResults:
+    """Passes results of threads to ``consume`` in the order of their numbers, with a bounded buffer."""
 
-    def __init__(self, take: Callable[[Any], None]) -> None:
-        self.take = take
+    def __init__(self, consume: Callable[[Any], None]) -> None:
+        self.consume = consume
         self.changed = Condition()
         self.early: dict[int, Any] = {}
         self.following = 0
         self.ended = False
 
-    def put(self, place: int, found: Any) -> bool:
-        """Whether to go on. An exception that was found is raised in its turn, and ends all."""
+    def put(self, index: int, result: Any) -> bool:
+        """Add result ``index``; wait while it is `AHEAD` of the next one. Returns False if work has ended.
+
+        A result that is an exception is raised when its turn comes, and ends the work.
+        """
         with self.changed:
-            self.changed.wait_for(lambda: self.ended or place < self.following + AHEAD)
+            self.changed.wait_for(lambda: self.ended or index < self.following + AHEAD)
             try:
-                self.early[place] = found
+                self.early[index] = result
                 while self.following in self.early and not self.ended:
-                    found = self.early.pop(self.following)
-                    if isinstance(found, Exception):
-                        raise found
-                    self.take(found)
+                    result = self.early.pop(self.following)
+                    if isinstance(result, Exception):
+                        raise result
+                    self.consume(result)
                     self.following += 1
             except BaseException:
                 self.ended = True
@@ -185,7 +188,7 @@ class InOrder:
             return not self.ended
 
     def end(self) -> None:
-        """Let everybody stop."""
+        """End the work of all threads."""
         with self.changed:
             self.ended = True
             self.changed.notify_all()
@@ -201,11 +204,11 @@ def evaluate(
 ) -> Evaluation:
     """Score ``outputs (..., K)``, logits or probabilities, against labels (...) or distributions (..., K).
 
-    Reads ``chunk`` numbers at a time, worked on by one of ``threads`` threads (default: the
-    processors); ``on_bytes`` is told how many of ``outputs`` were read. The same bits for any number of
-    threads. With distributions the class of a row, for all but loss, entropy and divergence, is its
-    likeliest one. Classes as probable as the row's own do not push it out of the top k. Raises
-    ValueError naming what does not fit, with its row.
+    Reads ``chunk`` numbers at a time, which one of ``threads`` threads scores (default: one for each
+    processor). ``on_bytes`` is called with the number of bytes of ``outputs`` that were read. The result has
+    the same bits for any number of threads. With distributions, the class of a row is its likeliest one, in
+    all numbers except loss, entropy and divergence. A class exactly as probable as that of the row does not
+    count as above it in the top k. Raises ValueError that names what does not fit, with its row.
 
     Examples
     --------
@@ -219,52 +222,52 @@ def evaluate(
     >>> round(result.bits, 6), result.accuracy
     (1.5, 0.5)
     """
-    soft = _fit_shapes(outputs, targets, settings)
+    soft = _check_shapes(outputs, targets, settings)
     num_classes = outputs.shape[-1]
-    total = math.prod(outputs.shape[:-1])
+    num_rows = math.prod(outputs.shape[:-1])
     step = max(1, chunk // (2 * num_classes if soft else num_classes))
     names = (outputs.name, targets.name)
     threads = threads or threads_to_use()
     tally = Tally(num_classes, min(settings.top_k, num_classes))
-    reading, pieces, told = Lock(), enumerate(_pieces(total, step)), 0
+    reading, chunks, reported = Lock(), enumerate(_chunks(num_rows, step)), 0
 
     def work() -> None:
-        z = y = None  # memory of the thread
+        z = y = None  # arrays of this thread, which it reads into again
         while True:
-            found: Scores | Exception
+            result: Scores | Exception
             try:
-                with reading:  # whoever works on the rows reads them, and has them in its cache
-                    place, (start, n) = next(pieces, NONE)
+                with reading:  # the thread that scores the rows reads them into its cache
+                    index, (start, n) = next(chunks, NONE)
                     if not n:
                         return
                     z, y = outputs.take(n, z), targets.take(n, y)
-                found = scoring.score(z, y, start, settings, names, tally.may_be_probabilities)
+                result = scoring.score(z, y, start, settings, names, tally.may_be_probabilities)
             except Exception as error:
-                found = error
-            if not in_order.put(place, found):
+                result = error
+            if not results.put(index, result):
                 return
 
-    def take(found: Scores) -> None:
-        nonlocal told
-        tally.add(found)
-        rows = found.start + len(found.columns.label)
-        new = rows * num_classes * outputs.itemsize - told
-        if on_bytes is not None and (new >= TELL or rows == total):
+    def consume(scores: Scores) -> None:
+        nonlocal reported
+        tally.add(scores)
+        rows = scores.start + len(scores.columns.label)
+        new = rows * num_classes * outputs.itemsize - reported
+        if on_bytes is not None and (new >= REPORT or rows == num_rows):
             on_bytes(new)
-            told += new
+            reported += new
 
-    in_order = InOrder(take)
+    results = OrderedResults(consume)
     with ThreadPoolExecutor(threads, initializer=_one_thread_each if soft else None) as executor:
         try:
-            for done in [executor.submit(work) for _ in range(threads)]:
-                done.result()
+            for future in [executor.submit(work) for _ in range(threads)]:
+                future.result()
         finally:
-            in_order.end()
+            results.end()
     return tally.evaluation()
 
 
-def _fit_shapes(outputs: RowReader, targets: RowReader, settings: Settings) -> bool:
-    """Whether the targets are distributions; ValueError for arrays that do not go together."""
+def _check_shapes(outputs: RowReader, targets: RowReader, settings: Settings) -> bool:
+    """Whether the targets are distributions; ValueError if shapes or dtypes do not go together."""
     if settings.top_k < 1:
         raise ValueError(f"`--top-k` must be >= 1; got {settings.top_k}")
     if len(outputs.shape) < 2 or not outputs.shape[-1]:
@@ -275,7 +278,7 @@ def _fit_shapes(outputs: RowReader, targets: RowReader, settings: Settings) -> b
             f"{outputs.dtype}"
         )
     rows = outputs.shape[:-1]
-    if not math.prod(rows):  # before there is memory for classes that may be any number then
+    if not math.prod(rows):  # without rows the file may claim any number of classes: allocate nothing
         raise ValueError(f"{outputs.name}: no row to score: it has shape {outputs.shape}")
     if targets.dtype == "bool" and outputs.shape[-1] != 2:
         raise ValueError(
@@ -285,7 +288,7 @@ def _fit_shapes(outputs: RowReader, targets: RowReader, settings: Settings) -> b
         if targets.shape not in (rows, (*rows, 1)):
             expected = f"labels of shape {rows}, one a row"
             raise ValueError(f"{targets.name}: expected {expected}; got {targets.shape}")
-        if targets.row != (1,):  # labels (B, T) of logits (B, T, K) lie one behind the other
+        if targets.row != (1,):  # labels (B, T) of logits (B, T, K) are read as single numbers
             targets.row = ()
         return False
     if targets.dtype not in FLOATS:
@@ -298,19 +301,20 @@ def _fit_shapes(outputs: RowReader, targets: RowReader, settings: Settings) -> b
     return True
 
 
-def _pieces(total: int, step: int) -> Iterator[tuple[int, int]]:
-    return ((start, min(step, total - start)) for start in range(0, total, step))
+def _chunks(num_rows: int, step: int) -> Iterator[tuple[int, int]]:
+    """(start, number of rows) of each chunk."""
+    return ((start, min(step, num_rows - start)) for start in range(0, num_rows, step))
 
 
 def threads_to_use() -> int:
-    """The processors that this process may use, or fewer if OMP_NUM_THREADS says so."""
-    asked = os.environ.get("OMP_NUM_THREADS", "")
-    there = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return min(there, int(asked)) if asked.isdecimal() and int(asked) else there
+    """Number of processors that this process may use, or OMP_NUM_THREADS if that is less."""
+    limit = os.environ.get("OMP_NUM_THREADS", "")
+    available = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return min(available, int(limit)) if limit.isdecimal() and int(limit) else available
 
 
 def _one_thread_each() -> None:
-    """The kernels called by this thread are not to share their rows with others: these have their own."""
+    """Give the kernels called by this thread one thread, as the other threads have rows of their own."""
     import threadpoolctl
 
     threadpoolctl.threadpool_limits(1, user_api="openmp")

@@ -1,1 +1,1 @@
-"""The parts of `xent explain`: `steps` computes a row in numbers, `explorer` makes a page to play with."""
+"""`xent explain`: `steps` computes the numbers of one row, `explorer` makes the interactive page."""

@@ -17,7 +17,7 @@ CLASSES = (2, 10)
 
 
 class Control(NamedTuple):
-    """A slider with a number field: what the field takes, and the part of it that the slider reaches."""
+    """A number field from ``low`` to ``high`` with a slider for the part ``slider`` of this range."""
 
     option: str
     symbol: str
@@ -44,11 +44,11 @@ CONTROLS = (
 
 
 def html(logits: Any, label: int, options: Options) -> str:
-    """The page that starts from ``logits (K,)``, ``label`` and ``options``; it refers to nothing outside it.
+    """The page that starts with ``logits (K,)``, ``label`` and ``options``; it needs no other file.
 
-    ``options`` are those of `xent.cross_entropy` that one row has. The same row gives the same bytes.
-    Raises what that raises, and ValueError where the page has no room: for fewer than 2 or more than 10
-    classes, and for numbers beyond its fields.
+    ``options`` are those of `xent.cross_entropy` that apply to one row. The same row gives the same bytes.
+    Raises the errors of `xent.cross_entropy`, and ValueError for fewer than 2 or more than 10 classes and for
+    numbers outside the ranges of the fields.
 
     >>> from xent.explain import explorer
     >>> page = explorer.html([2.0, 3.0, 4.0], 1, {"label_smoothing": 0.1})

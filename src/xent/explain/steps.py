@@ -16,7 +16,7 @@ Array = np.ndarray[Any, Any]
 
 
 class Column(NamedTuple):
-    """One number a class."""
+    """One number for each class."""
 
     name: str
     formula: str
@@ -33,7 +33,7 @@ class Line(NamedTuple):
 
 
 class Explanation(NamedTuple):
-    """What `explain` found."""
+    """The result of `explain`."""
 
     columns: list[Column]
     lines: list[Line]
@@ -42,7 +42,7 @@ class Explanation(NamedTuple):
 
 
 def parse_numbers(text: str, name: str) -> Array:
-    """Numbers separated by spaces, commas or semicolons; ValueError names the first that is none, or +inf."""
+    """Numbers separated by spaces, commas or semicolons; ValueError for another word, or +inf."""
     text = text.strip().strip("[]()").strip()
     decimal = re.search(r"\S*\d,\d\S*", text)
     if decimal and re.search(r"[\s;]", text):  # "0,5 1,5" would be four numbers
@@ -52,14 +52,14 @@ def parse_numbers(text: str, name: str) -> Array:
         )
     words = re.split(r"[\s,;]+", text)
     numbers = []
-    for place, word in enumerate(words, 1):
+    for index, word in enumerate(words, 1):
         try:
             numbers.append(float(word))
         except ValueError:
             numbers.append(math.nan)
         if not numbers[-1] < math.inf:
             raise ValueError(
-                f'`{name}` must be numbers separated by spaces, such as "2 3 4"; got {word!r}, number {place}'
+                f'`{name}` must be numbers separated by spaces, such as "2 3 4"; got {word!r}, number {index}'
             )
     return np.array(numbers)
 
@@ -67,7 +67,7 @@ def parse_numbers(text: str, name: str) -> Array:
 def explain(logits: Any, label: int, options: Options) -> Explanation:
     """Statistics, loss and gradient of one row ``logits (K,)`` with ``label``, each with its formula.
 
-    ``options`` are those of `xent.cross_entropy`. Raises what that raises.
+    ``options`` are those of `xent.cross_entropy`, and so are the errors.
 
     >>> from xent.explain.steps import explain
     >>> [round(float(g), 4) for g in explain([2.0, 3.0, 4.0], 1, {}).columns[-1].values]
@@ -83,17 +83,17 @@ def explain(logits: Any, label: int, options: Options) -> Explanation:
     alpha = float(np.broadcast_to(target.alpha, 1)[0])
     one_hot = (np.arange(z.size) == label).astype(np.float64)
     dense = None if target.dense is None else np.broadcast_to(target.dense, z.shape)[0]
-    measure = alpha * one_hot + (0.0 if dense is None else target.beta * dense)
+    target_row = alpha * one_hot + (0.0 if dense is None else target.beta * dense)
 
     columns = [Column("logit", "z", z[0])]
-    name = "z"  # of what the softmax is of
+    name = "z"  # the argument of the softmax
     if spec.softcap is not None or spec.temperature != 1:
         columns.append(Column("after the link", f"u = {_link(spec)}", u))
         name = "u"
     target_formula = "t = α e_y" if dense is None else "t = α e_y + β v"
     columns += [
         Column("probability", f"p = exp({name} − l)", np.exp(u - lse)),
-        Column("target", target_formula, measure),
+        Column("target", target_formula, target_row),
         Column("gradient", "∂ℓ/∂z (2)", grad[0]),
     ]
 
@@ -119,10 +119,10 @@ def explain(logits: Any, label: int, options: Options) -> Explanation:
         weights += [f"2·{_short(spec.z_loss)}·{_short(lse)}"] if spec.z_loss else []
         lines.append(Line("weight of p (2)", "s = βV + 2λl", " + ".join(weights), s))
         lines.append(Line("weight of e_y − p (2)", "b = α f'(x)", "", b))
-    total = float(grad.sum())
-    if abs(total) <= z.size * np.finfo(float).eps * float(np.abs(grad).max()):
-        total = 0.0  # but for rounding
-    lines.append(Line("sum of the gradient", "Σ ∂ℓ/∂z", "", total))
+    gradient_sum = float(grad.sum())
+    if abs(gradient_sum) <= z.size * np.finfo(float).eps * float(np.abs(grad).max()):
+        gradient_sum = 0.0  # the rest is rounding
+    lines.append(Line("sum of the gradient", "Σ ∂ℓ/∂z", "", gradient_sum))
     return Explanation(columns, lines, label, gradient)
 
 
@@ -135,7 +135,7 @@ def render(explanation: Explanation) -> list[Any]:
     by_class = Table(
         box=box.SIMPLE_HEAD,
         pad_edge=False,
-        caption=Text(explanation.gradient),  # a string's brackets would be read as markup
+        caption=Text(explanation.gradient),  # rich would read brackets in a string as markup
         caption_justify="left",
         caption_style="",
     )
@@ -159,7 +159,7 @@ def render(explanation: Explanation) -> list[Any]:
 
 
 def _loss_formula(problem: Problem, alpha: float, lse: float, log_prob: float, stats: Any) -> tuple[str, str]:
-    """Equation (1) with the terms that these options leave in it, and the same in numbers."""
+    """(equation (1) with the terms that these options have, the same with numbers in it)."""
     spec, target = problem.spec, problem.target
     symbol = "" if alpha == 1 else "α "
     factor = "" if alpha == 1 else f"{_short(alpha)}·"
@@ -190,6 +190,6 @@ def _short(x: float) -> str:
 
 
 def _number(x: float) -> str:
-    """Six decimals, or an exponent where they would hide the number."""
+    """Six decimals, or an exponent for very small and very large numbers."""
     plain = x == 0 or 1e-4 <= abs(x) < 1e6 or not math.isfinite(x)
     return (f"{x:.6f}" if plain else f"{x:.4e}").replace("-", "−")
