@@ -45,7 +45,8 @@ __all__ = [
 ]
 
 
-# Loaded when asked for: the command answers Ctrl-C before NumPy is there, and scikit-learn may be missing.
+# Modules are loaded at the first use of a name: the command must handle Ctrl-C before NumPy is loaded, and
+# scikit-learn may be missing.
 _MODULES = {
     "binary_cross_entropy": "api.binary",
     "binary_cross_entropy_with_grad": "api.binary",

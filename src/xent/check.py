@@ -1,9 +1,8 @@
-"""Verification: every variant's loss, gradient and Hessian product against three independent ways.
+"""Compare the loss, gradient and Hessian product of every variant with three independent computations.
 
-Central finite differences; the definition in mpmath at 50 digits; the definition in PyTorch under
-autograd; each on small logits and on large ones. The definitions below are written from the text of the
-options, and share no code with the closed forms that they judge: −Σ_k c_k t_k log p_k with t the target
-distribution.
+These are central finite differences, the definition in mpmath at 50 digits, and the definition in PyTorch
+under autograd, each on small and on large logits. The definition is −Σ_k c_k t_k log p_k with t the target
+distribution. It is written from the description of the options and shares no code with the closed forms.
 """
 
 from __future__ import annotations
@@ -20,12 +19,12 @@ from xent.api.cross_entropy import cross_entropy, cross_entropy_hvp, cross_entro
 Array = np.ndarray[Any, Any]
 
 ROWS, CLASSES = 6, 4
-SCALES = (0.02, 3.0)  # of the logits: beside large ones a class too many in the sum would hide
+SCALES = (0.02, 3.0)  # of the logits; with large logits a class too many in the sum is hard to see
 WEIGHTS = {"class_weight": [0.5, 2.0, 1.0, 3.0]}
 ROW_WEIGHTS = {"sample_weight": [1.0, 0.5, 2.0, 0.0, 3.0, 1.0]}
 BINARY, BINARY_LABELS, POS_WEIGHT = {"targets": "binary"}, {"targets": "binary labels"}, {"pos_weight": 3.0}
 
-# Name → options; "targets" says what they are where it is not labels.
+# Name → options. "targets" is the kind of targets if they are not labels.
 VARIANTS: dict[str, dict[str, Any]] = {
     "plain": {},
     "class weights": WEIGHTS,
@@ -69,13 +68,13 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "binary focal + z-loss": BINARY_LABELS | {"focal_gamma": 2.0, "z_loss": 0.1, "temperature": 0.6},
 }
 
-# Largest error accepted, relative to the largest entry. Finite differences of float64 numbers reach
-# 1e-10 at best; the two others differ from an exact closed form by rounding alone.
+# Largest accepted error, relative to the largest entry. Finite differences in float64 reach 1e-10 at best;
+# the two others differ from a right closed form only by rounding.
 TOLERANCE = {"differences": 1e-7, "mpmath": 1e-13, "torch": 1e-13}
 
 
 class Row(NamedTuple):
-    """Relative errors of one variant; None where there was nothing to compare with."""
+    """Relative errors of one variant; None if a library is not installed."""
 
     variant: str
     loss_mpmath: float | None
@@ -98,7 +97,7 @@ class Row(NamedTuple):
 
 
 class Derivatives(NamedTuple):
-    """Loss, once for each function that gives it; gradient and Hessian product (N, K), binary (N,)."""
+    """The loss from each function that returns it; gradient and Hessian product, (N, K) or, binary, (N,)."""
 
     loss: Array
     grad: Array
@@ -106,7 +105,7 @@ class Derivatives(NamedTuple):
 
 
 class Case(NamedTuple):
-    """One variant with its arrays: what the definitions and the closed forms are given."""
+    """One variant with its arrays, the input of the definitions and the closed forms."""
 
     logits: Array  # (N, K), or (N,) for binary
     targets: Array
@@ -138,7 +137,7 @@ def run(seed: int = 0, on_row: Callable[[Row], None] | None = None) -> list[Row]
 
 
 def missing_libraries() -> list[str]:
-    """Which of mpmath and torch is not installed, so that its columns stay empty."""
+    """Those of mpmath and torch that are not installed; their columns stay empty."""
     return [name for name in ("mpmath", "torch") if find_spec(name) is None]
 
 
@@ -167,16 +166,16 @@ def compare(name: str, case: Case) -> Row:
 
 
 class GradientCheck(NamedTuple):
-    """Of a trained problem: the largest relative error, over ``checked`` of ``total`` parameters."""
+    """The largest relative error of a gradient, over ``checked`` of ``total`` parameters."""
 
     error: float
     checked: int
     total: int
-    rows: int | None = None  # that the loss was of, where it is one of rows
+    rows: int | None = None  # number of rows in the loss, if known
 
     @property
     def passed(self) -> bool:
-        """Whether the error is what finite differences can reach."""
+        """Whether the error is within the tolerance of finite differences."""
         return self.error <= TOLERANCE["differences"]
 
 
@@ -195,8 +194,8 @@ def gradient_check(
     for i, j in enumerate(chosen):
         step = 1e-5 * max(1.0, abs(at[j]))
         values = []
-        for place in (at[j] + step, at[j] - step):
-            moved[j] = place
+        for coordinate in (at[j] + step, at[j] - step):
+            moved[j] = coordinate
             values.append(objective(moved)[0])
         moved[j] = at[j]
         numeric[i] = (values[0] - values[1]) / ((at[j] + step) - (at[j] - step))
@@ -218,11 +217,11 @@ def _case(options: dict[str, Any], scale: float, rng: np.random.Generator) -> Ca
 
 
 def _worst(errors: tuple[Any, ...]) -> Any:
-    return None if None in errors else float(np.max(errors))  # of NaN and a number, NaN
+    return None if None in errors else float(np.max(errors))  # NaN if one of them is NaN
 
 
 def _closed_form(case: Case, logits: Array) -> Derivatives:
-    """What xent says: equations (1) to (4)."""
+    """The results of xent, by equations (1) to (4)."""
     if not case.binary:
         loss, grad = cross_entropy_with_grad(logits, case.targets, **case.options)
         separate = cross_entropy(logits, case.targets, **case.options)

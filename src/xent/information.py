@@ -1,6 +1,6 @@
-"""The views of cross-entropy: entropy, KL and JS divergence, the decomposition, perplexity, bits.
+"""Entropy, cross-entropy, KL and JS divergence of probabilities; perplexity and bits of a loss.
 
-All take probabilities (..., K) that sum to 1 over the last axis and answer in nats per row, (...).
+Probabilities have shape (..., K) and sum to 1 over the last axis; results have shape (...), in nats.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ def entropy(p: Any) -> Any:
 
 
 def cross_entropy(p: Any, q: Any) -> Any:
-    """``H(p, q) = −Σ p log q``: what a code made for ``q`` costs under ``p``; inf where q = 0 < p.
+    """``H(p, q) = −Σ p log q``: the mean length of a code for ``q`` under ``p``; inf where q = 0 < p.
 
     Parameters, errors and units as for `entropy`; ``p`` and ``q`` broadcast.
 
@@ -52,8 +52,8 @@ def cross_entropy(p: Any, q: Any) -> Any:
 def kl_divergence(p: Any, q: Any) -> Any:
     """``KL(p‖q) = Σ p log(p/q)`` (Kullback and Leibler, 1951), 0 for p = q.
 
-    Never negative where p and q have the same sum, to rounding in the coarser of their dtypes. Parameters,
-    errors and units as for `cross_entropy`.
+    Never negative if the sums of p and q are equal up to rounding in the coarser of their dtypes.
+    Parameters, errors and units as for `cross_entropy`.
 
     >>> from xent import information
     >>> round(float(information.kl_divergence([0.5, 0.5], [0.25, 0.75])), 4)
@@ -61,7 +61,7 @@ def kl_divergence(p: Any, q: Any) -> Any:
     """
     epsilon = max(_epsilon(p, "p"), _epsilon(q, "q"))
     p, q = _pair(p, q)
-    least = (p - q).sum(-1)  # KL is not below it, as log x ≤ x − 1
+    least = (p - q).sum(-1)  # a lower bound of KL, as log x ≤ x − 1
     least = np.where(least < -epsilon * p.shape[-1], least, 0.0)
     return np.maximum((p * _log_ratio(p, q)).sum(-1), least)
 
@@ -69,25 +69,25 @@ def kl_divergence(p: Any, q: Any) -> Any:
 def js_divergence(p: Any, q: Any) -> Any:
     """``JS(p, q) = (KL(p‖m) + KL(q‖m))/2`` with ``m = (p+q)/2`` (Lin, 1991): symmetric, ≤ ln 2.
 
-    Never negative: with d = (p−q)/(p+q) it is ``Σ (p+q)/4 [log(1−d²) + 2d artanh d]``, which is computed so
-    where p and q are close. Its square root is a metric. Parameters, errors and units as for `cross_entropy`.
+    Never negative: where p and q are close, it is computed as ``Σ (p+q)/4 [log(1−d²) + 2d artanh d]`` with
+    d = (p−q)/(p+q). Its square root is a metric. Parameters, errors and units as for `cross_entropy`.
 
     >>> from xent import information
     >>> float(information.js_divergence([1.0, 0.0], [0.0, 1.0]))
     0.6931471805599453
     """
     p, q = _pair(p, q)
-    total = p + q
-    d = np.divide(p - q, total, out=np.zeros_like(total), where=total > 0)
+    both = p + q
+    d = np.divide(p - q, both, out=np.zeros_like(both), where=both > 0)
     is_close = np.abs(d) < 0.5
     near = np.where(is_close, d, 0.0)
-    close = total * (np.log1p(-near * near) + 2 * near * np.arctanh(near)) / 4
-    apart = (p * _log_ratio(2 * p, total) + q * _log_ratio(2 * q, total)) / 2
+    close = both * (np.log1p(-near * near) + 2 * near * np.arctanh(near)) / 4
+    apart = (p * _log_ratio(2 * p, both) + q * _log_ratio(2 * q, both)) / 2
     return np.where(is_close, close, apart).sum(-1)
 
 
 def decompose(p: Any, q: Any) -> Decomposition:
-    """``H(p, q) = H(p) + KL(p‖q)``: what no model can avoid, and what this one adds.
+    """``H(p, q) = H(p) + KL(p‖q)``: the loss that no model can avoid, and the excess of this one.
 
     Parameters, errors and units as for `cross_entropy`.
 
@@ -105,7 +105,7 @@ def perplexity(loss: Any) -> Any:
     >>> round(float(information.perplexity(1.3862943611198906)), 6)
     4.0
     """
-    with np.errstate(over="ignore"):  # inf is right
+    with np.errstate(over="ignore"):  # to inf, the right result
         return np.exp(np.asarray(loss, np.float64))[()]
 
 
@@ -122,13 +122,13 @@ def bits(loss: Any) -> Any:
 
 def _probabilities(p: Any, name: str) -> Array:
     array = checks.as_logits(p, name).astype(np.float64)
-    # A float32 softmax may sum to 1 + 1e-7, and a single class may carry it: that is 1.
+    # A float32 softmax may round a probability to 1 + 1e-7: take it as 1.
     checks.check_probabilities(array, name, upper=1 + 1e-6)
     return np.minimum(array, 1.0)
 
 
 def _epsilon(p: Any, name: str) -> float:
-    """How far from 1 the rounding of one probability may bring the sum of a row."""
+    """The rounding error of one probability in the dtype of ``p``."""
     return {8: 2.0**-52, 4: 2.0**-23, 2: 2.0**-8}[checks.as_logits(p, name).dtype.itemsize]
 
 
@@ -144,7 +144,7 @@ def _pair(p: Any, q: Any) -> tuple[Array, Array]:
 
 
 def _log_ratio(a: Array, b: Array) -> Array:
-    """log(a/b), also where the quotient is too large; 0 for a = 0, which no probability then multiplies."""
+    """log(a/b), also if the quotient overflows; 0 for a = 0, since its weight is then 0."""
     with np.errstate(divide="ignore", invalid="ignore", over="ignore", under="ignore"):
         ratio = a / b
         log = np.where(np.isfinite(ratio), np.log(ratio), np.log(a) - np.log(b))

@@ -1,1 +1,1 @@
-"""What `import xent` gives: losses of arrays computed here, those of tensors by `xent.torch`."""
+"""The public functions of `xent`. Arrays are handled here, tensors are passed on to `xent.torch`."""

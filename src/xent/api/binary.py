@@ -43,12 +43,12 @@ def binary_cross_entropy(
     Returns
     -------
     loss
-        As for `cross_entropy`, each element a row.
+        As for `cross_entropy`; each element is a row.
 
     Raises
     ------
     TypeError, ValueError
-        As for `cross_entropy`; `class_weight` is a TypeError: its place is taken by ``pos_weight``.
+        As for `cross_entropy`. `class_weight` raises TypeError: use ``pos_weight``.
 
     Examples
     --------

@@ -35,16 +35,16 @@ def cross_entropy(
     ----------
     logits : (..., K) array, or torch.Tensor, of float64, float32, float16 or bfloat16
         Unnormalised log-probabilities, classes on the last axis; any strides. Integers in an array
-        count as float64. Never written. Of tensors the loss is a tensor, derivable as any other.
+        count as float64. Never written. For a tensor the loss is a tensor that autograd differentiates.
     targets : (...) integers, or (..., K) floats
         Labels in [0, K), or a distribution (row of non-negative numbers) for each row.
     reduction : {"mean", "sum", "none"}, default "mean"
-        "none" gives one loss a row, (...).
+        "none" gives one loss for each row, (...).
     denominator : None, "rows" or float, default None
         What a mean divides by: the total weight, the number of rows that count, or this number.
     validate : bool, default True
-        Check the range of labels and the sign of probabilities. Without it a label that is no class
-        makes its own row NaN.
+        Check the range of labels and the sign of probabilities. If False, a label out of range makes the
+        loss of its row NaN.
 
     OPTIONS
 
@@ -56,9 +56,10 @@ def cross_entropy(
     Raises
     ------
     TypeError
-        For a dtype or type that is none of these.
+        For another dtype or type.
     ValueError
-        For a value or shape out of place, naming the argument, the expectation, the value and where.
+        For a value or shape that is not valid; the message has the argument, what was expected, the value
+        and its place.
 
     Examples
     --------
@@ -119,9 +120,9 @@ def cross_entropy_with_grad(
     """
     are_arrays = type(logits) is type(targets) is np.ndarray
     if are_arrays and not options and denominator is None and reduction == "mean":
-        found = mean_of_labels(logits, targets, lambda z: checks.as_out(out, z, targets))
-        if found is not None:
-            return found
+        result = mean_of_labels(logits, targets, lambda z: checks.as_out(out, z, targets))
+        if result is not None:
+            return result
     problem = Problem.from_arguments(logits, targets, reduction, denominator, validate, options)
     return problem.loss_and_grad(_gradient_buffer(problem, out, targets))
 
@@ -154,7 +155,7 @@ def cross_entropy_hvp(
     Returns
     -------
     product : (..., K) array of the logits' dtype and layout
-        Of the Hessian of the loss (of the sum of the losses for ``reduction="none"``) with ``r``.
+        The Hessian of the loss (of the sum of the losses for ``reduction="none"``) times ``r``.
 
     Raises
     ------
@@ -178,7 +179,7 @@ def cross_entropy_hvp(
 
 
 class CrossEntropyLoss:
-    """The loss as an object: options once, then ``loss = f(logits, targets)`` and ``f.backward()``.
+    """The loss as an object with fixed options: ``loss = f(logits, targets)``, then ``f.backward()``.
 
     Parameters
     ----------
@@ -188,7 +189,7 @@ class CrossEntropyLoss:
     Raises
     ------
     TypeError, ValueError
-        At construction for a bad option that is no array; at the call for bad arrays.
+        At construction for a bad number or string, at the call for bad arrays.
 
     Examples
     --------
@@ -230,12 +231,12 @@ class CrossEntropyLoss:
         return self._problem.loss(self._stats)
 
     def backward(self, dloss: Any = 1.0, *, out: Array | None = None) -> Array:
-        """Gradient of the last call's loss in its logits, times ``dloss``; any number of times.
+        """Gradient of the last call's loss in its logits, times ``dloss``. May be called several times.
 
         ``dloss`` is a number, or an array (...) of upstream gradients for ``reduction="none"``.
-        ``out`` may be the logits; they are gone then, and this was the last time for this loss.
+        ``out`` may be the logits; they are overwritten then, and `backward` cannot be called again.
         Raises RuntimeError before the first call, ValueError for a ``dloss`` of another shape, TypeError for
-        one that is no number.
+        one that is not a number.
         """
         if self._problem is None:
             raise RuntimeError("`backward` needs a loss: call the object on logits and targets first")
@@ -336,7 +337,7 @@ def logsumexp(logits: Any, axis: int = -1) -> Any:
     """
     z = _axis_last(checks.as_logits(logits), axis)
     lse = registry.get("cpu").row_stats(z, None, None, Link(), ("lse",)).lse
-    if (has_none := np.isnan(lse)).any():  # the kernels' word for a row without a softmax
+    if (has_none := np.isnan(lse)).any():  # the kernels return NaN for a row without a softmax
         lse[has_none] = z[has_none].astype(np.float64).max(-1)
     return lse.astype(checks.loss_dtype(z), copy=False)[()]
 
@@ -358,7 +359,7 @@ def softmax(logits: Any, axis: int = -1, *, out: Array | None = None) -> Array:
 
 
 def log_softmax(logits: Any, axis: int = -1) -> Array:
-    """``z_i − log Σ exp z_j`` along ``axis``, in the dtype of the logits; exact as p → 1 too.
+    """``z_i − log Σ exp z_j`` along ``axis``, in the dtype of the logits; also exact as p → 1.
 
     >>> import xent
     >>> xent.log_softmax([0.0, 0.0]).round(4)
@@ -371,11 +372,11 @@ def log_softmax(logits: Any, axis: int = -1) -> Array:
     kernels = registry.get("cpu")
     likeliest = kernels.row_stats(moved, None, None, Link(), ("argmax",)).argmax
     largest = np.take_along_axis(moved, likeliest[..., None], -1).astype(np.float64)
-    # log p = (z − max) + log p of the likeliest: 1e-13 beside logits of 1e4 is lost in their log Σ exp.
+    # log p = (z − max) + log p of the likeliest class. With logits of 1e4, z − log Σ exp z would lose 1e-13.
     highest = kernels.row_stats(moved, likeliest, None, Link(), ("log_prob",)).log_prob
     wide = z.astype(np.float32) if checks.is_half(z.dtype) else z
     log_p = np.empty_like(wide, subok=False)
-    # inf − inf is the NaN of such a row; what is too large for the dtype is −inf.
+    # inf − inf gives NaN for a row without a softmax; differences too large for the dtype become −inf.
     with np.errstate(invalid="ignore", over="ignore"):
         np.subtract(wide, np.moveaxis(largest, -1, axis), out=log_p, dtype=np.float64, casting="same_kind")
         np.add(log_p, np.expand_dims(highest, axis), out=log_p, dtype=np.float64, casting="same_kind")
@@ -383,13 +384,13 @@ def log_softmax(logits: Any, axis: int = -1) -> Array:
 
 
 def _axis_last(x: Array, axis: int) -> Array:
-    """A view of ``x`` with this axis last."""
-    place = as_index("axis", axis)
-    if not -x.ndim <= place < x.ndim:
+    """A view of ``x`` with ``axis`` last."""
+    index = as_index("axis", axis)
+    if not -x.ndim <= index < x.ndim:
         raise ValueError(
             f"`axis` must be in [-{x.ndim}, {x.ndim}) for an array of shape {x.shape}; got {axis}"
         )
-    return np.moveaxis(x, place, -1)
+    return np.moveaxis(x, index, -1)
 
 
 def _gradient_buffer(problem: Problem, out: Array | None, *inputs: Any) -> Array:

@@ -1,6 +1,6 @@
 """Projection and loss: cross-entropy of ``inputs @ weight.T + bias`` and its gradients, (P − Y)ᵀX / D.
 
-The logits of one chunk of rows exist at a time (`projection`), so memory does not grow with N × K.
+Logits are computed for one chunk of rows at a time (`chunked_projection`): memory does not grow with N × K.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ Array = np.ndarray[Any, Any]
 
 
 class LinearGradients(NamedTuple):
-    """Gradients of the loss, each of the shape and dtype of its argument; no bias, no ``dbias``."""
+    """Gradients of the loss, with the shapes and dtypes of the arguments; ``dbias`` is None without bias."""
 
     dinputs: Array
     dweight: Array
@@ -47,7 +47,7 @@ def linear_cross_entropy(
     ----------
     inputs : (..., D) array
     weight : (K, D) array
-        One row a class, as in ``torch.nn.Linear``.
+        One row for each class, as in ``torch.nn.Linear``.
     targets : (...) integers, or (..., K) floats
     bias : (K,) array, default None
     reduction, denominator, validate
@@ -56,7 +56,7 @@ def linear_cross_entropy(
         Inputs at position t predict the targets (and ``sample_weight``) at t + ``shift`` of the last row
         axis: the loss of ``inputs[..., :-shift, :]`` and ``targets[..., shift:]`` without slicing either.
     chunk_bytes : int, default 40 MiB
-        Budget for the logits that exist at a time; one row at least.
+        Memory for the logits of one chunk, which has at least one row.
 
     OPTIONS
 
@@ -84,9 +84,9 @@ def linear_cross_entropy(
             inputs, weight, targets, bias, reduction, denominator, validate, shift, chunk_bytes, options
         )
     x, w, b = _as_operands(inputs, weight, bias)
-    batch = _Batch(x, w, targets, shift, reduction, denominator, validate, options)
-    losses, _ = batch.project(w, b, chunk_bytes).sweep(batch.step)
-    return batch.reduced(*losses)
+    problem = _LinearProblem(x, w, targets, shift, reduction, denominator, validate, options)
+    losses, _ = problem.project(w, b, chunk_bytes).sweep(problem.step)
+    return problem.reduced(*losses)
 
 
 @with_options()
@@ -137,13 +137,13 @@ def linear_cross_entropy_with_grad(
            [ 0.5,  0. ]])
     """
     x, w, b = _as_operands(inputs, weight, bias)
-    batch = _Batch(x, w, targets, shift, reduction, denominator, validate, options)
+    problem = _LinearProblem(x, w, targets, shift, reduction, denominator, validate, options)
     wanted = (True, True, b is not None)
-    losses, gradients = batch.project(w, b, chunk_bytes).sweep(batch.step, batch.scale, wanted)
+    losses, gradients = problem.project(w, b, chunk_bytes).sweep(problem.step, problem.scale, wanted)
     dinputs = gradients.inputs.astype(x.dtype, copy=False).reshape(x.shape)
     dweight = gradients.weight.astype(w.dtype, copy=False)
     dbias = None if b is None else gradients.bias.astype(b.dtype, copy=False)
-    return batch.reduced(*losses), LinearGradients(dinputs, dweight, dbias)
+    return problem.reduced(*losses), LinearGradients(dinputs, dweight, dbias)
 
 
 def linear_row_statistics(
@@ -159,7 +159,7 @@ def linear_row_statistics(
     shift: int = 0,
     chunk_bytes: int | None = None,
 ) -> Any:
-    """`row_statistics` of the logits ``inputs @ weight.T + bias``, which never exist whole.
+    """`row_statistics` of the logits ``inputs @ weight.T + bias``, without the matrix of logits in memory.
 
     Parameters
     ----------
@@ -228,8 +228,8 @@ def linear_row_statistics(
     return RowStatistics(lse.astype(dtype), by_label, entropy.astype(dtype), argmax)
 
 
-class _Batch:
-    """The rows of one call and their targets, checked; how their losses are reduced."""
+class _LinearProblem:
+    """The checked arguments of one call; computes logits by chunks and reduces the losses."""
 
     def __init__(
         self,
@@ -279,11 +279,11 @@ class _Batch:
         self.step = valid_rows.ChunkLoss(self.rows, spec, None, np).step
 
     def project(self, w: Array, b: Array | None, chunk_bytes: int | None) -> Projection:
-        """The logits of these rows."""
+        """The projection that yields the logits chunk by chunk."""
         return Projection(valid_rows.matrix(self.inputs), w, b, self.rows.places, chunk_bytes)
 
     def reduced(self, losses: Array) -> Any:
-        """Equation (4), from one loss for each row of the inputs."""
+        """Equation (4) for ``losses``, one for each row of the inputs."""
         if self.reduction == "none":
             return valid_rows.unflat(losses, self.inputs.shape[:-1], self.shape).astype(self.dtype)
         return self.dtype.type(np.add.reduce(losses) * self.scale)
