@@ -146,7 +146,7 @@ class LossSpec:
     @property
     def label_function(self) -> LabelFunction:
         """f of equation (1)."""
-        return LabelFunction(*(getattr(self, name) for name in LabelFunction._fields))
+        return LabelFunction(self.focal_gamma, self.poly1_epsilon)
 
     @property
     def is_linear(self) -> bool:

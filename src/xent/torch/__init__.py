@@ -1,8 +1,8 @@
 """`xent` for PyTorch: its losses under its own names, every option, the whole autograd contract.
 
-`functional`, `binary` and `modules` have the public functions and modules, `linear` those of a layer whose
-logits are never whole, `distributed` those of logits that are split over processes. `api` is what `xent`
-itself calls with tensors.
+`functional`, `binary` and `modules` have the public functions and modules; `linear` computes the loss of a
+layer whose logits are never whole, `distributed` that of logits that are split over processes. `api` is what
+`xent` itself calls with tensors.
 
 A loss is a `Call` of `arguments`, which checks them; `targets` checks labels and probabilities and makes the
 measure of equation (1); `temperature` divides by a temperature that is learnt. `dispatch` sends DTensors to
@@ -19,8 +19,7 @@ from types import ModuleType
 
 from xent.core.contract import RowStatistics
 from xent.torch.binary import binary_cross_entropy_with_logits
-from xent.torch.functional import cross_entropy, row_statistics
-from xent.torch.linear.functional import linear_cross_entropy
+from xent.torch.functional import cross_entropy, linear_cross_entropy, row_statistics
 from xent.torch.linear.statistics import linear_kl_divergence, linear_row_statistics
 from xent.torch.modules import BCEWithLogitsLoss, CrossEntropyLoss, LinearCrossEntropyLoss
 

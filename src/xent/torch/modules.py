@@ -10,7 +10,7 @@ import torch
 
 from xent.torch import arguments, functional
 from xent.torch.binary import binary_cross_entropy_with_logits
-from xent.torch.linear.functional import linear_cross_entropy
+from xent.torch.functional import linear_cross_entropy
 
 Tensor = torch.Tensor
 
