@@ -6,7 +6,7 @@ namespace xent {
 namespace XENT_ISA {
 
 template <class T, int LANES>
-XENT_ONCE void Tile<T, LANES>::open(int64_t begin, int64_t end) {
+XENT_INLINE void Tile<T, LANES>::open(int64_t begin, int64_t end) {
   this->select(begin, end);
   ++opened;
   special = false;
@@ -100,7 +100,7 @@ XENT_ONCE void Tile<T, LANES>::sweep_rows(const int from) {
 }
 
 template <class T, int LANES>
-XENT_ONCE void Tile<T, LANES>::finish() {
+XENT_INLINE void Tile<T, LANES>::finish() {
   const Link<T> link = phi;
   pick(w, x);
   each_lane([&](int j) {
@@ -111,7 +111,7 @@ XENT_ONCE void Tile<T, LANES>::finish() {
 }
 
 template <class T, int LANES>
-XENT_ONCE void Tile<T, LANES>::report() const {
+XENT_INLINE void Tile<T, LANES>::report() const {
   const Link<T> link = phi;
   put(job.lse, [&](int j) { return double(max[j]) * link.scale + double(log_norm[j]); });
   put(job.log_prob, [&](int j) { return double(x[j]); });
