@@ -54,8 +54,8 @@ def pages() -> dict[str, str]:
     )
     sets = [data.load("digits"), data.load("breast_cancer"), made(), noise, wide_names()]
     runs = {each.name: training.run(each, training.Settings()) for each in sets}
-    measures = runs["noise"].test._replace(loss=138.0010, accuracy=0.2)  # as where no penalty holds the model
-    worse = runs["noise"].diagnosis._replace(measures=measures, error=54.6241)
+    summary = runs["noise"].test._replace(loss=138.0010, accuracy=0.2)  # as where no penalty holds the model
+    worse = runs["noise"].diagnosis._replace(summary=summary, error=54.6241)
     runs["worse"] = runs["noise"]._replace(diagnosis=worse)
     return {name: report.html(run, COMMAND) for name, run in runs.items()}
 
@@ -210,10 +210,10 @@ def test_names_that_begin_and_end_alike_are_told_apart(visit):
 @pytest.mark.parametrize("room", [30, 60, 150])
 def test_names_that_nothing_shorter_tells_apart_get_their_places(room):
     names = ["x" * 20 + "a" * k + "b" + "a" * (20 - k) + "y" * 20 for k in range(12)]
-    short = svg.told_apart(names, room, 12.5)
+    short = svg.distinct_names(names, room, 12.5)
     assert len(set(short)) == 12
     assert max(svg.width_of(name, 12.5) for name in short) <= room
-    assert svg.told_apart(["ant", "bee"], room, 12.5) == ["ant", "bee"]
+    assert svg.distinct_names(["ant", "bee"], room, 12.5) == ["ant", "bee"]
 
 
 def test_the_keyboard_reaches_the_links_and_sorts_the_table(pages, visit):

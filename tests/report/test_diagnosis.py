@@ -67,8 +67,8 @@ def test_measures_and_classes_against_scikit_learn():
     logits, labels = example()
     d = diagnosis.diagnose(logits, labels)
     probs, predicted = softmax(logits, axis=1), logits.argmax(1)
-    assert d.measures.loss == pytest.approx(log_loss(labels, probs), rel=1e-12)
-    assert d.measures.accuracy == np.mean(predicted == labels)
+    assert d.summary.loss == pytest.approx(log_loss(labels, probs), rel=1e-12)
+    assert d.summary.accuracy == np.mean(predicted == labels)
     np.testing.assert_array_equal(d.confusion, confusion_matrix(labels, predicted))
     precision, recall, _, support = precision_recall_fscore_support(labels, predicted)
     for k, c in enumerate(d.classes):
@@ -112,10 +112,10 @@ def test_the_costliest_come_first():
     costs = [sample.loss for sample in d.costliest]
     assert costs == sorted(d.losses, reverse=True)[:20]
     for sample in d.costliest:
-        assert d.losses[sample.place] == sample.loss
-        assert sample.label == labels[sample.place]
-        assert sample.predicted == logits[sample.place].argmax()
-        np.testing.assert_array_equal(sample.gradient, d.gradient[sample.place])
+        assert d.losses[sample.position] == sample.loss
+        assert sample.label == labels[sample.position]
+        assert sample.predicted == logits[sample.position].argmax()
+        np.testing.assert_array_equal(sample.gradient, d.gradient[sample.position])
         assert sample.probs[sample.label] == pytest.approx(np.exp(-sample.loss))
 
 
@@ -131,7 +131,7 @@ def test_the_reasons_are_the_largest_parts_of_the_difference_of_logits():
 
 def test_equal_costs_keep_their_order():
     d = diagnosis.diagnose(np.zeros((30, 2)), np.arange(30) % 2)
-    assert [sample.place for sample in d.costliest] == list(range(20))
+    assert [sample.position for sample in d.costliest] == list(range(20))
 
 
 @pytest.mark.parametrize(("right", "accuracy"), [([True, True, True, False], 0.75), ([False] * 4, 0.0)])

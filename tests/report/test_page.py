@@ -18,7 +18,7 @@ from xent.html.thumbnails import image_shape
 from xent.regression import model_file
 from xent.report import page as report
 from xent.report import plots, training
-from xent.report.diagnosis import Measures, Parts, Sample, diagnose
+from xent.report.diagnosis import Parts, Sample, Summary, diagnose
 
 BUNDLED = ("iris", "breast_cancer", "digits")
 
@@ -223,10 +223,10 @@ def test_the_printed_parts_add_up(parts):
 
 def test_a_loss_above_guessing_stays_on_the_scale(runs):
     run = runs["digits"]
-    worse = run._replace(diagnosis=run.diagnosis._replace(measures=Measures(360, 4.6, 0.2, 4.6, 0.2)))
+    worse = run._replace(diagnosis=run.diagnosis._replace(summary=Summary(360, 4.6, 0.2, 4.6, 0.2)))
     scale = report.loss_scale(worse)
-    assert [mark.place >= 0 for mark in scale["marks"]] == [True, True]
-    assert scale["marks"][0].place == 0
+    assert [mark.percent >= 0 for mark in scale["marks"]] == [True, True]
+    assert scale["marks"][0].percent == 0
     assert scale["guess"] == pytest.approx(100 * (1 - run.frequencies / 4.6))
 
 
@@ -294,8 +294,8 @@ def test_few_rows_are_called_few(runs):
 
 def test_a_loss_above_the_baseline_is_called_that(runs):
     run = runs["digits"]
-    measures = Measures(360, 2.4, 0.2, 2.4, 0.2)
-    finding, _ = report.verdict(run._replace(diagnosis=run.diagnosis._replace(measures=measures)))
+    summary = Summary(360, 2.4, 0.2, 2.4, 0.2)
+    finding, _ = report.verdict(run._replace(diagnosis=run.diagnosis._replace(summary=summary)))
     assert "no better than guessing" in finding
 
 

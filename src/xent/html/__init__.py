@@ -1,1 +1,1 @@
-"""Pages and pictures: the templates and what fills them in, drawing in SVG, thumbnails of images."""
+"""HTML pages and pictures: `render` fills templates, `svg` draws, `thumbnails` makes PNG pictures of rows."""

@@ -1,4 +1,4 @@
-"""The pages' templates, filled in."""
+"""Fill in the templates of the pages."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from xent.files.phrases import printable
 def render(template: str, **values: Any) -> str:
     """The text of ``templates/<template>`` with ``values``, which are escaped unless they are `Markup`.
 
-    Names that people gave are filtered by ``name``, or by ``printable`` where no element can be: they may be
-    of another direction of writing, or hold characters that reorder the text around them.
+    Templates pass names from the data through the filter ``name``, or ``printable`` where an element is not
+    allowed: a name may be written right to left, or hold characters that reorder the text around it.
 
-    A name that the template uses and ``values`` lack is an error, not an empty place.
+    A variable of the template that ``values`` lack is an error.
     """
     import jinja2
     from markupsafe import Markup

@@ -1,4 +1,4 @@
-"""A few words of SVG: elements, scales with their ticks, text of a known width."""
+"""Write SVG: elements, scales with ticks, text of a known width."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from collections.abc import Callable, Iterable
 from html import escape
 from typing import NamedTuple
 
-# Widths of characters in the widest common faces without serifs, Verdana and DejaVu Sans, in units of the
-# size: what has room in these has room in the others.
+# Widths of characters in units of the font size, in the widest common sans-serif fonts, Verdana and DejaVu
+# Sans: text that fits in these fits in others.
 WIDTHS = {
     c: width
     for characters, width in {
@@ -23,8 +23,8 @@ WIDTHS = {
     for c in characters
 }
 OTHER, WIDE, EMOJI = 1.0, 1.1, 1.3
-STRONG = 1.13  # bold, of regular
-NARROWEST = 0.3
+STRONG = 1.13  # width of bold, relative to regular
+NARROWEST = 0.3  # less than the width of any character that is counted
 
 
 def element(name: str, content: str = "", /, **attributes: str | float) -> str:
@@ -42,25 +42,25 @@ def element(name: str, content: str = "", /, **attributes: str | float) -> str:
 
 
 def number(value: float) -> str:
-    """Hundredths at most, and no zeros at the end."""
+    """The value with at most two decimals, without trailing zeros."""
     return f"{value:.2f}".rstrip("0").rstrip(".") if round(value, 2) else "0"
 
 
 def text(x: float, y: float, words: str, class_: str = "", **attributes: str | float) -> str:
-    """Words at a point; ``class_`` may hold "middle" or "end" for where the point is in them."""
+    """Text at a point; ``class_`` may hold "middle" or "end", the part of the text that is at the point."""
     own = {"class_": class_} if class_ else {}
     return element("text", escape(words, quote=False), x=x, y=y, **own, **attributes)
 
 
 def picture(width: float, height: float, parts: Iterable[str], label: str) -> str:
-    """The whole, as wide as the page lets it be; ``label`` says in words what it shows."""
+    """The svg element, which fits the width of the page; ``label`` describes it for screen readers."""
     return element(
         "svg", "\n".join(parts), viewBox=f"0 0 {number(width)} {number(height)}", role="img", aria_label=label
     )
 
 
 class Scale(NamedTuple):
-    """From values to places: ``low`` is drawn at ``start``, ``high`` at ``end``."""
+    """Maps values to coordinates: ``low`` to ``start``, ``high`` to ``end``."""
 
     low: float
     high: float
@@ -69,7 +69,7 @@ class Scale(NamedTuple):
     log: bool = False
 
     def __call__(self, value: float) -> float:
-        """Where ``value`` is drawn."""
+        """The coordinate of ``value``."""
         low, high, value = (math.log(v) for v in (self.low, self.high, value)) if self.log else (
             self.low, self.high, value
         )  # fmt: skip
@@ -92,7 +92,7 @@ class Scale(NamedTuple):
 
 
 def width_of(words: str, size: float, strong: bool = False) -> float:
-    """An upper estimate, whatever face the page finds; in the unit of ``size``, that of the font."""
+    """An upper estimate of the width for any font of size ``size``, in the same unit."""
     width = sum(WIDTHS.get(c) or _width(c) for c in words)
     return size * width * (STRONG if strong else 1.0)
 
@@ -106,7 +106,7 @@ def _width(c: str) -> float:
 
 
 def shortened(words: str, room: float, size: float, strong: bool = False) -> str:
-    """The beginning and the end of what is wider than ``room``."""
+    """``words``, or if they are wider than ``room`` their beginning and end with "…" between."""
     if width_of(words, size, strong) <= room:
         return words
     most = min(len(words) - 1, int(room / (NARROWEST * size)))
@@ -118,43 +118,45 @@ def shortened(words: str, room: float, size: float, strong: bool = False) -> str
     return words[:1]
 
 
-def told_apart(names: list[str], room: float, size: float, strong: bool = False) -> list[str]:
-    """`shortened` names; those that would be alike by where they differ, or by their places if that is long.
+def distinct_names(names: list[str], room: float, size: float, strong: bool = False) -> list[str]:
+    """Distinct short names: `shortened`, or the part in which equal ones differ, or else with their index.
 
-    >>> from xent.html.svg import told_apart
-    >>> told_apart(["delivery of apples to town", "delivery of pears to town", "praise"], 120, 15)
+    >>> from xent.html.svg import distinct_names
+    >>> distinct_names(["delivery of apples to town", "delivery of pears to town", "praise"], 120, 15)
     ['…of apples…', '…y of pears…', 'praise']
     """
     short = [shortened(name, room, size, strong) for name in names]
     for words in {word for word in short if short.count(word) > 1}:
-        places = [k for k, word in enumerate(short) if word == words]
-        group = [names[k] for k in places]
+        members = [k for k, word in enumerate(short) if word == words]
+        group = [names[k] for k in members]
         start = _alike(group)
         rest = [name[start:] for name in group]
         end = _alike([name[::-1] for name in rest])
-        for k, name in zip(places, rest, strict=True):
+        for k, name in zip(members, rest, strict=True):
             length = len(name) - end
             short[k] = _around(names[k], start, length, lambda each: width_of(each, size, strong) <= room)
             if not short[k]:
                 short[k] = shortened(names[k][start : start + length], room, size, strong)
     for k, words in enumerate(short):
         if words in short[:k]:
-            place = f"…{k}"
-            short[k] = shortened(words, max(0.0, room - width_of(place, size, strong)), size, strong) + place
+            suffix = f"…{k}"
+            short[k] = (
+                shortened(words, max(0.0, room - width_of(suffix, size, strong)), size, strong) + suffix
+            )
             if width_of(short[k], size, strong) > room:
                 short[k] = str(k)
     return short
 
 
 def _alike(names: list[str]) -> int:
-    """How many characters all begin with, whole words if there are any."""
+    """Length of the common prefix, in whole words if there are any."""
     letters = enumerate(zip(*names, strict=False))
     most = next((k for k, each in letters if len(set(each)) > 1), min(map(len, names)))
     return names[0].rfind(" ", 0, most) + 1 or most
 
 
 def _around(name: str, start: int, length: int, fits: Callable[[str], bool]) -> str:
-    """``name[start : start + length]``, with what fits of the words before it; "" if that does not fit."""
+    """``name[start : start + length]`` with as many characters before it as fit; "" if it does not fit."""
     after = "…" if start + length < len(name) else ""
     best = ""
     for first in range(start, -1, -1):

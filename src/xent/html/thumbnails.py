@@ -1,4 +1,4 @@
-"""The picture of a row whose columns are the pixels of an image, as a PNG inside a data URI."""
+"""The PNG picture of a row whose columns are pixels, as a data URI."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ import numpy as np
 
 Array = np.ndarray[Any, Any]
 
-LEAST = 16  # pixels that make an image
+LEAST = 16  # least number of pixels in an image
 
 
 def image_shape(names: list[str]) -> tuple[int, int] | None:
     """(height, width) if the columns are named after pixels, row by row; None if they are not.
 
-    Known are names that end in row and column ("pixel_0_7", "1x28") and names that count the pixels of a
-    square ("pixel0", "pixel783").
+    Recognises names that end in row and column ("pixel_0_7", "1x28") and names that count the pixels of a
+    square image ("pixel0", "pixel783").
 
     >>> from xent.html.thumbnails import image_shape
     >>> image_shape([f"pixel_{i}_{j}" for i in range(8) for j in range(8)]), image_shape(["a1", "a2"])
@@ -28,9 +28,9 @@ def image_shape(names: list[str]) -> tuple[int, int] | None:
     """
     if len(names) < LEAST:
         return None
-    places = [re.fullmatch(r"(?:pixel|px|p)?[_ ]?(\d+)[_x](\d+)", name) for name in names]
-    if all(places):
-        pairs = [(int(m[1]), int(m[2])) for m in places if m]
+    matches = [re.fullmatch(r"(?:pixel|px|p)?[_ ]?(\d+)[_x](\d+)", name) for name in names]
+    if all(matches):
+        pairs = [(int(m[1]), int(m[2])) for m in matches if m]
         (top, left), (bottom, right) = pairs[0], pairs[-1]
         if pairs == [(i, j) for i in range(top, bottom + 1) for j in range(left, right + 1)]:
             return bottom + 1 - top, right + 1 - left
@@ -46,7 +46,9 @@ def image_shape(names: list[str]) -> tuple[int, int] | None:
 def data_uri(ink: Array) -> str:
     """``ink (height, width)`` in [0, 1], black where it is 1 and transparent where it is 0."""
     height, width = ink.shape
-    pixels = np.zeros((height, 1 + 2 * width), np.uint8)  # each line: its filter, none; then grey, alpha
+    pixels = np.zeros(
+        (height, 1 + 2 * width), np.uint8
+    )  # each line: filter type 0, then grey and alpha of each pixel
     pixels[:, 2::2] = np.round(255 * np.clip(ink, 0, 1))
     header = struct.pack(">IIBBBBB", width, height, 8, 4, 0, 0, 0)
     parts = [(b"IHDR", header), (b"IDAT", zlib.compress(pixels.tobytes(), 9)), (b"IEND", b"")]

@@ -1,6 +1,6 @@
-"""The report of `xent fit`: a training run, what its held-out rows show, and the page about it.
+"""The report of `xent fit`: a training run, its diagnosis, and the HTML page about it.
 
-`training` is the run itself. `diagnosis` looks at held-out logits, `data_checks` and `text_columns` for what
-is odd about the data; `verdict` says what it comes to, `coefficients` what the model is. `plots` draws,
-`page` puts all together.
+`training` makes the run. `diagnosis` computes numbers from the held-out logits, `data_checks` and
+`text_columns` look for problems of the data, `coefficients` describes the model, and `verdict` sums up in
+sentences. `plots` draws the pictures, `page` makes the page.
 """

@@ -1,4 +1,4 @@
-"""The coefficients of a trained model: what each feature adds to the score of each class."""
+"""The coefficients of a trained model: how much each feature adds to the score of each class."""
 
 from __future__ import annotations
 
@@ -20,26 +20,26 @@ INTERCEPT = "(intercept)"  # its name among the features of `table`
 
 
 class Coefficients(NamedTuple):
-    """Of C scores and F features: one score for each class, or of two classes that of the second alone.
+    """The coefficients for C scores and F features; C is 1 for two classes, otherwise the number of classes.
 
-    ``scaled`` is what the score gains for 1 more of the feature as the training had it: for a column of
-    numbers one standard deviation, in sparse data its largest value; for a level, or a missing value, that
-    the row has it. ``per_unit`` is what it gains for 1 more of the column as it is in the data. The score of
-    the second of two classes is the logarithm of its odds; of more classes, the difference of two scores is
-    that of the odds of these two, and each feature's coefficients sum to 0 over the classes.
+    ``scaled`` is the gain of the score for 1 more of the scaled feature: for a column of numbers one standard
+    deviation, or in sparse data its largest value; for a level, or a missing value, that the row has it.
+    ``per_unit`` is the gain for 1 more of the column in the units of the data. With two classes the score is
+    the logarithm of the odds of the second. With more, the difference of two scores is the logarithm of their
+    odds, and the coefficients of a feature sum to 0 over the classes.
     """
 
     classes: list[Any]
-    against: Any  # the first of two classes, otherwise None
+    against: Any  # the first of two classes; None for more classes
     features: list[str]
     scaled: Array  # (C, F)
     per_unit: Array
-    intercept_scaled: Array  # (C,): the score where all features are 0, as the training had them
-    intercept_per_unit: Array  # where all columns are 0, and no level is there
+    intercept_scaled: Array  # (C,) score where all scaled features are 0
+    intercept_per_unit: Array  # (C,) score where all columns are 0 and no level is present
 
 
 class Effect(NamedTuple):
-    """One feature on one class, as a bar from ``start`` to ``start + share``, in %; 50 is 0."""
+    """The effect of a feature on a class, and its bar from ``start`` to ``start + share`` in %; 50 is 0."""
 
     feature: str
     scaled: float
@@ -49,7 +49,7 @@ class Effect(NamedTuple):
 
 
 def coefficients(model: Model) -> Coefficients:
-    """Those of ``model``, in float64.
+    """The coefficients of ``model``, in float64.
 
     >>> import numpy as np
     >>> from xent.report.coefficients import coefficients
@@ -82,16 +82,16 @@ def coefficients(model: Model) -> Coefficients:
     )
 
 
-def largest(found: Coefficients, row: int, most: int) -> list[Effect]:
-    """The ``most`` features of the largest scaled coefficients of one class, the largest first; none of 0."""
-    scaled = found.scaled[row]
+def largest(values: Coefficients, row: int, most: int) -> list[Effect]:
+    """The ``most`` largest scaled coefficients of class ``row``, the largest first; without zeros."""
+    scaled = values.scaled[row]
     order = np.argsort(-np.abs(scaled), kind="stable")[:most]
-    widest = np.abs(found.scaled).max(initial=0.0) or 1.0
+    widest = np.abs(values.scaled).max(initial=0.0) or 1.0
     return [
         Effect(
-            found.features[j],
+            values.features[j],
             float(scaled[j]),
-            float(found.per_unit[row, j]),
+            float(values.per_unit[row, j]),
             50 + 50 * min(0.0, float(scaled[j]) / widest),
             50 * abs(float(scaled[j])) / widest,
         )
@@ -100,28 +100,28 @@ def largest(found: Coefficients, row: int, most: int) -> list[Effect]:
     ]
 
 
-def plain(found: Coefficients, most: int | None = None) -> dict[str, Any]:
-    """For JSON, in their order: all features, or the ``most`` whose largest coefficient is largest."""
-    kept = np.arange(len(found.features))
+def plain(values: Coefficients, most: int | None = None) -> dict[str, Any]:
+    """As a dict for JSON: all features, or the ``most`` with the largest coefficients, in their order."""
+    kept = np.arange(len(values.features))
     if most is not None and len(kept) > most:
-        kept = np.sort(np.argsort(-np.abs(found.scaled).max(axis=0), kind="stable")[:most])
+        kept = np.sort(np.argsort(-np.abs(values.scaled).max(axis=0), kind="stable")[:most])
     return {
-        "classes": found.classes,
-        "against": found.against,
-        "features": [found.features[j] for j in kept],
-        "left_out": len(found.features) - len(kept),
-        "scaled": found.scaled[:, kept].tolist(),
-        "per_unit": found.per_unit[:, kept].tolist(),
+        "classes": values.classes,
+        "against": values.against,
+        "features": [values.features[j] for j in kept],
+        "left_out": len(values.features) - len(kept),
+        "scaled": values.scaled[:, kept].tolist(),
+        "per_unit": values.per_unit[:, kept].tolist(),
         "intercept": {
-            "scaled": found.intercept_scaled.tolist(),
-            "per_unit": found.intercept_per_unit.tolist(),
+            "scaled": values.intercept_scaled.tolist(),
+            "per_unit": values.intercept_per_unit.tolist(),
         },
     }
 
 
-def write(found: Coefficients, path: Path) -> None:
-    """`table` as CSV or Parquet, by the ending of ``path``; OSError if that cannot be."""
-    frame = table(found)
+def write(values: Coefficients, path: Path) -> None:
+    """Write `table` as CSV or Parquet, by the suffix of ``path``; OSError if the file cannot be written."""
+    frame = table(values)
     if path.suffix == ".csv":
         storage.write(path, frame.write_csv().encode())
         return
@@ -130,17 +130,17 @@ def write(found: Coefficients, path: Path) -> None:
     storage.write(path, whole.getvalue())
 
 
-def table(found: Coefficients) -> polars.DataFrame:
+def table(values: Coefficients) -> polars.DataFrame:
     """One row for each class and feature, the class's intercept first: class, feature, scaled, per_unit."""
     import polars
 
-    names = [INTERCEPT, *found.features]
+    names = [INTERCEPT, *values.features]
     return polars.DataFrame(
         {
-            "class": np.repeat([str(each) for each in found.classes], len(names)),
-            "feature": names * len(found.classes),
-            "scaled": np.column_stack([found.intercept_scaled, found.scaled]).ravel(),
-            "per_unit": np.column_stack([found.intercept_per_unit, found.per_unit]).ravel(),
+            "class": np.repeat([str(each) for each in values.classes], len(names)),
+            "feature": names * len(values.classes),
+            "scaled": np.column_stack([values.intercept_scaled, values.scaled]).ravel(),
+            "per_unit": np.column_stack([values.intercept_per_unit, values.per_unit]).ravel(),
         },
         schema_overrides={"class": polars.String, "feature": polars.String},
     )

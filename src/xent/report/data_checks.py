@@ -1,4 +1,4 @@
-"""What is odd about the data, said before a model is blamed or praised for it."""
+"""Look for problems of the data that make the results of a run worthless or doubtful."""
 
 from __future__ import annotations
 
@@ -13,24 +13,24 @@ from xent.report.text_columns import names_of_rows, quantities
 
 Array = np.ndarray[Any, Any]
 
-FEW_ROWS = 5  # of a class
-MANY_LEVELS = 20  # distinct numbers from which on labels may be a quantity
-MOST_NAMES = 4  # shown of a list
-DUPLICATES = 0.01  # share of the held-out rows that may be training rows too
-FEW_VALUES = 10  # distinct numbers up to which a column is like one of categories
-CONTINUOUS = 0.4  # distinct numbers, as a share of the rows, from which on no two are expected to be equal
-DENSE = 0.05  # share of the numbers between the first and the last row's that are some row's
-MAJORITY = 0.95
-LEAK = 0.98  # accuracy of one column alone
+FEW_ROWS = 5  # a class with fewer rows is rare
+MANY_LEVELS = 20  # distinct numbers above which labels may be a quantity
+MOST_NAMES = 4  # names shown of a list
+DUPLICATES = 0.01  # accepted share of held-out rows that are training rows too
+FEW_VALUES = 10  # distinct numbers up to which a column may be categories
+CONTINUOUS = 0.4  # share of distinct numbers above which no two rows are expected to be equal
+DENSE = 0.05  # least share of the numbers between a column's ends that occur, if it counts the rows
+MAJORITY = 0.95  # largest accepted share of one class
+LEAK = 0.98  # accuracy of one column alone that is a leak
 SAMPLE = 4096  # training rows that the search for a leak reads
-LEAVES = 4  # of a tree, for each class
-TREES = 100  # columns of numbers that the search for a leak fits a tree to
-LARGEST = float(np.finfo(np.float32).max)  # that a tree reads
-HEAD = 100  # rows that most columns show their innocence in; a column of a matrix is slow to read
+LEAVES = 4  # leaves of a tree for each class
+TREES = 100  # columns of numbers for which the search for a leak fits a tree
+LARGEST = float(np.finfo(np.float32).max)  # largest number that a tree reads
+HEAD = 100  # rows to test first, as a column of a matrix is slow to read
 
 
 class Finding(NamedTuple):
-    """Of one check: ``text`` is empty if nothing is odd; ``grave`` if it may make the numbers worthless."""
+    """The result of one check; ``text`` is empty if there is no problem, ``grave`` if it is serious."""
 
     check: str
     text: str
@@ -45,7 +45,7 @@ class Finding(NamedTuple):
 def findings(data: Dataset, train: Array, test: Array) -> list[Finding]:
     """All checks of ``data`` with training rows ``train`` and held-out rows ``test``, in a fixed order.
 
-    Those that look at columns are left out of a sparse matrix.
+    For a sparse matrix the checks of columns are left out.
 
     >>> import numpy as np
     >>> from xent.files.dataset import Dataset
@@ -55,7 +55,7 @@ def findings(data: Dataset, train: Array, test: Array) -> list[Finding]:
     >>> [f.text for f in findings(data, np.arange(20), np.arange(20, 40)) if f.text]
     ["'Yes ' and 'yes' differ only by case or spaces, and count as different classes"]
     """
-    of_all = [
+    general = [
         _alike(data.labels),
         _absent(data.labels),
         _rare(data.labels, test),
@@ -65,10 +65,10 @@ def findings(data: Dataset, train: Array, test: Array) -> list[Finding]:
     ]
     columns = dict(_columns(data))
     if not columns:
-        return of_all
+        return general
     keys = _row_keys(columns)
     return [
-        *of_all,
+        *general,
         _softmax_outputs(columns),
         _leak(columns, data.labels, train, test),
         _row_numbers(columns),
@@ -170,38 +170,38 @@ def _leak(columns: dict[str, Array], labels: Array, train: Array, test: Array) -
     others = 1 - np.bincount(codes[test]).max() / len(test)
     if others == 0:
         return Finding(check, "")
-    least = max(LEAK, 1 - others / 5)  # the most frequent class alone is no merit
+    least = max(LEAK, 1 - others / 5)  # well above always predicting the most frequent class
     rows = train[:: -(-len(train) // SAMPLE)]
-    # As a tree makes them that errs in at most twice the rows allowed.
+    # The changes in a column on which a tree errs in at most twice the accepted number of rows.
     most = LEAVES * (codes.max() + 1) + 4 * (1 - least) * len(rows)
     numbers = {name: column for name, column in columns.items() if column.dtype.kind == "f"}
     changes = {name: _changes(column[rows], codes[rows]) for name, column in numbers.items()}
-    # Of a few rows chance lets most columns pass, and trees for all of them would take minutes.
+    # With few rows most columns pass by chance, and trees for all of them would take minutes.
     suspects = {name for name in sorted(changes, key=changes.__getitem__)[:TREES] if changes[name] <= most}
-    told = [
+    leaks = [
         name
         for name, column in columns.items()
         if (name in suspects if name in numbers else _predicts_coarsely(column[rows], codes[rows]))
         and _accuracy_alone(column, codes, rows, test) >= least
     ]
-    if not told:
+    if not leaks:
         return Finding(check, "")
-    text = f"{_listed(told)} predicts the class alone: could it have been known before the class was?"
+    text = f"{_listed(leaks)} predicts the class alone: could it have been known before the class was?"
     return Finding(check, text, True)
 
 
 def _changes(column: Array, codes: Array) -> int:
     """How often the class changes along the sorted column.
 
-    Each leaf of a tree is an interval of it: it begins with at most one change, and each row in it that
-    is not of its class makes at most two more.
+    Each leaf of a tree is an interval of the column. It begins with at most one change, and each row in it of
+    another class makes at most two more.
     """
-    along = codes[np.argsort(column, kind="stable")]
-    return int(np.count_nonzero(np.diff(along)))
+    ordered = codes[np.argsort(column, kind="stable")]
+    return int(np.count_nonzero(np.diff(ordered)))
 
 
 def _predicts_coarsely(column: Array, codes: Array) -> bool:
-    """Whether the commonest class of each level is nine rows in ten."""
+    """Whether predicting the commonest class of each level is right in 9 of 10 rows."""
     _, level = np.unique(column, return_inverse=True)
     table = np.zeros((level.max() + 1, codes.max() + 1), np.int64)
     np.add.at(table, (level, codes), 1)
@@ -241,12 +241,12 @@ def _row_numbers(columns: dict[str, Array]) -> Finding:
 
 
 def _may_count(column: Array) -> bool:
-    """Whether they are whole numbers, and no two the same."""
+    """Whether the values are distinct whole numbers."""
     return bool((column == np.round(column)).all()) and len(np.unique(column)) == len(column)
 
 
 def _counts(column: Array) -> bool:
-    """Whether different whole numbers are those of rows: in any order without a gap, or rising with some."""
+    """Whether distinct whole numbers count the rows: without gaps in any order, or rising with gaps."""
     width = float(column.max() - column.min()) + 1
     return width == len(column) or bool((np.diff(column) > 0).all() and width <= len(column) / DENSE)
 
@@ -264,20 +264,19 @@ def _shared_rows(keys: Array, columns: dict[str, Array], train: Array, test: Arr
 
 
 def _shared_by_chance(columns: dict[str, Array], train: Array, test: Array) -> float:
-    """How many held-out rows are expected to have all quantities of a training row, were these independent.
+    """Expected number of held-out rows with the quantities of a training row, if columns were independent.
 
-    Columns of few values say nothing here: they depend on each other, and rows of such columns only are
-    bound to be alike.
+    Columns of few values are left out: they depend on each other, and equal rows are no surprise in them.
     """
-    twins: Array = np.full(len(test), float(len(train)))  # expected of each row
+    twins: Array = np.full(len(test), float(len(train)))  # expected equal training rows of each held-out row
     for column in columns.values():
         if column.dtype.kind == "f" and not _is_constant(column):
-            values, place, counts = np.unique(column, return_inverse=True, return_counts=True)
+            values, inverse, counts = np.unique(column, return_inverse=True, return_counts=True)
             if len(values) > MANY_LEVELS and len(values) > CONTINUOUS * len(column):
-                return 0.0  # its ties are what there is to explain
+                return 0.0  # equal values in this column need an explanation
             if len(values) > FEW_VALUES:
-                twins *= (counts[place[test]] - 1) / (len(column) - 1)
-                if twins.sum() < 0.5:  # and no further column can make it more
+                twins *= (counts[inverse[test]] - 1) / (len(column) - 1)
+                if twins.sum() < 0.5:  # further columns can only decrease it
                     break
     return float(-np.expm1(-twins).sum())
 
@@ -309,7 +308,7 @@ def _more_columns_than_rows(data: Dataset, train: Array) -> Finding:
 
 
 def _columns(data: Dataset) -> Iterator[tuple[str, Array]]:
-    """(name, values): floats with NaN where missing, or text; none of a sparse matrix."""
+    """(name, values) of each column: floats with NaN where missing, or text. Nothing for a sparse matrix."""
     features: Any = data.features
     if isinstance(features, np.ndarray):
         yield from zip(data.feature_names, features.T, strict=True)
@@ -321,9 +320,9 @@ def _columns(data: Dataset) -> Iterator[tuple[str, Array]]:
 
 
 def _row_keys(columns: dict[str, Array]) -> Array:
-    """(N,) integers, equal where the features are: by a hash of 64 bits, one column after another.
+    """(N,) integers, equal for rows with equal features, from a 64-bit hash of the columns.
 
-    Rows that the first 8, 16, 32... columns tell from all others are not read further.
+    Rows that are already unique after the first 8, 16, 32... columns are not read further.
     """
     rng = np.random.default_rng(0)
     key: Array = np.zeros(len(next(iter(columns.values()))), np.uint64)
@@ -334,8 +333,8 @@ def _row_keys(columns: dict[str, Array]) -> Array:
         bits = (bits ^ (bits >> np.uint64(32))) * np.uint64(0x9E3779B97F4A7C15)
         key[twins] += (bits ^ (bits >> np.uint64(29))) * rng.integers(2**64, dtype=np.uint64)
         if count >= 8 and count.bit_count() == 1:
-            _, place, rows = np.unique(key[twins], return_inverse=True, return_counts=True)
-            twins = twins[rows[place] > 1]
+            _, inverse, rows = np.unique(key[twins], return_inverse=True, return_counts=True)
+            twins = twins[rows[inverse] > 1]
     return np.unique(key, return_inverse=True)[1]
 
 

@@ -1,4 +1,4 @@
-"""What the logits of held-out rows show: the parts of the loss, its classes, its costliest rows."""
+"""Diagnose held-out logits: the parts of the loss, scores of each class, the costliest rows."""
 
 from __future__ import annotations
 
@@ -14,54 +14,56 @@ from xent.regression.calibration import fit_temperature
 
 Array = np.ndarray[Any, Any]
 
-CLASS_BINS = 5  # of one class's probability: a class has fewer rows
-COSTLIEST = 20
-MOST_REASONS = 3
+CLASS_BINS = 5  # bins of one class's probability: a class has fewer rows than all
+COSTLIEST = 20  # rows to show
+MOST_REASONS = 3  # features to name for a row
 FOLDS = 5
-ENOUGH = 20_000  # rows, for the one number of a temperature
+ENOUGH = 20_000  # rows that are enough to fit a temperature
 
 
-class Measures(NamedTuple):
-    """Of one set of rows."""
+class Summary(NamedTuple):
+    """Loss and accuracy of a set of rows."""
 
     rows: int
     loss: float  # mean cross-entropy, nats
     accuracy: float
-    balanced_loss: float  # means over the classes of their means: what --balanced is about
+    balanced_loss: float  # the mean over classes of the mean loss of each, as for --balanced
     balanced_accuracy: float
 
 
 class Parts(NamedTuple):
-    """Of a mean loss, equation (18): ``uncertainty − discrimination + miscalibration``, in nats."""
+    """The parts of a mean loss (18), ``uncertainty − discrimination + miscalibration``, in nats."""
 
     uncertainty: float  # entropy of the class frequencies of these rows
-    discrimination: float  # what knowing the features saves, once calibrated
-    miscalibration: float  # what a temperature fitted on other rows saves; 0 if it saves nothing
-    temperature: float | None  # fitted on all these rows; None if there is none, as where all are right
+    discrimination: float  # decrease of the loss by the features, once calibrated
+    miscalibration: (
+        float  # decrease of the loss by a temperature fitted on other rows; 0 if it does not decrease
+    )
+    temperature: float | None  # fitted on all these rows; None if there is no best one, as if all are right
 
     @property
     def loss(self) -> float:
-        """The sum."""
+        """The sum of the parts."""
         return self.uncertainty - self.discrimination + self.miscalibration
 
 
-class ClassMeasures(NamedTuple):
-    """Of one class among the held-out rows."""
+class ClassSummary(NamedTuple):
+    """Scores of one class among the held-out rows."""
 
     rows: int
     loss: float | None  # mean over its rows, nats; None without rows
-    share: float  # of the loss of all rows
+    share: float  # share of the loss of all rows
     recall: float | None
-    precision: float | None  # None where it is never predicted
-    pull: float  # Σ |∂ℓ/∂z_k| over all rows: how much this column of the gradient still moves
-    excess: float  # Σ ∂ℓ/∂z_k = Σ p_k − rows: how many rows too many the model expects
+    precision: float | None  # None if it is never predicted
+    pull: float  # Σ |∂ℓ/∂z_k| over all rows, the size of this column of the gradient
+    excess: float  # Σ ∂ℓ/∂z_k = Σ p_k − rows: expected number of rows minus actual number
     reliability: list[Bin]
 
 
 class Sample(NamedTuple):
     """One held-out row."""
 
-    place: int  # among the held-out rows
+    position: int  # among the held-out rows
     label: int
     predicted: int
     loss: float
@@ -70,30 +72,30 @@ class Sample(NamedTuple):
 
 
 class Reason(NamedTuple):
-    """A feature of one row, and by how much it raised another class's logit above the label's."""
+    """A feature of one row, and its part in the difference of another class's logit from the label's."""
 
     feature: str
     logit: float
 
 
 class Diagnosis(NamedTuple):
-    """All of it, of N held-out rows and K classes."""
+    """All results, for N held-out rows and K classes."""
 
-    measures: Measures
+    summary: Summary
     error: float  # standard error of the mean loss
     parts: Parts
-    classes: list[ClassMeasures]
+    classes: list[ClassSummary]
     costliest: list[Sample]
     confusion: Array  # (K, K) counts: true class, predicted class
     reliability: list[Bin]
-    gradient: Array  # (N, K) of each row's loss in its logits, (2)
+    gradient: Array  # (N, K) gradient (2) of each row's loss in its logits
     losses: Array  # (N,)
     labels: Array  # (N,)
 
     @property
     def skill(self) -> float:
         """``1 − loss/uncertainty``: 1 is certain and right, 0 is guessing by class frequencies."""
-        return 1 - self.measures.loss / self.parts.uncertainty if self.parts.uncertainty > 0 else 0.0
+        return 1 - self.summary.loss / self.parts.uncertainty if self.parts.uncertainty > 0 else 0.0
 
     @property
     def calibration_error(self) -> float:
@@ -102,13 +104,13 @@ class Diagnosis(NamedTuple):
 
 
 def diagnose(logits: Any, labels: Any) -> Diagnosis:
-    """Everything above, of ``logits (N, K)``, finite, and ``labels (N,)`` in [0, K); N ≥ 2.
+    """Diagnose ``logits (N, K)``, finite, with ``labels (N,)`` in [0, K); N ≥ 2.
 
     >>> from xent.report.diagnosis import diagnose
     >>> d = diagnose([[2.0, 0.0], [0.0, 1.0], [1.0, 0.0], [0.0, 3.0]], [0, 1, 1, 1])
-    >>> d.measures.accuracy, d.confusion.tolist()
+    >>> d.summary.accuracy, d.confusion.tolist()
     (0.75, [[1, 0], [1, 2]])
-    >>> abs(d.parts.loss - d.measures.loss) < 1e-12
+    >>> abs(d.parts.loss - d.summary.loss) < 1e-12
     True
     """
     logits = np.asarray(logits, np.float64)
@@ -118,10 +120,10 @@ def diagnose(logits: Any, labels: Any) -> Diagnosis:
     _, gradient = cross_entropy_with_grad(logits, labels, reduction="sum")
     table = confusion(logits, labels)
     return Diagnosis(
-        measures=measures(logits, labels),
+        summary=summarise(logits, labels),
         error=float(losses.std(ddof=1) / math.sqrt(len(losses))),
         parts=parts(logits, labels),
-        classes=class_measures(probs, labels, losses, gradient, table),
+        classes=class_summaries(probs, labels, losses, gradient, table),
         costliest=costliest(probs, labels, losses, gradient),
         confusion=table,
         reliability=reliability(probs.max(1), probs.argmax(1) == labels, BINS),
@@ -131,17 +133,17 @@ def diagnose(logits: Any, labels: Any) -> Diagnosis:
     )
 
 
-def measures(logits: Array, labels: Array) -> Measures:
-    """Rows, mean cross-entropy and accuracy, of all rows alike and of all classes alike."""
+def summarise(logits: Array, labels: Array) -> Summary:
+    """Number of rows, mean cross-entropy and accuracy, as means over rows and over classes."""
     losses, right = cross_entropy(logits, labels, reduction="none"), logits.argmax(1) == labels
     counts = np.bincount(labels)
     sums = (np.bincount(labels, each)[counts > 0] for each in (losses, right))
     balanced = (float(np.mean(each / counts[counts > 0])) for each in sums)
-    return Measures(len(labels), float(cross_entropy(logits, labels)), float(np.mean(right)), *balanced)
+    return Summary(len(labels), float(cross_entropy(logits, labels)), float(np.mean(right)), *balanced)
 
 
 def parts(logits: Array, labels: Array) -> Parts:
-    """Equation (18). The calibrated loss is that of ``logits/T``, T fitted for each fifth on the others."""
+    """Equation (18). The calibrated loss is that of ``logits/T``, T of each fifth fitted on the others."""
     uncertainty = float(information.entropy(np.bincount(labels) / len(labels)))
     losses = cross_entropy(logits, labels, reduction="none")
     calibrated = np.empty_like(losses)
@@ -157,7 +159,7 @@ def parts(logits: Array, labels: Array) -> Parts:
 
 
 def _temperature(logits: Array, labels: Array) -> float | None:
-    """Fitted, on `ENOUGH` rows of many; None where none is best, as where every row is right."""
+    """The best temperature, fitted on about `ENOUGH` rows; None if none is best, as if all are right."""
     rows = slice(None, None, math.ceil(len(labels) / ENOUGH))
     try:
         return fit_temperature(logits[rows], labels[rows])
@@ -165,18 +167,18 @@ def _temperature(logits: Array, labels: Array) -> float | None:
         return None
 
 
-def class_measures(
+def class_summaries(
     probs: Array, labels: Array, losses: Array, gradient: Array, table: Array
-) -> list[ClassMeasures]:
-    """One for each class; ``table`` is the confusion matrix."""
+) -> list[ClassSummary]:
+    """Scores of each class; ``table`` is the confusion matrix."""
     total = float(losses.sum())
-    found = []
+    result = []
     for k in range(probs.shape[1]):
         own = labels == k
         rows, predicted, right = int(own.sum()), int(table[:, k].sum()), int(table[k, k])
         loss = float(losses[own].sum())
-        found.append(
-            ClassMeasures(
+        result.append(
+            ClassSummary(
                 rows=rows,
                 loss=loss / rows if rows else None,
                 share=loss / total if total > 0 else 0.0,
@@ -187,11 +189,11 @@ def class_measures(
                 reliability=reliability(probs[:, k], own, CLASS_BINS),
             )
         )
-    return found
+    return result
 
 
 def costliest(probs: Array, labels: Array, losses: Array, gradient: Array) -> list[Sample]:
-    """The `COSTLIEST` rows of the highest loss, the highest first; equal ones in their order."""
+    """The `COSTLIEST` rows with the highest loss, the highest first; rows of equal loss in their order."""
     order = np.argsort(-losses, kind="stable")[:COSTLIEST]
     return [
         Sample(int(n), int(labels[n]), int(probs[n].argmax()), float(losses[n]), probs[n], gradient[n])
@@ -200,16 +202,16 @@ def costliest(probs: Array, labels: Array, losses: Array, gradient: Array) -> li
 
 
 def reasons(sample: Sample, features: Array, coef: Array, names: list[str]) -> list[Reason]:
-    """What of ``features (D,)`` spoke most against the label, for the likeliest other class.
+    """The features that raise the logit of the likeliest other class most above that of the label.
 
-    The logits are ``coef (K, D)`` times the features; the parts of the difference of two of them are
-    those of the features. At most `MOST_REASONS`, the largest first.
+    Logits are ``coef (K, D)`` times ``features (D,)``, so their difference is a sum over features. Returns at
+    most `MOST_REASONS`, the largest first.
     """
     order = np.argsort(-sample.probs, kind="stable")
     other = int(order[0] if order[0] != sample.label else order[1])
-    spoke = (coef[other] - coef[sample.label]) * features
-    top = np.argsort(-spoke, kind="stable")[:MOST_REASONS]
-    return [Reason(names[j], float(spoke[j])) for j in top if spoke[j] > 0]
+    terms = (coef[other] - coef[sample.label]) * features
+    top = np.argsort(-terms, kind="stable")[:MOST_REASONS]
+    return [Reason(names[j], float(terms[j])) for j in top if terms[j] > 0]
 
 
 def confusion(logits: Array, labels: Array) -> Array:
@@ -220,14 +222,14 @@ def confusion(logits: Array, labels: Array) -> Array:
 
 
 def reliability(stated: Array, true: Array, bins: int) -> list[Bin]:
-    """Stated probabilities (N,) against what was ``true`` (N,), in ``bins`` equal intervals, none empty."""
+    """Bins of the ``stated`` probabilities (N,) of events, which were ``true`` (N,) or not; none is empty."""
     index = np.minimum((stated * bins).astype(int), bins - 1)
     members = [index == b for b in range(bins)]
     return [Bin(int(m.sum()), float(stated[m].mean()), float(true[m].mean())) for m in members if m.any()]
 
 
 def spread_rows(labels: Array, losses: Array, most: int) -> Array:
-    """At most ``most`` rows, sorted by label, then loss: of each class as many, from cheap to costly."""
+    """At most ``most`` rows, equally many of each class, sorted by label, then by loss."""
     present = np.unique(labels)
     each = max(1, most // len(present))
     chosen = []

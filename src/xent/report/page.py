@@ -1,4 +1,4 @@
-"""A run in numbers, and all of it with the pictures as one HTML file."""
+"""The report of a run: its numbers as JSON, and one HTML page with numbers, sentences and pictures."""
 
 from __future__ import annotations
 
@@ -20,17 +20,17 @@ from xent.report.verdict import checked, commonest, verdict, yardstick
 
 Array = np.ndarray[Any, Any]
 
-MOST_CLASSES = 60  # rows of the table of classes
-MOST_MULTIPLES = 12  # classes with a picture of their reliability, and a table of their coefficients
-MOST_EFFECTS = {1: 16, 2: 8}  # coefficients of a class, by the number of tables: of one, of two, of more
-FEW_EFFECTS = 5
-MOST_SENTENCES = 3  # about coefficients, and features in each
-MOST_NUMBERS = 20_000  # coefficients that the page holds as JSON
+MOST_CLASSES = 60  # rows in the table of classes
+MOST_MULTIPLES = 12  # classes with a picture of their reliability and a table of their coefficients
+MOST_EFFECTS = {1: 16, 2: 8}  # number of tables of coefficients → rows of each
+FEW_EFFECTS = 5  # rows of each of more tables
+MOST_SENTENCES = 3  # sentences about coefficients, and features in each
+MOST_NUMBERS = 20_000  # coefficients in the page's JSON
 SUPERSCRIPTS = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 
 
 class Figure(NamedTuple):
-    """A number of the report with its name and what to compare it with; ``passed`` if it is a test."""
+    """A number at the top of the page, with its name and a note; ``passed`` is for the result of a test."""
 
     name: str
     value: str
@@ -39,15 +39,15 @@ class Figure(NamedTuple):
 
 
 class Mark(NamedTuple):
-    """A loss on the scale between guessing, 0%, and certainty, 100%."""
+    """A loss on the scale from the largest loss shown, 0%, to certainty, 100%."""
 
     name: str
     loss: str
-    place: float
+    percent: float
 
 
-class Step(NamedTuple):
-    """A line of the sum (18): a bar from ``start`` to ``start + share``, in % of the widest."""
+class Part(NamedTuple):
+    """A line of the sum (18), with a bar from ``start`` to ``start + share`` in % of the widest."""
 
     name: str
     meaning: str
@@ -64,16 +64,16 @@ class Card(NamedTuple):
     row: int
     picture: str | None
     bars: str
-    reasons: list[Reason]  # none where the picture says it
+    reasons: list[Reason]  # empty if there is a picture
 
 
 def key_numbers(run: Run) -> list[Figure]:
     """The four numbers at the top of the page."""
     g, gap = run.gradient, run.optimality_gap
     name, share = commonest(run)
-    said = f"{run.train.accuracy:.2%} on the training rows"
-    said += f"; {share:.2%} by always saying {printable(str(name))}"
-    if gap is not None and gap >= 1:  # known of any loss: it is not negative
+    note = f"{run.train.accuracy:.2%} on the training rows"
+    note += f"; {share:.2%} by always saying {printable(str(name))}"
+    if gap is not None and gap >= 1:  # this holds for any loss that is not negative
         optimum = Figure("Distance from the optimum", "unknown", "no bound on the training objective found")
     elif gap is not None:
         optimum = Figure(
@@ -92,7 +92,7 @@ def key_numbers(run: Run) -> list[Figure]:
             f"nats a row: {_nats(information.bits(run.test.loss))} bits, a perplexity of "
             f"{perplexity(run.test.loss, 2)}",
         ),
-        Figure("Accuracy", f"{run.test.accuracy:.2%}", said),
+        Figure("Accuracy", f"{run.test.accuracy:.2%}", note),
         optimum,
         Figure(
             "Gradient",
@@ -104,7 +104,7 @@ def key_numbers(run: Run) -> list[Figure]:
 
 
 def loss_scale(run: Run) -> dict[str, Any]:
-    """Where the losses lie between the guess of the `Yardstick` and certainty."""
+    """The losses, and that of the guess in `Yardstick`, as positions on a scale that ends at certainty."""
     guess = yardstick(run)
     widest = max(guess.guess, guess.held_out, guess.training)
     interval = "" if guess.interval is None else f" ± {_nats(guess.interval)}"
@@ -124,17 +124,17 @@ def loss_scale(run: Run) -> dict[str, Any]:
     }
 
 
-def sum_of_parts(parts: Parts) -> list[Step]:
-    """Equation (18) as bars; the printed numbers add up, the second takes what rounding leaves."""
+def sum_of_parts(parts: Parts) -> list[Part]:
+    """Equation (18) as bars; the second number is rounded so that the printed numbers add up."""
     decimals = 4 if parts.loss >= 1e-3 else 6
     uncertainty, wrong, loss = (
         round(x, decimals) for x in (parts.uncertainty, parts.miscalibration, parts.loss)
     )
-    known = round(uncertainty + wrong - loss, decimals)
-    unit = 100 / max(uncertainty, loss, uncertainty - known)
-    calibrated = uncertainty - known
+    gain = round(uncertainty + wrong - loss, decimals)
+    unit = 100 / max(uncertainty, loss, uncertainty - gain)
+    calibrated = uncertainty - gain
     return [
-        Step(
+        Part(
             "Uncertainty",
             "the entropy of the class frequencies: the cost of guessing by them",
             f"{uncertainty:.{decimals}f}",
@@ -142,15 +142,15 @@ def sum_of_parts(parts: Parts) -> list[Step]:
             unit * uncertainty,
             "plain",
         ),
-        Step(
+        Part(
             "Discrimination",
             "what the features tell of the classes",
-            f"{'−' if known >= 0 else '+'} {abs(known):.{decimals}f}",
+            f"{'−' if gain >= 0 else '+'} {abs(gain):.{decimals}f}",
             unit * min(calibrated, uncertainty),
-            unit * abs(known),
+            unit * abs(gain),
             "good",
         ),
-        Step(
+        Part(
             "Miscalibration",
             "what stating the wrong confidence costs",
             f"+ {wrong:.{decimals}f}",
@@ -158,12 +158,12 @@ def sum_of_parts(parts: Parts) -> list[Step]:
             unit * wrong,
             "bad",
         ),
-        Step("Held-out loss", "", f"= {loss:.{decimals}f}", 0, unit * loss, "total"),
+        Part("Held-out loss", "", f"= {loss:.{decimals}f}", 0, unit * loss, "total"),
     ]
 
 
 def about_temperature(parts: Parts) -> str:
-    """What the fitted temperature says, in words."""
+    """What the fitted temperature means, in words."""
     t = parts.temperature
     if t is None:
         return (
@@ -186,7 +186,7 @@ def about_temperature(parts: Parts) -> str:
 
 
 def objective(settings: Settings) -> str:
-    """What the training minimised, in words."""
+    """The function that the training minimised, in words."""
     words = "mean cross-entropy"
     if settings.focal_gamma:
         words = f"mean focal loss, γ = {settings.focal_gamma:g},"
@@ -198,17 +198,17 @@ def objective(settings: Settings) -> str:
 
 
 def cards(run: Run) -> list[Card]:
-    """The costliest rows, with a picture where the columns are pixels."""
+    """The costliest rows, with a picture if the columns are pixels."""
     shape = thumbnails.image_shape(run.data.feature_names)
     names = page_names(run)
     low, high = (float(f(run.data.features)) for f in (np.min, np.max)) if shape else (0.0, 1.0)
-    found = []
+    result = []
     for sample, reasons in zip(run.diagnosis.costliest, run.reasons, strict=True):
-        row, picture = int(run.held_out[sample.place]), None
+        row, picture = int(run.held_out[sample.position]), None
         if shape and high > low:
             values = np.asarray(run.data.features[row : row + 1], np.float64).reshape(shape)
             picture = thumbnails.data_uri((values - low) / (high - low))
-        found.append(
+        result.append(
             Card(
                 sample,
                 run.data.number(row),
@@ -217,7 +217,7 @@ def cards(run: Run) -> list[Card]:
                 [] if picture else reasons,
             )
         )
-    return found
+    return result
 
 
 def page_names(run: Run) -> list[str]:
@@ -226,12 +226,12 @@ def page_names(run: Run) -> list[str]:
 
 
 def effects(run: Run, order: list[int]) -> list[tuple[str, list[coefficients.Effect]]]:
-    """(class, its largest coefficients): of two the second, of more those that come first in ``order``."""
-    found = coefficients.coefficients(run.model)
-    kept = [0] if found.against is not None else sorted(order[:MOST_MULTIPLES])
-    most = MOST_EFFECTS.get(len(kept), FEW_EFFECTS)
-    names = [printable(str(name)) for name in found.classes]
-    return [(names[k], coefficients.largest(found, k, most)) for k in kept]
+    """[(class, its largest coefficients)] of the second of two classes, or the first classes in ``order``."""
+    values = coefficients.coefficients(run.model)
+    shown = [0] if values.against is not None else sorted(order[:MOST_MULTIPLES])
+    most = MOST_EFFECTS.get(len(shown), FEW_EFFECTS)
+    names = [printable(str(name)) for name in values.classes]
+    return [(names[k], coefficients.largest(values, k, most)) for k in shown]
 
 
 def largest_effects(run: Run) -> list[str]:
@@ -245,9 +245,9 @@ def largest_effects(run: Run) -> list[str]:
 
 
 def facts(run: Run, command: str, most: int | None = None) -> dict[str, Any]:
-    """All numbers of the page, for a machine; at most about ``most`` coefficients, the largest."""
+    """All numbers of the page, for JSON; at most about ``most`` coefficients, the largest."""
     d, names = run.diagnosis, run.classes
-    found = coefficients.coefficients(run.model)
+    values = coefficients.coefficients(run.model)
     return {
         "command": command,
         "versions": versions() | {"python": platform.python_version()},
@@ -265,19 +265,19 @@ def facts(run: Run, command: str, most: int | None = None) -> dict[str, Any]:
         "converged": run.converged,
         "optimality_gap": run.optimality_gap,
         "gradient_check": run.gradient._asdict() | {"passed": run.gradient.passed},
-        "coefficients": coefficients.plain(found, most and max(1, most // len(found.classes))),
+        "coefficients": coefficients.plain(values, most and max(1, most // len(values.classes))),
         "curve": {"training": [a for a, _ in run.curve], "held_out": [b for _, b in run.curve]},
         "by_class": [
             c._asdict() | {"name": name, "reliability": [b._asdict() for b in c.reliability]}
             for name, c in zip(names, d.classes, strict=True)
         ],
         "reliability": [b._asdict() for b in d.reliability],
-        "confusion": [  # (true, predicted, rows), by the places of the classes
+        "confusion": [  # (index of true class, index of predicted class, rows)
             [int(i), int(j), int(d.confusion[i, j])] for i, j in zip(*np.nonzero(d.confusion), strict=True)
         ],
         "costliest": [
             {
-                "row": run.data.number(int(run.held_out[s.place])),
+                "row": run.data.number(int(run.held_out[s.position])),
                 "true": names[s.label],
                 "predicted": names[s.predicted],
                 "loss": s.loss,
@@ -293,7 +293,7 @@ def facts(run: Run, command: str, most: int | None = None) -> dict[str, Any]:
 
 
 def html(run: Run, command: str) -> str:
-    """The page: nothing outside it is referred to, and the same run gives the same bytes."""
+    """The page. It refers to nothing outside itself; the same run gives the same bytes."""
     d, names = run.diagnosis, page_names(run)
     finding, cautions = verdict(run)
     order = sorted(range(len(names)), key=lambda k: -d.classes[k].share)
@@ -339,7 +339,7 @@ def html(run: Run, command: str) -> str:
 
 
 def perplexity(loss: float, decimals: int) -> str:
-    """With so many decimals, or a power of ten where they would be of no use."""
+    """exp(loss) with ``decimals`` decimals, or as a power of ten if it is large."""
     with np.errstate(over="ignore"):
         value = float(information.perplexity(loss))
     if not math.isfinite(value):
@@ -348,17 +348,17 @@ def perplexity(loss: float, decimals: int) -> str:
 
 
 def signed(value: float, form: str = "+.3g") -> str:
-    """With its sign, as typography has it."""
+    """The value with its sign, a real minus sign."""
     return f"{value:{form}}".replace("-", "−")
 
 
 def _nats(loss: float) -> str:
-    """Four decimals, or a power of ten where they would hide the number."""
+    """The loss with four decimals, or as a power of ten if it is small."""
     return f"{loss:.4f}" if loss == 0 or loss >= 1e-3 else _scientific(loss)
 
 
 def _percent(share: float) -> str:
-    """A small share: 0.002%, or 3 × 10⁻⁹ where that is too long."""
+    """A small share as 0.002%, or as 3 × 10⁻⁹ if that is shorter."""
     return f"{100 * share:.2g}%" if share >= 1e-5 else _scientific(share)
 
 

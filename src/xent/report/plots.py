@@ -1,4 +1,4 @@
-"""The pictures of a run as inline SVG; the page around them gives each class its colour and font."""
+"""Draw the pictures of a run as inline SVG; the style sheet of the page sets colours and fonts."""
 
 from __future__ import annotations
 
@@ -11,24 +11,24 @@ import numpy as np
 
 from xent.evaluation.scoring import BINS, Bin
 from xent.files.phrases import counted
-from xent.html.svg import Scale, element, number, picture, text, told_apart, width_of
+from xent.html.svg import Scale, distinct_names, element, number, picture, text, width_of
 from xent.report.diagnosis import CLASS_BINS, Diagnosis, Sample, spread_rows
 from xent.report.training import Run
 
 Array = np.ndarray[Any, Any]
 
-WIDTH = 460  # of a picture that takes half the page
-# The largest sizes that the page sets text in: in these pictures, on phones, and in the narrow ones.
+WIDTH = 460  # width of a picture that takes half the page
+# The largest font sizes of the page, on phones: in these pictures, and in the narrow ones.
 SIZE, NARROW_SIZE = 15.0, 12.5
-NAME = 150.0  # room of a class's name beside a matrix
-MOST_ROWS = 160  # of the gradient's map
-LEVELS = 20  # of opacity
-MOST_BARS = 10  # classes of one row
+NAME = 150.0  # largest width of a class's name beside a matrix
+MOST_ROWS = 160  # rows in the map of the gradient
+LEVELS = 20  # levels of opacity
+MOST_BARS = 10  # classes shown of one row
 SOLVERS = {"lbfgs": "L-BFGS", "newton-cg": "Newton-CG", "sgd": "SGD"}
 
 
 def loss_curve(run: Run) -> str:
-    """Training and held-out loss at each step, with what guessing costs."""
+    """Training and held-out loss at each step, with the loss of guessing."""
     train, held_out = (np.maximum(losses, 1e-9) for losses in np.array(run.curve).T)
     low, high = min(train.min(), held_out.min()), max(run.uniform, train.max(), held_out.max())
     room = 1.05 * (high / low) ** 0.1
@@ -83,13 +83,13 @@ def confusion_matrix(d: Diagnosis, classes: list[Any]) -> str:
 
 
 def gradient_map(d: Diagnosis, classes: list[Any]) -> str:
-    """∂ℓ/∂z of some held-out rows (down, by true class) in each logit (across)."""
+    """∂ℓ/∂z of a sample of held-out rows (down, by true class) in each logit (across)."""
     frame = _Frame(classes)
     rows = spread_rows(d.labels, d.losses, MOST_ROWS)
     tall = frame.side / len(rows)
     cells = _Cells()
     level = np.round(LEVELS * np.sign(d.gradient[rows]) * np.sqrt(np.abs(d.gradient[rows]))).astype(int)
-    for i, k in zip(*np.nonzero(np.abs(level) > 1), strict=True):  # 5% of a colour is none
+    for i, k in zip(*np.nonzero(np.abs(level) > 1), strict=True):  # 5% opacity is not visible
         css, x, y = "b" if level[i, k] > 0 else "a", frame.left + k * frame.cell, frame.TOP + i * tall
         cells.add(css, abs(int(level[i, k])), x, y, frame.cell, tall)
     parts = cells.drawn()
@@ -119,7 +119,7 @@ def gradient_map(d: Diagnosis, classes: list[Any]) -> str:
 
 
 def reliability(d: Diagnosis) -> str:
-    """Accuracy against confidence, in `BINS` bins, with 95% intervals; below it, how many rows each has."""
+    """Accuracy against confidence in `BINS` bins with 95% intervals; below it the number of rows in each."""
     x, y = Scale(0, 1, _left(["100%"], SIZE), WIDTH - 8), Scale(0, 1, 246, 10)
     parts = [_rule_across(x, y(tick), f"{tick:.0%}") for tick in (0, 0.25, 0.5, 0.75, 1)]
     parts.append(
@@ -130,14 +130,14 @@ def reliability(d: Diagnosis) -> str:
     parts += [text(x(tick), 350, f"{tick:.0%}", "middle") for tick in (0, 0.2, 0.4, 0.6, 0.8)]
     parts.append(text(x(1), 350, "100%", "end"))
     parts.append(text((x.start + x.end) / 2, 374, f"confidence, and rows in each of {BINS} bins", "middle"))
-    said = "; ".join(
+    description = "; ".join(
         f"{b.confidence:.0%} said, {b.accuracy:.0%} right of {counted(b.rows, 'row')}" for b in d.reliability
     )
-    return picture(WIDTH, 382, parts, f"Reliability of the highest probability: {said}")
+    return picture(WIDTH, 382, parts, f"Reliability of the highest probability: {description}")
 
 
 def class_reliability(bins: list[Bin], name: str) -> str:
-    """How often the class is the true one against its stated probability, by fifths, with counts."""
+    """Frequency of the class against its stated probability, in `CLASS_BINS` bins, with numbers of rows."""
     x, y = Scale(0, 1, _left(["100%"], NARROW_SIZE), 206), Scale(0, 1, 132, 6)
     parts = [_rule_across(x, y(tick), f"{tick:.0%}") for tick in (0, 0.5, 1)]
     parts.append(
@@ -145,14 +145,14 @@ def class_reliability(bins: list[Bin], name: str) -> str:
     )
     parts += _points(bins, x, y, 4)
     parts += _counts(bins, CLASS_BINS, x, 176, 22)
-    said = "; ".join(
+    description = "; ".join(
         f"{b.confidence:.0%} said, {b.accuracy:.0%} true of {counted(b.rows, 'row')}" for b in bins
     )
-    return picture(212, 180, parts, f"Reliability of class {name}: {said}")
+    return picture(212, 180, parts, f"Reliability of class {name}: {description}")
 
 
 def sample_bars(sample: Sample, classes: list[Any]) -> str:
-    """One row's probabilities, upwards, and the gradient of its loss below them."""
+    """Bars of one row's probabilities, and below them bars of the gradient of its loss."""
     left, right = _left(["p − t"], NARROW_SIZE), 298
     shown = _bars(sample, classes, right - left)
     wide = (right - left) / len(shown)
@@ -163,7 +163,7 @@ def sample_bars(sample: Sample, classes: list[Any]) -> str:
         text(left - 8, base - 4, "p", "end italic"),
         text(left - 8, zero + 4, "p − t", "end italic"),
     ]
-    words = told_apart([name for name, _, _ in shown], wide - 3, NARROW_SIZE, strong=True)
+    words = distinct_names([name for name, _, _ in shown], wide - 3, NARROW_SIZE, strong=True)
     for i, (_, p, g) in enumerate(shown):
         middle = left + (i + 0.5) * wide
         css = "b" if g > 0 else "a"
@@ -173,16 +173,16 @@ def sample_bars(sample: Sample, classes: list[Any]) -> str:
         parts.append(text(middle, base + 15, words[i], "middle" if g > 0 else "middle strong a"))
         parts.append(_bar(middle, thick, zero, 24 * g, f"{css} bar"))
         if abs(g) >= 0.005:
-            place = zero - 24 * g - 3 if g > 0 else zero - 24 * g + 11
-            # That of the label has a sign, is wider than its bar, and alone below the line.
+            y = zero - 24 * g - 3 if g > 0 else zero - 24 * g + 11
+            # The label's number has a sign and may be wider than its bar; it is the only one below the line.
             last = 300 - width_of("−0.00", NARROW_SIZE) / 2 if g < 0 else right
-            parts.append(text(min(middle, last), place, f"{g:.2f}".replace("-", "−"), "middle small ink"))
-    said = "; ".join(f"{name}: probability {p:.3f}, gradient {g:+.3f}" for name, p, g in shown)
-    return picture(300, 157, parts, f"True class {classes[sample.label]}. {said}")
+            parts.append(text(min(middle, last), y, f"{g:.2f}".replace("-", "−"), "middle small ink"))
+    description = "; ".join(f"{name}: probability {p:.3f}, gradient {g:+.3f}" for name, p, g in shown)
+    return picture(300, 157, parts, f"True class {classes[sample.label]}. {description}")
 
 
 def _bars(sample: Sample, classes: list[Any], width: float) -> list[tuple[str, float, float]]:
-    """(class, probability, gradient) of the label and of the likeliest others; the rest as one."""
+    """[(class, probability, gradient)] of the label and the likeliest others, and the sum of the rest."""
     names = [str(name) for name in classes]
     widest = max(width_of(name, NARROW_SIZE, strong=True) for name in names)
     room = min(widest, width_of("0" * 9, NARROW_SIZE)) + 3
@@ -200,18 +200,18 @@ def _bars(sample: Sample, classes: list[Any], width: float) -> list[tuple[str, f
 
 
 class _Cells:
-    """Rectangles, all of one colour and one of `LEVELS` opacities in one path: thousands are small."""
+    """Rectangles, with one path for all of the same colour and opacity, which keeps the page small."""
 
     def __init__(self) -> None:
         self.paths: dict[tuple[str, int], list[str]] = {}
 
     def add(self, css: str, level: int, x: float, y: float, wide: float, tall: float) -> None:
-        """One more."""
+        """Add a rectangle."""
         outline = f"M{number(x)} {number(y)}h{number(wide)}v{number(tall)}h-{number(wide)}z"
         self.paths.setdefault((css, level), []).append(outline)
 
     def drawn(self) -> list[str]:
-        """The elements."""
+        """The path elements."""
         return [
             element("path", d="".join(outlines), class_=css, fill_opacity=level / LEVELS)
             for (css, level), outlines in sorted(self.paths.items())
@@ -219,12 +219,12 @@ class _Cells:
 
 
 class _Frame:
-    """A square of class × class, with names down its left and along its foot."""
+    """The frame of a class × class matrix, with names on the left and at the bottom."""
 
     TOP = 6
 
     def __init__(self, classes: list[Any]) -> None:
-        self.names = told_apart([str(name) for name in classes], NAME, SIZE)
+        self.names = distinct_names([str(name) for name in classes], NAME, SIZE)
         longest = max(width_of(name, SIZE) for name in self.names)
         self.left = 36 + longest
         self.side = WIDTH - 6 - self.left
@@ -233,11 +233,11 @@ class _Frame:
         self.height = self.TOP + self.side + 44 + (0.72 * longest if self.tilted else 0)
 
     def box(self) -> str:
-        """Its outline."""
+        """The outline."""
         return element("rect", x=self.left, y=self.TOP, width=self.side, height=self.side, class_="frame")
 
     def names_down(self, middles: Iterable[float | None]) -> list[str]:
-        """Names at their places, those left out that would touch the one before, and what they are."""
+        """Names at heights ``middles``, without those that would touch the one before, and the axis label."""
         parts, last = [], -math.inf
         for name, middle in zip(self.names, middles, strict=True):
             if middle is not None and middle - last >= 14:
@@ -248,7 +248,7 @@ class _Frame:
         return parts
 
     def names_across(self, what: str) -> list[str]:
-        """The same along the foot."""
+        """Names at the bottom, as many as there is room for, and the axis label ``what``."""
         parts, y = [], self.TOP + self.side + 18
         room = 18 if self.tilted else max(width_of(name, SIZE) for name in self.names) + 4
         every = max(1, math.ceil(room / self.cell))
@@ -264,7 +264,7 @@ class _Frame:
 
 
 def _left(labels: Iterable[str], size: float) -> float:
-    """Where a scale starts that has ``labels`` on its left."""
+    """The x at which a scale starts that has ``labels`` on its left."""
     return 10 + max((width_of(words, size) for words in labels), default=0.0)
 
 
@@ -298,13 +298,13 @@ def _counts(bins: list[Bin], intervals: int, x: Scale, base: float, tall: float)
 
 
 def _bar(middle: float, wide: float, base: float, height: float, css: str) -> str:
-    """From ``base`` upwards, downwards where ``height`` is negative."""
+    """A bar from ``base`` upwards, or downwards if ``height`` is negative."""
     y = base - max(height, 0.0)
     return element("rect", x=middle - wide / 2, y=y, width=wide, height=max(abs(height), 0.6), class_=css)
 
 
 def _count(rows: int) -> str:
-    """In four characters."""
+    """The number of rows in at most four characters."""
     if rows < 1000:
         return str(rows)
     value, unit = (rows / 1e3, "k") if rows < 999_500 else (rows / 1e6, "M")

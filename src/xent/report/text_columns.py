@@ -1,4 +1,4 @@
-"""Columns of text that are no categories: a name for each row, dates, numbers with something around them."""
+"""Find columns of text that should not be categories: names of rows, dates, numbers with units or signs."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ import numpy as np
 
 Array = np.ndarray[Any, Any]
 
-MANY_LEVELS = 20  # below them dates and amounts may be categories
-NEARLY_EACH = 0.6  # share of the rows with a value that have one of their own: 1 if no two are alike
-MOST_VALUES = 0.8  # of one kind
-FEW_UNITS = 4  # more than so many different endings are no units: seats 12A to 31F
-MOST_NAMED = 4  # columns
+MANY_LEVELS = 20  # with fewer levels dates and amounts may be categories
+NEARLY_EACH = 0.6  # distinct values as a share of the rows with a value, from which on they name rows
+MOST_VALUES = 0.8  # share of the values that must be of one kind
+FEW_UNITS = 4  # more different endings than this are no units: seats 12A to 31F
+MOST_NAMED = 4  # columns to name
 
 # 1234.5 and 1,234.5 and 1.234,5 and 1'234 and 1 234
 GROUPED = r"\d{1,3}(?:[.,'’_ \u00a0\u202f]\d{3})+(?:[.,]\d+)?"
@@ -35,7 +35,7 @@ DATE = (
 
 AS_NUMBERS = "write plain numbers"
 AS_PARTS = "write what matters of it as numbers, such as the year, the weekday or the days since"
-# What each value looks like, in the order of trying, and what to do.
+# Kind of value → (pattern, advice), in the order in which they are tried.
 KINDS = {
     "dates": (re.compile(rf"{DATE}(?:[T ,]+{TIME})?"), AS_PARTS),
     "times of day": (re.compile(TIME), "write plain numbers, such as the minutes since midnight"),
@@ -55,51 +55,51 @@ PLAIN = re.compile(NUMBER)
 
 
 def names_of_rows(columns: Mapping[str, Array]) -> str:
-    """Which columns of text have another value in nearly each row; "" if none has.
+    """A sentence about the columns of text with another value in nearly each row; "" if there are none.
 
     >>> import numpy as np
     >>> from xent.report.text_columns import names_of_rows
     >>> names_of_rows({"id": np.array([f"U{k:04}" for k in range(40)])})
     "'id' has another value in nearly each row (40 in 40): leave it out by --drop id"
     """
-    found = []
+    sentences = []
     for name, (levels, counts) in _levels(columns).items():
         rows = int(counts.sum())
-        if len(levels) >= NEARLY_EACH * rows and _look(levels, counts) is None:
-            found.append(
+        if len(levels) >= NEARLY_EACH * rows and _kind(levels, counts) is None:
+            sentences.append(
                 f"{name!r} has another value in nearly each row ({len(levels):,} in {rows:,}): leave it out "
                 f"by --drop {shlex.quote(name)}"
             )
-    return _joined(found)
+    return _joined(sentences)
 
 
 def quantities(columns: Mapping[str, Array]) -> str:
-    """Which columns of text hold dates, or numbers with something around them; "" if none does."""
-    found = []
+    """A sentence about the columns of text that hold dates, or numbers with units or signs; "" if none do."""
+    sentences = []
     for name, (levels, counts) in _levels(columns).items():
-        kind = _look(levels, counts)
+        kind = _kind(levels, counts)
         if kind is not None:
             example = next(level for level in levels.tolist() if KINDS[kind][0].fullmatch(level))
-            found.append(
+            sentences.append(
                 f"{name!r} looks like {kind} ({example!r}) and is {len(levels):,} categories: "
                 f"{KINDS[kind][1]}, or leave it out by --drop {shlex.quote(name)}"
             )
-    return _joined(found)
+    return _joined(sentences)
 
 
 def _levels(columns: Mapping[str, Array]) -> dict[str, tuple[Array, Array]]:
-    """(values, their rows) of the columns of text that have many."""
-    found = {}
+    """{name: (distinct values, number of rows of each)} of the columns of text with many values."""
+    result = {}
     for name, column in columns.items():
         if column.dtype.kind == "U":
             levels, counts = np.unique(column[column != ""], return_counts=True)
             if len(levels) > MANY_LEVELS:
-                found[name] = levels, counts
-    return found
+                result[name] = levels, counts
+    return result
 
 
-def _look(levels: Array, counts: Array) -> str | None:
-    """What most values look like, if it is one of `KINDS`."""
+def _kind(levels: Array, counts: Array) -> str | None:
+    """The kind in `KINDS` of most values, or None."""
     rows = dict.fromkeys(KINDS, 0)
     plain, units = 0, set()
     for level, count in zip(levels.tolist(), counts.tolist(), strict=True):

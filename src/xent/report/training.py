@@ -1,4 +1,4 @@
-"""One run of `xent fit`: split, prepare the columns, train, verify the gradient, measure."""
+"""One run of `xent fit`: split, preprocess, train, check the gradient, diagnose."""
 
 from __future__ import annotations
 
@@ -17,20 +17,20 @@ from xent.files.preprocess import Preprocessor, describe_surprises
 from xent.files.tables import DataError
 from xent.regression.estimator import SoftmaxRegression
 from xent.regression.model_file import Model
-from xent.regression.objective import Objective
+from xent.regression.objective import Objective, as_logits
 from xent.report.data_checks import Finding, findings
-from xent.report.diagnosis import Diagnosis, Measures, Reason, diagnose, measures, reasons
+from xent.report.diagnosis import Diagnosis, Reason, Summary, diagnose, reasons, summarise
 
 Array = np.ndarray[Any, Any]
 
-CHECK_WORK = 1 << 27  # multiplications of the gradient check: about 0.1 s; fewer rows where they are long
-CHECK_ROWS = 64  # at least
-CHECK_PARAMETERS = (16, 256)  # at least and at most
-EXPONENTIAL = 16  # multiplications
+CHECK_WORK = 1 << 27  # multiplications in the gradient check: about 0.1 s
+CHECK_ROWS = 64  # least number of rows to check it on
+CHECK_PARAMETERS = (16, 256)  # least and largest number of parameters to check
+EXPONENTIAL = 16  # multiplications that take the time of one exponential
 
 
 class Settings(NamedTuple):
-    """What a run depends on beside its data."""
+    """The options of a run."""
 
     test_size: float = 0.2
     seed: int = 0
@@ -44,31 +44,31 @@ class Settings(NamedTuple):
 
 
 class Run(NamedTuple):
-    """All that there is to tell of one run."""
+    """The results of one run."""
 
     data: Dataset
     classes: list[Any]
     settings: Settings
-    train: Measures
-    held_out: Array  # rows of the data that had no part in the training
-    diagnosis: Diagnosis  # of those
-    reasons: list[list[Reason]]  # of its costliest rows
+    train: Summary
+    held_out: Array  # indices of the held-out rows in the data
+    diagnosis: Diagnosis  # of the held-out rows
+    reasons: list[list[Reason]]  # for each of the costliest rows
     findings: list[Finding]
     uniform: float  # ln K
     curve: list[tuple[float, float]]  # (training, held-out) mean cross-entropy at each step
     gradient: GradientCheck
-    optimality_gap: float | None  # bound on the relative distance from the optimum, if there is one
+    optimality_gap: float | None  # bound on the relative distance from the optimum, if known
     solver: str
     steps: int
     seconds: float
     converged: bool
-    surprises: list[str]  # what was left out of the data, and what was new in the held-out rows, in sentences
+    surprises: list[str]  # sentences on what was left out of the data and what was new in held-out rows
     model: Model
 
     @property
-    def test(self) -> Measures:
-        """Of the held-out rows."""
-        return self.diagnosis.measures
+    def test(self) -> Summary:
+        """The summary of the held-out rows."""
+        return self.diagnosis.summary
 
     @property
     def frequencies(self) -> float:
@@ -113,25 +113,25 @@ def run(data: Dataset, settings: Settings, on_step: Callable[[int, float], None]
         warnings.simplefilter("always", ConvergenceWarning)
         estimator.fit(x, data.labels[train])
     seconds = time.perf_counter() - start
-    estimator.callback = None  # the run's, not the model's
+    estimator.callback = None  # it must not be in the model
     curve.insert(0, (math.log(len(classes)),) * 2)
 
     objective = estimator.objective(x, data.labels[train])
     scores, scores_test = (_class_scores(each, estimator.coef_, estimator.intercept_) for each in (x, x_test))
     names = [c.item() for c in classes]
-    found = diagnose(scores_test, y_test)
+    diagnosis = diagnose(scores_test, y_test)
     return Run(
         data=data,
         classes=names,
         settings=settings,
-        train=measures(scores, y),
+        train=summarise(scores, y),
         held_out=test,
-        diagnosis=found,
-        reasons=_reasons(found, x_test, estimator.coef_, learnt.feature_names),
+        diagnosis=diagnosis,
+        reasons=_reasons(diagnosis, x_test, estimator.coef_, learnt.feature_names),
         findings=findings(data, train, test),
         uniform=math.log(len(classes)),
         curve=curve,
-        gradient=_verified(objective, settings.seed),
+        gradient=_check_gradient(objective, settings.seed),
         optimality_gap=estimator.optimality_gap_,
         solver=estimator.solver_,
         steps=estimator.n_iter_,
@@ -143,7 +143,7 @@ def run(data: Dataset, settings: Settings, on_step: Callable[[int, float], None]
 
 
 def _split(data: Dataset, classes: Array, labels: Array, settings: Settings) -> tuple[Array, Array]:
-    """(training rows, held-out rows), each class in both in its proportion."""
+    """(training rows, held-out rows), stratified by class."""
     from sklearn.model_selection import train_test_split
 
     counts = np.bincount(labels)
@@ -165,45 +165,44 @@ def _split(data: Dataset, classes: Array, labels: Array, settings: Settings) -> 
 
 
 def _preprocessor(data: Dataset, train: Array) -> Preprocessor:
-    """Learnt from the training rows."""
+    """A preprocessor fitted on the training rows."""
     try:
         return Preprocessor.fit(data.features[train], data.feature_names)
     except ValueError as error:
         raise DataError(f"{data.name}: {error}") from None
 
 
-def _verified(objective: Objective, seed: int) -> GradientCheck:
-    """The check of the gradient at random parameters, on so many rows that it takes `CHECK_WORK`."""
+def _check_gradient(objective: Objective, seed: int) -> GradientCheck:
+    """Check the gradient at random parameters, on as many rows and parameters as `CHECK_WORK` allows."""
     rng = np.random.default_rng(seed)
     rows, scores, parameters = objective.num_rows, objective.num_scores, objective.num_parameters
     entries = objective.features.size / rows
     point = rng.normal(0.0, 1 / math.sqrt(max(1.0, entries)), parameters)
     fewest, most = (min(parameters, each) for each in CHECK_PARAMETERS)
-    of_row, of_parameters = (entries + EXPONENTIAL) * scores, 4 * parameters  # of one evaluation
+    of_row, of_parameters = (entries + EXPONENTIAL) * scores, 4 * parameters  # work of one evaluation
     checked = int(np.clip((CHECK_WORK / (2 * most) - of_parameters) / of_row, min(rows, CHECK_ROWS), rows))
     most = int(np.clip(CHECK_WORK / (2 * (checked * of_row + of_parameters)), fewest, most))
     if checked < rows:
-        some = np.sort(rng.choice(rows, checked, replace=False))
-        objective = objective.subset(some, objective.divisor * checked / rows)
+        sample = np.sort(rng.choice(rows, checked, replace=False))
+        objective = objective.subset(sample, objective.divisor * checked / rows)
     return gradient_check(objective, point, most, seed)._replace(rows=checked)
 
 
 def _class_scores(x: Array, coef: Array, intercept: Array) -> Array:
-    """Logits (N, K); two classes share one score."""
-    scores = x @ coef.T + intercept
-    return scores if scores.shape[1] > 1 else np.pad(scores, ((0, 0), (1, 0)))
+    """Logits (N, K)."""
+    return as_logits(x @ coef.T + intercept)
 
 
-def _reasons(found: Diagnosis, x: Any, coef: Array, names: list[str]) -> list[list[Reason]]:
-    """Of the costliest of the held-out rows ``x``, dense or CSR."""
+def _reasons(diagnosis: Diagnosis, x: Any, coef: Array, names: list[str]) -> list[list[Reason]]:
+    """The reasons for each of the costliest rows; ``x`` are all held-out rows, dense or CSR."""
     of_class = _class_scores(coef.T, np.eye(len(coef)), np.zeros(len(coef))).T
-    rows = x[[sample.place for sample in found.costliest]]
+    rows = x[[sample.position for sample in diagnosis.costliest]]
     dense = rows.toarray() if hasattr(rows, "toarray") else rows
-    return [reasons(*each, of_class, names) for each in zip(found.costliest, dense, strict=True)]
+    return [reasons(*each, of_class, names) for each in zip(diagnosis.costliest, dense, strict=True)]
 
 
 def _notes(data: Dataset, settings: Settings) -> dict[str, Any]:
-    """What the model file says of its making."""
+    """Notes on the training for the model file."""
     return {
         "dataset": data.name,
         "target": data.target,

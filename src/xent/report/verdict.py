@@ -1,4 +1,4 @@
-"""The verdict on a run: the finding, what to be careful about, and what its loss is compared with."""
+"""The verdict on a run in sentences: the finding, the cautions, and the guess as a yardstick."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from xent.report.training import Run, Settings
 
 
 class Yardstick(NamedTuple):
-    """The loss that the training was after, and that of a guess which knows no features."""
+    """The loss that was minimised, on both sets of rows, and the loss of a guess without features."""
 
     held_out: float
     training: float
@@ -27,7 +27,7 @@ class Yardstick(NamedTuple):
 
 
 def verdict(run: Run) -> tuple[str, list[str]]:
-    """(the finding, what to be careful about), each a sentence."""
+    """(the finding, the cautions), each a sentence."""
     guess = yardstick(run)
     right = f"{run.test.accuracy:.1%} of {run.test.rows:,} held-out rows are predicted right"
     loss = "the loss"
@@ -77,12 +77,12 @@ def verdict(run: Run) -> tuple[str, list[str]]:
 
 
 def _is_plain(settings: Settings) -> bool:
-    """Whether the loss of the curves is the one that was trained for."""
+    """Whether the training minimised the plain mean loss, that of the curves."""
     return not (settings.balanced or settings.focal_gamma or settings.label_smoothing)
 
 
 def yardstick(run: Run) -> Yardstick:
-    """Of all rows alike; under --balanced of all classes alike, since that is what was minimised then."""
+    """The losses to compare: means over rows; with --balanced means over classes, which it minimises."""
     if not run.settings.balanced:
         interval = 1.96 * run.diagnosis.error
         name = "guessing by class frequencies"
@@ -92,13 +92,13 @@ def yardstick(run: Run) -> Yardstick:
 
 
 def commonest(run: Run) -> tuple[Any, float]:
-    """(the commonest class of the held-out rows, its share): the accuracy of always saying it."""
+    """(the commonest class of the held-out rows, its share), the accuracy of always predicting it."""
     rows = run.diagnosis.confusion.sum(1)
     return run.classes[int(rows.argmax())], float(rows.max() / rows.sum())
 
 
 def checked(run: Run) -> str:
-    """What part of the gradient was compared, in words."""
+    """How many parameters, and on how many rows, the gradient check compared, in words."""
     g = run.gradient
     part = f"all {g.total:,}" if g.checked == g.total else f"{g.checked:,} of {g.total:,}"
     if g.rows is None or g.rows == run.train.rows:
