@@ -1,4 +1,4 @@
-"""The subcommands of `xent`, one module each, and how they are called."""
+"""The typer application with all subcommands, and its invocation."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-# In the list of commands a line has room for so many words.
+# The list of commands has room for short descriptions only.
 app.command(short_help="Train a classifier on a data file.")(fit.fit)
 app.command(short_help="Predict labels and probabilities of rows.")(predict.predict)
 app.command("eval", short_help="Score a file of logits against labels.")(evaluate.evaluate)
@@ -42,7 +42,7 @@ def top(
 
 
 def invoke(arguments: list[str] | None) -> int:
-    """Run; return the exit code. A wrong call is a ValueError, Ctrl-C a KeyboardInterrupt."""
+    """Run; return the exit code. Raises ValueError for a wrong call, KeyboardInterrupt for Ctrl-C."""
     try:
         words = sys.argv[1:] if arguments is None else arguments
         for word in words:
@@ -51,19 +51,21 @@ def invoke(arguments: list[str] | None) -> int:
     except typer.Abort:
         raise KeyboardInterrupt from None
     except UsageError as error:
-        raise ValueError(error.format_message().replace("Value error, ", "")) from None  # pydantic's words
+        raise ValueError(
+            error.format_message().replace("Value error, ", "")
+        ) from None  # pydantic adds this prefix
     if code == INTERRUPTED:
         raise KeyboardInterrupt
     return int(code or 0)
 
 
 def _require_text(word: str) -> None:
-    """A file name of other bytes can be opened, but neither printed nor kept in a report or a model."""
+    """ValueError for a word that is not UTF-8: such a file name cannot be printed or stored in a report."""
     try:
         word.encode()
     except UnicodeEncodeError:
         raise ValueError(f"{word!r}: is not UTF-8 text: rename the file, or make a link to it") from None
 
 
-UsageError: Any = typer.BadParameter.__base__  # typer gives its base class no name of its own
-INTERRUPTED = 130  # what typer makes of Ctrl-C
+UsageError: Any = typer.BadParameter.__base__  # typer does not export the base class
+INTERRUPTED = 130  # typer's exit code for Ctrl-C

@@ -1,4 +1,4 @@
-"""`xent check`: the loss and its derivatives beside independent computations."""
+"""`xent check`: compare the loss and its derivatives with independent computations."""
 
 from __future__ import annotations
 
@@ -34,8 +34,8 @@ def check(
     if json:
         variants = [row._asdict() | {"failures": list(row.failures)} for row in rows]
         missing = list(checking.missing_libraries())
-        found = {"passed": not failures, "tolerance": checking.TOLERANCE, "not_installed": missing}
-        screen.print_json(found | {"variants": variants})
+        summary = {"passed": not failures, "tolerance": checking.TOLERANCE, "not_installed": missing}
+        screen.print_json(summary | {"variants": variants})
     else:
         _print(screen.console(), rows, failures)
     return 1 if failures else 0
@@ -47,9 +47,9 @@ def _print(console: Console, rows: list[Row], failures: list[tuple[str, str]]) -
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_footer=True, padding=0)
     table.add_column("\nvariant", footer="tolerance", no_wrap=True)
     for column in checking.Row._fields[1:]:
-        quantity, _, judge = column.partition("_")
-        heading = f"{QUANTITIES[quantity]}\n{JUDGES[judge]}"
-        table.add_column(heading, footer=f"{checking.TOLERANCE[judge]:.0e}", justify="right", no_wrap=True)
+        quantity, _, method = column.partition("_")
+        heading = f"{QUANTITIES[quantity]}\n{METHODS[method]}"
+        table.add_column(heading, footer=f"{checking.TOLERANCE[method]:.0e}", justify="right", no_wrap=True)
     for row in rows:
         cells = [
             Text(_error(error), "bold red" if name in row.failures else "")
@@ -72,4 +72,4 @@ def _error(error: float | None) -> str:
 
 
 QUANTITIES = {"loss": "loss", "grad": "grad", "hvp": "Hess."}
-JUDGES = {"differences": "diff", "mpmath": "mp", "torch": "torch"}
+METHODS = {"differences": "diff", "mpmath": "mp", "torch": "torch"}

@@ -1,4 +1,4 @@
-"""The command `xent`: whatever goes wrong for a reason that a person can mend is one line, exit code 2."""
+"""The entry point of the command `xent`: an error that the user can correct is one line and exit code 2."""
 
 from __future__ import annotations
 
@@ -12,9 +12,7 @@ FAILED = 1
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the command with ``arguments`` (default: those of the process); return its exit code."""
-    os.environ.setdefault(
-        "RUST_BACKTRACE", "0"
-    )  # polars panics on some damaged files: its text is long enough
+    os.environ.setdefault("RUST_BACKTRACE", "0")  # for panics of polars on damaged files
     try:
         from xent.command.app import invoke
 
@@ -24,7 +22,7 @@ def main(arguments: list[str] | None = None) -> int:
         return code
     except KeyboardInterrupt:
         return _say("interrupted", INTERRUPTED)
-    except BrokenPipeError:  # `xent check | head`: nobody is reading any more
+    except BrokenPipeError:  # the reader ended, as in `xent check | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return FAILED
     except ModuleNotFoundError as error:

@@ -1,4 +1,4 @@
-"""`xent eval`: what a file of logits or probabilities is worth against a file of targets."""
+"""`xent eval`: evaluate a file of logits or probabilities against a file of targets."""
 
 from __future__ import annotations
 
@@ -96,10 +96,10 @@ def _print(console: Console, name: str, result: Evaluation, classes: int) -> Non
         screen.say(console, f"note: {note}", "yellow", indent=6)
 
 
-def _print_classes(console: Console, shown: list[Any], total: int) -> None:
+def _print_classes(console: Console, shown: list[Any], num_classes: int) -> None:
     which = (
-        f"{len(shown)} of {counted(total, 'class', 'classes')}, the costliest first"
-        if len(shown) < total
+        f"{len(shown)} of {counted(num_classes, 'class', 'classes')}, the costliest first"
+        if len(shown) < num_classes
         else "classes"
     )
     screen.say(console, which)
@@ -119,10 +119,10 @@ def _print_classes(console: Console, shown: list[Any], total: int) -> None:
 
 
 def notes(result: Evaluation) -> list[str]:
-    """What the person should know before believing the numbers."""
-    found = []
+    """Sentences that the user should know before trusting the numbers."""
+    sentences = []
     if result.like_probabilities:
-        found.append(
+        sentences.append(
             "every row looked at lies in [0, 1] and sums to 1, like probabilities; they were read as "
             "logits. If they are probabilities, say --probabilities"
         )
@@ -130,16 +130,18 @@ def notes(result: Evaluation) -> list[str]:
         first = f"row {result.first_undefined}"
         held = counted(result.undefined, "row holds", "rows hold")
         rows = f"{held} NaN or infinity{': ' if result.undefined == 1 else ', the first is '}{first}"
-        found.append(f"{rows}; no loss, and no part in the numbers above")
+        sentences.append(f"{rows}; no loss, and no part in the numbers above")
     if result.infinite:
         rows = counted(result.infinite, "row gives its", "rows give their")
-        found.append(f"{rows} target probability 0: an infinite loss")
+        sentences.append(f"{rows} target probability 0: an infinite loss")
     if result.unnormalised:
         rows = counted(result.unnormalised, "row of probabilities does", "rows of probabilities do")
-        found.append(f"{rows} not sum to 1: divided by the sum")
+        sentences.append(f"{rows} not sum to 1: divided by the sum")
     if result.unnormalised_targets:
         rows = counted(result.unnormalised_targets, "row of targets does", "rows of targets do")
-        found.append(f"{rows} not sum to 1: taken without change")
+        sentences.append(f"{rows} not sum to 1: taken without change")
     if not result.like_probabilities and result.loss > math.log(result.num_classes):
-        found.append("the loss is above that of guessing uniformly: do logits and labels belong together?")
-    return found
+        sentences.append(
+            "the loss is above that of guessing uniformly: do logits and labels belong together?"
+        )
+    return sentences

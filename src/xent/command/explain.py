@@ -26,12 +26,10 @@ class SmoothingOver(StrEnum):
 
 
 class LogitsCommand(typer.core.TyperCommand):
-    """Takes an argument like "-1 2 3", whose first number is negative, for what it is: no option; and what is
-    in front of the options, where the quotes were forgotten, for one argument.
-    """
+    """A command whose first argument may begin with a negative number, "-1 2 3", or lack its quotes."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        """Join those, and put such an argument behind "--"."""
+        """Join the words before the options to one argument; put an argument like "-1 2 3" behind "--"."""
         words = list(takewhile(lambda word: re.match(r"-[\d.i]|[^-]", word), args))
         if words:
             args = [" ".join(words), *args[len(words) :]]
@@ -85,10 +83,12 @@ def explain(
         storage.require_writable(html)
         storage.write(html, explorer.html(numbers, label, options).encode())
     if json:
-        found: dict[str, Any] = {line.name: line.value for line in explanation.lines}
-        found |= {column.name: column.values.tolist() for column in explanation.columns}
-        found |= {"label": label, "formula": explanation.gradient, "html": html and str(html)}
-        screen.print_json({re.sub(r"\W+", "_", name).strip("_"): value for name, value in found.items()})
+        numbers_by_name: dict[str, Any] = {line.name: line.value for line in explanation.lines}
+        numbers_by_name |= {column.name: column.values.tolist() for column in explanation.columns}
+        numbers_by_name |= {"label": label, "formula": explanation.gradient, "html": html and str(html)}
+        screen.print_json(
+            {re.sub(r"\W+", "_", name).strip("_"): value for name, value in numbers_by_name.items()}
+        )
         return
     console = screen.console()
     console.print(*explaining.render(explanation), sep="")

@@ -1,4 +1,4 @@
-"""`xent fit`: train, verify, measure, write the report and the model."""
+"""`xent fit`: train, check the gradient, evaluate on held-out rows, write the report and the model."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from xent.report.training import Run
 
 
-HEADING = 10  # cells
+HEADING = 10  # width of a heading, in cells
 
 
 class Solver(StrEnum):
@@ -101,7 +101,7 @@ def fit(
     if coefficients is not None and coefficients.suffix not in (".csv", ".parquet"):
         raise ValueError(f"{coefficients}: `--coefficients` must end in .csv or .parquet")
     written = {"report": report, "model": model, "coefficients": coefficients}
-    outputs.require_apart({f"--{name}": path for name, path in written.items()}, [data])
+    outputs.require_distinct({f"--{name}": path for name, path in written.items()}, [data])
     dialect = csv_table.Dialect(separator, decimal, tuple(missing or ()), not no_missing).checked()
     settings = training.Settings(
         test_size, seed, alpha, max_iter, tol, label_smoothing, focal_gamma, balanced, solver.value
@@ -122,7 +122,7 @@ def fit(
         effects.write(effects.coefficients(run.model), coefficients)
     if json:
         paths = {name: None if path is None else str(path) for name, path in written.items()}
-        # The coefficients are there already: their file has a name of its own.
+        # The key "coefficients" holds the coefficients themselves.
         paths["coefficients_file"] = paths.pop("coefficients")
         screen.print_json(reports.facts(run, command) | paths)
     else:
@@ -135,7 +135,7 @@ def fit(
 
 
 def _say_under(console: Console, heading: str, text: str) -> None:
-    """A heading and what belongs under it; longer ones have a blank at least."""
+    """Print a heading and its text, the text in a column of its own."""
     screen.say(console, f"{heading:<{HEADING - 1}} {text}", indent=HEADING)
 
 
@@ -174,7 +174,7 @@ def _print_run(console: Console, run: Run) -> None:
         _say_under(console, heading, sentence)
     steps = f"{counted(run.steps, 'step')} of {run.solver} in {run.seconds:.2f} s"
     gap = run.optimality_gap
-    # A gap of 1 says only that no loss is negative.
+    # A gap of 1 is no information: it holds as no loss is negative.
     distance = "" if gap is None or gap >= 1 else f"; at most {gap:.1e} of the objective above its minimum"
     _say_under(console, "training", f"{steps}; alpha {s.alpha:g}, seed {s.seed}{distance}")
     error = f"{g.error:.1e} largest relative error against finite differences"

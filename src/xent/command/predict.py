@@ -1,4 +1,4 @@
-"""`xent predict`: labels and probabilities of the rows of a file, by a model of `xent fit`."""
+"""`xent predict`: predict labels and probabilities for the rows of a file, with a model of `xent fit`."""
 
 from __future__ import annotations
 
@@ -50,13 +50,13 @@ def predict(
     if output is not None:
         if output.suffix not in (".csv", ".parquet"):
             raise ValueError(f"{output}: `--output` must end in .csv or .parquet")
-        outputs.require_apart({"--output": output}, [data, model])
-    asked = csv_table.Dialect(separator, decimal, tuple(missing or ()), not no_missing).checked()
-    datasets.require_table_options(data, asked)
+        outputs.require_distinct({"--output": output}, [data, model])
+    given = csv_table.Dialect(separator, decimal, tuple(missing or ()), not no_missing).checked()
+    datasets.require_table_options(data, given)
     loaded = model_file.load(model)
     with storage.reading(model):
         remembered = csv_table.Dialect.from_json(loaded.notes.get("dialect"))
-    job = _Job(loaded, data, asked.over(remembered))
+    job = _Prediction(loaded, data, given.over(remembered))
     with screen.status("predicting") as update, closing(job.frames(update)) as frames:
         if output is not None:
             with storage.replacing(output) as beside:
@@ -64,20 +64,21 @@ def predict(
         elif json:
             tables = list(frames)
         else:
-            for place, frame in enumerate(frames):
-                sys.stdout.write(frame.write_csv(include_header=place == 0))
+            for index, frame in enumerate(frames):
+                sys.stdout.write(frame.write_csv(include_header=index == 0))
     for note in job.notes:
         print(f"xent: note: {printable(note)}", file=sys.stderr)
     if json:
         path = None if output is None else str(output)
-        found: dict[str, Any] = {"rows": job.rows, "classes": job.classes, "output": path, "notes": job.notes}
-        screen.print_json(found | (_rows(tables) if output is None else {}))
+        result: dict[str, Any] = {"rows": job.rows, "classes": job.classes, "output": path}
+        result["notes"] = job.notes
+        screen.print_json(result | (_rows(tables) if output is None else {}))
     elif output is not None:
         screen.say(screen.console(), f"{counted(job.rows, 'row')} predicted, in {output}")
 
 
-class _Job:
-    """One model on one file."""
+class _Prediction:
+    """The predictions of one model for the rows of one file."""
 
     def __init__(self, model: Model, data: str, dialect: Dialect) -> None:
         import polars
@@ -89,7 +90,7 @@ class _Job:
         kinds: dict[type, Any] = {str: polars.String, bool: polars.Boolean}
         large = type(self.classes[0]) is int and self.classes[-1] >= 2**63
         self.label_type = kinds.get(type(self.classes[0]), polars.UInt64 if large else polars.Int64)
-        # Booleans as polars writes them in the column of labels.
+        # Booleans are spelled as polars writes them in the column of labels.
         self.columns = [f"p_{str(c).lower() if isinstance(c, bool) else c}" for c in self.classes]
         self.schema = {"label": self.label_type} | dict.fromkeys(self.columns, polars.Float64)
         self.rows = self.blank = 0
@@ -98,30 +99,30 @@ class _Job:
         self.new: set[str] = set()  # columns with a level that was not learnt
 
     def frames(self, update: Callable[[str], None]) -> Generator[polars.DataFrame]:
-        """Predictions, batch by batch; at least one, which may be empty."""
+        """Predictions in batches; at least one frame, which may be empty."""
         import polars
 
         from xent.files import dataset as datasets
 
         labels = np.array(self.classes, object)
         learnt = self.model.preprocessor
-        waiting: list[polars.DataFrame] = []  # until each column of categories has a level that was learnt
+        waiting: list[polars.DataFrame] = []  # held back until each column of categories had a known level
         yielded = False
         for batch in datasets.batches(self.data, learnt, self.dialect):
             self.blank += batch.blank
             self.rows += batch.features.shape[0]
-            self._add(learnt.surprises(batch.features))
+            self._count(learnt.surprises(batch.features))
             if batch.features.shape[0]:
                 p = np.exp(self.model.predict_log_proba(batch.features))
                 columns = dict(zip(self.columns, p.T, strict=True))
-                found = {"label": labels[p.argmax(1)].tolist()} | columns
-                waiting.append(polars.DataFrame(found, schema=self.schema))
-            if waiting and not self._foreign():
+                frame = {"label": labels[p.argmax(1)].tolist()} | columns
+                waiting.append(polars.DataFrame(frame, schema=self.schema))
+            if waiting and not self._unknown_columns():
                 yielded = True
                 yield from waiting
                 waiting.clear()
             update(f"{self.rows:,} rows")
-        for name in self._foreign():
+        for name in self._unknown_columns():
             new = next(
                 each.level for each in self.surprises if each.column == name and each.level is not None
             )
@@ -132,7 +133,7 @@ class _Job:
         if not yielded:
             yield polars.DataFrame(schema=self.schema)
 
-    def _add(self, surprises: Counter[Surprise]) -> None:
+    def _count(self, surprises: Counter[Surprise]) -> None:
         self.surprises += surprises
         for each, count in surprises.items():
             if each.is_category:
@@ -140,13 +141,13 @@ class _Job:
                 if each.level is not None:
                     self.new.add(each.column)
 
-    def _foreign(self) -> list[str]:
-        """Columns of categories in which no row so far had a level that was learnt, but some had another."""
+    def _unknown_columns(self) -> list[str]:
+        """Columns of categories with new levels in which no row so far had a known level."""
         return [name for name in sorted(self.new) if self.unknown[name] == self.rows]
 
     @property
     def notes(self) -> list[str]:
-        """What to know of the rows, in sentences."""
+        """Sentences on unusual rows."""
         from xent.files.preprocess import describe_surprises
 
         lines = counted(self.blank, "blank line was", "blank lines were")
@@ -156,8 +157,8 @@ class _Job:
 def _write(path: Path, suffix: str, frames: Iterator[polars.DataFrame], schema: Any) -> None:
     if suffix == ".csv":
         with path.open("w", encoding="utf-8") as file:
-            for place, frame in enumerate(frames):
-                file.write(frame.write_csv(include_header=place == 0))
+            for index, frame in enumerate(frames):
+                file.write(frame.write_csv(include_header=index == 0))
         return
     import polars
     from polars.io.plugins import register_io_source

@@ -1,4 +1,4 @@
-"""What the subcommands share: where they print, and how they say how far they are."""
+"""Printing for all subcommands: text, JSON and progress; the options that several of them have."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ Json = Annotated[bool, typer.Option("--json", help="Print one JSON object instea
 
 @contextmanager
 def status(what: str) -> Iterator[Callable[[str], None]]:
-    """A line on stderr that says how far it is, on a terminal; nothing in a pipe."""
+    """Show a status line on stderr if it is a terminal; yields a function that changes its text."""
     console = Console(stderr=True)
     if not console.is_terminal:
         yield lambda text: None
@@ -48,7 +48,7 @@ def status(what: str) -> Iterator[Callable[[str], None]]:
 
 @contextmanager
 def progress(what: str, total: int) -> Iterator[Callable[[int], None]]:
-    """A bar on stderr of ``total`` bytes, on a terminal; nothing in a pipe."""
+    """Show a bar of ``total`` bytes on stderr if it is a terminal; yields a function that advances it."""
     console = Console(stderr=True)
     if not console.is_terminal:
         yield lambda count: None
@@ -60,9 +60,9 @@ def progress(what: str, total: int) -> Iterator[Callable[[int], None]]:
 
 
 def console() -> Console:
-    """Standard output, in colour on a terminal unless NO_COLOR is set.
+    """A console on standard output, in colour on a terminal unless NO_COLOR is set.
 
-    What an encoding other than UTF-8 has no character for is printed as an escape.
+    A character that the encoding of the output lacks is printed as an escape.
     """
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")
@@ -70,9 +70,9 @@ def console() -> Console:
 
 
 def say(console: Console, text: str, style: str = "", indent: int = 0) -> None:
-    """Print ``text``, `printable`: in a pipe as one line, on a terminal in lines of whole words.
+    """Print `printable` ``text``: in a pipe as one line, on a terminal wrapped between words.
 
-    All but the first line begin with ``indent`` blanks.
+    All lines except the first begin with ``indent`` blanks.
     """
     line = printable(text)
     if console.is_terminal:
@@ -81,7 +81,7 @@ def say(console: Console, text: str, style: str = "", indent: int = 0) -> None:
 
 
 def _lines(text: str, width: int, indent: int) -> list[str]:
-    """``text`` in lines of at most ``width`` cells, all but the first less ``indent``; words stay whole."""
+    """``text`` wrapped between words to ``width`` cells, and to ``indent`` fewer after the first line."""
     lines: list[str] = []
     line, room = "", width
     for word in re.split(r"(?<=\S) (?=\S)", text):
@@ -94,17 +94,17 @@ def _lines(text: str, width: int, indent: int) -> list[str]:
 
 
 def print_json(value: dict[str, Any]) -> None:
-    """One line; NaN and infinity, which JSON cannot say, are null."""
+    """Print ``value`` as JSON on one line, with null for NaN and infinity."""
     encoding = getattr(sys.stdout, "encoding", None) or "utf-8"
     escaped = not encoding.lower().startswith("utf")
-    print(json.dumps(_sayable(value), ensure_ascii=escaped, allow_nan=False))
+    print(json.dumps(_finite_or_null(value), ensure_ascii=escaped, allow_nan=False))
 
 
-def _sayable(value: Any) -> Any:
+def _finite_or_null(value: Any) -> Any:
     if isinstance(value, dict):
-        return {str(name): _sayable(each) for name, each in value.items()}
+        return {str(name): _finite_or_null(each) for name, each in value.items()}
     if isinstance(value, list | tuple):
-        return [_sayable(each) for each in value]
+        return [_finite_or_null(each) for each in value]
     if isinstance(value, float) and not math.isfinite(value):
         return None
     return value
