@@ -151,7 +151,7 @@ class LossSpec:
     @property
     def is_linear(self) -> bool:
         """Whether (1) is linear in the row statistics, so that its cotangents need no first pass."""
-        return self.z_loss == 0 and self.label_function.is_linear
+        return not (self.z_loss or self.focal_gamma or self.poly1_epsilon)
 
     def require_labels(self, name: str) -> None:
         """Raise ValueError for an option that is defined for labels alone; ``name`` has probabilities."""

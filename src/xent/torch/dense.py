@@ -23,8 +23,9 @@ Tensor = torch.Tensor
 def cross_entropy(logits: Tensor, call: Call) -> Tensor:
     """The loss of ``logits (..., K)``, by the shortest way that whoever watches allows."""
     call = call.checked(logits.shape)
-    is_plain = modes.is_plain((logits,), call.tensors) and not modes.has_saved_tensor_hooks()
-    if is_plain and devices.are_arrays(logits, *call.tensors) and not isinstance(call.denominator, Tensor):
+    fixed = call.tensors
+    is_plain = modes.is_plain((logits,), fixed) and not modes.has_saved_tensor_hooks()
+    if is_plain and fixed[3] is None and devices.are_arrays(logits, *fixed):
         return value(CpuCrossEntropy(call), logits)
     arguments.require_local(**{call.names.logits: logits}, **call.by_name)
     arguments.require_together(**{call.names.logits: logits}, **call.by_name)
@@ -155,7 +156,7 @@ class CpuCrossEntropy(CpuLoss):
 
     def __init__(self, call: Call) -> None:
         self.call = call
-        self.fixed = call.tensors[:3]
+        self.fixed = call[:3]
 
     def problem(self, logits: Tensor) -> Problem:
         """See `CpuLoss`."""

@@ -142,9 +142,10 @@ def row_hvp(
 
 def are_arrays(*tensors: Tensor | None) -> bool:
     """Whether kernels read the tensors as arrays: dense, and in this machine's memory."""
-    if KERNELS["cpu"] != "cpu":
-        return False
-    return all(x is None or (x.is_cpu and x.layout == torch.strided) for x in tensors)
+    for x in tensors:
+        if x is not None and not (x.is_cpu and x.layout == torch.strided):
+            return False
+    return KERNELS["cpu"] == "cpu"
 
 
 def takes_tensors(logits: Tensor) -> bool:

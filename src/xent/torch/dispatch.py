@@ -47,4 +47,7 @@ def refuse(error: Exception, *tensors: Any) -> NoReturn:
 
 def _may_be_sharded(*tensors: Tensor) -> bool:
     """Whether a tensor is of a class of its own, and DTensors are loaded."""
-    return any(type(x) not in modes.PLAIN for x in tensors) and "torch.distributed.tensor" in sys.modules
+    for x in tensors:
+        if type(x) not in modes.PLAIN:
+            return "torch.distributed.tensor" in sys.modules
+    return False
