@@ -137,7 +137,7 @@ def run(seed: int = 0, on_row: Callable[[Row], None] | None = None) -> list[Row]
 
 
 def missing_libraries() -> list[str]:
-    """Those of mpmath and torch that are not installed; their columns stay empty."""
+    """Those of the libraries mpmath and torch that are not installed; their columns stay empty."""
     return [name for name in ("mpmath", "torch") if find_spec(name) is None]
 
 

@@ -56,7 +56,7 @@ def test_the_layout_is_found_out(case):
     assert layout.names == names
     table, numbers = csv_table.read(Path("f.csv"), layout)
     assert table.columns == names
-    assert numbers.total == table.height
+    assert numbers.num_rows == table.height
     lines = content.encode().split(b"\n")
     for row in (0, table.height - 1):
         found = lines[numbers.lookup(row) - 1].decode().strip().replace('"', "").split(layout.separator)
@@ -341,5 +341,5 @@ def test_line_numbers_over_pieces(monkeypatch):
     Path("f.csv").write_text(content)
     for piece in (1, 2, 3, 7, 1 << 20):
         monkeypatch.setattr(row_numbers, "PIECE", piece)
-        numbers = row_numbers.of_csv(Path("f.csv"), 1)
-        assert (numbers.total, numbers.lookup(np.arange(4)).tolist()) == (4, [2, 5, 6, 7])
+        numbers = row_numbers.csv_lines(Path("f.csv"), 1)
+        assert (numbers.num_rows, numbers.lookup(np.arange(4)).tolist()) == (4, [2, 5, 6, 7])

@@ -252,13 +252,13 @@ class _LinearProblem:
             class_weight = checks.as_class_weight(class_weight, num_classes, validate)
         if sample_weight is not None:
             sample_weight = checks.as_weights(sample_weight, "sample_weight", x.shape[:-1], validate)
-        self.shape, place = valid_rows.shifted(x.shape[:-1], shift, np, x.device)
+        self.shape, index = valid_rows.shifted(x.shape[:-1], shift, np, x.device)
         sample_weight = valid_rows.flat(sample_weight, shift)
         if is_labels:
             labels = checks.as_labels(array, num_classes, spec.ignore_index, validate)
             y, ignored = (valid_rows.flat(column, shift) for column in labels)
             self.rows = valid_rows.of_labels(
-                y, ignored, num_classes, class_weight, sample_weight, spec, place, np
+                y, ignored, num_classes, class_weight, sample_weight, spec, index, np
             )
         else:
             if validate:
@@ -269,12 +269,12 @@ class _LinearProblem:
                 class_weight,
                 sample_weight,
                 spec,
-                place,
+                index,
                 lambda q: checks.as_probabilities(q, self.dtype),
                 np,
             )
-        whole, given = self.rows.whole, checks.as_denominator(denominator)
-        divisor = targeting.divisor(whole.total, whole.rows, reduction, given)
+        whole, denominator = self.rows.whole, checks.as_denominator(denominator)
+        divisor = targeting.divisor(whole.total, whole.rows, reduction, denominator)
         self.scale = 1.0 / divisor if divisor else 0.0
         self.step = valid_rows.ChunkLoss(self.rows, spec, None, np).step
 

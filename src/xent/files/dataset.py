@@ -188,7 +188,7 @@ def _table(
         nameless, index = layout.nameless, []
     else:
         table, nameless = _plainly_named(path, parquet.read(path))
-        reading = _parquet_reading(dialect, row_numbers.counted(table.height))
+        reading = _parquet_reading(dialect, row_numbers.one_based(table.height))
         index = [name.strip() for name in parquet.index_columns(path)]
     names = table.columns
     if target is None:
@@ -243,7 +243,7 @@ def _csv_batches(path: Path, dialect: Dialect) -> Iterator[tuple[Any, Reading]]:
 
 
 def _parquet_batches(path: Path, dialect: Dialect) -> Iterator[tuple[Any, Reading]]:
-    reading = _parquet_reading(dialect, row_numbers.counted(parquet.rows(path)))
+    reading = _parquet_reading(dialect, row_numbers.one_based(parquet.rows(path)))
     for table in parquet.batches(path, BATCH):
         yield _plainly_named(path, table)[0], reading
 
@@ -284,7 +284,7 @@ def _npz(data: str, drop_unlabelled: bool) -> Dataset:
         raise DataError(f"{data}: expected y of shape (rows,), one label a row; got {y.shape}")
     if len(y) != features.shape[0]:
         raise DataError(f"{data}: X has {features.shape[0]} rows, y {len(y)}")
-    return _unnamed(data, features, y, names, row_numbers.counted(len(y)), drop_unlabelled)
+    return _unnamed(data, features, y, names, row_numbers.one_based(len(y)), drop_unlabelled)
 
 
 def _svmlight(data: str, drop_unlabelled: bool) -> Dataset:

@@ -35,7 +35,7 @@ LABEL_DTYPES = (
 
 
 class Contents(NamedTuple):
-    """What a model file holds; each part of a model adds its own tensors and its own entry of ``metadata``.
+    """The contents of a model file. Each part of a model adds its tensors and its entry of ``metadata``.
 
     ``tensors``: finite float64, float32 or int64 arrays by name. ``metadata``: a JSON object without NaN
     and infinity. `SoftmaxRegression` uses the tensors ``coef`` and ``intercept`` and the entry
@@ -161,10 +161,10 @@ def encode_labels(labels: Array) -> dict[str, Any]:
     values = labels.tolist()
     name = "str" if labels.dtype.kind == "U" else labels.dtype.name
     kinds = {type(value) for value in values}
-    known = name in (*LABEL_DTYPES, "str") or (
+    can_be_stored = name in (*LABEL_DTYPES, "str") or (
         name == "object" and len(kinds) == 1 and kinds <= {str, int, bool}
     )
-    if not known:
+    if not can_be_stored:
         raise ValueError(f"labels of dtype {labels.dtype} cannot be stored: {shortened(values)}")
     return {"dtype": name, "values": values}
 

@@ -120,7 +120,7 @@ def _classes(spelt: polars.Series) -> Array:
 
 
 def _missing(cell: Any) -> str:
-    """What to do about a label that is missing."""
+    """Advice for the error about a missing label."""
     if isinstance(cell, str) and cell.strip():
         return f"got {cell!r}, which is read as missing: {LEAVE_OUT}, or say --no-missing if it is a class"
     return f"fill it in or {LEAVE_OUT}"

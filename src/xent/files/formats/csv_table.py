@@ -119,7 +119,7 @@ def read(path: Path, layout: Layout) -> tuple[polars.DataFrame, RowNumbers]:
 
     with _faults(path, layout):
         table = polars.read_csv(path, **_options(layout), new_columns=layout.names)
-    numbers = row_numbers.of_csv(path, layout.before + 1)
+    numbers = row_numbers.csv_lines(path, layout.before + 1)
     _require_count(path, table.height, numbers)
     return table, numbers
 
@@ -128,7 +128,7 @@ def batches(path: Path, layout: Layout, cells: int) -> Iterator[tuple[polars.Dat
     """As `read`, in batches of about ``cells`` cells; DataError at the end if rows are missing."""
     import polars
 
-    numbers = row_numbers.of_csv(path, layout.before + 1)
+    numbers = row_numbers.csv_lines(path, layout.before + 1)
     count = 0
     with _faults(path, layout):
         frame = polars.scan_csv(path, **_options(layout), with_column_names=lambda _: layout.names)
@@ -226,9 +226,10 @@ def _options(layout: Layout) -> dict[str, Any]:
 
 
 def _require_count(path: Path, count: int, numbers: RowNumbers) -> None:
-    if count != numbers.total:
+    if count != numbers.num_rows:
         raise DataError(
-            f"{path}: {count:,} rows could be read of {numbers.total:,} in the file: a quote may be missing"
+            f"{path}: {count:,} rows could be read of {numbers.num_rows:,} in the file: "
+            "a quote may be missing"
         )
 
 

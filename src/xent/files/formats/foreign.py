@@ -67,16 +67,16 @@ def require_no_address(name: str) -> None:
 
 
 def is_safetensors(head: bytes) -> bool:
-    """By the length of the header, which is a JSON object."""
+    """Whether the file begins with the length of a header that is a JSON object."""
     return head[8:9] == b"{" and b"\0" in head[:8]
 
 
 def identify(path: Path, expected: str) -> DataError | None:
-    """The sentence about a file that is known to be of another kind than those ``expected``, if it is."""
-    found = _identified(path)
-    if found is None:
+    """A DataError that says what the file is and how to convert it; None if its kind is not known."""
+    description = _identified(path)
+    if description is None:
         return None
-    what, mend = found
+    what, mend = description
     return DataError(f"{path}: {what}; expected {expected}: {mend}")
 
 

@@ -13,7 +13,7 @@ PIECE = 1 << 20  # bytes to read at a time
 
 
 class RowNumbers(NamedTuple):
-    """The numbers of the ``total`` rows of one file; ``word`` is what they count, "line" or "row".
+    """The numbers of the ``num_rows`` rows of one file; ``word`` is what they count, "line" or "row".
 
     Row i, counted from 0, has the number ``first + i`` plus the number of entries <= i in ``skipped``, which
     is sorted. Each entry stands for a line that is no row or that continues the row before.
@@ -21,7 +21,7 @@ class RowNumbers(NamedTuple):
 
     word: str
     first: int
-    total: int
+    num_rows: int
     skipped: Array = np.zeros(0, np.int64)
 
     def lookup(self, rows: Any) -> Array:
@@ -34,12 +34,12 @@ class RowNumbers(NamedTuple):
         return f"{self.word} {int(self.lookup(row))}"
 
 
-def counted(count: int) -> RowNumbers:
+def one_based(count: int) -> RowNumbers:
     """Row numbers of a file without lines, such as Parquet: 1 to ``count``."""
     return RowNumbers("row", 1, count)
 
 
-def of_csv(path: Path, before: int) -> RowNumbers:
+def csv_lines(path: Path, before: int) -> RowNumbers:
     """The lines on which the rows of a CSV file begin, after ``before`` records that include the header.
 
     A line feed between quotes continues a row. Quotes are paired in their order, as in polars.
@@ -67,7 +67,7 @@ def of_csv(path: Path, before: int) -> RowNumbers:
     return RowNumbers("line", before + in_header + 1, records - before, inner[in_header:] - before + 1)
 
 
-def of_svmlight(path: Path) -> RowNumbers:
+def svmlight_lines(path: Path) -> RowNumbers:
     """The lines of an svmlight file that hold more than blanks and a comment."""
     skipped, rows = [], 0
     with path.open("rb") as file:

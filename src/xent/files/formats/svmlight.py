@@ -28,7 +28,7 @@ def is_svmlight(head: bytes) -> bool:
 def read(data: str) -> tuple[Any, Array, list[str], RowNumbers]:
     """(CSR matrix, y, column names, numbers of the rows). Raises DataError."""
     x, y, first = _load(data)
-    numbers = row_numbers.of_svmlight(Path(data))
+    numbers = row_numbers.svmlight_lines(Path(data))
     _require_count(data, x.shape[0], numbers)
     return _finite(data, x, first, numbers, 0), y, numbered(data, x.shape[1], first), numbers
 
@@ -36,7 +36,7 @@ def read(data: str) -> tuple[Any, Array, list[str], RowNumbers]:
 def pieces(data: str, names: Sequence[str], size: int) -> Iterator[Any]:
     """The rows with columns ``names``, in batches of about ``size`` bytes of the file."""
     first = 0 if names and names[0] == "x0" else 1
-    numbers = row_numbers.of_svmlight(Path(data))
+    numbers = row_numbers.svmlight_lines(Path(data))
     count = 0
     for start in range(0, Path(data).stat().st_size, size):
         x, _, _ = _load(data, len(names), first, start, size)
@@ -70,8 +70,8 @@ def _load(
 
 
 def _require_count(data: str, count: int, numbers: RowNumbers) -> None:
-    if count != numbers.total:
-        raise DataError(f"{data}: {count:,} rows could be read of {numbers.total:,} in the file")
+    if count != numbers.num_rows:
+        raise DataError(f"{data}: {count:,} rows could be read of {numbers.num_rows:,} in the file")
 
 
 def _finite(data: str, x: Any, first: int, numbers: RowNumbers, first_row: int) -> Any:
