@@ -24,7 +24,7 @@ def isa(request):
 
 def rows_of(outputs, labels, probabilities=False):
     mass, lowest = np.empty((2, len(outputs))) if probabilities else (None, None)
-    return scoring._rows(outputs, labels, mass, lowest), mass, lowest
+    return scoring._score_rows(outputs, labels, mass, lowest), mass, lowest
 
 
 def some(num_rows, num_classes, dtype):
@@ -107,7 +107,7 @@ def test_sums(isa):
     confidence = RNG.random(n)
     confidence[:2] = 0, 1
     predicted, above = (RNG.integers(0, size, n, np.int32) for _ in range(2))
-    sums, start = scoring.Sums(size), 0
+    sums, start = scoring.ColumnSums(size), 0
     for end in (0, 50, 90, n):  # in parts
         part = slice(start, end)
         columns = scoring.Columns(*(x[part] for x in (labels, loss, confidence, predicted, above)))
@@ -119,7 +119,7 @@ def test_sums(isa):
     weights = (np.ones(len(y)), right, (above < top_k)[kept], loss[kept])
     expected = np.stack([np.bincount(y, w, size) for w in weights], 1)
     np.testing.assert_allclose(sums.by_class, expected, rtol=1e-14)
-    np.testing.assert_array_equal(sums.guessed, np.bincount(p, minlength=size))
+    np.testing.assert_array_equal(sums.predicted, np.bincount(p, minlength=size))
     bins = np.minimum((confidence[kept] * scoring.BINS).astype(int), scoring.BINS - 1)
     weights = (np.ones(len(y)), right, confidence[kept], np.isinf(loss[kept]))
     expected = np.stack([np.bincount(bins, w, scoring.BINS) for w in weights], 1)

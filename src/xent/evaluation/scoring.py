@@ -65,9 +65,8 @@ class ColumnSums:
     def __init__(self, num_classes: int) -> None:
         self.by_class = np.zeros((num_classes, 4))  # rows, right rows, rows right in the top k, loss
         self.predicted = np.zeros(num_classes)  # rows predicted to be of the class
-        self.by_bin = np.zeros(
-            (BINS, 4)
-        )  # for bins of confidence: rows, right rows, confidence, infinite losses
+        # Of each bin of confidence: rows, right rows, confidence, infinite losses.
+        self.by_bin = np.zeros((BINS, 4))
         self.ignored = self.undefined = 0
         self.first_undefined: int | None = None
 
