@@ -20,6 +20,7 @@ class alignas(64) Tile : TileMemory<T, LANES> {
   T *e, *w, *v, *r;  // (K, LANES) each: exponentials, linked logits, dense targets, vector
   int opened = 0;
   bool special = false;                            // some row is silent or broken
+  bool derives_lse = false;                        // some dl is not 0
   bool all_same = false;                           // no coefficient differs between rows, and no row is silent for them
   alignas(64) Int label[LANES], likeliest[LANES];  // −1: none, or not wanted
   alignas(64) Int silent[LANES], broken[LANES];
@@ -77,7 +78,7 @@ class alignas(64) Tile : TileMemory<T, LANES> {
   // tile_gradient.h
   void known();
   void coefficients();
-  template <bool DENSE>
+  template <bool DENSE, bool COUNTS_P>
   T bracket(int j, T log_p, T is_label, T v_k) const;
   void write_gradient();
   template <bool DENSE>

@@ -45,12 +45,14 @@ XENT_ONCE void Tile<T, LANES>::coefficients() {
   column(job.dl, dl);
   column(job.dx, dx);
   column(job.ds, ds);
-  alignas(64) Int none[LANES], found = 0;
-#pragma omp simd reduction(| : found)
+  alignas(64) Int none[LANES], found = 0, derived = 0;
+#pragma omp simd reduction(| : found, derived)
   for (int j = 0; j < LANES; ++j) {
+    derived |= dl[j] != T(0);
     found |= none[j] = (dl[j] == T(0)) & (dx[j] == T(0)) & (ds[j] == T(0)) & (ddl[j] == T(0)) & (ddx[j] == T(0));
     of_p[j] = dl[j] - dx[j];
   }
+  derives_lse = derived;
   if (dense_targets) each_lane([&](int j) { of_p[j] -= ds[j] * mass[j]; });
   all_same = !found && !dense_targets && !job.dl.data && !job.dx.data && !job.ds.data && !job.ddl.data && !job.ddx.data;
   if (!found) return;
@@ -61,11 +63,12 @@ XENT_ONCE void Tile<T, LANES>::coefficients() {
   special = true;
 }
 
-// Coefficients::bracket of row.h, in T and without branches; `is_label` is 1 or 0.
+// Coefficients::bracket of row.h, in T and without branches; `is_label` is 1 or 0. A small p has no digits in
+// 1 - left, which is enough where p does not count by itself.
 template <class T, int LANES>
-template <bool DENSE>
+template <bool DENSE, bool COUNTS_P>
 XENT_INLINE T Tile<T, LANES>::bracket(int j, T log_p, T is_label, T v_k) const {
-  const T left = -expm1_(log_p), p = DENSE ? exp_(log_p) : T(1) - left;
+  const T left = -expm1_(log_p), p = COUNTS_P ? exp_(log_p) : T(1) - left;
   T value = dl[j] * p + dx[j] * (is_label * left - (T(1) - is_label) * p);
   if constexpr (DENSE) value += ds[j] * choose(p > T(0.5), (v_k - mass[j]) + mass[j] * left, v_k - mass[j] * p);
   return value;
@@ -97,15 +100,14 @@ XENT_ONCE void Tile<T, LANES>::exact_classes() {
   };
   if (phi.capped) pick(w, w_y);
   slopes_of(w_y);
-  each_lane([&](int j) {
-    at_label[j] = slope[j] * bracket<DENSE>(j, x[j], T(1), v_y[j]);
-    if constexpr (!DENSE) label[j] = dx[j] == 0 ? Int(-1) : label[j];  // 1 - left has no digits of a small p
-  });
+  if (DENSE || derives_lse)
+    each_lane([&](int j) { at_label[j] = slope[j] * bracket<DENSE, true>(j, x[j], T(1), v_y[j]); });
+  else each_lane([&](int j) { at_label[j] = slope[j] * bracket<DENSE, false>(j, x[j], T(1), v_y[j]); });
   if constexpr (DENSE) {
     find_likeliest(v, v_top);
     slopes_of(max);
     each_lane([&](int j) {
-      at_top[j] = slope[j] * bracket<DENSE>(j, -log_norm[j], T(label[j] == likeliest[j]), v_top[j]);
+      at_top[j] = slope[j] * bracket<DENSE, true>(j, -log_norm[j], T(label[j] == likeliest[j]), v_top[j]);
       likeliest[j] = rest[j] < T(1) ? likeliest[j] : Int(-1);
     });
   }

@@ -43,7 +43,7 @@ XENT_ONCE void Tile<T, LANES>::hessian_product() {
     const auto bend = [&](auto dense) {
       each_lane([&](int j) {
         at_label[j] += link.template curvature<true>(w_y[j]) * r_y[j] *
-                       this->template bracket<decltype(dense)::value>(j, x[j], T(1), v_y[j]);
+                       this->template bracket<decltype(dense)::value, true>(j, x[j], T(1), v_y[j]);
       });
       hessian_classes<true, decltype(dense)::value>(centre, delta, constant);
     };

@@ -17,15 +17,19 @@ from tests.conftest import Backend
 from tests.kernels.conformance import check_case, gradient_calls, make_case
 from tests.tables.kernel_cases import (
     FEW_KERNEL_CASES,
+    KERNEL_CASES,
     KernelCase,
     each_of_few_kernel_cases,
     every_kernel_case,
 )
 from tests.tables.layouts import LAYOUTS, SCALES, SHAPES
 from tests.tables.tolerance import DTYPES
+from xent.core.contract import Cotangents
+from xent.core.link import Link
 from xent.kernels import _native
 
 BOTH = next(case for case in FEW_KERNEL_CASES if case.name == "both-vector-columns")
+NONE = next(case for case in KERNEL_CASES if case.name == "none")
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -49,6 +53,19 @@ def test_cases(backend: Backend, case: KernelCase, dtype: str) -> None:
 def test_shapes_and_scales(backend: Backend, case: KernelCase, dtype: str, shape: tuple[int, int]) -> None:
     for scale in SCALES:
         check_case(backend, make_case(case, shape[:1], shape[1], dtype, scale))
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_a_small_cotangent_of_an_unlikely_label_keeps_its_digits(backend: Backend, dtype: str) -> None:
+    """dl p + dx (1 − p) at the label, where dl is large and p smaller than a rounding of 1."""
+    for rows, num_classes in ((100, 10), (19, 300)):
+        case = make_case(NONE, (rows,), num_classes, dtype, "1")
+        logits = np.array(case.logits - np.linspace(0, 30, num_classes), DTYPES[dtype])
+        labels = np.arange(rows) % num_classes
+        arguments = case.arguments._replace(
+            labels=labels, link=Link(), cotangents=Cotangents(1.0, np.full(rows, 1e-9), 0.0)
+        )
+        check_case(backend, case._replace(logits=logits, arguments=arguments))
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
