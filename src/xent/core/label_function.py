@@ -24,7 +24,7 @@ class LabelFunction(NamedTuple):
     @property
     def is_linear(self) -> bool:
         """Whether f(x) = −x: its slope is −1 whatever x is."""
-        return not any(self)
+        return self.focal_gamma == 0 and self.poly1_epsilon == 0
 
     @property
     def needs_labels(self) -> bool:

@@ -151,7 +151,8 @@ class LossSpec:
     @property
     def is_linear(self) -> bool:
         """Whether (1) is linear in the row statistics, so that its cotangents need no first pass."""
-        return not (self.z_loss or self.focal_gamma or self.poly1_epsilon)
+        # Compared, for a compiler makes a new graph for each number whose truth is asked.
+        return self.z_loss == 0 and self.focal_gamma == 0 and self.poly1_epsilon == 0
 
     def require_labels(self, name: str) -> None:
         """Raise ValueError for an option that is defined for labels alone; ``name`` has probabilities."""
