@@ -183,14 +183,14 @@ def test_a_leaf_owns_its_gradient(way):
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
 def test_the_short_way_has_the_same_bits(dtype, monkeypatch):
-    """Not near them: `dense._mean_of_labels` calls the same kernel as `Problem`."""
+    """Not near them: `dense._mean_loss_and_grad` calls the same kernel as `Problem`."""
     results = []
     for _ in range(2):
         z, y = plain(rows=(301,), num_classes=11, dtype=dtype)
         z.requires_grad_()
         loss = xt.cross_entropy(z, y)
         results.append((loss, *torch.autograd.grad(loss, z)))
-        monkeypatch.setattr(dense, "_mean_of_labels", lambda *tensors: None)
+        monkeypatch.setattr(dense, "_mean_loss_and_grad", lambda *tensors: None)
     for a, b in zip(*results, strict=True):
         assert torch.equal(a, b)
 

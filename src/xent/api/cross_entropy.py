@@ -10,7 +10,7 @@ from xent.core.contract import Cotangents, RowStatistics, RowStats
 from xent.core.link import Link
 from xent.core.spec import LossSpec, Options, as_index, require_reduction, with_options
 from xent.engine import checks
-from xent.engine.batch_loss import Problem, mean_of_labels
+from xent.engine.batch_loss import Problem, mean_loss_and_grad
 from xent.kernels import registry
 
 Array = np.ndarray[Any, Any]
@@ -120,7 +120,7 @@ def cross_entropy_with_grad(
     """
     are_arrays = type(logits) is type(targets) is np.ndarray
     if are_arrays and not options and denominator is None and reduction == "mean":
-        result = mean_of_labels(logits, targets, lambda z: checks.as_out(out, z, targets))
+        result = mean_loss_and_grad(logits, targets, lambda z: checks.as_out(out, z, targets))
         if result is not None:
             return result
     problem = Problem.from_arguments(logits, targets, reduction, denominator, validate, options)

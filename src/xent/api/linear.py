@@ -85,7 +85,7 @@ def linear_cross_entropy(
         )
     x, w, b = _as_operands(inputs, weight, bias)
     problem = _LinearProblem(x, w, targets, shift, reduction, denominator, validate, options)
-    losses, _ = problem.project(w, b, chunk_bytes).sweep(problem.step)
+    losses, _ = problem.project(w, b, chunk_bytes).sweep(problem.evaluate_chunk)
     return problem.reduced(*losses)
 
 
@@ -139,7 +139,9 @@ def linear_cross_entropy_with_grad(
     x, w, b = _as_operands(inputs, weight, bias)
     problem = _LinearProblem(x, w, targets, shift, reduction, denominator, validate, options)
     wanted = (True, True, b is not None)
-    losses, gradients = problem.project(w, b, chunk_bytes).sweep(problem.step, problem.scale, wanted)
+    losses, gradients = problem.project(w, b, chunk_bytes).sweep(
+        problem.evaluate_chunk, problem.scale, wanted
+    )
     dinputs = gradients.inputs.astype(x.dtype, copy=False).reshape(x.shape)
     dweight = gradients.weight.astype(w.dtype, copy=False)
     dbias = None if b is None else gradients.bias.astype(b.dtype, copy=False)
@@ -203,7 +205,7 @@ def linear_row_statistics(
     x, w, b = _as_operands(inputs, weight, bias)
     options = Options(ignore_index=ignore_index, softcap=softcap, temperature=temperature)
     spec, _, _ = LossSpec.from_options(options)
-    shape, index = valid_rows.shifted(x.shape[:-1], shift, np, x.device)
+    shape, index = valid_rows.shifted_rows(x.shape[:-1], shift, np, x.device)
     y = None
     if labels is not None:
         array = checks.as_array(labels, "labels")
@@ -211,18 +213,18 @@ def linear_row_statistics(
             raise TypeError(f"`labels` must have an integer dtype; got {array.dtype}")
         checks.is_labels(array, (*x.shape[:-1], w.shape[0]), "labels")
         y, ignored = checks.as_labels(array, w.shape[0], ignore_index, validate, "labels")
-        index, (y,) = valid_rows.counted(
-            valid_rows.flat(ignored, shift), None, index, (valid_rows.flat(y, shift),), np
+        index, (y,) = valid_rows.select_rows(
+            valid_rows.flatten_rows(ignored, shift), None, index, (valid_rows.flatten_rows(y, shift),), np
         )
     link = spec.link
 
-    def step(logits: Array, part: slice, dcolumns: Any) -> tuple[tuple[Array, ...], Any]:
+    def chunk_stats(logits: Array, part: slice, dcolumns: Any) -> tuple[tuple[Array, ...], Any]:
         want = ("lse", "log_prob", "entropy", "argmax") if y is not None else ("lse", "entropy", "argmax")
         stats = registry.get("cpu").row_stats(logits, None if y is None else y[part], None, link, want)
         return tuple(getattr(stats, name) for name in want), None
 
-    columns, _ = Projection(valid_rows.matrix(x), w, b, index, chunk_bytes).sweep(step)
-    lse, *log_prob, entropy, argmax = (valid_rows.unflat(c, x.shape[:-1], shape) for c in columns)
+    columns, _ = Projection(valid_rows.as_matrix(x), w, b, index, chunk_bytes).sweep(chunk_stats)
+    lse, *log_prob, entropy, argmax = (valid_rows.unflatten_rows(c, x.shape[:-1], shape) for c in columns)
     dtype = checks.loss_dtype(x)
     by_label = log_prob[0].astype(dtype) if log_prob else None
     return RowStatistics(lse.astype(dtype), by_label, entropy.astype(dtype), argmax)
@@ -252,40 +254,40 @@ class _LinearProblem:
             class_weight = checks.as_class_weight(class_weight, num_classes, validate)
         if sample_weight is not None:
             sample_weight = checks.as_weights(sample_weight, "sample_weight", x.shape[:-1], validate)
-        self.shape, index = valid_rows.shifted(x.shape[:-1], shift, np, x.device)
-        sample_weight = valid_rows.flat(sample_weight, shift)
+        self.shape, row_index = valid_rows.shifted_rows(x.shape[:-1], shift, np, x.device)
+        sample_weight = valid_rows.flatten_rows(sample_weight, shift)
         if is_labels:
             labels = checks.as_labels(array, num_classes, spec.ignore_index, validate)
-            y, ignored = (valid_rows.flat(column, shift) for column in labels)
-            self.rows = valid_rows.of_labels(
-                y, ignored, num_classes, class_weight, sample_weight, spec, index, np
+            y, ignored = (valid_rows.flatten_rows(column, shift) for column in labels)
+            self.rows = valid_rows.label_rows(
+                y, ignored, num_classes, class_weight, sample_weight, spec, row_index, np
             )
         else:
             if validate:
                 checks.check_probabilities(array)
-            self.rows = valid_rows.of_probabilities(
-                valid_rows.matrix(array),
+            self.rows = valid_rows.probability_rows(
+                valid_rows.as_matrix(array),
                 shift,
                 class_weight,
                 sample_weight,
                 spec,
-                index,
+                row_index,
                 lambda q: checks.as_probabilities(q, self.dtype),
                 np,
             )
-        whole, denominator = self.rows.whole, checks.as_denominator(denominator)
-        divisor = targeting.divisor(whole.total, whole.rows, reduction, denominator)
+        target, denominator = self.rows.full_target, checks.as_denominator(denominator)
+        divisor = targeting.divisor(target.total, target.rows, reduction, denominator)
         self.scale = 1.0 / divisor if divisor else 0.0
-        self.step = valid_rows.ChunkLoss(self.rows, spec, None, np).step
+        self.evaluate_chunk = valid_rows.ChunkLoss(self.rows, spec, None, np).evaluate_chunk
 
     def project(self, w: Array, b: Array | None, chunk_bytes: int | None) -> Projection:
         """The projection that yields the logits chunk by chunk."""
-        return Projection(valid_rows.matrix(self.inputs), w, b, self.rows.places, chunk_bytes)
+        return Projection(valid_rows.as_matrix(self.inputs), w, b, self.rows.row_index, chunk_bytes)
 
     def reduced(self, losses: Array) -> Any:
         """Equation (4) for ``losses``, one for each row of the inputs."""
         if self.reduction == "none":
-            return valid_rows.unflat(losses, self.inputs.shape[:-1], self.shape).astype(self.dtype)
+            return valid_rows.unflatten_rows(losses, self.inputs.shape[:-1], self.shape).astype(self.dtype)
         return self.dtype.type(np.add.reduce(losses) * self.scale)
 
 

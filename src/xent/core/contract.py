@@ -1,4 +1,4 @@
-"""What passes between the kernels and the head: row statistics, their cotangents, and the four calls.
+"""The interface of kernels and head: row statistics, their cotangents, and the four kernel functions.
 
 Shapes: ``logits (..., K)``; ``labels (...)`` int64, where a negative label marks a row that is not
 read (statistics 0, gradient 0) and one of K or more gives NaN in that row; ``dense`` is ``v``, either
@@ -16,7 +16,7 @@ Array = Any
 
 
 class RowStats(NamedTuple):
-    """All that the loss ever needs of a row; None where it was not asked for."""
+    """Row statistics, from which every loss is computed; None for a field that was not requested."""
 
     lse: Array = None  # l = logsumexp(u)
     log_prob: Array = None  # x = u_y − l
@@ -51,7 +51,7 @@ class Curvatures(NamedTuple):
 
 
 class Kernels(Protocol):
-    """A backend. ``want`` names the fields of RowStats to fill; ``out`` may be ``logits`` itself."""
+    """A backend. ``want`` names the fields of RowStats to compute; ``out`` may be ``logits`` itself."""
 
     def row_stats(
         self, logits: Array, labels: Array, dense: Array, link: Link, want: tuple[str, ...]
@@ -82,7 +82,7 @@ class Kernels(Protocol):
         want: tuple[str, ...],
         out: Array = None,
     ) -> tuple[RowStats, Array]:
-        """Both in one read, for cotangents known beforehand; entropy and argmax are `row_stats`'s alone."""
+        """Statistics (without entropy and argmax) and gradient in one read, for cotangents known before."""
         ...
 
     def row_hvp(

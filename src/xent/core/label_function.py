@@ -8,7 +8,7 @@ Array = Any
 
 
 class LabelFunction(NamedTuple):
-    """One row of the table; its fields are options of the loss. All 0, it is cross-entropy: f(x) = −x.
+    """One row of the table; its fields are options of the loss. With all of them 0 it is f(x) = −x.
 
     ===================  =======================
     option               f(x)
@@ -61,8 +61,8 @@ class LabelFunction(NamedTuple):
 
 
 def _focal(x: Array, gamma: float, xp: Any) -> Array:
-    # Autograd would multiply the pole of the power at q = 0, and the infinity of x = −inf, by 0. There f and
-    # its derivatives are set: to 0 at q = 0, to those of −x at −inf.
+    # At q = 0 the power has a pole and at x = −inf x is infinite; autograd would multiply both by 0 and get
+    # NaN. So f and its derivatives are set there: to 0 at q = 0, to those of −x at x = −inf.
     impossible = x == -xp.inf
     finite = xp.where(impossible, -1.0, x)
     q = -xp.expm1(finite)

@@ -1,7 +1,7 @@
 """The row statistics and their derivatives, equations (2), (3) and (5), on arrays of any library.
 
-One text for the float64 reference (NumPy) and for derivatives of any order (PyTorch): every result is an
-expression of whole arrays that a library can differentiate again.
+The float64 reference (NumPy) and derivatives of any order (PyTorch) share this code: every result is an
+expression of whole arrays, which a library can differentiate again.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ class Softmax:
         self.xp, self.link, self.labels = xp, link, labels
         self.is_read: Array = None
         if labels is not None:
-            # The logits of other rows are replaced: a derivative of what they hold could be 0·NaN.
+            # The logits of rows that are not read are replaced: their derivative could be 0·NaN.
             self.is_read = labels >= 0
             in_range = self.is_read & (labels < logits.shape[-1])
             logits = xp.where(in_range[..., None], logits, xp.where(self.is_read, xp.nan, 0.0)[..., None])
@@ -41,7 +41,7 @@ class Softmax:
 
     def stats(self, want: tuple[str, ...]) -> RowStats:
         """The fields of `RowStats` that ``want`` names."""
-        return RowStats(**{name: self._where_read(getattr(self, name)()) for name in want})
+        return RowStats(**{name: self._mask_column(getattr(self, name)()) for name in want})
 
     def lse(self) -> Array:
         """l."""
@@ -50,7 +50,7 @@ class Softmax:
 
     def log_prob(self) -> Array:
         """x = log p_y."""
-        return self._taken(self.log_p, self.index)[..., 0]
+        return self._take_class(self.log_p, self.index)[..., 0]
 
     def dense_log_prob(self) -> Array:
         """σ = ⟨v, log p⟩."""
@@ -65,26 +65,26 @@ class Softmax:
         return -self._dot(self.p, self.log_p)
 
     def argmax(self) -> Array:
-        """The first class of the largest logit; NaN is none."""
+        """The first class with the largest logit; NaN counts as −inf."""
         xp, z = self.xp, self.logits
         if not z.shape[-1]:
             return xp.zeros_like(z.sum(-1), dtype=xp.int64)
         largest = xp.amax(xp.where(xp.isnan(z), -xp.inf, z), -1)[..., None]
         return xp.argmax(xp.where(z == largest, 1, 0), -1)
 
-    # Equation (5), backwards and forwards.
+    # Equation (5) in reverse and in forward mode.
 
     def grad(self, cotangents: Cotangents) -> Array:
         """Equation (2): φ' ∘ [dl·p + dx·(e_y − p) + dσ·(v − V·p)]."""
-        return self._rows_read(self.link.slope(self.logits, self.xp) * self._bracket(cotangents))
+        return self._mask_rows(self.link.slope(self.logits, self.xp) * self._bracket(cotangents))
 
     def jvp(self, vector: Array) -> tuple[Array, Array, Array]:
         """Tangents of (l, x, σ) along ``vector``: ⟨p, r̃⟩, ⟨e_y − p, r̃⟩, ⟨v − V·p, r̃⟩."""
-        tilted = self._rows_read(self.link.slope(self.logits, self.xp) * vector)
-        rho = self._where_read(self._expectation(tilted))
+        tilted = self._mask_rows(self.link.slope(self.logits, self.xp) * vector)
+        rho = self._mask_column(self._expectation(tilted))
         dx = ds = self.xp.zeros_like(rho)
         if self.labels is not None:
-            dx = self._taken(tilted, self.index)[..., 0] - rho
+            dx = self._take_class(tilted, self.index)[..., 0] - rho
         if self.dense is not None:
             ds = (self.dense * tilted).sum(-1) - self.dense_sum[..., 0] * rho
         return rho, dx, ds
@@ -95,7 +95,7 @@ class Softmax:
         entropy = self.entropy()[..., None]
         log_p = xp.where(self.p == 0, 0.0, self.log_p)
         product = self.link.slope(self.logits, xp) * self.p * (log_p + entropy)
-        return self._rows_read(times(-dentropy[..., None], product, xp))
+        return self._mask_rows(multiply(-dentropy[..., None], product, xp))
 
     def entropy_jvp(self, vector: Array) -> Array:
         """Tangent of the entropy along ``vector``."""
@@ -110,40 +110,43 @@ class Softmax:
         slope = link.slope(self.logits, self.xp)
         tilted = slope * vector
         rho = self._expectation(tilted)[..., None]
-        product = self._of_p(cotangents) * p * (tilted - rho)
+        product = self._softmax_coefficient(cotangents) * p * (tilted - rho)
         if curvatures is not None:
             product = product + self._column(curvatures.lse) * rho * p
             if self.labels is not None:
-                kappa = self._column(curvatures.log_prob) * (self._taken(tilted, self.index) - rho)
+                kappa = self._column(curvatures.log_prob) * (self._take_class(tilted, self.index) - rho)
                 product = product + kappa * self._label_residual()
         product = slope * product
         if link.softcap is not None:
-            bent = link.curvature(self.logits, self.xp) * vector
-            product = product + bent * self._bracket(cotangents)
-        return self._rows_read(product)
+            curvature = link.curvature(self.logits, self.xp)
+            product = product + curvature * vector * self._bracket(cotangents)
+        return self._mask_rows(product)
 
     # The parts of the bracket of (2).
 
     def _bracket(self, cotangents: Cotangents) -> Array:
         columns = Cotangents(*(self._column(c) for c in cotangents))
-        of_label = None if self.labels is None else self._label_residual()
-        return bracket(columns, self.p, of_label, None if self.dense is None else self._dense_residual())
+        label_residual = None if self.labels is None else self._label_residual()
+        dense_residual = None if self.dense is None else self._dense_residual()
+        return bracket(columns, self.p, label_residual, dense_residual)
 
-    def _of_p(self, cotangents: Cotangents) -> Array:
-        """s − b of (3): what multiplies p in (2)."""
+    def _softmax_coefficient(self, cotangents: Cotangents) -> Array:
+        """s − b of (3): the coefficient of p in (2)."""
         dl, dx, ds = (self._column(c) for c in cotangents)
         return dl - dx if self.dense is None else dl - dx - ds * self.dense_sum
 
     def _label_residual(self) -> Array:
         """e_y − p, with 1 − p_y from expm1."""
-        return self._replaced(-self.p, self.index, -self.xp.expm1(self._taken(self.log_p, self.index)))
+        return self._replace_class(
+            -self.p, self.index, -self.xp.expm1(self._take_class(self.log_p, self.index))
+        )
 
     def _dense_residual(self) -> Array:
-        """v − V·p, exact at the class that may have p > 1/2."""
+        """v − V·p, without cancellation at the class of the largest p, the only one that may exceed 1/2."""
         largest = self.xp.argmax(self.log_p, -1)[..., None]
-        dense = self._taken(self.xp.broadcast_to(self.dense, self.p.shape), largest)
-        exact = mass_residual(dense, self.dense_sum, self._taken(self.log_p, largest), self.xp)
-        return self._replaced(self.dense - self.dense_sum * self.p, largest, exact)
+        dense = self._take_class(self.xp.broadcast_to(self.dense, self.p.shape), largest)
+        exact = mass_residual(dense, self.dense_sum, self._take_class(self.log_p, largest), self.xp)
+        return self._replace_class(self.dense - self.dense_sum * self.p, largest, exact)
 
     # Sums over classes, and rows that are not read.
 
@@ -168,14 +171,14 @@ class Softmax:
         return self._dot(self.p, x)
 
     def _dot(self, a: Array, b: Array) -> Array:
-        """⟨a, b⟩ over classes, with 0·(anything) = 0."""
-        return times(a, b, self.xp).sum(-1)
+        """⟨a, b⟩ over classes; a term with a = 0 is 0."""
+        return multiply(a, b, self.xp).sum(-1)
 
-    def _taken(self, x: Array, index: Array) -> Array:
+    def _take_class(self, x: Array, index: Array) -> Array:
         """``x`` at one class of each row, ``index (..., 1)``."""
         return self.xp.take_along_axis(x, index, -1)
 
-    def _replaced(self, x: Array, index: Array, value: Array) -> Array:
+    def _replace_class(self, x: Array, index: Array, value: Array) -> Array:
         """``x`` with ``value (..., 1)`` at one class of each row."""
         return self.xp.where(self._classes() == index, value, x)
 
@@ -185,15 +188,17 @@ class Softmax:
     def _column(self, coefficient: Array) -> Array:
         return coefficient[..., None] if getattr(coefficient, "ndim", 0) else coefficient
 
-    def _where_read(self, x: Array) -> Array:
+    def _mask_column(self, x: Array) -> Array:
+        """``x (...)`` with 0 in rows that are not read."""
         return x if self.is_read is None else self.xp.where(self.is_read, x, 0)
 
-    def _rows_read(self, x: Array) -> Array:
+    def _mask_rows(self, x: Array) -> Array:
+        """``x (..., K)`` with 0 in rows that are not read."""
         return x if self.is_read is None else self.xp.where(self.is_read[..., None], x, 0.0)
 
 
 def bracket(cotangents: Cotangents, p: Array, label_residual: Array, dense_residual: Array) -> Array:
-    """dl·p + dx·(e_y − p) + dσ·(v − V·p), the bracket of (2); None for what a target has not."""
+    """dl·p + dx·(e_y − p) + dσ·(v − V·p), the bracket of (2); a residual is None if the target lacks it."""
     value = cotangents.lse * p
     if label_residual is not None:
         value = value + cotangents.log_prob * label_residual
@@ -208,6 +213,6 @@ def mass_residual(dense: Array, mass: Array, log_p: Array, xp: Any) -> Array:
     return xp.where(log_p > -0.69, near_one, dense - mass * xp.exp(log_p))
 
 
-def times(factor: Array, x: Array, xp: Any) -> Array:
-    """factor·x with 0·(anything) = 0, whose derivative in the factor is x, at 0 too."""
+def multiply(factor: Array, x: Array, xp: Any) -> Array:
+    """factor·x; 0 where the factor is 0, even if x is infinite or NaN. Its derivative in the factor is x."""
     return factor * xp.where((factor == 0) & ~xp.isfinite(x), 0.0, x)

@@ -22,10 +22,10 @@ Denominator = Literal["rows"] | float | None
 
 REDUCTIONS = ("mean", "sum", "none")
 SMOOTHING_OVER = ("all", "others")
-NUMPY = (np.ndarray, np.generic)  # a union of types is none to PyTorch's compiler
+NUMPY = (np.ndarray, np.generic)  # a tuple: PyTorch's compiler rejects a union of types
 
 
-class Further(TypedDict, total=False):
+class ExtraOptions(TypedDict, total=False):
     """The keyword options that PyTorch's own losses do not have."""
 
     smoothing_over: Literal["all", "others"]
@@ -36,7 +36,7 @@ class Further(TypedDict, total=False):
     temperature: float
 
 
-class Options(Further, total=False):
+class Options(ExtraOptions, total=False):
     """The keyword options that every form of the loss takes."""
 
     class_weight: Any
@@ -71,7 +71,7 @@ OPTIONS_DOC = {
 
 @dataclass(frozen=True, slots=True)
 class LossSpec:
-    """The scalar options of one loss, checked. Arrays (weights) travel beside it."""
+    """The checked scalar options of one loss. Weights are arrays and are passed separately."""
 
     ignore_index: int = -100
     label_smoothing: float = 0.0
@@ -106,7 +106,7 @@ class LossSpec:
             )
 
     def _require_float(self, name: str, expected: str, holds: Callable[[float], bool]) -> None:
-        """Raise unless the option is a number for which ``holds``; it is a float from then on."""
+        """Convert the option to a float; raise unless it is a number that satisfies ``holds``."""
         value = getattr(self, name)
         require_no_gradient(name, value)
         number = as_float(value)
@@ -126,15 +126,15 @@ class LossSpec:
         sample_weight = scalars.pop("sample_weight", None)
         types = tuple(map(type, scalars.values()))
         try:
-            # A tensor is hashed by its address, whatever it holds by now.
+            # Only plain values: a tensor is hashed by its address, and its value may change.
             spec = _cached(tuple(scalars.items()), types) if _PLAIN.issuperset(types) else cls(**scalars)
             return spec, class_weight, sample_weight
-        except TypeError:  # of an unknown name: say which
+        except TypeError:  # name the unknown option, if there is one
             unknown = sorted(scalars.keys() - {f.name for f in fields(cls)})
             if unknown:
-                known = [*(f.name for f in fields(cls)), "class_weight", "sample_weight"]
+                names = [*(f.name for f in fields(cls)), "class_weight", "sample_weight"]
                 raise TypeError(
-                    f"unknown option `{unknown[0]}`; the options are {', '.join(sorted(known))}"
+                    f"unknown option `{unknown[0]}`; the options are {', '.join(sorted(names))}"
                 ) from None
             raise
 
@@ -155,7 +155,7 @@ class LossSpec:
         return self.z_loss == 0 and self.focal_gamma == 0 and self.poly1_epsilon == 0
 
     def require_labels(self, name: str) -> None:
-        """Raise ValueError for an option that is defined for labels alone; ``name`` has probabilities."""
+        """Raise ValueError if an option is set that needs labels; ``name`` has probabilities."""
         if option := self._needs_labels():
             raise ValueError(
                 f"`{option}` and probability `{name}` cannot be combined: `{option}` is defined for labels; "
@@ -163,7 +163,7 @@ class LossSpec:
             )
 
     def _needs_labels(self) -> str | None:
-        """The name of an option that is set and defined for labels alone; None if there is none."""
+        """The name of an option that is set and needs labels; None if there is none."""
         function = self.label_function
         if not function.needs_labels:
             return None
@@ -172,7 +172,7 @@ class LossSpec:
     def to_numbers(self) -> list[float]:
         """All options but ``ignore_index`` as floats, in the order of the fields.
 
-        Text is its index among the choices, and None is 0. (A float has not all integers of 64 bits.)
+        Text becomes its index among the choices, and None becomes 0. (A float cannot hold every int64.)
         """
         numbers: list[float] = []
         for name, _, choices in _NUMBERS:
@@ -190,7 +190,7 @@ class LossSpec:
         return cls(**options)
 
 
-# Of each field of `LossSpec` that becomes a number: its name, its default, and its choices if it is text.
+# (name, default, choices if it is text) of each field of `LossSpec` that becomes a number.
 _NUMBERS = tuple(
     (f.name, f.default, f.metadata.get("choices")) for f in fields(LossSpec) if f.name != "ignore_index"
 )
@@ -200,7 +200,7 @@ _PLAIN = frozenset((int, float, bool, str, type(None)))
 
 @lru_cache(maxsize=256)
 def _cached(items: tuple[tuple[str, Any], ...], types: tuple[type, ...]) -> LossSpec:
-    del types  # True is equal to 1, but is no index
+    del types  # part of the key: True equals 1, but is not an integer here
     return LossSpec(**dict(items))
 
 
@@ -213,7 +213,7 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 
 def with_options(omit: tuple[str, ...] = ()) -> Callable[[F], F]:
-    """Spell out ``**options``, from the one list in this file, in a signature and its docstring."""
+    """Write the options of this file into the signature and docstring of a function of ``**options``."""
     names = [name for name in OPTIONS_DOC if name not in omit]
     defaults = {f.name: f.default for f in fields(LossSpec)}
     section = "Options\n-------\n" + "\n".join(f"{name} : {OPTIONS_DOC[name]}" for name in names)
@@ -233,21 +233,21 @@ def with_options(omit: tuple[str, ...] = ()) -> Callable[[F], F]:
 
 
 def as_float(value: Any) -> float | None:
-    """None for what is no real scalar; `float` itself reads text, and the real part of NumPy's complex."""
+    """``value`` as a float; None if it is not a real scalar. `float` itself also takes text and complex."""
     if isinstance(value, str | bytes):
         return None
     if isinstance(value, NUMPY) and (value.ndim or value.dtype.kind not in "biufO"):
         return None
     try:
         return float(value)
-    except OverflowError:  # of an integer
+    except OverflowError:  # an integer above the range of float
         return math.inf
-    except (TypeError, ValueError, RuntimeError):  # PyTorch's, of a tensor of several numbers
+    except (TypeError, ValueError, RuntimeError):  # RuntimeError: a tensor of several numbers
         return None
 
 
 def require_no_gradient(name: str, value: Any) -> None:
-    """Raise TypeError for a value of PyTorch or JAX whose derivative a number would lose without a word."""
+    """Raise TypeError for a PyTorch or JAX value that asks for a gradient, which a number would lose."""
     if not _is_derived(value):
         return
     advice = f"pass its value, such as `{name}.item()`, if that is meant"
@@ -260,7 +260,7 @@ def require_no_gradient(name: str, value: Any) -> None:
 
 
 def _is_derived(value: Any) -> bool:
-    """Whether a derivative may be asked for in ``value``; loads neither PyTorch nor JAX."""
+    """Whether ``value`` may be differentiated; imports neither PyTorch nor JAX."""
     if value is None or isinstance(value, (float, int, str)):
         return False
     if "torch" not in sys.modules or not isinstance(value, (torch := sys.modules["torch"]).Tensor):
@@ -278,7 +278,7 @@ def _require_choice(name: str, value: object, choices: tuple[str, ...]) -> None:
 
 
 def as_index(name: str, value: Any) -> int:
-    """``value`` as an int; TypeError for what is no integer, booleans among it."""
+    """``value`` as an int; TypeError for anything but an integer, also for booleans."""
     if isinstance(value, int) and not isinstance(value, bool):
         return value
     try:

@@ -18,7 +18,7 @@ class Target(NamedTuple):
     dense: Array  # v: (K,) for all rows, (..., K), or None
     beta: float
     weight: Array  # ω (...), or None for 1
-    total: Array | float  # Σ ω c_y over labels that count; Σ ω for probabilities
+    total: Array | float  # total weight of the rows that count: Σ ω c_y for labels, Σ ω for probabilities
     rows: Array | int  # the number of rows that count
 
 
@@ -31,9 +31,9 @@ def from_labels(
     spec: LossSpec,
     xp: Any,
 ) -> Target:
-    """The measure of ``labels`` (...) int64; ``ignored`` (...) marks rows to leave out, None for none."""
+    """The measure of ``labels`` (...) int64; ``ignored`` (...) is the mask of rows to leave out, or None."""
     measure = signed_from_labels(labels, ignored, num_classes, class_weight, weight, spec, xp)
-    return not_negative(measure, spec, xp)
+    return nonnegative_target(measure, spec, xp)
 
 
 def signed_from_labels(
@@ -45,11 +45,11 @@ def signed_from_labels(
     spec: LossSpec,
     xp: Any,
 ) -> Target:
-    """As `from_labels`, in memory for rows and for classes but not for both: α may be negative."""
+    """As `from_labels`, but α may be negative; needs memory of (...) and (K,), never of (..., K)."""
     if ignored is class_weight is weight is None and not spec.label_smoothing:
         rows = math.prod(labels.shape)
         return Target(labels, 1.0, None, 0.0, None, rows, rows)
-    smoothing = total_smoothing(spec, num_classes)
+    smoothing = uniform_smoothing(spec, num_classes)
     alpha: Array | float = 1.0 - smoothing
     dense = None
     if smoothing:
@@ -58,22 +58,22 @@ def signed_from_labels(
             dense = xp.ones(num_classes, dtype=xp.float64, device=labels.device)
     if ignored is not None:
         labels = xp.where(ignored, -1, labels)
-    point = None
+    label_weight = None
     if class_weight is not None:
         in_range = (labels >= 0) & (labels < num_classes)
-        point = class_weight[xp.where(in_range, labels, 0)] if num_classes else 1.0
-        # 1 for a label that is no class, so that the NaN of its row stays.
-        point = xp.where(in_range, point, xp.where(labels < 0, 0.0, 1.0))
-        alpha = alpha * point
-    counted = weight
+        label_weight = class_weight[xp.where(in_range, labels, 0)] if num_classes else 1.0
+        # A label out of range has the factor 1, so that its row stays NaN.
+        label_weight = xp.where(in_range, label_weight, xp.where(labels < 0, 0.0, 1.0))
+        alpha = alpha * label_weight
+    counted_weight = weight
     if ignored is not None:
-        counted = ~ignored if weight is None else xp.where(ignored, 0.0, weight)
-    total, rows = totals(math.prod(labels.shape), counted, point, xp)
+        counted_weight = ~ignored if weight is None else xp.where(ignored, 0.0, weight)
+    total, rows = totals(math.prod(labels.shape), counted_weight, label_weight, xp)
     return Target(labels, alpha, dense, smoothing / max(num_classes, 1), weight, total, rows)
 
 
-def not_negative(target: Target, spec: LossSpec, xp: Any) -> Target:
-    """The same measure without a negative α, which `is_signed` says that there is."""
+def nonnegative_target(target: Target, spec: LossSpec, xp: Any) -> Target:
+    """The same measure with α ≥ 0: where `is_signed`, all of it becomes dense."""
     if target.dense is None or not is_signed(spec, num_classes := target.dense.shape[-1]):
         return target
     dense = smoothed_labels(target.labels, target.dense, num_classes, spec, xp)
@@ -81,11 +81,11 @@ def not_negative(target: Target, spec: LossSpec, xp: Any) -> Target:
 
 
 def is_signed(spec: LossSpec, num_classes: int) -> bool:
-    """Whether smoothing over the others leaves a label less than each of them, so that α < 0.
+    """Whether smoothing over the others gives the label less probability than each of them, so that α < 0.
 
-    α x − β σ would then be a difference of large numbers; of infinite ones, where the label's logit is −inf.
+    α x − β σ is then a difference of large numbers, or of infinite ones if the label's logit is −inf.
     """
-    return total_smoothing(spec, num_classes) > 1
+    return uniform_smoothing(spec, num_classes) > 1
 
 
 def smoothed_labels(
@@ -96,7 +96,7 @@ def smoothed_labels(
     classes = xp.arange(offset, offset + factors.shape[-1], device=labels.device)
     epsilon = spec.label_smoothing
     dense = xp.where(y == classes, (1.0 - epsilon) * factors, epsilon / (num_classes - 1) * factors)
-    return xp.where(y < num_classes, dense, xp.nan)  # else the label is no class
+    return xp.where(y < num_classes, dense, xp.nan)  # NaN: the label is out of range
 
 
 def from_probabilities(
@@ -120,7 +120,7 @@ def from_pairs(q: Array, pos_weight: Array | None, weight: Array | None, spec: L
     if spec.label_function.needs_labels:
         alpha = 1.0 if pos_weight is None else xp.where(q == 1, pos_weight, 1.0)
         return Target(q, alpha, None, 0.0, weight, total, rows)
-    smoothing = total_smoothing(spec, 2)
+    smoothing = uniform_smoothing(spec, 2)
     if smoothing:
         q = (1.0 - smoothing) * q + smoothing / 2
     dense = (1.0 - q, q if pos_weight is None else pos_weight * q)
@@ -128,16 +128,16 @@ def from_pairs(q: Array, pos_weight: Array | None, weight: Array | None, spec: L
 
 
 def smoothed(probabilities: Array, num_classes: int, spec: LossSpec) -> Array:
-    """(1−ε)q + ε/K, or over the others (1−ε)q + ε(1−q)/(K−1): sums of what is not negative."""
+    """(1−ε)q + ε/K, or over the others (1−ε)q + ε(1−q)/(K−1); no term is negative."""
     epsilon = spec.label_smoothing
-    if not total_smoothing(spec, num_classes):
+    if not uniform_smoothing(spec, num_classes):
         return probabilities
     if spec.smoothing_over == "others":
         return (1.0 - epsilon) * probabilities + epsilon / (num_classes - 1) * (1.0 - probabilities)
     return (1.0 - epsilon) * probabilities + epsilon / max(num_classes, 1)
 
 
-def part(target: Target, rows: slice) -> Target:
+def row_slice(target: Target, rows: slice) -> Target:
     """Row slice of a label target (N,). `total` and `rows` still describe the whole batch."""
     weight = None if target.weight is None else target.weight[rows]
     alpha: Any = target.alpha
@@ -159,7 +159,7 @@ def divisor(total: Array | float, rows: Array | int, reduction: str, denominator
     return rows if isinstance(denominator, str) else denominator
 
 
-def total_smoothing(spec: LossSpec, num_classes: int) -> float:
+def uniform_smoothing(spec: LossSpec, num_classes: int) -> float:
     """ε over all classes; ε over the others is the same measure with ε ← εK/(K−1)."""
     if spec.smoothing_over == "others":
         return spec.label_smoothing * num_classes / (num_classes - 1) if num_classes > 1 else 0.0
@@ -167,10 +167,10 @@ def total_smoothing(spec: LossSpec, num_classes: int) -> float:
 
 
 def totals(
-    num_rows: int, counted: Array | None, point: Array | None, xp: Any
+    num_rows: int, weight: Array | None, label_weight: Array | None, xp: Any
 ) -> tuple[Array | float, Array | int]:
-    """(Σ ω c_y, number of rows with ω ≠ 0) of ``num_rows`` rows with ω in ``counted``, c_y in ``point``."""
-    if counted is None:
-        return num_rows if point is None else xp.sum(point), num_rows
-    weighted = counted if point is None else counted * point
-    return xp.sum(weighted), xp.sum(counted != 0)
+    """(Σ ω c_y, number of rows with ω ≠ 0) of ``num_rows`` rows; ``weight`` is ω, ``label_weight`` c_y."""
+    if weight is None:
+        return num_rows if label_weight is None else xp.sum(label_weight), num_rows
+    weighted = weight if label_weight is None else weight * label_weight
+    return xp.sum(weighted), xp.sum(weight != 0)

@@ -1,4 +1,4 @@
-"""One loss on one batch: in which order kernels and head are called, and how rows are reduced."""
+"""One loss on one batch: the order in which kernels and head are called, and the reduction over rows."""
 
 from __future__ import annotations
 
@@ -19,18 +19,18 @@ FLOATS = (np.dtype(np.float32), np.dtype(np.float64))
 INT64 = np.dtype(np.int64)
 
 
-def mean_of_labels(z: Array, y: Array, buffer: Callable[[Array], Array]) -> tuple[Any, Array] | None:
-    """Mean loss of ``z (N, K)`` with labels and its gradient, in few steps; None if there is more to it.
+def mean_loss_and_grad(z: Array, y: Array, buffer: Callable[[Array], Array]) -> tuple[Any, Array] | None:
+    """Mean loss of ``z (N, K)`` with labels, and its gradient; None if `Problem` is needed.
 
-    The most frequent call, with the bits of `Problem`: at 32×10 half of the time.
+    The bits are those of `Problem`, of which this is the most frequent case; at 32×10 it takes half the time.
     """
     if z.dtype not in FLOATS or z.ndim != 2 or y.dtype != INT64 or y.shape != z.shape[:1] or not y.size:
         return None
     if not (z.flags.aligned and y.flags.aligned and y.flags.c_contiguous):
         return None
     out, scale = buffer(z), 1.0 / y.size
-    total = cpu.label_losses_and_grad(z, y, scale, out)
-    return None if total is None else (z.dtype.type(total * scale), out)
+    loss_sum = cpu.label_losses_and_grad(z, y, scale, out)
+    return None if loss_sum is None else (z.dtype.type(loss_sum * scale), out)
 
 
 class Problem:
@@ -68,13 +68,13 @@ class Problem:
         options: Options,
         kernels: Kernels | None = None,
     ) -> Self:
-        """Check everything at the front door (rule 3)."""
+        """Check all arguments (rule 3)."""
         require_reduction(reduction)
         spec, class_weight, sample_weight = LossSpec.from_options(options)
         z = checks.as_logits(logits)
         measure = checks.as_target(targets, z, spec, class_weight, sample_weight, validate)
-        given = checks.as_denominator(denominator)
-        divisor = target.divisor(measure.total, measure.rows, reduction, given)
+        denominator = checks.as_denominator(denominator)
+        divisor = target.divisor(measure.total, measure.rows, reduction, denominator)
         return cls(z, measure, spec, reduction, float(divisor), kernels)
 
     @property
@@ -82,9 +82,9 @@ class Problem:
         """1/D of (4), and 0 where no row counts: then loss and gradient are 0."""
         return 1.0 / self.divisor if self.divisor else 0.0
 
-    def stats(self, *more: str) -> RowStats:
-        """The row statistics that (1) needs under these options, and ``more``."""
-        want = (*head.wanted(self.spec, self.target), *more)
+    def stats(self, *extra: str) -> RowStats:
+        """The row statistics that (1) needs under these options, and those named by ``extra``."""
+        want = (*head.required_stats(self.spec, self.target), *extra)
         return self.kernels.row_stats(self.logits, self.target.labels, self.target.dense, self.link, want)
 
     def stats_for_grad(self) -> RowStats:
@@ -92,33 +92,33 @@ class Problem:
         return self.stats("lse") if self.target.dense is None else self.stats("lse", "mass")
 
     def loss(self, stats: RowStats) -> Any:
-        """Equations (1) and (4): a NumPy scalar, or one loss a row for reduction "none"."""
+        """Equations (1) and (4): a NumPy scalar; with reduction "none", one loss for each row."""
         dtype = checks.loss_dtype(self.logits)
         if self.reduction == "none":
             return self.row_losses(stats).astype(dtype, copy=False)
         if head.negates_log_prob(self.spec, self.target):
-            total = 0.0 - cpu.total(np.ascontiguousarray(stats.log_prob, np.float64))
+            loss_sum = 0.0 - cpu.array_sum(np.ascontiguousarray(stats.log_prob, np.float64))
         else:
-            total = cpu.total(np.ascontiguousarray(self.row_losses(stats), np.float64))
-        return dtype.type(total * self.scale if self.divisor != 1.0 else total)
+            loss_sum = cpu.array_sum(np.ascontiguousarray(self.row_losses(stats), np.float64))
+        return dtype.type(loss_sum * self.scale if self.divisor != 1.0 else loss_sum)
 
     def row_losses(self, stats: RowStats) -> Array:
-        """Equation (1): one loss a row, float64."""
+        """Equation (1): one loss for each row, float64."""
         losses: Array = head.row_losses(stats, self.target, self.spec, self.xp)
         return losses
 
     def loss_and_grad(self, out: Array) -> tuple[Any, Array]:
-        """Loss, and the gradient of its (sum of) values."""
+        """The loss, and its gradient (with reduction "none", that of the sum of the losses)."""
         stats, dlogits = self.stats_and_grad(1.0, out)
         return self.loss(stats), dlogits
 
     def stats_and_grad(self, dloss: float | Array, out: Array) -> tuple[RowStats, Array]:
-        """Statistics and `grad`: one read of the logits where (1) is linear."""
+        """Statistics and `grad`, in one read of the logits if (1) is linear."""
         if not self.spec.is_linear:
             stats = self.stats_for_grad()
             return stats, self.grad(stats, dloss, out)
         cotangents = head.cotangents(None, self.target, self.spec, dloss * self.scale, self.xp)
-        want = head.wanted(self.spec, self.target)
+        want = head.required_stats(self.spec, self.target)
         return self.kernels.row_stats_and_grad(
             self.logits, self.target.labels, self.target.dense, self.link, cotangents, want, out
         )
@@ -126,14 +126,14 @@ class Problem:
     def grad(self, stats: RowStats | None, dloss: float | Array, out: Array) -> Array:
         """Equation (2), times the upstream gradient ``dloss``: a scalar, or (...) for "none".
 
-        Without ``stats``, where (1) is linear, by the kernel of `loss_and_grad`: the same bits.
+        ``stats`` may be None if (1) is linear; the bits are then those of `loss_and_grad`.
         """
         cotangents = head.cotangents(stats, self.target, self.spec, dloss * self.scale, self.xp)
         dlogits: Array
         if stats is None:
-            measure = (self.target.labels, self.target.dense)
+            labels, dense = self.target.labels, self.target.dense
             _, dlogits = self.kernels.row_stats_and_grad(
-                self.logits, *measure, self.link, cotangents, (), out
+                self.logits, labels, dense, self.link, cotangents, (), out
             )
             return dlogits
         dlogits = self.kernels.row_grad(

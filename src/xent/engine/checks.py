@@ -1,4 +1,4 @@
-"""The front door for NumPy: every argument is checked here, once, and becomes plain arrays."""
+"""Checks of NumPy arguments: each is checked here, once, and converted to a plain array."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def is_tensor(x: Any) -> bool:
 
 
 def as_array(x: Any, name: str) -> Array:
-    """``x`` as an ndarray, refusing what would silently lose something: gradients, masks, sparsity."""
+    """``x`` as an ndarray, refusing types that would silently lose gradients, masks or sparsity."""
     if type(x) is np.ndarray:
         return x
     module = type(x).__module__.partition(".")[0]
@@ -107,7 +107,7 @@ def as_target(
 
 
 def is_labels(targets: Array, shape: tuple[int, ...], name: str = "targets") -> bool:
-    """Whether ``targets`` are labels, not probabilities, by dtype; raises if the shape is that of neither."""
+    """Whether ``targets`` are labels, not probabilities, by dtype; raises if the shape fits neither."""
     if targets.dtype.kind in "iu":
         if targets.shape != shape[:-1]:
             raise ValueError(
@@ -129,7 +129,7 @@ def is_labels(targets: Array, shape: tuple[int, ...], name: str = "targets") -> 
 
 
 def as_probabilities(q: Array, dtype: np.dtype[Any]) -> Array:
-    """``q`` as the kernels read it: half precision, foreign bytes and unaligned memory become ``dtype``."""
+    """``q`` as kernels read it; half precision, foreign byte order and unaligned memory become ``dtype``."""
     return q.astype(dtype) if is_half(q.dtype) or not (q.dtype.isnative and q.flags.aligned) else q
 
 
@@ -161,28 +161,28 @@ def check_weights(weights: Array, name: str, is_signed: bool, axis: str = "row")
         bad, expected = weights < 0, ">= 0"
     if bad.any():
         where = np.unravel_index(int(bad.argmax()), bad.shape)
-        at = f"class {where[0]}" if axis == "class" else place(where)
+        at = f"class {where[0]}" if axis == "class" else describe_index(where)
         raise ValueError(f"`{name}` must be {expected}; got {weights[where]} at {at}")
 
 
 def as_labels(
     labels: Array, num_classes: int, ignore_index: int, validate: bool, name: str = "targets"
 ) -> tuple[Array, Array | None]:
-    """(labels as int64, which of them are ignored or None if none is)."""
+    """(labels as int64, the mask of ignored ones or None if there are none)."""
     y = labels.astype(np.int64, order="C", copy=False)
     if not y.flags.aligned:
         y = y.copy()
     ignored = None
     if 0 <= ignore_index < num_classes or not cpu.all_in_range(y, num_classes):
-        outside = np.greater_equal(y.view(np.uint64), num_classes)  # negative ones too
+        outside = np.greater_equal(y.view(np.uint64), num_classes)  # also negative labels
         ignored = labels == ignore_index
         if validate and np.count_nonzero(bad := outside & ~ignored):
             where = np.unravel_index(int(bad.argmax()), bad.shape)
             raise ValueError(
                 f"`{name}` must be in [0, {num_classes}) or equal ignore_index={ignore_index}; "
-                f"got {labels[where]} at {place(where)}"
+                f"got {labels[where]} at {describe_index(where)}"
             )
-        if not validate:  # a label that is not a class makes its row NaN, negative ones too
+        if not validate:  # a label out of range, also a negative one, makes its row NaN
             y = np.where(outside & ~ignored, num_classes, y)
     return y, ignored
 
@@ -200,7 +200,7 @@ def check_probabilities(q: Array, name: str = "targets", upper: float = math.inf
     if not all_within(q, upper):
         where = np.unravel_index(int((~((q >= 0) & (q <= upper))).argmax()), q.shape)
         expected = "not negative and not NaN" if upper == math.inf else f"in [0, {upper:g}]"
-        raise ValueError(f"`{name}` must be {expected}; got {q[where]} at {place(where)}")
+        raise ValueError(f"`{name}` must be {expected}; got {q[where]} at {describe_index(where)}")
 
 
 def as_out(out: Any, like: Array, *inputs: Any) -> Array:
@@ -225,14 +225,14 @@ def as_out(out: Any, like: Array, *inputs: Any) -> Array:
         )
     for x in (like, *inputs):
         if not isinstance(x, np.ndarray) or (flags.owndata and x.flags.owndata and x is not out):
-            continue  # two that own their memory share none: quicker than asking
+            continue  # arrays that own their memory share none; faster than may_share_memory
         if np.may_share_memory(x, out) and not (x is like and _coincide(x, out)):
             raise ValueError("`out` must be the logits themselves or overlap no input; it overlaps one")
     return out
 
 
 def _overlaps_itself(x: Array) -> bool:
-    """Whether a longer stride is within the reach of the shorter ones; in no slice of an array it is."""
+    """Whether a stride is shorter than the extent of the smaller strides; a slice of an array has none."""
     reach = 0
     for stride, length in sorted((abs(s), n) for s, n in zip(x.strides, x.shape, strict=True) if n > 1):
         if stride <= reach:
@@ -252,7 +252,9 @@ def as_denominator(value: Any) -> Any:
         if value not in (None, "rows"):
             raise ValueError(f"{expected}; got {value!r}")
         return value
-    is_plain = isinstance(value, (int, float)) and not isinstance(value, bool)  # first: PyTorch traces that
+    is_plain = isinstance(value, (int, float)) and not isinstance(
+        value, bool
+    )  # first: PyTorch can trace this
     is_bool = not is_plain and (isinstance(value, bool) or getattr(value, "dtype", None) == np.bool_)
     number = None if is_bool or (not is_plain and is_tensor(value)) else as_float(value)
     if number is None:
@@ -275,8 +277,8 @@ def as_pos_weight(pos_weight: Any) -> float:
     return weight
 
 
-def place(index: tuple[Any, ...]) -> str:
-    """Where in an array, in words: "row 17", or "index (2, 0, 5)"."""
+def describe_index(index: tuple[Any, ...]) -> str:
+    """An index in words: "row 17", or "index (2, 0, 5)"."""
     numbers = tuple(int(i) for i in index)
     if len(numbers) == 1:
         return f"row {numbers[0]}"

@@ -1,7 +1,7 @@
-"""Logits that never exist whole: ``inputs @ weight.T + bias``, one chunk of rows at a time.
+"""Logits ``inputs @ weight.T + bias`` of one chunk of rows at a time: they are never whole in memory.
 
-Per chunk: the product, a function of its logits, and two products for the gradients. NumPy arrays here;
-`xent.torch.linear.products` does the same with tensors.
+For each chunk: the product, a function of its logits, and two products for the gradients. This file uses
+NumPy; `xent.torch.linear.products` adapts it to tensors.
 """
 
 from __future__ import annotations
@@ -18,18 +18,18 @@ BLOCK_BYTES = 4 << 20  # of weights converted at a time, and of a product that i
 
 
 class Gradients(NamedTuple):
-    """∂/∂inputs (M, D), ∂/∂weight (K, D), ∂/∂bias (K,); None where it was not asked for."""
+    """∂/∂inputs (M, D), ∂/∂weight (K, D), ∂/∂bias (K,); None if it was not requested."""
 
     inputs: Array = None
     weight: Array = None
     bias: Array = None
 
 
-Wanted = tuple[bool, bool, bool]  # which of the three
+Wanted = tuple[bool, bool, bool]  # which gradients are requested
 
-# (logits of the chunk, its place among the rows, ∂loss/∂column or None) → (columns, dlogits or None);
-# the logits are its own to write over.
-Step = Callable[[Array, slice, Any], tuple[tuple[Array, ...], Array]]
+# (logits of the chunk, its slice of the rows, ∂loss/∂column or None) → (columns, dlogits or None). The
+# function may overwrite the logits.
+ChunkEvaluator = Callable[[Array, slice, Any], tuple[tuple[Array, ...], Array]]
 
 
 class Projection:
@@ -46,36 +46,38 @@ class Projection:
         self.dtype = self.product_dtype()
         row_bytes = weight.shape[0] * self.dtype.itemsize
         self.chunk_rows = rows_per_chunk(self.num_rows, row_bytes, chunk_bytes or self.chunk_bytes())
-        # One block, of all classes, unless the weights must be converted.
+        # One block of all classes, unless the weights must be converted.
         converts = weight.dtype != self.dtype
         size = max(1, BLOCK_BYTES // max(1, weight.shape[1] * self.dtype.itemsize)) if converts else None
         self.blocks = list(slices(weight.shape[0], size))
         self._buffer: Array = None
 
-    def sweep(self, step: Step, dloss: Any = None, wanted: Wanted | None = None) -> tuple[Any, Gradients]:
-        """``step`` on every chunk: its columns, (M,) each with 0 in rows left out, and the gradients.
+    def sweep(
+        self, function: ChunkEvaluator, dloss: Any = None, wanted: Wanted | None = None
+    ) -> tuple[Any, Gradients]:
+        """Columns (M,) of ``function`` over all chunks, 0 in rows left out; and the gradients.
 
-        ``dloss`` is a scalar or (rows,); without ``wanted`` there is one product and no gradient.
+        ``dloss`` is a scalar or (M,); without ``wanted`` no gradient is computed.
         """
         columns: tuple[Array, ...] | None = None
         gradients = self._zeros(wanted or (False, False, False))
         for rows in self.chunks():
-            place = rows if self.index is None else self.index[rows]
-            x = self.cast(self.inputs[place], self.dtype)
-            part = dloss if dloss is None or not getattr(dloss, "ndim", 0) else dloss[place]
-            values, dlogits = step(self._logits(x), rows, part)
+            row_index = rows if self.index is None else self.index[rows]
+            x = self.cast(self.inputs[row_index], self.dtype)
+            part = dloss if dloss is None or not getattr(dloss, "ndim", 0) else dloss[row_index]
+            values, dlogits = function(self._logits(x), rows, part)
             first = columns is None
             if columns is None:
                 columns = tuple(self.zeros(self.inputs.shape[:1], v.dtype) for v in values)
             for column, value in zip(columns, values, strict=True):
-                column[place] = value
+                column[row_index] = value
             if wanted is not None:
-                self._add(gradients, place, x, dlogits, first)
+                self._add(gradients, row_index, x, dlogits, first)
         self._buffer = None
         return columns, gradients
 
     def chunks(self) -> Iterator[slice]:
-        """The places of the chunks among the rows that count; one empty chunk if there are none."""
+        """Slices of the rows that count, one for each chunk; one empty slice if no row counts."""
         return slices(self.num_rows, self.chunk_rows or None)
 
     def _logits(self, x: Array) -> Array:
@@ -89,34 +91,34 @@ class Projection:
         return logits
 
     def _zeros(self, wanted: Wanted) -> Gradients:
-        wide = self.sum_dtype()
-        everywhere = self.zeros if self.index is not None or len(self.blocks) != 1 else self.empty
+        dtype = self.sum_dtype()
+        allocate = self.zeros if self.index is not None or len(self.blocks) != 1 else self.empty
         return Gradients(
-            everywhere(self.inputs.shape, self.dtype) if wanted[0] else None,
-            self.empty(self.weight.shape, wide) if wanted[1] else None,
-            self.zeros(self.weight.shape[:1], wide) if wanted[2] else None,
+            allocate(self.inputs.shape, self.dtype) if wanted[0] else None,
+            self.empty(self.weight.shape, dtype) if wanted[1] else None,
+            self.zeros(self.weight.shape[:1], dtype) if wanted[2] else None,
         )
 
-    def _add(self, gradients: Gradients, place: Array, x: Array, dlogits: Array, first: bool) -> None:
+    def _add(self, gradients: Gradients, row_index: Array, x: Array, dlogits: Array, first: bool) -> None:
         if gradients.inputs is not None and len(self.blocks) == 1:
-            gradients.inputs[place] = self.xp.matmul(dlogits, self.cast(self.weight, self.dtype))
+            gradients.inputs[row_index] = self.xp.matmul(dlogits, self.cast(self.weight, self.dtype))
         elif gradients.inputs is not None:
             for k in self.blocks:
                 product = self.xp.matmul(dlogits[:, k], self.cast(self.weight[k], self.dtype))
-                gradients.inputs[place] += product
+                gradients.inputs[row_index] += product
         if gradients.weight is not None:
             self.add_product(gradients.weight, dlogits.T, x, first)
         if gradients.bias is not None:
             gradients.bias.__iadd__(self.xp.sum(dlogits, 0, dtype=gradients.bias.dtype))
 
-    # What differs between array libraries.
+    # Methods that differ between array libraries.
 
     def product_dtype(self) -> Any:
-        """What products are computed in: NumPy multiplies half precision without BLAS."""
+        """The dtype of products: at least float32, since NumPy multiplies half precision without BLAS."""
         return np.dtype(np.float64 if self.inputs.dtype.char == "d" else np.float32)
 
     def sum_dtype(self) -> Any:
-        """What gradients are accumulated in: float32, or float64 for float64."""
+        """The dtype of accumulated gradients: float64 for float64, else float32."""
         return self.dtype
 
     def chunk_bytes(self) -> int:
@@ -124,15 +126,15 @@ class Projection:
         return CHUNK_BYTES
 
     def cast(self, x: Array, dtype: Any) -> Array:
-        """``x`` itself if it has the dtype."""
+        """``x`` as ``dtype``; ``x`` itself if it has it."""
         return x.astype(dtype, copy=False)
 
     def empty(self, shape: tuple[int, ...], dtype: Any) -> Array:
-        """New memory."""
+        """A new array, not initialised."""
         return np.empty(shape, dtype)
 
     def zeros(self, shape: tuple[int, ...], dtype: Any) -> Array:
-        """New memory, zero."""
+        """A new array of zeros."""
         return np.zeros(shape, dtype)
 
     def add_product(self, total: Array, a: Array, b: Array, first: bool) -> None:
@@ -155,14 +157,14 @@ def require_chunk_bytes(value: Any) -> None:
 
 
 def rows_per_chunk(num_rows: int, row_bytes: int, chunk_bytes: int) -> int:
-    """As many rows as the budget allows, one at least, in chunks of almost equal size."""
+    """Rows of a chunk: at most the budget, at least 1, so that all chunks are of almost equal size."""
     most = max(1, chunk_bytes // max(1, row_bytes))
     chunks = -(-num_rows // most)
     return -(-num_rows // max(1, chunks))
 
 
 def slices(length: int, size: int | None) -> Iterator[slice]:
-    """``length`` in pieces of ``size``; one piece of all if that is None or 0."""
+    """Slices of ``size`` that cover ``length``; one slice if ``size`` is None or 0."""
     if not size:
         yield slice(0, length)
         return

@@ -15,7 +15,7 @@ Array = np.ndarray[Any, Any]
 
 all_in_range = _native.all_in_range  # whether labels (...) int64 are all in [0, num_classes)
 all_within = _native.all_within  # whether all of an array is in [0, upper]
-total = _native.total  # Σ of a contiguous float64 array, in NumPy's order, on all threads
+array_sum = _native.total  # Σ of a contiguous float64 array, in NumPy's order, on all threads
 
 FIELDS = {
     name: (place, np.dtype(np.int64 if name == "argmax" else np.float64))
@@ -109,7 +109,7 @@ def label_losses_and_grad(logits: Array, labels: Array, scale: float, out: Array
     _native.row_stats_and_grad(
         logits, labels, None, 1.0, 0.0, 0.0, -scale, 0.0, out, None, log_prob, None, None
     )
-    return 0.0 - total(log_prob)
+    return 0.0 - array_sum(log_prob)
 
 
 def row_hvp(

@@ -27,7 +27,7 @@ class FusedLoss:
         self.spec = spec
         self.scale = 1.0 / divisor
         self.target_arguments = (target.labels, target.dense, spec.link)
-        self.want = head.wanted(spec, target)
+        self.want = head.required_stats(spec, target)
 
     def loss_and_grad(self, weight: Array, bias: Array) -> tuple[float, Array, Array]:
         """(loss, gradients in weight and in bias), float64. Reads X once if (1) is linear, else twice."""

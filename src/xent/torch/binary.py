@@ -10,7 +10,7 @@ from torch.nn.functional import logsigmoid
 from xent.core import head
 from xent.core import target as targeting
 from xent.core.contract import RowStats
-from xent.core.spec import Further, LossSpec, require_reduction, with_options
+from xent.core.spec import ExtraOptions, LossSpec, require_reduction, with_options
 from xent.torch import arguments, binary_ops, dense, devices, modes
 from xent.torch.targets import zero_if_valid_binary
 from xent.torch.temperature import divided
@@ -31,7 +31,7 @@ def binary_cross_entropy_with_logits(
     label_smoothing: float = 0.0,
     denominator: Any = None,
     validate: bool | None = None,
-    **options: Unpack[Further],
+    **options: Unpack[ExtraOptions],
 ) -> Tensor:
     """Binary cross-entropy of logits, in nats: ``−π q log s(z) − (1−q) log s(−z)``, s the logistic function.
 
@@ -164,7 +164,7 @@ def _stats(z: Tensor, labels: Tensor | None, dense: Any, spec: LossSpec) -> RowS
     u = u + torch.where(u == torch.inf, torch.nan, 0.0)  # as any row with +inf
     log_p = logsigmoid(-u), logsigmoid(u)
     if labels is None:
-        sigma = sum(head.times(v, x, torch) for v, x in zip(dense, log_p, strict=True))
+        sigma = sum(head.multiply(v, x, torch) for v, x in zip(dense, log_p, strict=True))
         return RowStats(lse=-log_p[0], dense_log_prob=sigma)
     return RowStats(lse=-log_p[0], log_prob=torch.where(labels == 1, log_p[1], log_p[0]))
 

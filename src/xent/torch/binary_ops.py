@@ -21,7 +21,7 @@ def problem(tensors: tuple[Any, ...], spec: LossSpec, reduction: str, divisor: f
     dtype = devices.loss_dtype(logits)
     factors = (x if x is None or x.dtype == torch.float64 else x.to(dtype) for x in (pos_weight, weight))
     pi, omega = (None if x is None else devices.view(x) for x in factors)
-    if logits.dtype == torch.bfloat16 and not binary.fit(np.float32, pi, omega):
+    if logits.dtype == torch.bfloat16 and not binary.are_representable(np.float32, pi, omega):
         logits = logits.to(dtype)  # its bits have no float64 rows
     if q.dtype not in (torch.bool, torch.uint8, logits.dtype):
         q = q.to(dtype) if q.is_floating_point() else q.long()

@@ -13,7 +13,7 @@ from xent.core import target as targeting
 from xent.core.contract import RowStats
 from xent.core.link import Link
 from xent.engine import checks
-from xent.engine.batch_loss import Problem, mean_of_labels
+from xent.engine.batch_loss import Problem, mean_loss_and_grad
 from xent.torch import arguments, devices, memory, modes, operators, statistics, targets
 from xent.torch.arguments import Call
 
@@ -179,7 +179,7 @@ class CpuCrossEntropy(CpuLoss):
 
     def value_and_grad(self, logits: Tensor) -> tuple[Tensor, Tensor | None, RowStats | None]:
         """See `Loss`; the mean of labels without options has a way of its own."""
-        found = _mean_of_labels(logits, self.call)
+        found = _mean_loss_and_grad(logits, self.call)
         return super().value_and_grad(logits) if found is None else (*found, None)
 
     def derivable(self, logits: Tensor) -> Tensor:
@@ -187,8 +187,8 @@ class CpuCrossEntropy(CpuLoss):
         return derivable(logits, self.call)
 
 
-def _mean_of_labels(logits: Tensor, call: Call) -> tuple[Tensor, Tensor] | None:
-    """`batch_loss.mean_of_labels`; None if there is more to it."""
+def _mean_loss_and_grad(logits: Tensor, call: Call) -> tuple[Tensor, Tensor] | None:
+    """`batch_loss.mean_loss_and_grad`; None if there is more to it."""
     labels, class_weight, sample_weight, spec, reduction, denominator, validate, _ = call
     if spec is not arguments.NO_OPTIONS or class_weight is not None or sample_weight is not None:
         return None
@@ -196,7 +196,7 @@ def _mean_of_labels(logits: Tensor, call: Call) -> tuple[Tensor, Tensor] | None:
         return None
     if labels.dtype != torch.int64 or logits.dtype == torch.bfloat16 or logits.is_neg():
         return None
-    found = mean_of_labels(logits.detach().numpy(), labels.numpy(), memory.empty_like)
+    found = mean_loss_and_grad(logits.detach().numpy(), labels.numpy(), memory.empty_like)
     return None if found is None else (_tensor(found[0]), torch.from_numpy(found[1]))
 
 

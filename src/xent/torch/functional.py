@@ -8,7 +8,7 @@ from typing import Any, Unpack
 import torch
 
 from xent.core.contract import RowStatistics
-from xent.core.spec import Further, with_options
+from xent.core.spec import ExtraOptions, with_options
 from xent.torch import arguments, devices, dispatch, statistics
 from xent.torch.arguments import Call
 from xent.torch.linear import loss as linear_loss
@@ -33,7 +33,7 @@ def cross_entropy(
     sample_weight: Tensor | None = None,
     denominator: Any = None,
     validate: bool | None = None,
-    **options: Unpack[Further],
+    **options: Unpack[ExtraOptions],
 ) -> Tensor:
     """`torch.nn.functional.cross_entropy` in nats, faster and more exact, with more options.
 
@@ -112,7 +112,7 @@ def linear_cross_entropy(
     validate: bool | None = None,
     shift: int = 0,
     chunk_bytes: int | None = None,
-    **further: Unpack[Further],
+    **extra: Unpack[ExtraOptions],
 ) -> Tensor:
     """`cross_entropy` of ``input @ linear_weight.T + linear_bias``, which never exists whole.
 
@@ -166,11 +166,11 @@ def linear_cross_entropy(
     del options
     index = -100 if ignore_index is None else ignore_index
     try:
-        if "temperature" in further:
-            further["temperature"], input, linear_bias = divided(
-                further["temperature"], input, linear_bias, keep_dtype=True
+        if "temperature" in extra:
+            extra["temperature"], input, linear_bias = divided(
+                extra["temperature"], input, linear_bias, keep_dtype=True
             )
-        spec = arguments.spec_of(ignore_index=index, label_smoothing=label_smoothing, **further)
+        spec = arguments.spec_of(ignore_index=index, label_smoothing=label_smoothing, **extra)
         arguments.require_tensor(linear_weight, "linear_weight")
         operands = None
         if linear_weight.ndim <= 2:

@@ -30,10 +30,10 @@ class Softmax(softmax.Softmax):
         """See `core.softmax.Softmax`."""
         return torch.logsumexp(self.link.value(self.logits, torch), -1)
 
-    def _taken(self, x: Tensor, index: Tensor) -> Tensor:
+    def _take_class(self, x: Tensor, index: Tensor) -> Tensor:
         return x.gather(-1, index)
 
-    def _replaced(self, x: Tensor, index: Tensor, value: Tensor) -> Tensor:
+    def _replace_class(self, x: Tensor, index: Tensor, value: Tensor) -> Tensor:
         return x.scatter(-1, index, value)
 
     def _expectation(self, x: Tensor) -> Tensor:

@@ -42,7 +42,7 @@ def silenced(t: Target, spec: LossSpec, have_loss: Tensor | None) -> Target:
     A factor that is derived has a derivative at 0 too, the loss of its row: where ``have_loss`` is given,
     those rows are as they were.
     """
-    rows = head.silent(t, spec, torch)
+    rows = head.silent_rows(t, spec, torch)
     if rows is None:
         return t
     if have_loss is not None:

@@ -9,7 +9,7 @@ from typing import Any, cast
 import torch
 
 from xent.engine.chunked_projection import require_chunk_bytes
-from xent.engine.valid_rows import shifted
+from xent.engine.valid_rows import shifted_rows
 from xent.torch import arguments, dense
 from xent.torch.arguments import Call
 from xent.torch.distributed import handshake
@@ -91,7 +91,7 @@ def linear_cross_entropy(operands: Operands, call: Call, chunks: Chunks) -> Tens
 
     def check() -> Own[Call]:
         require_chunk_bytes(chunk_bytes)
-        shifted(inputs.shape[:-1], shift, torch, inputs.device)
+        shifted_rows(inputs.shape[:-1], shift, torch, inputs.device)
         own = checked(call, (*inputs.shape[:-1], linear_weight.shape[0]), **{of_inputs: inputs})
         _require_dealt(first.device_mesh, **dict(zip(of_operands, operands, strict=True)), **own.by_name)
         facts = {n: kind_of(x) for n, x in zip(of_operands, operands, strict=True)}

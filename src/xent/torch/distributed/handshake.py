@@ -153,20 +153,20 @@ def tensors_of_all(call: Call) -> dict[str, Tensor]:
 
 def row_checksums(call: Call, inputs: Tensor, shift: int) -> Tensor:
     """Checksums (R,) of the rows of ``inputs``, 0 where a row does not count."""
-    _, places = valid_rows.shifted(inputs.shape[:-1], shift, torch, inputs.device)
-    sums = checksum(valid_rows.matrix(inputs))
+    _, places = valid_rows.shifted_rows(inputs.shape[:-1], shift, torch, inputs.device)
+    sums = checksum(valid_rows.as_matrix(inputs))
     sums = sums if places is None else sums[places]
     whole = plain(labels=call.targets, sample_weight=call.sample_weight)
     if "labels" in whole and not call.is_soft:
-        ignored = as_int64(valid_rows.flat(call.targets, shift)) == call.spec.ignore_index
+        ignored = as_int64(valid_rows.flatten_rows(call.targets, shift)) == call.spec.ignore_index
         sums = torch.where(ignored, 0, sums)
     if "sample_weight" in whole:
-        sums = torch.where(valid_rows.flat(call.sample_weight, shift) == 0, 0, sums)
+        sums = torch.where(valid_rows.flatten_rows(call.sample_weight, shift) == 0, 0, sums)
     return sums
 
 
 def _fingerprint(x: Tensor) -> Tensor:
-    return checksum(checksum(valid_rows.matrix(x) if x.ndim > 1 else x.reshape(1, -1)))
+    return checksum(checksum(valid_rows.as_matrix(x) if x.ndim > 1 else x.reshape(1, -1)))
 
 
 def _difference(

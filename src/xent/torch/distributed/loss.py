@@ -8,7 +8,7 @@ from typing import Any, Unpack, cast
 
 import torch
 
-from xent.core.spec import Further, require_reduction, with_options
+from xent.core.spec import ExtraOptions, require_reduction, with_options
 from xent.engine import valid_rows as rows
 from xent.engine.chunked_projection import require_chunk_bytes
 from xent.torch import arguments, devices, modes
@@ -50,7 +50,7 @@ def vocab_parallel_cross_entropy(
     denominator: Any = None,
     validate: bool | None = None,
     sizes: Sequence[int] | None = None,
-    **options: Unpack[Further],
+    **options: Unpack[ExtraOptions],
 ) -> Tensor:
     """`xent.cross_entropy` of logits whose classes are split over the ranks of ``group``, in its order.
 
@@ -145,7 +145,7 @@ def vocab_parallel_linear_cross_entropy(
     shift: int = 0,
     chunk_bytes: int | None = None,
     sizes: Sequence[int] | None = None,
-    **options: Unpack[Further],
+    **options: Unpack[ExtraOptions],
 ) -> Tensor:
     """The loss of the logits ``hidden @ weight_shard.T + bias`` of all ranks, no rank's ever whole in memory.
 
@@ -193,7 +193,7 @@ def vocab_parallel_linear_cross_entropy(
         require_chunk_bytes(chunk_bytes)
         operands = linear_loss.checked(hidden, weight_shard, bias, ("hidden", "weight_shard", "bias"))
         arguments.require_local(hidden=hidden, weight_shard=weight_shard, bias=bias)
-        rows.shifted(hidden.shape[:-1], shift, torch, hidden.device)
+        rows.shifted_rows(hidden.shape[:-1], shift, torch, hidden.device)
         call = Call(labels, weight, sample_weight, spec, reduction, denominator, validate, NAMES)
         call = checked(call, (*hidden.shape[:-1], weight_shard.shape[0]), hidden=hidden)
         require_derivable(call)
@@ -297,15 +297,15 @@ def linear_cross_entropy(operands: Operands, call: Call, chunks: Chunks, shard: 
     hidden, weight, bias = operands
     shift, chunk_bytes = chunks
     shape, dtype = hidden.shape[:-1], devices.loss_dtype(hidden)
-    left, places = rows.shifted(shape, shift, torch, hidden.device)
-    omega = rows.flat(None if call.sample_weight is None else call.sample_weight.double(), shift)
+    left, places = rows.shifted_rows(shape, shift, torch, hidden.device)
+    omega = rows.flatten_rows(None if call.sample_weight is None else call.sample_weight.double(), shift)
     if call.is_soft:
-        places, (omega,) = rows.counted(None, omega, places, (omega,), torch)
+        places, (omega,) = rows.select_rows(None, omega, places, (omega,), torch)
         q = call.targets.reshape(shape.numel(), shard.size)
         batch = _batch(call, shard, None, q, None if places is None else places + shift, omega)
     else:
-        y = rows.flat(_labels(call, shard.num_classes), shift)
-        places, (y, omega) = rows.counted(y < 0, omega, places, (y, omega), torch)
+        y = rows.flatten_rows(_labels(call, shard.num_classes), shift)
+        places, (y, omega) = rows.select_rows(y < 0, omega, places, (y, omega), torch)
         batch = _batch(call, shard, y, None, None, omega)
     flat = Operands(hidden.reshape(shape.numel(), hidden.shape[-1]), weight, bias)
     layer = layers.Projected(places, chunk_bytes)
@@ -316,7 +316,7 @@ def linear_cross_entropy(operands: Operands, call: Call, chunks: Chunks, shard: 
         return _mean(call, sums).to(dtype)
     if places is not None:
         losses = losses.new_zeros(shape.numel()).index_put((places,), losses)
-    return rows.unflat(losses, shape, left).to(dtype)
+    return rows.unflatten_rows(losses, shape, left).to(dtype)
 
 
 def _size_and_device(shard: Any, axis: int) -> tuple[int, torch.device]:

@@ -76,7 +76,7 @@ class Batch:
         self.shard, self.spec, self.link = shard, spec, spec.link
         self.labels, self.probabilities, self.places = labels, probabilities, places
         self.class_weight, self.weight = class_weight, weight
-        self.smoothing = targeting.total_smoothing(spec, shard.num_classes)
+        self.smoothing = targeting.uniform_smoothing(spec, shard.num_classes)
         self.is_signed = targeting.is_signed(spec, shard.num_classes)
         self.read: Tensor | None = None
         self.here: Tensor | None = None
@@ -141,7 +141,7 @@ class Batch:
         dlogits = devices.row_grad(logits, None, dense, self.link, stats, Cotangents(dl - dx, 0.0, ds), out)
         v = None if dense is None else dense.expand(logits.shape).gather(-1, y)[..., 0]
         bracket = _at_label(known.stats, cotangents, v)
-        exact = head.times(bracket, self.link.slope(z, torch), torch).to(dlogits.dtype)
+        exact = head.multiply(bracket, self.link.slope(z, torch), torch).to(dlogits.dtype)
         value = torch.where(self.here, exact, dlogits.gather(-1, y)[..., 0])
         return dlogits.scatter_(-1, y, value[..., None])
 

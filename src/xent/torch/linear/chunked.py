@@ -40,7 +40,7 @@ class ChunkedFunction:
     def __init__(self, places: Tensor | None, chunk_bytes: int | None, silent: Tensor | None = None) -> None:
         self.places, self.chunk_bytes, self.silent = places, chunk_bytes, silent
 
-    def step(self, logits: Tensor, part: slice, dloss: Any) -> tuple[tuple[Tensor, ...], Any]:
+    def evaluate_chunk(self, logits: Tensor, part: slice, dloss: Any) -> tuple[tuple[Tensor, ...], Any]:
         """By the kernels: the columns of a chunk, and the gradient of Σ dloss·column in its logits.
 
         Without ``dloss`` there is no gradient. The logits may be written over.
@@ -97,7 +97,7 @@ class ChunkedFunction:
     def sweep(self, operands: Operands, dloss: Any = None, wanted: Wanted | None = None) -> Any:
         """See `Projection.sweep`; gradients are as wide as they were summed."""
         with torch.no_grad(), torch.autocast(operands.inputs.device.type, enabled=False):
-            return self.projection(operands).sweep(self.step, dloss, wanted)
+            return self.projection(operands).sweep(self.evaluate_chunk, dloss, wanted)
 
     def projection(self, operands: Operands, copies: int = 1) -> TensorProjection:
         """The logits, chunk by chunk; so many matrices of a chunk's size share the budget."""

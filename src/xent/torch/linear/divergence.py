@@ -55,7 +55,7 @@ class Divergence(NamedTuple):
         teacher, omega = Operands(*self[:3]), self.sample_weight
         places = silent = None
         if leave_out and not modes.is_captured(operands.inputs):
-            places, (omega,) = valid_rows.counted(None, omega, None, (omega,), torch)
+            places, (omega,) = valid_rows.select_rows(None, omega, None, (omega,), torch)
         elif omega is not None:
             silent = omega == 0
             if modes.are_derived(omega):  # its derivative at 0 is the loss of the row, if it has one
@@ -89,20 +89,20 @@ class RowDivergences(ChunkedFunction):
         losses = (p * gap).sum(-1, dtype=torch.float64)
         return (losses if self.omega is None else self.omega[part] * losses,)
 
-    def step(self, logits: Tensor, part: slice, dloss: Any) -> tuple[tuple[Tensor, ...], Any]:
+    def evaluate_chunk(self, logits: Tensor, part: slice, dloss: Any) -> tuple[tuple[Tensor, ...], Any]:
         """See `ChunkedFunction`."""
         teacher_logits = self._teacher_logits(part)
         factor = None if self.omega is None else self.omega[part]
         pair = self._log_probs(logits, teacher_logits)
         losses, *slopes = _divergence_and_slopes(*pair)
-        column = head.times(factor, losses, torch)
+        column = head.multiply(factor, losses, torch)
         if dloss is None:
             return (column,), None
         upstream = torch.as_tensor(dloss, dtype=torch.float64, device=logits.device)
-        upstream = head.times(factor, upstream, torch) / self.temperature
+        upstream = head.multiply(factor, upstream, torch) / self.temperature
         upstream = upstream.expand(losses.shape)[:, None].to(pair[0].dtype)
         dstudent, dother = (
-            head.times(upstream, slope, torch) for slope in (slopes if self.is_reverse else slopes[::-1])
+            head.multiply(upstream, slope, torch) for slope in (slopes if self.is_reverse else slopes[::-1])
         )
         if self.dteacher is not None:
             _add(self.dteacher, self.teacher, self._place(part), dother.to(teacher_logits.dtype))
@@ -163,7 +163,7 @@ def losses(operands: Operands, divergence: Divergence) -> Tensor:
         if omega.requires_grad:
             counts = counts | _are_finite(operands.inputs, divergence.teacher_inputs)
     packed = Divergence(*divergence[:3], counts, *divergence[4:]).packed(operands.inputs.device)
-    return cast(Tensor, head.times(omega, linear_divergences(*operands, *packed), torch))
+    return cast(Tensor, head.multiply(omega, linear_divergences(*operands, *packed), torch))
 
 
 def _known(inputs: Sequence[Any]) -> tuple[Operands, Divergence]:

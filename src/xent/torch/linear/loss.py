@@ -78,11 +78,11 @@ def linear_cross_entropy(operands: Operands, call: Call, chunks: Chunks) -> Tens
     call = call.checked((*shape, num_classes))
     arguments.require_local(**call.by_name, bias=bias)
     arguments.require_together(**{call.names.logits: input}, **call.by_name)
-    flat = Operands(valid_rows.matrix(input), weight, bias)
+    flat = Operands(valid_rows.as_matrix(input), weight, bias)
     is_plain = chunked.is_plain(flat, *call.tensors)
     zero = zero_if_valid(call.targets, num_classes, call.spec.ignore_index, call.names.targets, call.validate)
     left, rows = rows_of(call, chunks.shift, num_classes, dtype, is_plain, flat.inputs)
-    scale = call.scale(rows.whole.total, rows.whole.rows)
+    scale = call.scale(rows.full_target.total, rows.full_target.rows)
     is_reduced = call.reduction != "none"
     if modes.is_recorded():
         program = LossProgram(call, chunks)
@@ -96,7 +96,7 @@ def linear_cross_entropy(operands: Operands, call: Call, chunks: Chunks) -> Tens
         if is_reduced and is_plain:
             return function.total(flat, scale).to(dtype)
         (losses,) = function.values(flat) if is_plain else function.derivable(flat)
-    loss = losses.sum() * scale if is_reduced else valid_rows.unflat(losses, shape, left)
+    loss = losses.sum() * scale if is_reduced else valid_rows.unflatten_rows(losses, shape, left)
     return (loss if zero is None else loss + zero).to(dtype)
 
 
@@ -105,18 +105,18 @@ def _derived_losses(operands: Operands, program: LossProgram, shape: tuple[int, 
     call, (shift, chunk_bytes) = program
     targets, class_weight, sample_weight, spec = call[:4]
     factors = None if class_weight is None else class_weight.double()
-    counts = valid_rows.further(
+    counts = valid_rows.align_targets(
         torch.ones(shape, dtype=torch.bool, device=targets.device), shift, False, torch
     )
     omega = counts.double()
     if sample_weight is not None:
-        omega = valid_rows.further(sample_weight.double(), shift, 0.0, torch)
+        omega = valid_rows.align_targets(sample_weight.double(), shift, 0.0, torch)
     if call.is_soft:
-        q = valid_rows.matrix(targets).to(devices.loss_dtype(operands.inputs))
+        q = valid_rows.as_matrix(targets).to(devices.loss_dtype(operands.inputs))
         t = targeting.from_probabilities(q, factors, omega, spec, torch)
     else:
         num_classes = operands.weight.shape[0]
-        y = valid_rows.further(readable(targets, num_classes, spec.ignore_index), shift, -1, torch)
+        y = valid_rows.align_targets(readable(targets, num_classes, spec.ignore_index), shift, -1, torch)
         t = targeting.from_labels(y, y < 0, num_classes, factors, omega, spec, torch)
     is_learnt = modes.are_derived(class_weight, sample_weight)
     t = silenced(t, spec, operands.inputs.isfinite().all(-1) if is_learnt else None)

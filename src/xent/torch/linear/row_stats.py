@@ -61,7 +61,9 @@ class Statistics(ChunkedFunction):
         stats = statistics.row_stats(logits, labels, self._dense(part), self.link, self.full)
         return tuple(getattr(stats, name) for name in self.names)
 
-    def step(self, logits: Tensor, part: slice, dloss: Tensor | None) -> tuple[tuple[Tensor, ...], Any]:
+    def evaluate_chunk(
+        self, logits: Tensor, part: slice, dloss: Tensor | None
+    ) -> tuple[tuple[Tensor, ...], Any]:
         """See `ChunkedFunction`; ``dloss`` has a column for each that is derived."""
         labels, dense = None if self.labels is None else self.labels[part], self._dense(part)
         if dense is not None:
@@ -101,7 +103,7 @@ class Statistics(ChunkedFunction):
         log_p = torch.where((softmax.dense == 0) & ~softmax.log_p.isfinite(), 0.0, softmax.log_p)
         if softmax.labels is not None:
             dsigma = torch.where(softmax.labels < 0, 0.0, dsigma)
-        slope = head.times(dsigma[:, None], log_p, torch)
+        slope = head.multiply(dsigma[:, None], log_p, torch)
         if ddense.ndim == 1:
             ddense += slope.sum(0)
         else:
@@ -134,7 +136,7 @@ def _function(inputs: Sequence[Any], ddense: Tensor | None = None) -> tuple[Oper
     ignored = None if labels is None else labels < 0
     index = silent = None
     if not modes.is_captured(x):
-        index, (labels,) = valid_rows.counted(ignored, counts, None, (labels,), torch)
+        index, (labels,) = valid_rows.select_rows(ignored, counts, None, (labels,), torch)
     elif counts is not None:
         silent = ~counts if ignored is None else ignored | ~counts
     else:

@@ -11,7 +11,7 @@ from xent.core import target as targeting
 from xent.core.spec import LossSpec
 from xent.core.target import Target
 from xent.engine import valid_rows
-from xent.engine.valid_rows import ChunkLoss, Rows
+from xent.engine.valid_rows import ChunkLoss, ValidRows
 from xent.torch import devices, modes, operators, statistics
 from xent.torch.arguments import Call
 from xent.torch.linear.chunked import ChunkedFunction, Operands
@@ -35,7 +35,7 @@ def rows_of(
     dtype: torch.dtype,
     leave_out: bool,
     inputs: Tensor | None = None,
-) -> tuple[tuple[int, ...], Rows]:
+) -> tuple[tuple[int, ...], ValidRows]:
     """(the shape of the losses, the rows that count), for a loss of ``dtype``.
 
     ``leave_out=True`` synchronises with a GPU. Otherwise rows that do not count are marked as silent; if
@@ -44,56 +44,59 @@ def rows_of(
     leave_out = leave_out and not modes.is_captured(call.targets)
     spec = call.spec
     shape = call.targets.shape[:-1] if call.is_soft else call.targets.shape
-    left, place = valid_rows.shifted(shape, shift, torch, call.targets.device)
+    left, place = valid_rows.shifted_rows(shape, shift, torch, call.targets.device)
     factors = None if call.class_weight is None else call.class_weight.double()
-    omega = valid_rows.flat(None if call.sample_weight is None else call.sample_weight.double(), shift)
-    rows: Rows
+    omega = valid_rows.flatten_rows(
+        None if call.sample_weight is None else call.sample_weight.double(), shift
+    )
+    rows: ValidRows
     if call.is_soft:
-        q = valid_rows.matrix(call.targets)
-        rows = valid_rows.of_probabilities(
+        q = valid_rows.as_matrix(call.targets)
+        rows = valid_rows.probability_rows(
             q, shift, factors, omega, spec, place, lambda x: x.to(dtype), torch, leave_out
         )
     else:
-        y = readable(valid_rows.flat(call.targets, shift), num_classes, spec.ignore_index)
-        rows = valid_rows.of_labels(y, y < 0, num_classes, factors, omega, spec, place, torch, leave_out)
+        y = readable(valid_rows.flatten_rows(call.targets, shift), num_classes, spec.ignore_index)
+        rows = valid_rows.label_rows(y, y < 0, num_classes, factors, omega, spec, place, torch, leave_out)
     if leave_out:
         return left, rows
     finite = None
     if inputs is not None and modes.are_derived(call.class_weight, call.sample_weight):
         finite = inputs.isfinite().all(-1)
-        finite = finite if rows.places is None else finite[rows.places]
-    marked = silenced(rows.whole, spec, finite)
+        finite = finite if rows.row_index is None else finite[rows.row_index]
+    marked = silenced(rows.full_target, spec, finite)
     return left, rows if marked.labels is None else SilentRows(rows, marked)
 
 
-class SilentRows(Rows):
-    """Rows of which those with a label of −1 in ``whole`` have loss and gradient 0."""
+class SilentRows(ValidRows):
+    """ValidRows of which those with a label of −1 in ``full_target`` have loss and gradient 0."""
 
-    def __init__(self, rows: Rows, whole: Target) -> None:
-        self.rows, self.places, self.whole, self.silent = rows, rows.places, whole, whole.labels < 0
+    def __init__(self, rows: ValidRows, full_target: Target) -> None:
+        self.rows, self.row_index = rows, rows.row_index
+        self.full_target, self.silent = full_target, full_target.labels < 0
 
-    def measure(self, part: slice) -> Target:
-        """See `Rows`."""
-        marked, own = targeting.part(self.whole, part), self.rows.measure(part)
-        alpha = marked.alpha if self.whole.dense is None else own.alpha
+    def target(self, part: slice) -> Target:
+        """See `ValidRows`."""
+        marked, own = targeting.row_slice(self.full_target, part), self.rows.target(part)
+        alpha = marked.alpha if self.full_target.dense is None else own.alpha
         return own._replace(labels=marked.labels, alpha=alpha, weight=marked.weight)
 
 
 class RowLosses(ChunkedFunction):
-    """The losses of `Rows`: one column."""
+    """The losses of `ValidRows`: one column."""
 
-    def __init__(self, rows: Rows, spec: LossSpec, chunk_bytes: int | None) -> None:
-        super().__init__(rows.places, chunk_bytes, rows.silent)
+    def __init__(self, rows: ValidRows, spec: LossSpec, chunk_bytes: int | None) -> None:
+        super().__init__(rows.row_index, chunk_bytes, rows.silent)
         self.rows, self.spec = rows, spec
         self.by_kernels = ChunkLoss(rows, spec, devices, torch)
 
-    def step(self, logits: Tensor, part: slice, dloss: Any) -> tuple[tuple[Tensor, ...], Any]:
+    def evaluate_chunk(self, logits: Tensor, part: slice, dloss: Any) -> tuple[tuple[Tensor, ...], Any]:
         """See `ChunkedFunction`."""
-        return self.by_kernels.step(logits, part, dloss)
+        return self.by_kernels.evaluate_chunk(logits, part, dloss)
 
     def columns(self, logits: Tensor, part: slice) -> tuple[Tensor, ...]:
         """See `ChunkedFunction`."""
-        t = self.rows.measure(part)
+        t = self.rows.target(part)
         stats = statistics.row_stats(logits, t.labels, t.dense, self.spec.link)
         return (head.row_losses(stats, t, self.spec, torch),)
 

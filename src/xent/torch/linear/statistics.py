@@ -68,7 +68,7 @@ def linear_row_statistics(
     arguments.require_local(inputs=inputs, weight=weight, labels=labels)
     operands = linear_loss.checked(inputs, weight, bias, ("inputs", "weight", "bias"))
     shape, num_classes = operands.inputs.shape[:-1], weight.shape[0]
-    flat = operands._replace(inputs=valid_rows.matrix(operands.inputs))
+    flat = operands._replace(inputs=valid_rows.as_matrix(operands.inputs))
     is_plain = chunked.is_plain(flat, labels)
     zero: Tensor | None = None
     if labels is not None:
@@ -76,25 +76,25 @@ def linear_row_statistics(
         arguments.require_together(inputs=inputs, labels=labels)
         zero = zero_if_valid(labels, num_classes, spec.ignore_index, "labels", validate)
     link, budget = spec.link, _share(chunk_bytes, inputs)
-    left, index = valid_rows.shifted(shape, shift, torch, inputs.device)
+    left, index = valid_rows.shifted_rows(shape, shift, torch, inputs.device)
     y: Tensor | None = None
     if modes.is_recorded():
         counts: Tensor | None = None
         if labels is not None:
-            y = valid_rows.further(readable(labels, num_classes, spec.ignore_index), shift, -1, torch)
+            y = valid_rows.align_targets(readable(labels, num_classes, spec.ignore_index), shift, -1, torch)
         elif shift:
-            counts = valid_rows.further(inputs.new_ones(shape, dtype=torch.bool), shift, False, torch)
+            counts = valid_rows.align_targets(inputs.new_ones(shape, dtype=torch.bool), shift, False, torch)
         stats = row_stats.row_stats(flat, y, None, counts, 0, link, True, budget)
         found: Any = tuple(column for column in stats if column is not None)
     else:
         if labels is not None:
-            y = readable(valid_rows.flat(labels, shift), num_classes, spec.ignore_index)
+            y = readable(valid_rows.flatten_rows(labels, shift), num_classes, spec.ignore_index)
             if is_plain and not modes.is_captured(y):
-                index, (y,) = valid_rows.counted(y < 0, None, index, (y,), torch)
+                index, (y,) = valid_rows.select_rows(y < 0, None, index, (y,), torch)
         silent = None if y is None or is_plain else y < 0
         function = Statistics(index, y, None, 0, link, True, budget, silent)
         found = function.values(flat) if is_plain else function.derivable(flat)
-    lse, *log_prob, entropy, argmax = (valid_rows.unflat(c, shape, left) for c in found)
+    lse, *log_prob, entropy, argmax = (valid_rows.unflatten_rows(c, shape, left) for c in found)
     if zero is not None:
         lse, log_prob = lse + zero, [log_prob[0] + zero]
     dtype = devices.loss_dtype(inputs)
@@ -180,8 +180,8 @@ def linear_kl_divergence(
     of_teacher = dict(zip(names, (teacher_inputs, teacher_weight, teacher_bias), strict=True))
     arguments.require_together(inputs=inputs, **of_teacher, sample_weight=sample_weight)
     denominator = arguments.as_denominator(denominator)
-    flat = student._replace(inputs=valid_rows.matrix(student.inputs))
-    known = teacher._replace(inputs=valid_rows.matrix(teacher.inputs))
+    flat = student._replace(inputs=valid_rows.as_matrix(student.inputs))
+    known = teacher._replace(inputs=valid_rows.as_matrix(teacher.inputs))
     omega = None if sample_weight is None else sample_weight.double().reshape(-1)
     divisor = denominator if isinstance(denominator, Tensor) else None
     is_plain = chunked.is_plain(flat, *known, omega, divisor)
