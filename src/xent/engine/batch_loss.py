@@ -29,7 +29,7 @@ def mean_loss_and_grad(z: Array, y: Array, buffer: Callable[[Array], Array]) -> 
     if not (z.flags.aligned and y.flags.aligned and y.flags.c_contiguous):
         return None
     out, scale = buffer(z), 1.0 / y.size
-    loss_sum = cpu.label_losses_and_grad(z, y, scale, out)
+    loss_sum = cpu.label_loss_sum_and_grad(z, y, scale, out)
     return None if loss_sum is None else (z.dtype.type(loss_sum * scale), out)
 
 

@@ -1,4 +1,4 @@
-"""The C++ kernels on NumPy arrays: layouts to strides, dtypes to what they compute in."""
+"""The C++ kernels on NumPy arrays: converts layouts to strides and dtypes to those of the arithmetic."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ all_within = _native.all_within  # whether all of an array is in [0, upper]
 array_sum = _native.total  # Σ of a contiguous float64 array, in NumPy's order, on all threads
 
 FIELDS = {
-    name: (place, np.dtype(np.int64 if name == "argmax" else np.float64))
-    for place, name in enumerate(RowStats._fields)
+    name: (position, np.dtype(np.int64 if name == "argmax" else np.float64))
+    for position, name in enumerate(RowStats._fields)
 }
 
 
@@ -36,7 +36,7 @@ def set_isa(name: str) -> str:
 def row_stats(
     logits: Array, labels: Array | None, dense: Array | None, link: Link, want: tuple[str, ...]
 ) -> RowStats:
-    """See `contract.Kernels`."""
+    """Row statistics in one read of the logits."""
     stats = _empty(logits, labels, want)
     if logits.size:
         z, v = _rows(logits, dense)
@@ -53,11 +53,11 @@ def row_grad(
     cotangents: Cotangents,
     out: Array | None = None,
 ) -> Array:
-    """See `contract.Kernels`."""
+    """Equation (2), from known statistics."""
     out = np.empty_like(logits, subok=False) if out is None else out
     if logits.size:
         z, v, dz = _rows(logits, dense, out)
-        dl, dx, ds = coefficients_of(cotangents)
+        dl, dx, ds = native_coefficients(cotangents)
         _native.row_grad(
             logits=z,
             labels=labels,
@@ -85,12 +85,12 @@ def row_stats_and_grad(
     want: tuple[str, ...],
     out: Array | None = None,
 ) -> tuple[RowStats, Array]:
-    """See `contract.Kernels`."""
+    """Statistics and gradient in one read, for cotangents that are known before."""
     out = np.empty_like(logits, subok=False) if out is None else out
     stats = _empty(logits, labels, want)
     if logits.size:
         z, v, dz = _rows(logits, dense, out)
-        dl, dx, ds = coefficients_of(cotangents)
+        dl, dx, ds = native_coefficients(cotangents)
         _native.row_stats_and_grad(
             z, labels, v, 1.0 / link.temperature, link.softcap or 0.0, dl, dx, ds, dz, *stats[:4]
         )
@@ -98,10 +98,10 @@ def row_stats_and_grad(
     return stats, out
 
 
-def label_losses_and_grad(logits: Array, labels: Array, scale: float, out: Array) -> float | None:
-    """Σ −x, and ``scale (p − e_y)`` into ``out``, of (N, K) and labels: `row_stats_and_grad` in short.
+def label_loss_sum_and_grad(logits: Array, labels: Array, scale: float, out: Array) -> float | None:
+    """Σ −x of (N, K) and labels; writes ``scale (p − e_y)`` to ``out``. A short `row_stats_and_grad`.
 
-    None if a label is no class, or marks a row to leave out.
+    None if a label is out of range or negative.
     """
     if not all_in_range(labels, logits.shape[1]):
         return None
@@ -122,12 +122,12 @@ def row_hvp(
     vector: Array,
     out: Array | None = None,
 ) -> Array:
-    """See `contract.Kernels`."""
+    """Equation (3): the Hessian of the loss in the logits, times ``vector``."""
     out = np.empty_like(logits, subok=False) if out is None else out
     if logits.size:
         z, v, product, r = _rows(logits, dense, out, vector)
-        dl, dx, ds = coefficients_of(cotangents)
-        ddl, ddx = coefficients_of(curvatures)
+        dl, dx, ds = native_coefficients(cotangents)
+        ddl, ddx = native_coefficients(curvatures)
         _native.row_hvp(
             logits=z,
             labels=labels,
@@ -147,19 +147,19 @@ def row_hvp(
 
 
 def _empty(logits: Array, labels: Array | None, want: tuple[str, ...]) -> RowStats:
-    """Room for the statistics; what they are of no classes where there is nothing to compute them from."""
+    """Uninitialised statistics; if ``logits`` is empty, those of rows without classes."""
     new = np.empty if logits.size else np.zeros
     stats: list[Array | None] = [None] * len(RowStats._fields)
     for name in want:
-        place, dtype = FIELDS[name]
-        stats[place] = column = new(logits.shape[:-1], dtype)
+        position, dtype = FIELDS[name]
+        stats[position] = column = new(logits.shape[:-1], dtype)
         if name == "lse" and not logits.size:
             column[...] = -np.inf if labels is None else np.where(labels < 0, 0.0, -np.inf)
     return RowStats(*stats)
 
 
-def coefficients_of(columns: tuple[Array | float, ...]) -> list[Array | float]:
-    """One coefficient a row, or one for all, as the native functions take them."""
+def native_coefficients(columns: tuple[Array | float, ...]) -> list[Array | float]:
+    """Coefficients as native functions take them: contiguous float64 columns, or floats for all rows."""
     return [c if type(c) is float else _column(c) for c in columns]
 
 
@@ -169,24 +169,24 @@ def _column(c: Array | float) -> Array | float:
     return float(c)
 
 
-def _rows(logits: Array, dense: Array | None, *more: Array) -> tuple[Any, ...]:
+def _rows(logits: Array, dense: Array | None, *others: Array) -> tuple[Any, ...]:
     """All arrays as (rows, K) or (outer, inner, K) views; ``dense`` in the compute type, second."""
     if dense is None and logits.ndim == 2 and logits.dtype.kind == "f":
-        return (logits, None, *more)
+        return (logits, None, *others)
     if dense is not None:
         dense = dense.astype(np.float64 if logits.dtype.char == "d" else np.float32, copy=False)
-    whole = [logits, *more] if dense is None or dense.ndim == 1 else [logits, *more, dense]
+    arrays = [logits, *others] if dense is None or dense.ndim == 1 else [logits, *others, dense]
     if logits.ndim != 2:
-        whole = _collapsed(whole)
-    if logits.dtype.kind == "V":  # bfloat16, as its bits
-        whole = [x.view(np.uint16) if x.dtype.kind == "V" else x for x in whole]
+        arrays = _collapsed(arrays)
+    if logits.dtype.kind == "V":  # bfloat16 is read as its bits
+        arrays = [x.view(np.uint16) if x.dtype.kind == "V" else x for x in arrays]
     if dense is None:
-        return (whole[0], None, *whole[1:])
-    return (whole[0], dense, *whole[1:]) if dense.ndim == 1 else (whole[0], whole[-1], *whole[1:-1])
+        return (arrays[0], None, *arrays[1:])
+    return (arrays[0], dense, *arrays[1:]) if dense.ndim == 1 else (arrays[0], arrays[-1], *arrays[1:-1])
 
 
 def _collapsed(arrays: list[Array]) -> list[Array]:
-    """The leading axes merged into two, (outer, inner, K), without a copy where the strides allow it."""
+    """The arrays as (outer, inner, K): the leading axes are merged into two, without a copy if possible."""
     shape = arrays[0].shape
     for split in range(len(shape)):
         merged = (math.prod(shape[:split]), math.prod(shape[split:-1]), shape[-1])
@@ -198,6 +198,6 @@ def _collapsed(arrays: list[Array]) -> list[Array]:
 
 
 def _write_back(view: Array, out: Array) -> None:
-    """``view`` is a copy of ``out`` if its leading axes could not be merged."""
+    """Copy ``view`` to ``out`` if it is a copy, since the leading axes could not be merged."""
     if view is not out and out.ndim > 2 and not np.may_share_memory(out, view):
         out[...] = view.view(out.dtype).reshape(out.shape)

@@ -1,4 +1,4 @@
-"""How labels fare among the classes of a few rows, and sums of that."""
+"""The native functions of `xent eval`: per-row results of a block of rows, and sums over rows."""
 
 from xent.kernels import _native
 

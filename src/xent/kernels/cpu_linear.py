@@ -1,14 +1,14 @@
 """A linear model in one read of its features: logits, statistics and gradient, a block of rows at a time.
 
 The logits of a row are ``features @ weight.T + bias``, after a 0 if ``zero_class``: two classes then need
-one row of weights. Like the kernels of `contract` this knows no options, and what a row that is not read
-holds does not matter. Cotangents must be known beforehand: where they depend on the statistics, call
-`linear_stats` first.
+one row of weights. Like the kernels of `contract` these functions know no options, and ignore the values of
+rows that are not read. Cotangents must be known before: if they depend on the statistics, call `linear_stats`
+first.
 
-Against the same kernels between two BLAS products, in blocks that stay in the cache (float32, one thread,
-OpenBLAS on AVX-512): 784 features, 10 classes: 2.5 times as fast; 32: 1.3; 64: 1.2; 128: 1.1; 256: 0.95;
-512: 0.85. With 30 features and 3 classes 3.8; with 5,000 and 10, 1.9, and with 5,000 and 128, 0.9. So up to
-about 128 classes the choice is this, beyond 200 the two products.
+Speed relative to the row kernels between two BLAS products, in blocks that stay in the cache (float32, one
+thread, OpenBLAS on AVX-512): with 784 features and 10 classes 2.5, 32 classes 1.3, 64: 1.2, 128: 1.1, 256:
+0.95, 512: 0.85; with 30 features and 3 classes 3.8; with 5,000 features and 10 classes 1.9, 128 classes 0.9.
+So this kernel is the faster choice up to about 128 classes, two BLAS products beyond 200.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ def linear_stats_and_grad(
     *,
     zero_class: bool = False,
 ) -> tuple[RowStats, Array, Array]:
-    """`linear_stats`, and the gradient in the weight (C, D) and in a bias (C,), float64.
+    """`linear_stats`, and the float64 gradients of the weight (C, D) and of a bias (C,).
 
     The gradient of the logits is summed in the dtype of the arithmetic within a block of rows and in
     float64 over blocks, in the same order for every number of threads.
@@ -68,7 +68,7 @@ def linear_stats_and_grad(
     stats, dweight, dbias = _empty(features, want), *_gradient(weight)
     if len(features):
         model = _model(features, weight, bias, labels, dense, link, zero_class)
-        dl, dx, ds = cpu.coefficients_of(cotangents)
+        dl, dx, ds = cpu.native_coefficients(cotangents)
         _native.linear_stats_and_grad(
             **model,
             dl=dl,
@@ -102,8 +102,8 @@ def linear_hvp(
     dweight, dbias = _gradient(weight)
     if len(features):
         model = _model(features, weight, bias, labels, dense, link, zero_class)
-        dl, dx, ds = cpu.coefficients_of(cotangents)
-        ddl, ddx = cpu.coefficients_of(curvatures)
+        dl, dx, ds = cpu.native_coefficients(cotangents)
+        ddl, ddx = cpu.native_coefficients(curvatures)
         vector, vector_bias = _parameters(vector, vector_bias, model["weight"].dtype)
         _native.linear_hvp(
             **model,
@@ -137,7 +137,7 @@ def _model(
     link: Link,
     zero_class: bool,
 ) -> dict[str, Any]:
-    """Arguments that all calls have, in the dtype of the arithmetic."""
+    """The arguments that all native calls share, in the dtype of the arithmetic."""
     dtype = np.result_type(features, weight)
     weight, bias = _parameters(weight, bias, dtype)
     return {

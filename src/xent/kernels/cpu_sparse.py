@@ -1,4 +1,4 @@
-"""Sparse matrices: whether one is sound, and CSR times dense, 2.5 times as fast as SciPy's on one thread."""
+"""Sparse matrices: a check of their indices, and CSR times dense, on one thread 2.5 times SciPy's speed."""
 
 from __future__ import annotations
 
@@ -13,23 +13,23 @@ Array = np.ndarray[Any, Any]
 
 
 def product(x: Any, dense: Array) -> Array:
-    """``x (N, D) @ dense (D, C)``, both of float32 or of float64: the same bits on any number of threads."""
+    """``x (N, D) @ dense (D, C)``, both float32 or float64; the same bits for any number of threads."""
     out = np.empty((x.shape[0], dense.shape[1]), dense.dtype)
-    _native.csr_product(x.data, *_of_one_dtype(x.indices, x.indptr), np.ascontiguousarray(dense), out)
+    _native.csr_product(x.data, *_common_index_dtype(x.indices, x.indptr), np.ascontiguousarray(dense), out)
     return out
 
 
 def require_sound(x: Any, name: str = "X") -> None:
-    """Raise ValueError where a sparse ``x`` points outside of itself: SciPy's products read what lies there.
+    """Raise ValueError if an index of a sparse ``x`` is out of range: SciPy would read out of bounds.
 
-    One read of the indices. Unsorted and repeated ones are sound.
+    Reads the indices once. Unsorted and repeated indices are allowed.
     """
     if not scipy.sparse.issparse(x):
         return
     if x.format == "coo":
         for axis, (index, size) in enumerate(zip(x.coords, x.shape, strict=True)):
             _require_within(index, size, f"`{name}.coords[{axis}]`")
-    if x.format not in ("csr", "csc", "bsr") or x.ndim != 2:  # others are built anew by SciPy
+    if x.format not in ("csr", "csc", "bsr") or x.ndim != 2:  # SciPy converts the other formats
         return
     block = x.blocksize if x.format == "bsr" else (1, 1)
     lines, width = (size // step for size, step in zip(x.shape, block, strict=True))
@@ -46,7 +46,7 @@ def require_sound(x: Any, name: str = "X") -> None:
             f"`{name}` of shape {x.shape} must have as many indices as entries, and {lines + 1} places in "
             f"`indptr`; got {len(x.indices)} indices, {len(x.data)} entries, {len(x.indptr)} places"
         )
-    if _native.csr_is_sound(*_of_one_dtype(x.indices, x.indptr), width):
+    if _native.csr_is_sound(*_common_index_dtype(x.indices, x.indptr), width):
         return
     rises = np.diff(x.indptr.astype(np.int64), prepend=0, append=len(x.indices)) >= 0
     if x.indptr[0] != 0 or not rises.all():
@@ -65,8 +65,8 @@ def _require_within(index: Array, size: int, name: str) -> None:
         raise ValueError(f"{name} must be in [0, {size}); got {index[at]} at entry {at}")
 
 
-def _of_one_dtype(columns: Array, starts: Array) -> tuple[Array, Array]:
-    """As the kernels take them; SciPy leaves them of two dtypes where one was written by hand."""
+def _common_index_dtype(columns: Array, starts: Array) -> tuple[Array, Array]:
+    """Both index arrays as int32 or int64, contiguous; SciPy allows two dtypes in one matrix."""
     dtype = np.int32 if columns.dtype == starts.dtype == np.int32 else np.int64
     columns, starts = (np.require(x, dtype, ["C", "A"]) for x in (columns, starts))
     return columns, starts

@@ -1,6 +1,6 @@
 """Equations (1)–(3) in float64 NumPy, by `core.softmax`: the oracle of the tests.
 
-It fulfils ``contract.Kernels`` with whole-array expressions and no thought of speed.
+It implements ``contract.Kernels`` with whole-array expressions, without regard to speed.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ def row_stats_and_grad(
     want: tuple[str, ...],
     out: Array = None,
 ) -> tuple[RowStats, Array]:
-    """Both, one after the other."""
+    """The statistics, then the gradient."""
     stats = row_stats(logits, labels, dense, link, want)
     return stats, row_grad(logits, labels, dense, link, stats, cotangents, out)
 
@@ -74,7 +74,7 @@ def _softmax(logits: Array, labels: Array, dense: Array, link: Link) -> Softmax:
 
 
 def _written(value: Array, coefficients: tuple[Array, ...], out: Array) -> Array:
-    """``value`` in ``out``: 0 in rows whose coefficients are all 0."""
+    """``value``, copied to ``out`` if given, with 0 in rows whose coefficients are all 0."""
     silent = np.all([np.broadcast_to(c, value.shape[:-1]) == 0 for c in coefficients], axis=0)
     value = np.where(silent[..., None], 0.0, value)
     if out is None:

@@ -1,6 +1,6 @@
 """The Triton kernels on PyTorch tensors of a GPU: layouts to strides, and how a row is cut into tiles.
 
-No host waits for the device: nothing here reads a tensor's values, and no buffer but the results is needed.
+The host never waits for the device: no code here reads a tensor's values. Only the results are allocated.
 Without a GPU the same code runs on CPU tensors in Triton's interpreter (``TRITON_INTERPRET=1``).
 """
 
@@ -20,34 +20,34 @@ from xent.kernels.triton import device
 Tensor = torch.Tensor
 
 # Elements of 4 bytes that a program keeps in registers: 32 threads × 32 warps × 32 registers. A row of more
-# classes is read again. Each further array that is kept, and each that is twice as wide, halves it.
+# classes is read twice. The number halves for each other array kept, and for elements of twice the width.
 HELD = 32768
-CHUNK = 8192  # elements of such a longer row that are in flight at a time
-PROGRAMS = 2048  # of a kernel that has no rows: enough for every multiprocessor
+CHUNK = 8192  # elements of a longer row that are loaded at a time
+PROGRAMS = 2048  # of a kernel without rows: enough for every multiprocessor
 
 
 class Plan(NamedTuple):
-    """How the rows are cut: constants of a compilation."""
+    """The tile shape: constants of a compilation."""
 
     rows: int  # of a tile
     block: int  # classes of a tile, a power of 2
-    held: bool  # whether a tile is as long as a row
+    held: bool  # whether a tile spans a whole row
     warps: int
 
 
 def plan(num_classes: int, across: bool, weight: int, keeps: bool) -> Plan:
-    """Tiles for the reducing kernel.
+    """Tile shape for the reducing kernel.
 
-    ``across`` says that it is neighbouring rows, not classes, that are neighbours in memory; ``weight`` how
-    many registers an element of the tile takes, by the arrays that are read with it, the width of the
-    arithmetic and the link; ``keeps`` that the row is wanted again, for a gradient.
+    ``across``: rows, not classes, are contiguous in memory. ``weight``: the registers for an element of the
+    tile, which depend on the arrays read with it, the width of the arithmetic and the link. ``keeps``: the
+    row is needed again, for a gradient.
     """
-    weight = min(weight, 4)  # 8 elements a thread: 16 bytes even of two each
+    weight = min(weight, 4)  # 8 elements a thread: 16 bytes even if an element has 2
     block = triton.next_power_of_2(num_classes)
     if across:
         block = block if block <= 32 else 16
         rows = max(32, 512 // block)
-        weight *= 2  # for the numbers of the rows themselves, many in one thread
+        weight *= 2  # for the values of the rows themselves, many in one thread
     elif block > (HELD if keeps else CHUNK) // weight:
         block, rows = CHUNK // weight, 1
     else:
@@ -58,7 +58,7 @@ def plan(num_classes: int, across: bool, weight: int, keeps: bool) -> Plan:
 def row_stats(
     logits: Tensor, labels: Tensor | None, dense: Tensor | None, link: Link, want: tuple[str, ...]
 ) -> RowStats:
-    """See `contract.Kernels`."""
+    """Row statistics in one read of the logits."""
     stats = _empty(logits, labels, want)
     _reduce(logits, labels, dense, link, stats)
     return stats
@@ -73,7 +73,7 @@ def row_stats_and_grad(
     want: tuple[str, ...],
     out: Tensor | None = None,
 ) -> tuple[RowStats, Tensor]:
-    """See `contract.Kernels`."""
+    """Statistics and gradient in one read, for cotangents that are known before."""
     stats = _empty(logits, labels, want)
     out = torch.empty_like(logits) if out is None else out
     _reduce(logits, labels, dense, link, stats, (*cotangents, 0.0, 0.0), None, out)
@@ -90,7 +90,7 @@ def row_hvp(
     vector: Tensor,
     out: Tensor | None = None,
 ) -> Tensor:
-    """See `contract.Kernels`."""
+    """Equation (3): the Hessian of the loss in the logits, times ``vector``."""
     out = torch.empty_like(logits) if out is None else out
     _reduce(logits, labels, dense, link, RowStats(), (*cotangents, *curvatures), vector, out)
     return out
@@ -105,7 +105,7 @@ def row_grad(
     cotangents: Cotangents,
     out: Tensor | None = None,
 ) -> Tensor:
-    """See `contract.Kernels`."""
+    """Equation (2), from known statistics."""
     out = torch.empty_like(logits) if out is None else out
     if not logits.numel():
         return out
@@ -114,13 +114,13 @@ def row_grad(
         block = min(triton.next_power_of_2(tiles.num_classes), 32 if tiles.across else 2048 // weight)
         rows = max(1, 1024 // block)
         chunks = triton.cdiv(tiles.num_classes, block)
-        known = tuple(_rows_of(s, logits) for s in (stats.lse, stats.log_prob, stats.mass))
+        columns = tuple(_as_column(s, logits) for s in (stats.lse, stats.log_prob, stats.mass))
         device.grad[(tiles.count(rows) * chunks,)](
             tiles.strided(0),
             _labels(labels),
             tiles.strided(1),
             tiles.strided(3),
-            known,
+            columns,
             *_coefficients(cotangents, logits),
             1.0 / link.temperature,
             link.softcap or 0.0,
@@ -138,7 +138,7 @@ def row_grad(
 
 
 def rescale(array: Tensor, factor: Tensor) -> Tensor:
-    """``array``, dense in memory, times a number (0-d) on its device, in place; if that is 1, at no cost."""
+    """Multiply ``array``, dense in memory, in place by a 0-d tensor; a factor of 1 costs nothing."""
     block, count = 2048, array.numel()
     if count:
         with torch.cuda.device_of(array):  # type: ignore[no-untyped-call]
@@ -158,7 +158,7 @@ def _reduce(
     vector: Tensor | None = None,
     out: Tensor | None = None,
 ) -> None:
-    """The kernel `rows`: statistics, and ``out`` if it is there."""
+    """Launch the kernel `rows`: it writes the statistics, and ``out`` if it is given."""
     has_stats = any(s is not None for s in stats)
     if not logits.numel() or (out is None and not has_stats):
         return
@@ -195,10 +195,10 @@ class _Tiles:
         self, logits: Tensor, dense: Tensor | None, vector: Tensor | None, out: Tensor | None
     ) -> None:
         shared = dense is not None and dense.ndim == 1
-        whole = [logits, None if shared else dense, vector, out]
-        merged, self.copied = _collapsed([x.detach().resolve_neg() for x in whole if x is not None])
+        arrays = [logits, None if shared else dense, vector, out]
+        merged, self.copied = _collapsed([x.detach().resolve_neg() for x in arrays if x is not None])
         views = iter(merged)
-        self.views = [None if x is None else next(views) for x in whole]
+        self.views = [None if x is None else next(views) for x in arrays]
         shape = merged[0].shape
         if shared:
             assert dense is not None
@@ -227,25 +227,25 @@ class _Tiles:
             self.out.copy_(written.view(self.out.shape))
 
     def count(self, rows: int) -> int:
-        """How many tiles of that many rows there are."""
+        """The number of tiles of ``rows`` rows."""
         return self.outer * -(-self.inner // rows)
 
     def counts(self, rows: int) -> tuple[int, int, int]:
-        """inner, tiles, classes as the kernels take them."""
+        """(inner, tiles, classes), in the units of the kernels."""
         return self.inner // self.row_unit, -(-self.inner // rows), self.num_classes // self.unit
 
-    def strided(self, place: int) -> tuple[Any, ...] | None:
-        """An array and its strides, those of rows in units."""
-        x = self.views[place]
+    def strided(self, position: int) -> tuple[Any, ...] | None:
+        """(array, strides of outer, row, class), strides of rows in units; None if there is no array."""
+        x = self.views[position]
         if x is None:
             return None
         outer, row, column = x.stride()
-        outer = outer if self.outer > 1 else 0  # it would name the number of rows
+        outer = outer if self.outer > 1 else 0  # else the stride would depend on the number of rows
         return x, outer // self.unit, row // self.unit, column
 
 
 def _collapsed(arrays: list[Tensor]) -> tuple[list[Tensor], bool]:
-    """The leading axes merged into two, (outer, inner, K); and whether that took copies."""
+    """(the arrays as (outer, inner, K), with the leading axes merged into two; whether they are copies)."""
     shape = arrays[0].shape
     for split in range(max(len(shape) - 1, 1)):
         merged = (math.prod(shape[:split]), math.prod(shape[split:-1]), shape[-1])
@@ -257,7 +257,7 @@ def _collapsed(arrays: list[Tensor]) -> tuple[list[Tensor], bool]:
 
 
 def _empty(logits: Tensor, labels: Tensor | None, want: tuple[str, ...]) -> RowStats:
-    """Room for the statistics; what they are of no classes where there is nothing to compute them from."""
+    """Uninitialised statistics; if ``logits`` is empty, those of rows without classes."""
     new = torch.empty if logits.numel() else torch.zeros
     stats = {
         name: new(
@@ -278,30 +278,30 @@ def _labels(labels: Tensor | None) -> Tensor | None:
     return None if labels is None else labels.to(torch.int64).reshape(-1).contiguous()
 
 
-def _rows_of(column: Tensor | None, logits: Tensor) -> Tensor | None:
-    """(...) as one contiguous float64 column."""
+def _as_column(column: Tensor | None, logits: Tensor) -> Tensor | None:
+    """A statistic or coefficient (...) as a contiguous float64 column."""
     if column is None:
         return None
     return column.detach().resolve_neg().to(torch.float64).expand(logits.shape[:-1]).reshape(-1).contiguous()
 
 
 def _coefficients(values: tuple[Any, ...], logits: Tensor) -> list[Any]:
-    """Each as (column, number), one of which counts."""
+    """(column, 0) for a tensor and (None, number) for a number, flattened."""
     pairs: list[Any] = []
     for c in values:
         is_column = isinstance(c, Tensor)
-        pairs += (_rows_of(c, logits), 0.0) if is_column else (None, float(c))
+        pairs += (_as_column(c, logits), 0.0) if is_column else (None, float(c))
     return pairs
 
 
 def _registers(p: Plan, logits: Tensor, vector: Tensor | None) -> dict[str, int]:
-    """Left to itself, ptxas spills in a Hessian product what does not fit into 64 registers."""
+    """The limit of registers: in a Hessian product ptxas would spill beyond 64 by default."""
     narrow = vector is not None and p.rows <= 32 and p.warps <= 8 and logits.itemsize < 8
     return {"maxnreg": 128} if narrow and torch.version.hip is None else {}
 
 
 def _precision(logits: Tensor) -> dict[str, Any]:
-    """The dtype of the arithmetic, and the terms of Taylor's sum for ``expm1`` in it."""
+    """The dtype of the arithmetic, and the number of Taylor terms of ``expm1``."""
     if logits.dtype == torch.float64:
         return {"F": tl.float64, "TERMS": 17}
     return {"F": tl.float32, "TERMS": 9}

@@ -1,21 +1,20 @@
 """The device code: row statistics, equations (2) and (3) on a tile of ROWS × BLOCK logits.
 
-Two kernels. `rows` reduces rows: where BLOCK holds a whole row (HELD), the gradient comes from the same
-registers as the statistics, in one read; else a loop gathers the statistics and a second one writes. `grad`
-knows the statistics and needs no reduction. Both compute in F: float64 for float64, float32 for all others.
+Two kernels. `rows` reduces rows: if BLOCK holds a whole row (HELD), statistics and gradient come from the
+same registers, in one read; else one loop computes the statistics and a second one the gradient. `grad` gets
+the statistics as arguments and needs no reduction. Both compute in F: float64 for float64, else float32.
 
-u = w·factor, where w is the logit itself or, with a softcap, u: so that without one the shift by the largest
-logit comes before the multiplication, and is exact. Strides of rows are in units of UNIT elements, counts of
-classes too, so that the compiler sees how they are aligned.
+u = w·factor, where w is the logit, or u with a softcap. Without a softcap the largest logit is thus
+subtracted before the multiplication, which is exact. Strides of rows and counts of classes are in units of
+UNIT elements, so that the compiler knows their alignment.
 
-What is None is not there, at compile time; options are numbers at run time. Triton's interpreter hands over
-Python floats where the compiler has tensors; `tl.full` takes both.
+Arguments that are None are compiled away; options are numbers at run time. Triton's interpreter passes Python
+floats where the compiler has tensors; `tl.full` takes both.
 """
 
-# Loops over a constexpr, pointers of any dtype: nothing here has a type that mypy could check.
+# mypy cannot check these types: loops over a constexpr, pointers of any dtype.
 # mypy: ignore-errors
-# Of an `if` on what is known at compile time only one branch exists: it is no expression, and needs its
-# `else`.
+# An `if` on a compile-time value compiles one branch only: it cannot be an expression, and needs its `else`.
 # ruff: noqa: SIM108, RET505
 import triton
 import triton.language as tl
@@ -27,14 +26,14 @@ COUNTS = ("inner", "tiles", "classes")  # any number of rows and classes is serv
 
 @triton.jit
 def _places(array, outer, i, k, UNIT: tl.constexpr):
-    """Where a tile's elements are: ``array`` is (pointer, strides of outer, row, class); in 64 bits."""
+    """64-bit addresses of a tile's elements; ``array`` is (pointer, strides of outer, row, class)."""
     base = (outer * array[1] + i * array[2]) * UNIT
     return array[0] + base[:, None] + k[None, :].to(tl.int64) * array[3]
 
 
 @triton.jit
 def _load(array, outer, i, k, inside, other, UNIT: tl.constexpr, F: tl.constexpr, EVICT: tl.constexpr):
-    """A tile in the dtype of the arithmetic, None of no array; EVICT is a hint to the cache."""
+    """A tile in the dtype of the arithmetic, or None without an array; EVICT is a hint to the cache."""
     if array is None:
         return None
     else:
@@ -51,7 +50,7 @@ def _at(array, outer, i, label, inside, other, UNIT: tl.constexpr, F: tl.constex
 
 @triton.jit
 def _store(array, outer, i, k, result, written, exists, num_classes, UNIT: tl.constexpr):
-    """A tile of results, 0 in rows that count for nothing."""
+    """Write a tile of results, with 0 in rows that are not ``written``."""
     inside = exists[:, None] & (k < num_classes)[None, :]
     result = tl.where(written[:, None], result, 0.0).to(array[0].dtype.element_ty)
     tl.store(_places(array, outer, i, k, UNIT), result, mask=inside)
@@ -59,7 +58,7 @@ def _store(array, outer, i, k, result, written, exists, num_classes, UNIT: tl.co
 
 @triton.jit
 def _column(pointer, number, row, exists, F: tl.constexpr, ROWS: tl.constexpr):
-    """A coefficient of the tile's rows: one number a row, or one for all."""
+    """A coefficient of the tile's rows (ROWS,), from a column or from one number for all rows."""
     if pointer is None:
         return tl.full((ROWS,), number, F)
     else:
@@ -68,7 +67,7 @@ def _column(pointer, number, row, exists, F: tl.constexpr, ROWS: tl.constexpr):
 
 @triton.jit
 def _put(pointer, row, number, read, exists):
-    """A statistic, 0 in a row that is not read; nothing if it is not wanted."""
+    """Write a statistic, 0 in rows that are not read; without a pointer do nothing."""
     if pointer is not None:
         tl.store(pointer + row, tl.where(read, number, 0).to(pointer.dtype.element_ty), mask=exists)
 
@@ -78,7 +77,7 @@ def _chunk(
     z, w, v, t, k, power,
     HAS_CAP: tl.constexpr, ENTROPY: tl.constexpr, ARGMAX: tl.constexpr,
 ):  # fmt: skip
-    """Sums over a tile's classes, of terms relative to its largest w.
+    """Sums over a tile's classes; the terms are relative to its largest w.
 
     (largest w; Σ e without one largest term; Σ v d; Σ v; Σ e d; Σ e t; largest z; its first class), with
     d = w − largest and e = exp(u − largest u) = 2^(d·power).
@@ -92,7 +91,7 @@ def _chunk(
     sigma, mass, heat, tangent = none, none, none, none
     if v is not None:
         sigma = tl.sum(tl.where(v == 0.0, 0.0, v * d), 1)
-        mass = -tl.sum(-v, 1)  # a plain sum, added up in a loop, breaks a pass of Triton 3.7's compiler
+        mass = -tl.sum(-v, 1)  # without the signs a pass of Triton 3.7's compiler fails in the loop
     if ENTROPY:
         heat = tl.sum(tl.where(e == 0.0, 0.0, e * d), 1)
     if t is not None:
@@ -137,31 +136,31 @@ def _bracket(p, q, v, k, y, at_label, dl, dx, ds, mass):
     else:
         bracket = tl.where(k[None, :] == y[:, None], at_label[:, None], (dl - dx)[:, None] * p)
     if v is not None:
-        total = mass[:, None]
-        bracket += ds[:, None] * tl.where(p > 0.5, (v - total) + total * q, v - total * p)
+        dense_sum = mass[:, None]
+        bracket += ds[:, None] * tl.where(p > 0.5, (v - dense_sum) + dense_sum * q, v - dense_sum * p)
     return bracket
 
 
 @triton.jit
 def _results(
-    x, w, v, r, k, y, at_label, undefined, top, rest, share, total, rho, kappa, coefficients,
+    x, w, v, r, k, y, at_label, undefined, top, rest, share, dense_sum, rho, kappa, coefficients,
     power, scale, cap, HAS_CAP: tl.constexpr, TERMS: tl.constexpr,
 ):  # fmt: skip
-    """A tile of (2), or with ``r`` of (3)."""
+    """A tile of the gradient (2), or with ``r`` of the Hessian product (3)."""
     dl, dx, ds, curl, weight = coefficients
     d = w - tl.where(undefined, 0.0, top)[:, None]
     p = tl.exp2(d * power[:, None]) * share[:, None]
     q = (rest * share)[:, None]
     bend = slope(x, scale, cap, HAS_CAP, TERMS)
     if r is None:
-        return bend * _bracket(p, q, v, k, y, at_label, dl, dx, ds, total)
+        return bend * _bracket(p, q, v, k, y, at_label, dl, dx, ds, dense_sum)
     else:
         result = p * (weight[:, None] * (bend * r - rho[:, None]) + curl[:, None])
         if y is not None:
             result += tl.where(k[None, :] == y[:, None], kappa[:, None], 0.0)
         result *= bend
         if HAS_CAP:
-            bracket = _bracket(p, q, v, k, y, at_label, dl, dx, ds, total)
+            bracket = _bracket(p, q, v, k, y, at_label, dl, dx, ds, dense_sum)
             result += curvature(x, scale, cap, TERMS) * r * bracket
         return result
 
@@ -215,7 +214,7 @@ def rows(
         if not HAS_STATS:
             read = written
 
-    # The first read: sums over classes. What is at the label comes before: `out` may be the logits.
+    # The first read: sums over classes. The elements at the labels are read before: `out` may be the logits.
     if labels is not None:
         z_y = _at(logits, outer, i, label, read & is_class, float("nan"), UNIT, F)
         if vector is not None:
@@ -228,12 +227,12 @@ def rows(
         r = _load(vector, outer, i, lanes, inside, 0.0, UNIT, F, "")
         w = value(x, scale, cap, HAS_CAP, TERMS)
         t = bent(r, x, scale, cap, HAS_CAP, TERMS)
-        top, rest, sigma, total, heat, tangent, highest, first = _chunk(
+        top, rest, sigma, dense_sum, heat, tangent, highest, first = _chunk(
             x, w, v, t, lanes, power[:, None], HAS_CAP, entropy is not None, argmax is not None
         )
     else:
         none = tl.full((ROWS,), 0.0, F)
-        top, rest, sigma, total, heat, tangent = none - float("inf"), none, none, none, none, none
+        top, rest, sigma, dense_sum, heat, tangent = none - float("inf"), none, none, none, none, none
         highest, first = top, none.to(tl.int32)
         for start in range(0, num_classes * tl.max(read.to(tl.int32), 0), BLOCK):
             k1 = start + lanes
@@ -243,12 +242,12 @@ def rows(
             r1 = _load(vector, outer, i, k1, inside1, 0.0, UNIT, F, "")
             w1 = value(x1, scale, cap, HAS_CAP, TERMS)
             t1 = bent(r1, x1, scale, cap, HAS_CAP, TERMS)
-            top2, rest2, sigma2, total2, heat2, tangent2, highest2, first2 = _chunk(
+            top2, rest2, sigma2, dense_sum2, heat2, tangent2, highest2, first2 = _chunk(
                 x1, w1, v1, t1, k1, power[:, None], HAS_CAP, entropy is not None, argmax is not None
             )
-            top, rest, sigma, total, heat, tangent, highest, first = _merge(
-                top, rest, sigma, total, heat, tangent, highest, first,
-                top2, rest2, sigma2, total2, heat2, tangent2, highest2, first2,
+            top, rest, sigma, dense_sum, heat, tangent, highest, first = _merge(
+                top, rest, sigma, dense_sum, heat, tangent, highest, first,
+                top2, rest2, sigma2, dense_sum2, heat2, tangent2, highest2, first2,
                 power,
             )  # fmt: skip
 
@@ -261,20 +260,20 @@ def rows(
     l = top.to(tl.float64) * factor.to(tl.float64) + log_norm.to(tl.float64)  # noqa: E741
     _put(lse, row, l, read, exists)
     if dense is not None:
-        sigma = sigma * factor - tl.where(total == 0.0, 0.0, total * log_norm)
+        sigma = sigma * factor - tl.where(dense_sum == 0.0, 0.0, dense_sum * log_norm)
         _put(dense_log_prob, row, sigma, read, exists)
-        _put(mass, row, total, read, exists)
+        _put(mass, row, dense_sum, read, exists)
     _put(entropy, row, log_norm - heat * factor * share, read, exists)
     _put(argmax, row, tl.minimum(first, num_classes - 1), read, exists)
 
-    # The second read, or the same registers again: the gradient.
+    # The gradient, from a second read or from the same registers.
     if out is not None:
         at_label = None
         rho = tangent * share
         kappa = tl.zeros_like(rho)
-        weight = dl_row - total * ds_row
+        weight = dl_row - dense_sum * ds_row
         if labels is not None:
-            # A label that is no class: NaN in each coefficient, so in the whole row.
+            # A label out of range makes each coefficient NaN, and so the whole row.
             one = tl.where(is_class, 1.0, not_a_number)
             dl_row, dx_row, ds_row, weight = dl_row * one, dx_row * one, ds_row * one, weight * one
             at_label = dl_row * tl.exp(log_p) - dx_row * expm1(log_p, TERMS)
@@ -287,8 +286,8 @@ def rows(
         coefficients = (dl_row, dx_row, ds_row, curl, weight)
         if HELD:
             result = _results(
-                x, w, v, r, lanes, y, at_label, undefined, top, rest, share, total, rho, kappa, coefficients,
-                power, scale, cap, HAS_CAP, TERMS,
+                x, w, v, r, lanes, y, at_label, undefined, top, rest, share, dense_sum, rho, kappa,
+                coefficients, power, scale, cap, HAS_CAP, TERMS,
             )  # fmt: skip
             _store(out, outer, i, lanes, result, written, exists, num_classes, UNIT)
         else:
@@ -300,7 +299,7 @@ def rows(
                 r2 = _load(vector, outer, i, k2, inside2, 0.0, UNIT, F, "evict_first")
                 w2 = value(x2, scale, cap, HAS_CAP, TERMS)
                 result2 = _results(
-                    x2, w2, v2, r2, k2, y, at_label, undefined, top, rest, share, total, rho, kappa,
+                    x2, w2, v2, r2, k2, y, at_label, undefined, top, rest, share, dense_sum, rho, kappa,
                     coefficients, power, scale, cap, HAS_CAP, TERMS,
                 )  # fmt: skip
                 _store(out, outer, i, k2, result2, written, exists, num_classes, UNIT)
@@ -343,14 +342,14 @@ def grad(
         dl_row, dx_row, ds_row = dl_row * one, dx_row * one, ds_row * one
         log_p = tl.load(log_prob + row, mask=read, other=0.0).to(F)
         at_label = dl_row * tl.exp(log_p) - dx_row * expm1(log_p, TERMS)
-    total = None
+    dense_sum = None
     if dense is not None:
-        total = tl.load(mass + row, mask=read, other=0.0).to(F)
+        dense_sum = tl.load(mass + row, mask=read, other=0.0).to(F)
     l = tl.load(lse + row, mask=read, other=0.0)  # noqa: E741
-    if not HAS_CAP:  # in units of the logits: z/T is rounded, and z near l·T less l·T is not
+    if not HAS_CAP:  # in units of the logits: z/T is rounded, but z − l·T is exact for z near l·T
         l /= tl.full((ROWS,), inverse_temperature, F).to(tl.float64)  # noqa: E741
     high = l.to(F)
-    low = (l - high.to(tl.float64)).to(F)  # so that u − l has a tail where l in F has none
+    low = (l - high.to(tl.float64)).to(F)  # the bits of l that F cannot hold
 
     inside = read[:, None] & (k < num_classes)[None, :]
     x = _load(logits, outer, i, k, inside, 0.0, UNIT, F, "")
@@ -359,14 +358,14 @@ def grad(
     if not HAS_CAP:
         log_ps *= scale
     q = -expm1(log_ps, TERMS)
-    result = _bracket(tl.exp(log_ps), q, v, k, y, at_label, dl_row, dx_row, ds_row, total)
+    result = _bracket(tl.exp(log_ps), q, v, k, y, at_label, dl_row, dx_row, ds_row, dense_sum)
     result *= slope(x, scale, cap, HAS_CAP, TERMS)
     _store(out, outer, i, k, result, read, exists, num_classes, UNIT)
 
 
 @triton.jit(do_not_specialize=("count",))
 def rescale(array, factor, count, BLOCK: tl.constexpr, F: tl.constexpr):
-    """All of an array times a number in memory; nothing is read or written if that is 1."""
+    """Multiply an array in place by a number in memory; a number of 1 skips all reads and writes."""
     number = tl.load(factor).to(F)
     if number != 1.0:
         first = tl.program_id(0).to(tl.int64) * BLOCK

@@ -1,7 +1,6 @@
 """Elementwise device code: the link φ with its derivatives, and expm1 and log1p, which Triton lacks."""
 
-# Nothing here has a type that mypy could check; of an `if` on what is known at compile time only one branch
-# exists, and it needs its `else`.
+# mypy cannot check these types. An `if` on a compile-time value compiles one branch, and needs its `else`.
 # mypy: ignore-errors
 # ruff: noqa: RET505
 import triton
@@ -10,23 +9,23 @@ import triton.language as tl
 
 @triton.jit
 def expm1(x, TERMS: tl.constexpr):
-    """eˣ − 1 for x ≤ 0: Taylor's sum where the difference would cancel."""
-    total = x * 0.0 + 1.0
+    """eˣ − 1 for x ≤ 0, by a Taylor sum near 0, where the difference would cancel."""
+    series = x * 0.0 + 1.0
     for i in tl.static_range(TERMS):
-        total = 1.0 + total * (x * (1.0 / (TERMS + 1 - i)))
-    return tl.where(x > -0.7, total * x, tl.exp(x) - 1.0)
+        series = 1.0 + series * (x * (1.0 / (TERMS + 1 - i)))
+    return tl.where(x > -0.7, series * x, tl.exp(x) - 1.0)
 
 
 @triton.jit
 def log1p(x):
-    """log(1 + x) for x ≥ 0: what 1 + x rounds off, the quotient gives back."""
+    """log(1 + x) for x ≥ 0; the factor x / ((1 + x) − 1) corrects the rounding of 1 + x."""
     y = 1.0 + x
     return tl.where(y == 1.0, x, tl.log(y) * (x / tl.where(y == 1.0, 1.0, y - 1.0)))
 
 
 @triton.jit
 def value(z, scale, cap, HAS_CAP: tl.constexpr, TERMS: tl.constexpr):
-    """w: the logit, or C·tanh(z/(TC)), past which infinities go."""
+    """w: the logit, or C·tanh(z/(TC)), which leaves infinities unchanged."""
     if HAS_CAP:
         t = z * (scale / cap)
         e = expm1(-2.0 * tl.abs(t), TERMS)
@@ -38,7 +37,7 @@ def value(z, scale, cap, HAS_CAP: tl.constexpr, TERMS: tl.constexpr):
 
 @triton.jit
 def slope(z, scale, cap, HAS_CAP: tl.constexpr, TERMS: tl.constexpr):
-    """φ', with 1 − tanh² from its own exponentials: it does not cancel."""
+    """φ'; 1 − tanh² is computed from exponentials, without cancellation."""
     if HAS_CAP:
         e = expm1(-2.0 * tl.abs(z * (scale / cap)), TERMS)
         half = 2.0 / (2.0 + e)
@@ -49,7 +48,7 @@ def slope(z, scale, cap, HAS_CAP: tl.constexpr, TERMS: tl.constexpr):
 
 @triton.jit
 def bent(r, z, scale, cap, HAS_CAP: tl.constexpr, TERMS: tl.constexpr):
-    """φ'·r, None of no vector."""
+    """φ'·r, or None without a vector."""
     if r is None:
         return None
     else:
