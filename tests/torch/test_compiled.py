@@ -51,19 +51,19 @@ def test_compiled_reads_the_logits_once(monkeypatch):
     for upstream, count in ((1.0, 1), (0.25, 2)):
         calls.clear()
         loss = f(z)
-        assert len(operators._ahead.made) == 1
+        assert len(operators._ahead.stored) == 1
         for _ in range(2):  # the second backward finds nothing made
             (grad,) = torch.autograd.grad(upstream * loss, z, retain_graph=True)
             assert torch.equal(grad, torch.autograd.grad(upstream * eager_loss, z, retain_graph=True)[0])
         assert len(calls) == count + 1
-        assert not operators._ahead.made
+        assert not operators._ahead.stored
     loss = f(z)
-    assert operators._ahead.made
+    assert operators._ahead.stored
     del loss  # without a backward
-    assert not operators._ahead.made
+    assert not operators._ahead.stored
     with torch.no_grad():
         assert torch.equal(f(z), eager_loss)
-    assert not operators._ahead.made
+    assert not operators._ahead.stored
 
 
 @pytest.mark.parametrize("name", ["grad", "hessian", "jvp", "vmap of grad", "grad of vmap"])

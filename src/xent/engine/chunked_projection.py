@@ -137,13 +137,13 @@ class Projection:
         """A new array of zeros."""
         return np.zeros(shape, dtype)
 
-    def add_product(self, total: Array, a: Array, b: Array, first: bool) -> None:
-        """``total += a @ b``, or ``= a @ b``, in blocks of rows so that the product stays in cache."""
-        for k in slices(total.shape[0], max(1, BLOCK_BYTES // max(1, total[:1].nbytes))):
+    def add_product(self, accumulator: Array, a: Array, b: Array, first: bool) -> None:
+        """Add ``a @ b``, or assign it if ``first``, in blocks of rows that stay in the cache."""
+        for k in slices(accumulator.shape[0], max(1, BLOCK_BYTES // max(1, accumulator[:1].nbytes))):
             if first:
-                np.matmul(a[k], b, out=total[k])
+                np.matmul(a[k], b, out=accumulator[k])
             else:
-                total[k] += a[k] @ b
+                accumulator[k] += a[k] @ b
 
 
 def require_chunk_bytes(value: Any) -> None:

@@ -1,15 +1,15 @@
 """`xent` for PyTorch: its losses under its own names, every option, the whole autograd contract.
 
 `functional`, `binary` and `modules` have the public functions and modules; `linear` computes the loss of a
-layer whose logits are never whole, `distributed` that of logits that are split over processes. `api` is what
-`xent` itself calls with tensors.
+linear layer without its whole logits, `distributed` that of logits split over processes. `xent` itself calls
+`api` for tensors.
 
-A loss is a `Call` of `arguments`, which checks them; `targets` checks labels and probabilities and makes the
-measure of equation (1); `temperature` divides by a temperature that is learnt. `dispatch` sends DTensors to
-`distributed`, all else to `dense` or `linear`. `modes` says who watches a call. If only reverse mode does,
-`dense` answers with one autograd node, otherwise with ordinary operations around `statistics`: operators of
-`operators` and `binary_ops` in compiled graphs, and `softmax_derivatives` for higher orders. `devices` and
-`memory` lead to the kernels.
+`arguments` checks the arguments of a loss, which form a `Call`; `targets` checks labels and probabilities,
+and makes the `Target` of equation (1); `temperature` divides by a learnt temperature. `dispatch` sends
+DTensors to `distributed` and other tensors to `dense` or `linear`. `modes` tells which of PyTorch's modes and
+transforms are active. In plain reverse mode `dense` makes one autograd node, otherwise ordinary operations
+around `statistics`: `operators` and `binary_ops` have the operators of compiled graphs, `softmax_derivatives`
+the higher orders. `devices` calls the kernels, `memory` allocates large results.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ __all__ = [
 
 
 def __getattr__(name: str) -> ModuleType:
-    """`xent.torch.distributed`, loaded when it is asked for."""
+    """Import `xent.torch.distributed` at its first use."""
     if name == "distributed":
         return importlib.import_module("xent.torch.distributed")
     raise AttributeError(f"module `xent.torch` has no attribute `{name}`")

@@ -1,4 +1,4 @@
-"""`xent`'s own functions on tensors: classes on the last axis, and its own names."""
+"""The functions of `xent` on tensors, with its names for arguments and classes on the last axis."""
 
 from __future__ import annotations
 
@@ -27,13 +27,13 @@ def cross_entropy(
         spec, class_weight, sample_weight, logits = _checked(logits, targets, options)
     except Exception as error:
         dispatch.refuse(error, logits)
-    check, names = _where_free(validate), arguments.OURS
+    check, names = _validation_mode(validate), arguments.OURS
     call = Call(targets, class_weight, sample_weight, spec, reduction, denominator, check, names)
     return dispatch.cross_entropy(logits, call)
 
 
 def _checked(logits: Tensor, targets: Any, options: Options) -> tuple[Any, ...]:
-    """(the scalar options, class_weight, sample_weight, the logits: see `_split`)."""
+    """(scalar options, class_weight, sample_weight, logits), checked; see `_split`."""
     arguments.require_tensor(targets, "targets")
     if logits.dtype not in devices.FLOATING:
         raise arguments.ArgumentError(
@@ -53,7 +53,7 @@ def _checked(logits: Tensor, targets: Any, options: Options) -> tuple[Any, ...]:
 
 
 def _split(options: Options, *parts: Any, keep_dtype: bool = False) -> tuple[Any, ...]:
-    """(the scalar options, class_weight, sample_weight, and the parts: see `temperature.divided`)."""
+    """(scalar options, class_weight, sample_weight, *parts); `temperature.divided` scales the parts."""
     scalars: dict[str, Any] = dict(options)
     class_weight, sample_weight = (scalars.pop(name, None) for name in ("class_weight", "sample_weight"))
     if "temperature" in scalars:
@@ -84,7 +84,7 @@ def binary_cross_entropy(
         raise arguments.ArgumentError(
             f"`targets` must have the shape of the logits, {tuple(logits.shape)}; got {tuple(targets.shape)}"
         )
-    check = _where_free(validate)
+    check = _validation_mode(validate)
     arguments.require_together(logits=logits, targets=targets, sample_weight=weight, pos_weight=pos_weight)
     arguments.require_rows(weight, logits.shape, check)
     if not targets.is_floating_point() and targets.dtype in (torch.bool, *arguments.INTEGERS):
@@ -107,11 +107,13 @@ def binary_cross_entropy(
             total, rows = total.item(), rows.item()
     divisor = targeting.divisor(total, rows, reduction, arguments.as_denominator(denominator))
     names = arguments.OURS._replace(weight="sample_weight")
-    return binary.of_elements(logits, targets, weight, pos_weight, spec, reduction, divisor, check, names)
+    return binary.elementwise_loss(
+        logits, targets, weight, pos_weight, spec, reduction, divisor, check, names
+    )
 
 
-def _where_free(validate: bool) -> bool | None:
-    """``validate`` of `xent`, where True is the default: no device is waited for."""
+def _validation_mode(validate: bool) -> bool | None:
+    """``validate`` as functions of `xent.torch` take it: True becomes None, which never waits for a GPU."""
     return None if validate else False
 
 
@@ -134,6 +136,6 @@ def linear_cross_entropy(
         operands = operands._replace(inputs=x, bias=b)
     except Exception as error:
         dispatch.refuse(error, inputs, weight)
-    check, names = _where_free(validate), arguments.OURS._replace(logits="inputs")
+    check, names = _validation_mode(validate), arguments.OURS._replace(logits="inputs")
     call = Call(targets, class_weight, sample_weight, spec, reduction, denominator, check, names)
     return dispatch.linear_cross_entropy(operands, call, Chunks(shift, chunk_bytes))

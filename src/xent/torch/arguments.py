@@ -1,4 +1,4 @@
-"""PyTorch's arguments, in its layout and with its words for what is wrong, brought to classes last."""
+"""Checks of arguments with PyTorch's error messages, and conversion of its layout to classes last."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ NO_OPTIONS = LossSpec()
 
 
 class Names(NamedTuple):
-    """What the caller wrote, for errors."""
+    """The caller's names of arguments, for error messages."""
 
     logits: str
     targets: str
@@ -33,11 +33,11 @@ OURS = Names("logits", "targets", "class_weight")
 
 
 class ArgumentError(ValueError, RuntimeError):
-    """A ValueError, as this library raises, and a RuntimeError, as PyTorch does."""
+    """Both a ValueError, as in this library, and a RuntimeError, as in PyTorch."""
 
 
 class Call(NamedTuple):
-    """The arguments of one loss beside its logits."""
+    """The arguments of one loss except its logits."""
 
     targets: Tensor  # labels (...) or probabilities (..., K)
     class_weight: Tensor | None
@@ -55,7 +55,7 @@ class Call(NamedTuple):
 
     @property
     def tensors(self) -> tuple[Tensor | None, ...]:
-        """(targets, class weight, sample weight, the denominator if it is a tensor)."""
+        """(targets, class weight, sample weight, denominator); None for a denominator that is no tensor."""
         divisor = self.denominator if isinstance(self.denominator, Tensor) else None
         return self.targets, self.class_weight, self.sample_weight, divisor
 
@@ -70,7 +70,7 @@ class Call(NamedTuple):
         }
 
     def checked(self, shape: tuple[int, ...]) -> Call:
-        """Raise unless all but the targets goes together with logits of ``shape (..., K)``."""
+        """The call with its arguments, except targets, checked against logits of ``shape (..., K)``."""
         require_reduction(self.reduction)
         if self.is_soft:
             require_no_labels(self.spec, self.names.targets)
@@ -83,12 +83,12 @@ class Call(NamedTuple):
         return self._replace(denominator=as_denominator(self.denominator))
 
     def scale(self, total: Any, rows: Any) -> Any:
-        """1/D of equation (4), of the total weight of the rows that count and their number."""
+        """1/D of equation (4); ``total`` is the weight of the rows that count, ``rows`` their number."""
         return inverse(targeting.divisor(total, rows, self.reduction, self.denominator))
 
 
 def inverse(divisor: Any) -> Any:
-    """1/D, and 0 where no row counts: then loss and gradient are 0."""
+    """1/D, or 0 if D = 0: then loss and gradient are 0."""
     if isinstance(divisor, Tensor):
         divisor = divisor.double()
         return torch.where(divisor == 0, 0.0, 1.0 / torch.where(divisor == 0, 1.0, divisor))
@@ -102,7 +102,7 @@ def require_tensor(x: Any, name: str) -> None:
 
 
 def require_local(**tensors: Any) -> None:
-    """Raise for a DTensor: what is given for each row is the rows' own."""
+    """Raise for a DTensor: per-row arguments must be local tensors."""
     for name, x in tensors.items():
         if isinstance(x, Tensor) and type(x) not in modes.PLAIN and hasattr(x, "to_local"):
             raise NotImplementedError(
@@ -112,7 +112,7 @@ def require_local(**tensors: Any) -> None:
 
 
 def require_together(**tensors: Tensor | None) -> None:
-    """Raise unless the tensors are dense and on the device of the first one."""
+    """Raise unless all tensors are dense and on the device of the first."""
     first = device = None
     for name, x in tensors.items():
         if not isinstance(x, Tensor):
@@ -129,11 +129,11 @@ def require_together(**tensors: Tensor | None) -> None:
 
 
 def spec_of(**options: Any) -> LossSpec:
-    """The scalar options, checked; what is out of range is also a RuntimeError, as in PyTorch."""
+    """The checked scalar options; an error of range is also a RuntimeError, as in PyTorch."""
     if not options:
         return NO_OPTIONS
     try:
-        if torch.compiler.is_compiling():  # the cache is not for tracing
+        if torch.compiler.is_compiling():  # the compiler cannot trace the cache
             return LossSpec(**options)
         return LossSpec.from_options(cast(Options, options))[0]
     except ValueError as error:
@@ -143,7 +143,7 @@ def spec_of(**options: Any) -> LossSpec:
 
 
 def legacy_reduction(size_average: bool | None, reduce: bool | None, reduction: str) -> str:
-    """``reduction``, or what PyTorch's two retired arguments say."""
+    """``reduction``, or the one that PyTorch's two deprecated arguments mean."""
     if size_average is None and reduce is None:
         return reduction
     return torch.nn.MSELoss(size_average, reduce).reduction
@@ -155,14 +155,14 @@ def classes_last(input: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
     require_tensor(target, "target")
     are_rows = input.ndim == 2 and target.ndim == 1 and input.size(0) == target.size(0)
     if are_rows and input.dtype in devices.FLOATING and target.dtype == torch.int64:
-        return input, target  # in short, what the lines below say of most calls
+        return input, target  # a shortcut for most calls, with the result of the lines below
     if input.dtype not in devices.FLOATING:
         raise ArgumentError(f"`input` must be float64, float32, float16 or bfloat16; got {input.dtype}")
     if input.ndim == 0:
         raise ArgumentError("`input` must have at least one axis, the classes; got a scalar")
     axis = 0 if input.ndim == 1 else 1
     rows = input.shape[:axis] + input.shape[axis + 1 :]
-    # Lengths first: shapes are compared entry by entry, and a graph would keep that its height is not K.
+    # Lengths first: comparing entries would put a guard (height ≠ K) into a graph.
     if (
         target.ndim == input.ndim
         and target.shape == input.shape
@@ -193,7 +193,7 @@ def classes_last(input: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def require_no_labels(spec: LossSpec, name: str = "target") -> None:
-    """Raise if ``spec`` says something of labels, for targets that are probabilities."""
+    """Raise if ``spec`` sets an option of labels, for targets that are probabilities."""
     require_labels_for(spec, name)
     if spec.ignore_index >= 0:
         raise ArgumentError(
@@ -213,7 +213,7 @@ def require_labels_for(spec: LossSpec, name: str) -> None:
 def require_weight(
     weight: Tensor | None, num_classes: int, name: str = "weight", validate: bool | None = False
 ) -> None:
-    """Raise unless ``weight`` is None or one factor a class. PyTorch's ``weight`` may be negative."""
+    """Raise unless ``weight`` is None or has shape (K,). PyTorch's ``weight`` may be negative."""
     if weight is None:
         return
     _require_real(weight, name)
@@ -227,7 +227,7 @@ def require_weight(
 
 
 def require_rows(sample_weight: Tensor | None, rows: tuple[int, ...], validate: bool | None = False) -> None:
-    """Raise unless ``sample_weight`` is None or one factor a row."""
+    """Raise unless ``sample_weight`` is None or has the shape of the rows."""
     if sample_weight is None:
         return
     _require_real(sample_weight, "sample_weight")
@@ -248,7 +248,7 @@ def require_factor(
     validate: bool | None,
     is_signed: bool = True,
 ) -> None:
-    """Raise unless ``x`` is None or a tensor that is stretched to ``shape``, that of ``like``, not beyond."""
+    """Raise unless ``x`` is None or a tensor that broadcasts to ``shape``, the shape of ``like``."""
     if x is None:
         return
     _require_real(x, name)
@@ -268,7 +268,7 @@ def _require_real(x: Any, name: str) -> None:
 
 
 def require_finite(weight: Tensor, name: str, is_signed: bool = True, axis: str = "row") -> None:
-    """Raise for a weight that is not finite, or negative unless ``is_signed``; waits for its device."""
+    """Raise for a weight that is not finite, or negative unless ``is_signed``; synchronises with a GPU."""
     host = weight.detach().cpu()
     host = host if host.dtype in devices.FLOATING else host.double()
     if not checks.all_within(devices.view(host), torch.finfo(host.dtype).max):
@@ -279,7 +279,7 @@ def require_finite(weight: Tensor, name: str, is_signed: bool = True, axis: str 
 
 
 def as_denominator(value: Any) -> Any:
-    """As `checks.as_denominator`; a tensor that must stay one for its derivatives or its device stays one."""
+    """As `checks.as_denominator`; a tensor stays a tensor if it is derived or not readable."""
     if not isinstance(value, Tensor):
         return checks.as_denominator(value)
     if value.is_complex() or value.dtype == torch.bool or value.layout != torch.strided:

@@ -77,12 +77,12 @@ def binary_cross_entropy_with_logits(
     spec = arguments.spec_of(label_smoothing=label_smoothing, **options)
     arguments.require_tensor(input, "input")
     require_reduction(reduction)
-    given = arguments.as_denominator(denominator)
-    divisor = targeting.divisor(input.numel(), input.numel(), reduction, given)
-    return of_elements(input, target, weight, pos_weight, spec, reduction, divisor, validate)
+    denominator = arguments.as_denominator(denominator)
+    divisor = targeting.divisor(input.numel(), input.numel(), reduction, denominator)
+    return elementwise_loss(input, target, weight, pos_weight, spec, reduction, divisor, validate)
 
 
-def of_elements(
+def elementwise_loss(
     input: Tensor,
     target: Tensor,
     weight: Tensor | None,
@@ -93,7 +93,7 @@ def of_elements(
     validate: bool | None,
     names: arguments.Names = arguments.TORCH,
 ) -> Tensor:
-    """The loss of checked options, by D of (4); see `binary_cross_entropy_with_logits`."""
+    """The loss with checked options and the divisor D of (4); see `binary_cross_entropy_with_logits`."""
     require_reduction(reduction)
     _require(input, target, spec, names)
     zero = zero_if_valid_binary(target, names.targets, validate)
@@ -110,7 +110,7 @@ def of_elements(
 
 
 class BinaryCrossEntropy(dense.CpuLoss):
-    """The loss of an element's targets, weight and positive weight."""
+    """The binary loss as a function of its logits."""
 
     def __init__(
         self,
@@ -125,29 +125,29 @@ class BinaryCrossEntropy(dense.CpuLoss):
         self.spec, self.reduction, self.divisor = spec, reduction, divisor
 
     def problem(self, logits: Tensor) -> Any:
-        """See `dense.CpuLoss`."""
+        """The loss on views of the tensors, with the methods of `Problem`."""
         return binary_ops.problem((logits, *self.fixed), self.spec, self.reduction, float(self.divisor))
 
     def derivable(self, logits: Tensor) -> Tensor:
-        """See `dense.Loss`."""
+        """The loss in ordinary operations, for derivatives of any order."""
         q, weight, pos_weight = self.fixed
         dtype = devices.loss_dtype(logits)
         if self.spec.is_linear and modes.is_compiled(logits, *self.fixed):
             losses = binary_ops.losses((logits, *self.fixed), self.spec, each=self.reduction == "none")
             scale = 1.0 if self.reduction == "none" else arguments.inverse(self.divisor)
             return (losses * scale).to(dtype)
-        if not logits.ndim:  # forward mode has float64 for the tangent of a scalar over a number
+        if not logits.ndim:  # else forward mode makes the tangent of a scalar divided by a number float64
             weight, pos_weight = (x if x is None else x.reshape(1) for x in (weight, pos_weight))
             options = (self.spec, self.reduction, self.divisor)
             loss = BinaryCrossEntropy(q.reshape(1), weight, pos_weight, *options)
             return loss.derivable(logits.reshape(1)).reshape(())
         takes_labels = self.spec.label_function.needs_labels
         if not q.is_floating_point() and q.dtype != torch.bool and not takes_labels:
-            q = torch.where((q == 0) | (q == 1), q.to(dtype), torch.nan)  # as the kernel
+            q = torch.where((q == 0) | (q == 1), q.to(dtype), torch.nan)  # as in the kernel
         q = q.long() if takes_labels else q.to(dtype)
         pi, omega = (None if x is None else x.to(dtype) for x in (pos_weight, weight))
         z = logits.to(dtype)
-        if omega is not None:  # what is no number in an element of weight 0 is not read
+        if omega is not None:  # an element of weight 0 is not read, even if it is NaN
             silent = (omega == 0) & ~(z.isfinite() & q.isfinite())
             z, q, omega = (torch.where(silent, 0, x) for x in (z, q, omega))
         measure = targeting.from_pairs(q, pi, omega, self.spec, torch)
@@ -159,9 +159,9 @@ class BinaryCrossEntropy(dense.CpuLoss):
 
 
 def _stats(z: Tensor, labels: Tensor | None, dense: Any, spec: LossSpec) -> RowStats:
-    """The row statistics of (0, z), exact at both ends, in operations that can be derived in any mode."""
+    """The row statistics of (0, z), without cancellation, in operations derivable in any mode."""
     u = spec.link.value(z, torch)
-    u = u + torch.where(u == torch.inf, torch.nan, 0.0)  # as any row with +inf
+    u = u + torch.where(u == torch.inf, torch.nan, 0.0)  # NaN, as for any row with +inf
     log_p = logsigmoid(-u), logsigmoid(u)
     if labels is None:
         sigma = sum(head.multiply(v, x, torch) for v, x in zip(dense, log_p, strict=True))

@@ -1,4 +1,4 @@
-"""The binary loss of CPU tensors by its kernel, and as operators that a compiled graph calls."""
+"""The binary loss of CPU tensors by the NumPy engine, and as operators for compiled graphs."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ Tensor = torch.Tensor
 
 
 def problem(tensors: tuple[Any, ...], spec: LossSpec, reduction: str, divisor: float) -> Any:
-    """`engine.binary.problem` of (logits, targets, weight, pos_weight)."""
+    """`engine.binary.problem` of the tensors (logits, targets, weight, pos_weight)."""
     logits, q, weight, pos_weight = tensors
     dtype = devices.loss_dtype(logits)
     factors = (x if x is None or x.dtype == torch.float64 else x.to(dtype) for x in (pos_weight, weight))
     pi, omega = (None if x is None else devices.view(x) for x in factors)
     if logits.dtype == torch.bfloat16 and not binary.are_representable(np.float32, pi, omega):
-        logits = logits.to(dtype)  # its bits have no float64 rows
+        logits = logits.to(dtype)  # float64 rows cannot be made of bits
     if q.dtype not in (torch.bool, torch.uint8, logits.dtype):
         q = q.to(dtype) if q.is_floating_point() else q.long()
     arrays = (devices.view(logits), devices.view(q), pi, omega)
@@ -30,7 +30,7 @@ def problem(tensors: tuple[Any, ...], spec: LossSpec, reduction: str, divisor: f
 
 
 def losses(tensors: tuple[Any, ...], spec: LossSpec, each: bool) -> Tensor:
-    """The losses (...), or else their sum, as float64; derivable once, in the logits."""
+    """The losses (...) if ``each``, else their float64 sum; derivable once, in the logits."""
     return binary_losses(*tensors, *operators.spec_numbers(spec, tensors[0].device), each)
 
 
@@ -44,10 +44,10 @@ def binary_losses(
     moving: Tensor | None,
     each: bool,
 ) -> Tensor:
-    """See `losses`; the options are as `operators.numbers` gives them."""
+    """The operator of `losses`; `operators.numbers` makes (``options``, ``moving``)."""
     spec = _spec(options, moving)
-    found = problem((logits, targets, weight, pos_weight), spec, "none" if each else "sum", 1.0)
-    loss = torch.from_numpy(np.asarray(found.loss()))
+    binary_loss = problem((logits, targets, weight, pos_weight), spec, "none" if each else "sum", 1.0)
+    loss = torch.from_numpy(np.asarray(binary_loss.loss()))
     return loss if each else loss.double()
 
 
@@ -69,9 +69,9 @@ def binary_grad(
 ) -> Tensor:
     """The gradient of `losses` times ``upstream``, (...) or a scalar."""
     spec = _spec(options, moving)
-    found = problem((logits, targets, weight, pos_weight), spec, "sum", 1.0)
-    out, gradient = devices.empty_like(found.logits)
-    found.grad(None, devices.view(upstream) if upstream.ndim else upstream.item(), out)
+    binary_loss = problem((logits, targets, weight, pos_weight), spec, "sum", 1.0)
+    out, gradient = devices.empty_like(binary_loss.logits)
+    binary_loss.grad(None, devices.view(upstream) if upstream.ndim else upstream.item(), out)
     return gradient
 
 

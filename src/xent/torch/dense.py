@@ -1,4 +1,4 @@
-"""The loss of logits that this process has whole: one autograd node, or operations that any mode derives."""
+"""The loss of logits that this process has whole: one autograd node, or operations derivable in any mode."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ Tensor = torch.Tensor
 
 
 def cross_entropy(logits: Tensor, call: Call) -> Tensor:
-    """The loss of ``logits (..., K)``, by the shortest way that whoever watches allows."""
+    """The loss of ``logits (..., K)``, by the fastest path that the active modes allow."""
     call = call.checked(logits.shape)
     fixed = call.tensors
     is_plain = modes.is_plain((logits,), fixed) and not modes.has_saved_tensor_hooks()
@@ -40,14 +40,14 @@ def cross_entropy(logits: Tensor, call: Call) -> Tensor:
 
 def derivable(logits: Tensor, call: Call) -> Tensor:
     """Equations (1) and (4) as ordinary operations around the row statistics: any order, every transform."""
-    t = targets.measure(logits, call)
+    t = targets.make_target(logits, call)
     scale = call.scale(t.total, t.rows)
     spec, is_reduced = call.spec, call.reduction != "none"
     is_learnt = modes.are_derived(call.class_weight, call.sample_weight)
     is_derived = torch.is_grad_enabled() and logits.requires_grad
     is_ahead = is_reduced and spec.is_linear and is_derived and modes.is_compiled(logits, t.dense)
-    if is_learnt or not is_ahead or t.labels is not None:  # no kernel reads a row whose cotangents are 0
-        t = targets.silenced(t, spec, _have_loss(logits) if is_learnt else None)
+    if is_learnt or not is_ahead or t.labels is not None:  # else the kernel itself skips rows of cotangents 0
+        t = targets.mask_silent_rows(t, spec, _have_loss(logits) if is_learnt else None)
     if is_ahead:
         expected = head.cotangents(None, t, spec, scale, torch)
         stats = operators.row_stats_and_grad(logits, t.labels, t.dense, spec.link, expected)
@@ -60,16 +60,16 @@ def derivable(logits: Tensor, call: Call) -> Tensor:
 
 
 def _have_loss(logits: Tensor) -> Tensor:
-    """Which rows (...) have neither NaN nor +inf, and not −inf alone."""
+    """Mask (...) of rows without NaN and +inf, and with a logit above −inf."""
     return cast(Tensor, statistics.row_stats(logits.detach(), None, None, Link()).lse.isfinite())
 
 
 class Loss(Protocol):
-    """A loss of logits and of ``fixed`` tensors, which are not derived."""
+    """A loss as a function of logits; its ``fixed`` tensors are not derived."""
 
     @property
     def fixed(self) -> tuple[Tensor | None, ...]:
-        """What the loss is computed of, beside the logits."""
+        """The other tensors that the loss is computed from."""
         ...
 
     def value(self, logits: Tensor) -> Tensor:
@@ -77,11 +77,11 @@ class Loss(Protocol):
         ...
 
     def value_and_grad(self, logits: Tensor) -> tuple[Tensor, Tensor | None, RowStats | None]:
-        """(the loss, its gradient where one read gives both, what `grad` needs where it does not)."""
+        """(loss, gradient, None) if one read gives both; else (loss, None, statistics for `grad`)."""
         ...
 
-    def grad(self, logits: Tensor, dloss: Tensor, made: Tensor | None, stats: RowStats | None) -> Tensor:
-        """The gradient times ``dloss``; ``made`` is the one of `value_and_grad`, to be written over."""
+    def grad(self, logits: Tensor, dloss: Tensor, unscaled: Tensor | None, stats: RowStats | None) -> Tensor:
+        """The gradient times ``dloss``; ``unscaled``, from `value_and_grad`, may be overwritten."""
         ...
 
     def derivable(self, logits: Tensor) -> Tensor:
@@ -90,7 +90,7 @@ class Loss(Protocol):
 
 
 def value(loss: Loss, logits: Tensor) -> Tensor:
-    """The loss of tensors that only reverse mode watches, and only for the logits: one autograd node."""
+    """The loss as one autograd node, derivable in the logits; only for plain reverse mode."""
     if logits.requires_grad and torch.is_grad_enabled():
         return cast(Tensor, _Loss.apply(logits, loss))
     return loss.value(logits)
@@ -106,30 +106,30 @@ class _Loss(Function):
 
     @staticmethod
     def backward(ctx: Any, dloss: Tensor) -> Any:
-        logits, *_ = ctx.saved_tensors  # raises if one of them was written since
+        logits, *_ = ctx.saved_tensors  # raises if one was modified in place
         if torch.is_grad_enabled() or modes.is_batched(dloss):
-            further = torch.is_grad_enabled()
+            create_graph = torch.is_grad_enabled()
             with torch.enable_grad():
-                again = ctx.loss.derivable(logits)
-            return *torch.autograd.grad(again, logits, dloss, create_graph=further), None
-        made, ctx.gradient = ctx.gradient, None  # given away once; the caller may add to it
-        return ctx.loss.grad(logits, dloss, made, ctx.stats), None
+                loss = ctx.loss.derivable(logits)
+            return *torch.autograd.grad(loss, logits, dloss, create_graph=create_graph), None
+        unscaled, ctx.gradient = ctx.gradient, None  # used once: the caller may add to it in place
+        return ctx.loss.grad(logits, dloss, unscaled, ctx.stats), None
 
 
 class CpuLoss:
-    """A `Loss` of tensors in this machine's memory, as arrays; subclasses say which `problem` it is."""
+    """A `Loss` of CPU tensors, computed on NumPy views; subclasses define the `problem`."""
 
     def problem(self, logits: Tensor) -> Any:
-        """A `Problem`, or what has its methods, on views of the tensors."""
+        """A `Problem`, or an object with its methods, on views of the tensors."""
         raise NotImplementedError
 
     def value(self, logits: Tensor) -> Tensor:
-        """See `Loss`."""
+        """The loss alone."""
         problem = self.problem(logits)
         return _tensor(problem.loss(problem.stats()))
 
     def value_and_grad(self, logits: Tensor) -> tuple[Tensor, Tensor | None, RowStats | None]:
-        """See `Loss`."""
+        """The loss, and its gradient if one read gives both."""
         problem = self.problem(logits)
         if problem.spec.is_linear and problem.reduction != "none":
             out, gradient = devices.empty_like(problem.logits)
@@ -137,29 +137,29 @@ class CpuLoss:
         stats = problem.stats_for_grad()
         return _tensor(problem.loss(stats)), None, stats
 
-    def grad(self, logits: Tensor, dloss: Tensor, made: Tensor | None, stats: RowStats | None) -> Tensor:
-        """See `Loss`; from the logits again, not by scaling what was rounded: float16 would lose entries."""
+    def grad(self, logits: Tensor, dloss: Tensor, unscaled: Tensor | None, stats: RowStats | None) -> Tensor:
+        """The gradient times ``dloss``; recomputed, since a float16 gradient has lost small entries."""
         upstream = devices.view(dloss.double()) if dloss.ndim else dloss.item()
-        if made is not None and isinstance(upstream, float) and upstream == 1.0:
-            return made
+        if unscaled is not None and isinstance(upstream, float) and upstream == 1.0:
+            return unscaled
         problem = self.problem(logits)
-        if made is None:
-            out, made = devices.empty_like(problem.logits)
+        if unscaled is None:
+            out, unscaled = devices.empty_like(problem.logits)
         else:
-            out = devices.view(made)
+            out = devices.view(unscaled)
         problem.grad(stats, upstream, out)
-        return made
+        return unscaled
 
 
 class CpuCrossEntropy(CpuLoss):
-    """The loss of a `Call`."""
+    """The loss of a `Call` on the CPU."""
 
     def __init__(self, call: Call) -> None:
         self.call = call
         self.fixed = call[:3]
 
     def problem(self, logits: Tensor) -> Problem:
-        """See `CpuLoss`."""
+        """The `Problem` on views of the tensors."""
         labels, class_weight, sample_weight, spec, _, _, validate, names = self.call
         z = devices.view(logits)
         factors = None if class_weight is None else devices.view(class_weight.double())
@@ -170,7 +170,7 @@ class CpuCrossEntropy(CpuLoss):
                 checks.check_probabilities(q, names.targets)
             t = targeting.from_probabilities(q, factors, rows, spec, np)
         else:
-            y, ignored = targets.labels_of(
+            y, ignored = targets.cpu_labels(
                 labels, z.shape[-1], spec.ignore_index, validate is not False, names.targets
             )
             t = targeting.from_labels(y, ignored, z.shape[-1], factors, rows, spec, np)
@@ -178,17 +178,17 @@ class CpuCrossEntropy(CpuLoss):
         return Problem(z, t, spec, self.call.reduction, float(divisor))
 
     def value_and_grad(self, logits: Tensor) -> tuple[Tensor, Tensor | None, RowStats | None]:
-        """See `Loss`; the mean of labels without options has a way of its own."""
-        found = _mean_loss_and_grad(logits, self.call)
-        return super().value_and_grad(logits) if found is None else (*found, None)
+        """The loss, and its gradient if one read gives both; a plain mean of labels takes a shortcut."""
+        result = _mean_loss_and_grad(logits, self.call)
+        return super().value_and_grad(logits) if result is None else (*result, None)
 
     def derivable(self, logits: Tensor) -> Tensor:
-        """See `Loss`."""
+        """The loss in ordinary operations, for derivatives of any order."""
         return derivable(logits, self.call)
 
 
 def _mean_loss_and_grad(logits: Tensor, call: Call) -> tuple[Tensor, Tensor] | None:
-    """`batch_loss.mean_loss_and_grad`; None if there is more to it."""
+    """`batch_loss.mean_loss_and_grad` of tensors; None if the call has options or unusual dtypes."""
     labels, class_weight, sample_weight, spec, reduction, denominator, validate, _ = call
     if spec is not arguments.NO_OPTIONS or class_weight is not None or sample_weight is not None:
         return None
@@ -196,8 +196,8 @@ def _mean_loss_and_grad(logits: Tensor, call: Call) -> tuple[Tensor, Tensor] | N
         return None
     if labels.dtype != torch.int64 or logits.dtype == torch.bfloat16 or logits.is_neg():
         return None
-    found = mean_loss_and_grad(logits.detach().numpy(), labels.numpy(), memory.empty_like)
-    return None if found is None else (_tensor(found[0]), torch.from_numpy(found[1]))
+    result = mean_loss_and_grad(logits.detach().numpy(), labels.numpy(), memory.empty_like)
+    return None if result is None else (_tensor(result[0]), torch.from_numpy(result[1]))
 
 
 def _tensor(number: Any) -> Tensor:
@@ -205,41 +205,41 @@ def _tensor(number: Any) -> Tensor:
 
 
 class GpuCrossEntropy:
-    """The loss of a `Call` on a GPU, for which no host waits: 1/D stays on the device."""
+    """The loss of a `Call` on a GPU; the host never waits for it, since 1/D stays on the device."""
 
     def __init__(self, call: Call) -> None:
         self.call = call
         self.fixed = call.tensors
 
     def value(self, logits: Tensor) -> Tensor:
-        """See `Loss`."""
+        """The loss alone."""
         problem, scale = self._problem(logits)
         return self._reduced(logits, problem.row_losses(problem.stats()), scale)
 
     def value_and_grad(self, logits: Tensor) -> tuple[Tensor, Tensor | None, RowStats | None]:
-        """See `Loss`."""
+        """The loss, and its gradient if one read gives both."""
         problem, scale = self._problem(logits)
-        # What an upstream gradient will multiply must not have lost its small entries, as in float16.
+        # Not for float16: the gradient loses small entries before the upstream gradient multiplies it.
         if problem.spec.is_linear and problem.reduction != "none" and logits.dtype != torch.float16:
             stats, gradient = problem.stats_and_grad(scale, cast(Any, None))
             return self._reduced(logits, problem.row_losses(stats), scale), cast(Any, gradient), None
         stats = problem.stats_for_grad()
         return self._reduced(logits, problem.row_losses(stats), scale), None, stats
 
-    def grad(self, logits: Tensor, dloss: Tensor, made: Tensor | None, stats: RowStats | None) -> Tensor:
-        """See `Loss`."""
-        if made is not None:
-            return devices.rescale(made, dloss)
+    def grad(self, logits: Tensor, dloss: Tensor, unscaled: Tensor | None, stats: RowStats | None) -> Tensor:
+        """The gradient times ``dloss``."""
+        if unscaled is not None:
+            return devices.rescale(unscaled, dloss)
         problem, scale = self._problem(logits)
         return cast(Tensor, problem.grad(stats, cast(Any, dloss.double() * scale), cast(Any, None)))
 
     def derivable(self, logits: Tensor) -> Tensor:
-        """See `Loss`."""
+        """The loss in ordinary operations, for derivatives of any order."""
         return derivable(logits, self.call)
 
     def _problem(self, logits: Tensor) -> tuple[Problem, Any]:
         """(the problem with a divisor of 1, and 1/D)."""
-        t = targets.measure(logits, self.call)
+        t = targets.make_target(logits, self.call)
         z, kernels = cast(Any, logits.detach()), cast(Any, devices)
         problem = Problem(z, t, self.call.spec, self.call.reduction, 1.0, kernels, torch)
         return problem, self.call.scale(t.total, t.rows)

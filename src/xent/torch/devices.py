@@ -1,6 +1,6 @@
-"""Tensors to the kernels of their device: as they are to a GPU's, and to the CPU's as NumPy views.
+"""Calls of the kernels of a tensor's device: Triton takes tensors, the CPU kernels NumPy views of them.
 
-Nothing is copied.
+No logits are copied.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ def widened(x: Tensor) -> Tensor:
 
 
 def view(x: Tensor) -> Any:
-    """The memory of a CPU tensor as an array; bfloat16, which NumPy does not know, as its bits."""
+    """A CPU tensor as a NumPy view; bfloat16, which NumPy lacks, as uint16 bits."""
     if x.requires_grad:
         x = x.detach()
     if x.is_neg():
@@ -43,8 +43,8 @@ def view(x: Tensor) -> Any:
 
 
 def empty_like(array: Any) -> tuple[Any, Tensor]:
-    """A new array of the layout of ``array``, and its tensor."""
-    if 0 in array.strides:  # expanded: NumPy's order of the axes is not PyTorch's, which fake tensors have
+    """A new array with the layout of ``array``, and the tensor of the same memory."""
+    if 0 in array.strides:  # expanded: NumPy would order the axes otherwise than PyTorch and fake tensors
         tensor = torch.empty_like(torch.from_numpy(array))
         new = tensor.numpy()
     else:
@@ -54,7 +54,7 @@ def empty_like(array: Any) -> tuple[Any, Tensor]:
 
 
 def empty(shape: Any, dtype: torch.dtype, device: torch.device) -> Tensor:
-    """New memory of a device."""
+    """An uninitialised tensor."""
     if device.type != "cpu":
         return torch.empty(shape, dtype=dtype, device=device)
     bits = {2: np.uint16, 4: np.float32, 8: np.float64}[dtype.itemsize]
@@ -65,10 +65,10 @@ def empty(shape: Any, dtype: torch.dtype, device: torch.device) -> Tensor:
 def row_stats(
     logits: Tensor, labels: Tensor | None, dense: Tensor | None, link: Link, want: tuple[str, ...]
 ) -> RowStats:
-    """As `contract.Kernels`, of tensors."""
-    if (kernels := _of_tensors(logits)) is not None:
+    """Row statistics in one read of the logits."""
+    if (kernels := _tensor_kernels(logits)) is not None:
         return kernels.row_stats(logits, labels, dense, link, want)
-    stats = _of_arrays().row_stats(view(logits), _view(labels), _dense(dense, logits), link, want)
+    stats = _array_kernels().row_stats(view(logits), _view(labels), _dense(dense, logits), link, want)
     return RowStats(*(None if s is None else torch.from_numpy(s) for s in stats))
 
 
@@ -81,14 +81,14 @@ def row_grad(
     cotangents: Cotangents,
     out: Tensor | None = None,
 ) -> Tensor:
-    """As `contract.Kernels`, of tensors."""
-    if (kernels := _of_tensors(logits)) is not None:
+    """Equation (2), from known statistics."""
+    if (kernels := _tensor_kernels(logits)) is not None:
         return kernels.row_grad(logits, labels, dense, link, stats, cotangents, out)
     z = view(logits)
     dz, dlogits = empty_like(z) if out is None else (view(out), out)
-    known = RowStats(*(_view(s) for s in stats))
+    arrays = RowStats(*(_view(s) for s in stats))
     columns = Cotangents(*(_view(c) for c in cotangents))
-    _of_arrays().row_grad(z, _view(labels), _dense(dense, logits), link, known, columns, dz)
+    _array_kernels().row_grad(z, _view(labels), _dense(dense, logits), link, arrays, columns, dz)
     return dlogits
 
 
@@ -101,13 +101,13 @@ def row_stats_and_grad(
     want: tuple[str, ...],
     out: Tensor | None = None,
 ) -> tuple[RowStats, Tensor]:
-    """As `contract.Kernels`, of tensors."""
-    if (kernels := _of_tensors(logits)) is not None:
+    """Statistics and gradient in one read, for cotangents that are known before."""
+    if (kernels := _tensor_kernels(logits)) is not None:
         return kernels.row_stats_and_grad(logits, labels, dense, link, cotangents, want, out)
     z = view(logits)
     dz, dlogits = empty_like(z) if out is None else (view(out), out)
     columns = Cotangents(*(_view(c) for c in cotangents))
-    stats, _ = _of_arrays().row_stats_and_grad(
+    stats, _ = _array_kernels().row_stats_and_grad(
         z, _view(labels), _dense(dense, logits), link, columns, want, dz
     )
     return RowStats(*(None if s is None else torch.from_numpy(s) for s in stats)), dlogits
@@ -121,13 +121,13 @@ def row_hvp(
     cotangents: Cotangents,
     vector: Tensor,
 ) -> Tensor:
-    """As `contract.Kernels`, of tensors, for a function that is linear in the statistics."""
-    if (kernels := _of_tensors(logits)) is not None:
+    """Equation (3) for a function that is linear in the statistics."""
+    if (kernels := _tensor_kernels(logits)) is not None:
         vector = vector.to(logits.dtype)
         return kernels.row_hvp(logits, labels, dense, link, cotangents, Curvatures(), vector)
     z = view(logits)
     out, product = empty_like(z)
-    _of_arrays().row_hvp(
+    _array_kernels().row_hvp(
         z,
         _view(labels),
         _dense(dense, logits),
@@ -141,7 +141,7 @@ def row_hvp(
 
 
 def are_arrays(*tensors: Tensor | None) -> bool:
-    """Whether kernels read the tensors as arrays: dense, and in this machine's memory."""
+    """Whether all tensors are dense and on the CPU, so that kernels read them as arrays."""
     for x in tensors:
         if x is not None and not (x.is_cpu and x.layout == torch.strided):
             return False
@@ -154,12 +154,12 @@ def takes_tensors(logits: Tensor) -> bool:
 
 
 def rescale(gradient: Tensor, factor: Tensor) -> Tensor:
-    """``gradient``, new and in no one's hands yet, times a number on its device, 1 in most cases."""
-    return _of_tensors(gradient).rescale(gradient, factor)
+    """Multiply a gradient that nobody else holds by a 0-d tensor, in place; a factor of 1 costs nothing."""
+    return _tensor_kernels(gradient).rescale(gradient, factor)
 
 
-def _of_tensors(logits: Tensor) -> Any:
-    """The kernels of the device of ``logits``, which take tensors; None for the CPU's, which take arrays."""
+def _tensor_kernels(logits: Tensor) -> Any:
+    """The kernels of a GPU, which take tensors; None for the CPU, whose kernels take arrays."""
     name = KERNELS.get(logits.device.type)
     if name == "cpu":
         return None
@@ -176,7 +176,7 @@ def _of_tensors(logits: Tensor) -> Any:
         ) from None
 
 
-def _of_arrays() -> Any:
+def _array_kernels() -> Any:
     return registry.get("cpu")
 
 

@@ -1,4 +1,4 @@
-"""The front door of every loss: DTensors take one way, tensors that this process has whole the other."""
+"""Dispatch of every loss: DTensors go to `distributed`, other tensors to `dense` or `linear`."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def linear_cross_entropy(operands: Operands, call: Call, chunks: Chunks) -> Tens
 
 
 def refuse(error: Exception, *tensors: Any) -> NoReturn:
-    """Raise ``error``, on every rank of the mesh of a DTensor among ``tensors``: none waits for this one."""
+    """Raise ``error`` on all ranks of the mesh of a DTensor among ``tensors``, so that none waits."""
     if "torch.distributed.tensor" in sys.modules:
         from xent.torch.distributed import dtensors
 
@@ -46,7 +46,7 @@ def refuse(error: Exception, *tensors: Any) -> NoReturn:
 
 
 def _may_be_sharded(*tensors: Tensor) -> bool:
-    """Whether a tensor is of a class of its own, and DTensors are loaded."""
+    """Whether a tensor is of a subclass and the module of DTensors is imported."""
     for x in tensors:
         if type(x) not in modes.PLAIN:
             return "torch.distributed.tensor" in sys.modules

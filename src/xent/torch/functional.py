@@ -13,7 +13,7 @@ from xent.torch import arguments, devices, dispatch, statistics
 from xent.torch.arguments import Call
 from xent.torch.linear import loss as linear_loss
 from xent.torch.linear.rows import Chunks
-from xent.torch.targets import readable, require_labels, zero_if_valid
+from xent.torch.targets import kernel_labels, require_labels, zero_if_valid
 from xent.torch.temperature import divided
 
 Tensor = torch.Tensor
@@ -243,7 +243,7 @@ def row_statistics(
     if labels is not None:
         require_labels(labels, logits.shape[:-1])
         zero = zero_if_valid(labels, logits.shape[-1], spec.ignore_index, "labels", validate)
-        labels = readable(labels, logits.shape[-1], spec.ignore_index)
+        labels = kernel_labels(labels, logits.shape[-1], spec.ignore_index)
     stats = statistics.row_stats(logits, labels, None, spec.link, full=True)
     if zero is not None:
         stats = stats._replace(lse=stats.lse + zero, log_prob=stats.log_prob + zero)

@@ -1,8 +1,8 @@
-"""Memory for large results: what one gradient gave back, the next one takes, without the system in between.
+"""Allocation of large results: freed blocks are kept and used again, without a call of the system.
 
-Pages that are new cost more than the arithmetic on them: 512 MB take 35 ms, twice a copy of as much, and more
-on a busy machine. So what is freed is kept, and offered to the system (MADV_FREE), which takes it when it is
-short of memory.
+New pages cost more than the arithmetic on them: 512 MB take 35 ms, twice as long as a copy, and longer on a
+busy machine. A kept block is marked with MADV_FREE, so that the system may reclaim it when it is short of
+memory.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ import numpy as np
 Array = np.ndarray[Any, Any]
 
 HUGE_PAGE = 2 << 20
-LARGE = 4 << 20  # bytes; below, NumPy and the C library keep what is freed
-BLOCKS = 2  # that are kept, at most
+LARGE = 4 << 20  # bytes; the C library itself reuses smaller blocks
+BLOCKS = 2  # kept at most
 
 _kept: list[mmap.mmap] = []
 
 
 def empty_like(array: Array) -> Array:
-    """`numpy.empty_like`: the axes in memory are in the order of those of ``array``."""
+    """As `numpy.empty_like`: the axes have the same order in memory as those of ``array``."""
     if array.nbytes < LARGE:
         return np.empty_like(array)
     order = sorted(range(array.ndim), key=lambda axis: -abs(array.strides[axis]))
@@ -33,7 +33,7 @@ def empty_like(array: Array) -> Array:
 
 
 def empty(shape: Any, dtype: Any) -> Array:
-    """`numpy.empty`."""
+    """As `numpy.empty`, from kept blocks if it is large."""
     count = math.prod(shape)
     size = count * np.dtype(dtype).itemsize
     if size < LARGE or not hasattr(mmap, "MADV_HUGEPAGE"):
@@ -56,19 +56,19 @@ def _new(size: int) -> mmap.mmap:
 
 
 def _take(size: int) -> mmap.mmap | None:
-    """A kept block that is large enough and not more than twice that."""
+    """Remove and return a kept block of ``size`` to twice ``size``; None if there is none."""
     for block in sorted(_kept, key=len):
         if size <= len(block) <= max(2 * size, HUGE_PAGE):
             try:
                 _kept.remove(block)
-            except ValueError:  # another thread was faster
+            except ValueError:  # another thread took it
                 continue
             return block
     return None
 
 
 def _keep(block: mmap.mmap) -> None:
-    with suppress(OSError):  # a kernel that would not take it back is given it at once
+    with suppress(OSError):  # a kernel without MADV_FREE: the block is freed
         block.madvise(mmap.MADV_FREE)
         _kept.append(block)
         del _kept[:-BLOCKS]

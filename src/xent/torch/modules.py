@@ -16,9 +16,9 @@ Tensor = torch.Tensor
 
 
 class _Loss(torch.nn.Module):
-    """A reduction, and options by name: keywords of ``function``, which is called with them.
+    """A module that calls ``function`` with a reduction and the options of its constructor.
 
-    ``sample_weight`` and ``denominator`` may be given at the call too; they win over the constructor's.
+    ``sample_weight`` and ``denominator`` of a call take precedence over those of the constructor.
     """
 
     function: Callable[..., Tensor]
@@ -27,23 +27,23 @@ class _Loss(torch.nn.Module):
         self, size_average: bool | None, reduce: bool | None, reduction: str, **options: Any
     ) -> None:
         super().__init__()
-        known = inspect.signature(self.function).parameters
+        parameters = inspect.signature(self.function).parameters
         for name in options:
-            if name not in known:
+            if name not in parameters:
                 raise TypeError(f"{type(self).__name__} has no option `{name}`")
         self.reduction = arguments.legacy_reduction(size_average, reduce, reduction)
         self.options = options
-        if isinstance(options.get("temperature"), torch.nn.Parameter):  # one of the module's, to be learnt
+        if isinstance(options.get("temperature"), torch.nn.Parameter):  # registered, to be learnt
             self.temperature = options.pop("temperature")
 
     def keywords(self, **given: Any) -> dict[str, Any]:
-        """The options, with a temperature that is learnt; and in place of them what the call gave."""
+        """The options with the learnt temperature; arguments of the call take precedence."""
         learnt = {"temperature": getattr(self, "temperature", None)}
-        of_call = {name: value for name, value in (learnt | given).items() if value is not None}
-        return self.options | of_call
+        overrides = {name: value for name, value in (learnt | given).items() if value is not None}
+        return self.options | overrides
 
     def extra_repr(self) -> str:
-        """The reduction, and the options that were set."""
+        """The reduction and the options that differ from their defaults."""
         defaults = {"ignore_index": (-100, None), "label_smoothing": (0.0,)}
         own = {
             k: getattr(self, k)

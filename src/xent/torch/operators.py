@@ -1,4 +1,4 @@
-"""The row statistics of tensors as operators, which `torch.compile` and `torch.export` leave whole."""
+"""The row statistics as custom operators, which `torch.compile` and `torch.export` do not decompose."""
 
 from __future__ import annotations
 
@@ -20,30 +20,30 @@ _NO_OPTIONS = LossSpec().to_numbers()
 
 
 def numbers(values: Sequence[float], defaults: Sequence[float], device: torch.device) -> Numbers:
-    """``values`` as operators take them: floats, or a tensor of them.
+    """``values`` as arguments of operators: (floats, None), or ([0.0], a tensor of them).
 
-    Each new float is a new graph, each new value of a tensor is not. So a graph for the CPU gives a tensor,
-    unless the values are the ``defaults``. (A tensor of the CPU would cost a GPU its CUDA graphs.)
+    A graph is compiled again for new floats, but not for new values of a tensor. So graphs for the CPU get a
+    tensor unless the values are the ``defaults``. (With a CPU tensor a GPU could not use CUDA graphs.)
     """
     if not modes.knows_its_gradients() or device.type != "cpu" or list(values) == list(defaults):
         return list(values), None
     zero = torch.zeros((), dtype=torch.float64)
-    # PyTorch takes an empty list for one of tensors.
+    # PyTorch would read an empty list as a list of tensors.
     return [0.0], torch.stack([zero + value for value in values])
 
 
 def as_floats(values: Sequence[float], moving: Tensor | None) -> Sequence[float]:
-    """What `numbers` was given; for the inside of an operator."""
+    """The inverse of `numbers`, inside an operator."""
     return values if moving is None else moving.tolist()
 
 
 def link_numbers(link: Link, device: torch.device) -> Numbers:
-    """The link as operators take it: a temperature, and a softcap if there is one."""
+    """The link as arguments of operators: its temperature, and its softcap if there is one."""
     return numbers([x for x in link if x is not None], [1.0], device)
 
 
 def spec_numbers(spec: LossSpec, device: torch.device) -> Numbers:
-    """The options of a loss as operators take them; `LossSpec.from_numbers` reads them."""
+    """The options of a loss as arguments of operators; `LossSpec.from_numbers` is the inverse."""
     return numbers(spec.to_numbers(), _NO_OPTIONS, device)
 
 
@@ -86,7 +86,7 @@ def _presence(labels: Tensor | None, dense: Tensor | None, full: bool) -> tuple[
 
 
 def column(logits: Tensor, is_present: bool) -> Tensor:
-    """New memory for a statistic of ``logits``; none if it is not there."""
+    """An uninitialised statistic of ``logits``, or an empty tensor if it is not present."""
     return logits.new_empty(logits.shape[:-1] if is_present else (0,), dtype=torch.float64)
 
 
@@ -149,12 +149,11 @@ def _(logits: Tensor, *arguments: Any) -> Tensor:
 def row_stats_and_grad(
     logits: Tensor, labels: Tensor | None, dense: Tensor | None, link: Link, expected: Cotangents
 ) -> RowStats:
-    """log_prob and dense_log_prob, derivable once; one read of the logits where cotangents are ``expected``.
+    """log_prob and dense_log_prob, derivable once; one read of the logits if the cotangents are ``expected``.
 
-    A graph has its loss before it asks for a gradient, and an operator may not return what it was given. So
-    the operator of the forward keeps the gradient that is to come in `_ahead`, and that of the backward takes
-    it from there if the cotangents came as expected, and computes it otherwise. The results are functions of
-    the arguments alone, to the bit.
+    A graph computes its loss before its gradient, and an operator may not return its own argument. So the
+    forward operator stores the expected gradient in `_ahead`; the backward operator takes it from there if
+    the cotangents are the expected ones, and computes it otherwise. Either way the bits are the same.
     """
     rows = logits.new_zeros(logits.shape[:-1], dtype=torch.float64)
     dx = None if labels is None else rows + expected.log_prob
@@ -164,20 +163,20 @@ def row_stats_and_grad(
 
 
 class _Ahead:
-    """Gradients that a forward made, by the address of a statistic, which lives as long as its graph."""
+    """Gradients computed in a forward, by the address of a statistic that lives as long as its graph."""
 
     def __init__(self) -> None:
-        self.made: dict[int, tuple[Tensor, list[Tensor]]] = {}
+        self.stored: dict[int, tuple[Tensor, list[Tensor]]] = {}
 
     def keep(self, statistic: Tensor, dlogits: Tensor, cotangents: list[Tensor]) -> None:
-        """Keep ``dlogits`` until it is taken, or until the memory of ``statistic`` is freed."""
+        """Store ``dlogits`` until it is taken or the memory of ``statistic`` is freed."""
         address = statistic.data_ptr()
-        self.made[address] = dlogits, [c.clone() for c in cotangents]
-        weakref.finalize(statistic.untyped_storage(), self.made.pop, address, None).atexit = False
+        self.stored[address] = dlogits, [c.clone() for c in cotangents]
+        weakref.finalize(statistic.untyped_storage(), self.stored.pop, address, None).atexit = False
 
     def take(self, statistic: Tensor, cotangents: list[Tensor]) -> Tensor | None:
-        """The gradient that was kept, once; None if there is none or its cotangents were others."""
-        dlogits, expected = self.made.pop(statistic.data_ptr(), (None, []))
+        """Remove and return the stored gradient; None if there is none or its cotangents differ."""
+        dlogits, expected = self.stored.pop(statistic.data_ptr(), (None, []))
         return dlogits if dlogits is not None and all(map(torch.equal, expected, cotangents)) else None
 
 
@@ -196,7 +195,7 @@ def row_stats_ahead(
 ) -> tuple[Tensor, Tensor]:
     """(log_prob, dense_log_prob), whose cotangents (...) are expected to be ``dx`` and ``ds``.
 
-    Empty tensors for what has no labels, or no probabilities, and no cotangents.
+    Without labels, or without a dense part, the statistic is an empty tensor and its cotangent None.
     """
     want = ("log_prob",) * (labels is not None) + ("dense_log_prob",) * (dense is not None)
     stats, dlogits = devices.row_stats_and_grad(
@@ -236,12 +235,12 @@ def row_grad_ahead(
     dx: Tensor | None,
     ds: Tensor | None,
 ) -> Tensor:
-    """Equation (2) of a function of the statistics that `row_stats_ahead` gave, the ``first`` among them."""
-    made = _ahead.take(first, _present(dx, ds))
-    if made is not None:
-        return made
-    known = Link(*as_floats(link, moving))
-    return devices.row_stats_and_grad(logits, labels, dense, known, _cotangents(dx, ds), ())[1]
+    """Equation (2) for the statistics of `row_stats_ahead`; ``first`` is the first one present."""
+    stored = _ahead.take(first, _present(dx, ds))
+    if stored is not None:
+        return stored
+    phi = Link(*as_floats(link, moving))
+    return devices.row_stats_and_grad(logits, labels, dense, phi, _cotangents(dx, ds), ())[1]
 
 
 @row_grad_ahead.register_fake

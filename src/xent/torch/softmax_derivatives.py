@@ -1,7 +1,7 @@
-"""Derivatives of the row statistics in PyTorch's own operations: what second and higher orders are made of.
+"""Derivatives of the row statistics in PyTorch operations, for second and higher orders.
 
-The kernels give first derivatives, and second ones where nothing is derived further; these can be derived any
-number of times, in any mode.
+The kernels compute first derivatives, and second ones that are not differentiated again; these functions can
+be differentiated any number of times, in any mode.
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ class Softmax(softmax.Softmax):
         super().__init__(wide, labels, None if dense is None else dense.to(wide.dtype), link, torch)
 
     def _log_softmax(self, u: Tensor) -> Tensor:
-        return torch.log_softmax(u, -1)  # one operation, whose derivative is one
+        return torch.log_softmax(u, -1)  # one operation, and so is its derivative
 
     def lse(self) -> Tensor:
-        """See `core.softmax.Softmax`."""
+        """l, by one operation."""
         return torch.logsumexp(self.link.value(self.logits, torch), -1)
 
     def _take_class(self, x: Tensor, index: Tensor) -> Tensor:

@@ -22,15 +22,15 @@ Tensor = torch.Tensor
 def row_stats(
     logits: Tensor, labels: Tensor | None, dense: Tensor | None, link: Link, full: bool = False
 ) -> RowStats:
-    """The statistics of `contract.RowStats`, float64, derivable in the logits; ``full`` gives the last two.
+    """The float64 `RowStats`, derivable in the logits; entropy and argmax only if ``full``.
 
-    ``dense`` is derived too if it asks for it, by PyTorch's own operations.
+    They are also derivable in ``dense`` if it requires gradients, by PyTorch operations.
     """
-    if _is_for_formulas():
+    if _needs_formulas():
         return Softmax(logits.double(), labels, dense, link).stats(operators.fields(labels, dense, full))
-    known = None if dense is None else dense.detach()
+    constant = None if dense is None else dense.detach()
     apply = operators.row_stats if modes.is_graphed() else _Statistics.apply
-    stats = RowStats(*apply(logits, labels, known, *operators.link_numbers(link, logits.device), full))
+    stats = RowStats(*apply(logits, labels, constant, *operators.link_numbers(link, logits.device), full))
     sigma, mass = stats.dense_log_prob, stats.mass
     if dense is not None and modes.is_derived(dense):
         derived = Softmax(logits.to(dense.dtype), labels, dense, link).stats(("dense_log_prob", "mass"))
@@ -45,11 +45,11 @@ def row_stats(
     )
 
 
-def _is_for_formulas() -> bool:
-    """Whether `Softmax` is to be used: no operator or Function of ours is asked what PyTorch does here.
+def _needs_formulas() -> bool:
+    """Whether `Softmax` must be used, since an operator or Function would give wrong derivatives or none.
 
-    Compiled transforms look into no operator; forward mode within forward mode takes the tangents of a
-    Function for constants.
+    Compiled transforms cannot differentiate operators; nested forward mode treats the tangents of a Function
+    as constants.
     """
     if modes.is_graphed():
         return modes.is_transformed()
@@ -96,10 +96,10 @@ class _Statistics(Function):
 def _backward(ctx: Any, gradient: Any, *grads: Tensor) -> Any:
     logits, labels, dense, moving, lse, log_prob, mass = ctx.saved_tensors
     dl, dx, ds, _, dentropy, _ = grads
-    known = (lse.detach(), log_prob.detach(), mass.detach())
+    stats = (lse.detach(), log_prob.detach(), mass.detach())
     none = torch.zeros_like(dl)
     coefficients = (dl, none if labels is None else dx, none if dense is None else ds)
-    dlogits = gradient(logits, labels, dense, ctx.link, moving, *known, *coefficients)
+    dlogits = gradient(logits, labels, dense, ctx.link, moving, *stats, *coefficients)
     if ctx.full:
         link = Link(*(ctx.link if moving is None else moving.unbind()))
         softmax = Softmax(logits, labels, dense, link)
@@ -157,7 +157,7 @@ class _Gradient(Function):
 
 
 def _batched(size: int, in_dims: Any, logits: Tensor, labels: Any, dense: Any) -> tuple[Tensor, Any, Any]:
-    """The arguments with the mapped axis in front, of one batch shape; a shared (K,) stays shared."""
+    """The arguments with the mapped axis first and one batch shape; a shared (K,) stays (K,)."""
     logits = _rows(logits, in_dims[0], size)
     if labels is not None:
         labels = _rows(labels, in_dims[1], size)

@@ -1,6 +1,6 @@
-"""Labels and probabilities of tensors: their checks, and the measure that the kernels read.
+"""Labels and probabilities of tensors: their checks, and the `Target` that the kernels read.
 
-Where the values are not there yet, in graphs and under transforms, the checks are operators.
+In graphs and under transforms values are not known yet, so the checks are operators.
 """
 
 from __future__ import annotations
@@ -21,26 +21,26 @@ Tensor = torch.Tensor
 
 
 class LabelError(ValueError, IndexError):
-    """A label that is no class: a ValueError here, an IndexError in PyTorch."""
+    """A label out of range: both a ValueError, as in this library, and an IndexError, as in PyTorch."""
 
 
-def measure(logits: Tensor, call: Call) -> Target:
-    """The target measure of labels (...) or probabilities (..., K); no label is checked."""
+def make_target(logits: Tensor, call: Call) -> Target:
+    """The target from labels (...) or probabilities (..., K), without a check of their values."""
     weight = None if call.sample_weight is None else call.sample_weight.double()
     factors = None if call.class_weight is None else call.class_weight.double()
     if call.is_soft:
         q = call.targets.to(devices.loss_dtype(logits))
         return target.from_probabilities(q, factors, weight, call.spec, torch)
     num_classes = logits.shape[-1]
-    y = readable(call.targets, num_classes, call.spec.ignore_index)
+    y = kernel_labels(call.targets, num_classes, call.spec.ignore_index)
     return target.from_labels(y, y < 0, num_classes, factors, weight, call.spec, torch)
 
 
-def silenced(t: Target, spec: LossSpec, have_loss: Tensor | None) -> Target:
-    """``t`` with the label −1, which nothing reads or derives, in rows that (1) multiplies by 0.
+def mask_silent_rows(t: Target, spec: LossSpec, have_loss: Tensor | None) -> Target:
+    """``t`` with the label −1 in rows that (1) multiplies by 0, so that they are neither read nor derived.
 
-    A factor that is derived has a derivative at 0 too, the loss of its row: where ``have_loss`` is given,
-    those rows are as they were.
+    The derivative in a factor is the loss of its row, also where the factor is 0: rows of ``have_loss`` are
+    left unchanged for it.
     """
     rows = head.silent_rows(t, spec, torch)
     if rows is None:
@@ -54,26 +54,26 @@ def silenced(t: Target, spec: LossSpec, have_loss: Tensor | None) -> Target:
     return t._replace(labels=torch.where(rows, -1, 0 if t.labels is None else t.labels))
 
 
-def counts(call: Call, num_classes: int) -> tuple[Any, Any]:
-    """What a mean may divide by: the total weight of the rows that count, and their number."""
+def weight_and_rows(call: Call, num_classes: int) -> tuple[Any, Any]:
+    """(total weight of the rows that count, their number): the two divisors of a mean."""
     weight = None if call.sample_weight is None else call.sample_weight.double()
     if call.is_soft:
         return target.totals(call.targets.shape[:-1].numel(), weight, None, torch)
     factors = None if call.class_weight is None else call.class_weight.double()
-    y = readable(call.targets, num_classes, call.spec.ignore_index)
+    y = kernel_labels(call.targets, num_classes, call.spec.ignore_index)
     t = target.from_labels(y, y < 0, num_classes, factors, weight, call.spec, torch)
     return t.total, t.rows
 
 
-def readable(labels: Tensor, num_classes: int, ignore_index: int) -> Tensor:
-    """Labels as the kernels read them: −1 for a row to leave out, K (NaN) for what is no class."""
-    wide = as_int64(labels)  # 156 of 8 bits would be equal to −100
+def kernel_labels(labels: Tensor, num_classes: int, ignore_index: int) -> Tensor:
+    """Labels as the kernels read them: −1 for an ignored row, K (which gives NaN) for one out of range."""
+    wide = as_int64(labels)  # in 8 bits 156 would equal −100
     y = torch.where((wide < 0) | (wide >= num_classes), num_classes, wide)
     return torch.where(wide == ignore_index, -1, y)
 
 
 def require_labels(labels: Tensor, rows: tuple[int, ...], name: str = "labels") -> None:
-    """Raise unless ``labels`` are integers, one a row."""
+    """Raise unless ``labels`` are integers with the shape of the rows."""
     arguments.require_tensor(labels, name)
     if labels.dtype not in arguments.INTEGERS:
         raise arguments.ArgumentError(f"`{name}` must have an integer dtype; got {labels.dtype}")
@@ -83,7 +83,7 @@ def require_labels(labels: Tensor, rows: tuple[int, ...], name: str = "labels") 
         )
 
 
-def labels_of(
+def cpu_labels(
     labels: Tensor, num_classes: int, ignore_index: int, validate: bool, name: str = "target"
 ) -> tuple[Any, Any]:
     """As `checks.as_labels`, of a CPU tensor."""
@@ -94,29 +94,28 @@ def labels_of(
 
 
 def as_int64(labels: Tensor) -> Tensor:
-    """Labels of any width; what is beyond 64 bits with a sign stays large."""
+    """Labels as int64; uint64 values beyond its range stay large and positive."""
     wide = labels.long()
     return wide & torch.iinfo(torch.int64).max if labels.dtype == torch.uint64 else wide
 
 
 def require_targets(targets: Tensor, num_classes: int, ignore_index: int, name: str) -> None:
-    """Raise for labels that are no class, probabilities that are negative or NaN; waits for their device."""
+    """Raise for labels out of range, or for negative or NaN probabilities; synchronises with a GPU."""
     host = targets.detach().cpu()
     if targets.is_floating_point():
         if checks.all_within(devices.view(host), math.inf):
             return
         checks.check_probabilities(devices.view(host.float() if host.dtype.itemsize == 2 else host), name)
     else:
-        labels_of(host, num_classes, ignore_index, True, name)
+        cpu_labels(host, num_classes, ignore_index, True, name)
 
 
 def zero_if_valid(
     x: Tensor, num_classes: int, ignore_index: int, name: str, validate: bool | None
 ) -> Tensor | None:
-    """Raise for labels that are no class, probabilities that are negative or NaN, where ``validate`` asks so.
+    """Check targets as `require_targets` if ``validate`` asks for it; None, or a 0 to add to the result.
 
-    In a graph 0 is returned, or an error raised, when it runs: the caller adds it to the result, so that it
-    is computed. None: there is nothing to add.
+    The 0 is that of a graph, which raises when it computes it. The caller adds it so that it is computed.
     """
     if validate is False:
         return None
@@ -128,7 +127,7 @@ def zero_if_valid(
 
 
 def zero_if_valid_binary(x: Tensor, name: str, validate: bool | None) -> Tensor | None:
-    """As `zero_if_valid`, of probabilities of one class."""
+    """As `zero_if_valid`, for targets in [0, 1] of a binary loss."""
     if validate is False or x.dtype == torch.bool:
         return None
     if modes.looks_at(x, validate):
@@ -139,8 +138,8 @@ def zero_if_valid_binary(x: Tensor, name: str, validate: bool | None) -> Tensor 
 
 
 def _is_asked(x: Tensor, validate: bool | None) -> bool:
-    """None asks where no device is waited for, outside of transforms and exported graphs."""
-    if x.layout != torch.strided:  # the loss refuses it
+    """Whether ``validate`` asks for a check: None does on the CPU, outside transforms and exported graphs."""
+    if x.layout != torch.strided:  # the loss itself raises for it
         return False
     if validate:
         return True
@@ -156,20 +155,20 @@ def _require_probabilities(q: Tensor, name: str) -> None:
 
 @torch.library.custom_op("xent::check_targets", mutates_args=())
 def check_targets(x: Tensor, num_classes: int, ignore_index: int, name: str) -> Tensor:
-    """0 where `require_targets` does not raise."""
+    """0 if `require_targets` does not raise."""
     require_targets(x, num_classes, ignore_index, name)
     return x.new_zeros((), dtype=torch.float32)
 
 
 @torch.library.custom_op("xent::check_binary_targets", mutates_args=())
 def check_binary_targets(x: Tensor, name: str) -> Tensor:
-    """0 where all of ``x`` is in [0, 1]."""
+    """0 if all of ``x`` is in [0, 1]; else raises."""
     _require_probabilities(x, name)
     return x.new_zeros((), dtype=torch.float32)
 
 
-def _whole(operator: Any) -> None:
-    """An operator of a tensor, mapped, checks all of it at once."""
+def _register_rules(operator: Any) -> None:
+    """Register a fake result, and a rule for vmap that checks the whole batch at once."""
 
     @operator.register_fake  # type: ignore[untyped-decorator]
     def _(x: Tensor, *others: Any) -> Tensor:
@@ -180,5 +179,5 @@ def _whole(operator: Any) -> None:
         return operator(x, *others), None
 
 
-_whole(check_targets)
-_whole(check_binary_targets)
+_register_rules(check_targets)
+_register_rules(check_binary_targets)

@@ -1,4 +1,4 @@
-"""A temperature that is a tensor: its derivative goes by what it divides."""
+"""A temperature that is a tensor: it gets its derivative through the tensors that it scales."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ Tensor = torch.Tensor
 def divided(temperature: Any, *parts: Any, keep_dtype: bool = False) -> tuple[Any, ...]:
     """(a number T₀, the ``parts`` times T₀/T), for logits that are linear in the parts together.
 
-    Where the value of T can be read, T₀ is that: T₀/T is 1, so that the parts keep their bits, and has the
-    derivative of 1/T. In graphs, under transforms and on a GPU T₀ is 1. What is no tensor, or asks for no
-    derivative, is returned as it is. Half precision becomes float32 unless the parts ``keep_dtype``.
+    If the value of T can be read, T₀ is that value: the ratio T₀/T is then 1, so that the parts keep their
+    bits, but it has a derivative. In graphs, under transforms and on a GPU T₀ is 1. A temperature that is a
+    number or needs no derivative is returned unchanged. Half precision becomes float32 unless ``keep_dtype``.
     """
     if not isinstance(temperature, Tensor) or _is_number(temperature):
         return temperature, *parts
@@ -36,21 +36,21 @@ def divided(temperature: Any, *parts: Any, keep_dtype: bool = False) -> tuple[An
     number = 1.0
     if modes.is_readable(temperature):
         number = t.detach().item()
-    else:  # NaN in place of an error, which would have to wait for the value
+    else:  # NaN instead of an error, for which the host would have to wait
         t = torch.where((t >= 1e-30) & (t <= 1e30), t, torch.nan)
     ratio = number / t
-    return number, *(_times(x, ratio, keep_dtype) for x in parts)
+    return number, *(_scale(x, ratio, keep_dtype) for x in parts)
 
 
 def _is_number(temperature: Tensor) -> bool:
-    """Whether the value can be read, and no derivative is lost by that."""
+    """Whether the tensor can be used as a number without losing a derivative."""
     if modes.is_graphed() or modes.is_dispatched() or modes.is_wrapped(temperature):
         return False
     return not modes.is_derived(temperature)
 
 
-def _times(x: Any, ratio: Tensor, keep_dtype: bool) -> Any:
-    """``x · ratio``; infinite logits, and rows that do not count, have no part in its derivative."""
+def _scale(x: Any, ratio: Tensor, keep_dtype: bool) -> Any:
+    """``x · ratio``; infinite elements are unchanged and do not contribute to the derivative."""
     if not isinstance(x, Tensor) or x.dtype not in devices.FLOATING:
         return x
     wide = devices.widened(x)

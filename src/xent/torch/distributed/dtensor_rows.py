@@ -9,7 +9,7 @@ from torch.distributed.tensor import DTensor, Partial, Replicate, Shard
 
 from xent.torch import arguments
 from xent.torch.arguments import Call
-from xent.torch.targets import counts
+from xent.torch.targets import weight_and_rows
 
 Tensor = torch.Tensor
 
@@ -68,8 +68,8 @@ class DealtRows:
         if call.reduction == "mean":
             divisor = call.denominator
             if divisor is None or isinstance(divisor, str):
-                weight_and_rows = counts(local, num_classes)
-                counted = torch.as_tensor(weight_and_rows[divisor == "rows"], dtype=torch.float64)
+                totals = weight_and_rows(local, num_classes)
+                counted = torch.as_tensor(totals[divisor == "rows"], dtype=torch.float64)
                 divisor = self._summed(counted.to(total.device))
             total = total * arguments.inverse(divisor)
         return self._dealt(total, Replicate(), ())

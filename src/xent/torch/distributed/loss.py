@@ -28,7 +28,7 @@ from xent.torch.distributed.shards import Batch, Shard
 from xent.torch.linear import loss as linear_loss
 from xent.torch.linear.chunked import Operands
 from xent.torch.linear.rows import Chunks
-from xent.torch.targets import readable, require_labels, require_targets
+from xent.torch.targets import kernel_labels, require_labels, require_targets
 
 Tensor = torch.Tensor
 
@@ -265,7 +265,7 @@ def _labels(call: Call, num_classes: int) -> Tensor:
     """The labels as the kernels of one process would read them."""
     if _validates(call):
         require_targets(call.targets, num_classes, call.spec.ignore_index, "labels")
-    return readable(call.targets, num_classes, call.spec.ignore_index)
+    return kernel_labels(call.targets, num_classes, call.spec.ignore_index)
 
 
 def _batch(

@@ -33,7 +33,7 @@ class Shard(NamedTuple):
     largest: int  # size of a shard of the group
 
     def labels(self, labels: Tensor) -> tuple[Tensor, Tensor]:
-        """(labels as the kernels here read them, which of them are here) of `targets.readable` ones.
+        """(labels as the kernels here read them, which of them are here) of `targets.kernel_labels` ones.
 
         A row that is left out keeps −1, and a label that is no class is none here. For a label on another
         rank class 0 is read, and nothing made of it.

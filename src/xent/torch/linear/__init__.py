@@ -1,7 +1,7 @@
-"""Losses of a linear layer's output that is never whole in memory.
+"""Losses of a linear layer's logits, which are never whole in memory.
 
-`loss` computes `functional.linear_cross_entropy`; `rows` says which rows count and what is computed of their
-logits. `chunked` goes through the logits chunk by chunk, and derives what is computed of them, with the
-matrix products of `products`. `statistics` has the public row statistics and divergences; `row_stats` and
-`divergence` say what those compute. `operators` makes operators of all of them for compiled graphs.
+`loss` computes `functional.linear_cross_entropy`; `rows` selects the rows that count and computes their
+losses. `chunked` evaluates and differentiates a function of the logits chunk by chunk, with the matrix
+products of `products`. `statistics` has the public row statistics and divergences, whose functions of logits
+are in `row_stats` and `divergence`. `operators` makes custom operators of them for compiled graphs.
 """

@@ -1,4 +1,4 @@
-"""The divergence between the softmaxes of two linear layers, chunk by chunk, and as operators of PyTorch."""
+"""The KL divergence between the softmaxes of two linear layers, by chunks, and as custom operators."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ from xent.torch.linear.chunked import ChunkedFunction, Operands, finished
 Tensor = torch.Tensor
 
 
-SCHEMA = (  # of what `Divergence.packed` gives
+SCHEMA = (  # of the result of `Divergence.packed`
     "Tensor teacher_x, Tensor teacher_w, Tensor? teacher_b, Tensor? sample_weight, float[] link, "
     "Tensor? moving, bool is_reverse, SymInt chunk_bytes"
 )
 
 
 class Divergence(NamedTuple):
-    """KL times ω, per row, between the softmaxes of a teacher and a student, as a `Program`."""
+    """ω·KL of each row, between the softmaxes of a teacher and a student: an `operators.Program`."""
 
     teacher_inputs: Tensor
     teacher_weight: Tensor
@@ -37,13 +37,13 @@ class Divergence(NamedTuple):
     chunk_bytes: int
 
     def packed(self, device: torch.device) -> tuple[Any, ...]:
-        """See `Program`."""
+        """The fields as arguments of an operator.."""
         numbers = operators.link_numbers(Link(self.temperature), device)
         return *self[:4], *numbers, self.is_reverse, self.chunk_bytes
 
     @classmethod
     def unpacked(cls, *arguments: Any) -> Divergence:
-        """See `Program`."""
+        """The inverse of `packed`.."""
         x, w, b, sample_weight, link, moving, is_reverse, chunk_bytes = arguments
         (temperature,) = operators.as_floats(link, moving)
         return cls(x, w, b, sample_weight, temperature, is_reverse, chunk_bytes)
@@ -51,46 +51,48 @@ class Divergence(NamedTuple):
     def function(
         self, operands: Operands, leave_out: bool = True, dteacher: Gradients | None = None
     ) -> RowDivergences:
-        """See `Program`; the teacher's gradients are added to ``dteacher``."""
+        """The function of the student's logits; it adds the teacher's gradients to ``dteacher``."""
         teacher, omega = Operands(*self[:3]), self.sample_weight
-        places = silent = None
+        row_index = silent = None
         if leave_out and not modes.is_captured(operands.inputs):
-            places, (omega,) = valid_rows.select_rows(None, omega, None, (omega,), torch)
+            row_index, (omega,) = valid_rows.select_rows(None, omega, None, (omega,), torch)
         elif omega is not None:
             silent = omega == 0
-            if modes.are_derived(omega):  # its derivative at 0 is the loss of the row, if it has one
+            if modes.are_derived(
+                omega
+            ):  # at ω = 0 the derivative in ω is the loss of the row, if that is finite
                 silent = silent & ~_are_finite(operands.inputs, teacher.inputs)
                 omega = torch.where(silent, 0.0, omega)
             teacher = teacher._replace(inputs=torch.where(silent[:, None], 0.0, teacher.inputs))
-        return RowDivergences(self, teacher, omega, places, silent, dteacher)
+        return RowDivergences(self, teacher, omega, row_index, silent, dteacher)
 
 
 class RowDivergences(ChunkedFunction):
-    """One column, ω·KL of each row of the student's logits; those of the teacher are computed beside them."""
+    """One column: ω·KL of each row of the student's logits. The teacher's logits are computed by chunks."""
 
     def __init__(
         self,
         divergence: Divergence,
         teacher: Operands,
         omega: Tensor | None,
-        places: Tensor | None,
+        row_index: Tensor | None,
         silent: Tensor | None,
         dteacher: Gradients | None,
     ) -> None:
-        super().__init__(places, divergence.chunk_bytes, silent)
+        super().__init__(row_index, divergence.chunk_bytes, silent)
         self.temperature, self.is_reverse = divergence.temperature, divergence.is_reverse
         self.teacher, self.omega, self.dteacher = teacher, omega, dteacher
 
     def columns(self, logits: Tensor, part: slice) -> tuple[Tensor, ...]:
-        """See `ChunkedFunction`."""
+        """The columns of a chunk in ordinary operations.."""
         one, two = self._log_probs(logits, self._teacher_logits(part))
         p = one.exp()
-        gap = torch.where(p == 0, 0.0, one - two)  # −inf + inf for a class that both exclude
+        gap = torch.where(p == 0, 0.0, one - two)  # NaN for a class that both exclude
         losses = (p * gap).sum(-1, dtype=torch.float64)
         return (losses if self.omega is None else self.omega[part] * losses,)
 
     def evaluate_chunk(self, logits: Tensor, part: slice, dloss: Any) -> tuple[tuple[Tensor, ...], Any]:
-        """See `ChunkedFunction`."""
+        """The columns of a chunk, and its gradient if ``dloss`` is given."""
         teacher_logits = self._teacher_logits(part)
         factor = None if self.omega is None else self.omega[part]
         pair = self._log_probs(logits, teacher_logits)
@@ -101,22 +103,24 @@ class RowDivergences(ChunkedFunction):
         upstream = torch.as_tensor(dloss, dtype=torch.float64, device=logits.device)
         upstream = head.multiply(factor, upstream, torch) / self.temperature
         upstream = upstream.expand(losses.shape)[:, None].to(pair[0].dtype)
-        dstudent, dother = (
+        dstudent, dteacher_logits = (
             head.multiply(upstream, slope, torch) for slope in (slopes if self.is_reverse else slopes[::-1])
         )
         if self.dteacher is not None:
-            _add(self.dteacher, self.teacher, self._place(part), dother.to(teacher_logits.dtype))
+            _add(
+                self.dteacher, self.teacher, self._input_rows(part), dteacher_logits.to(teacher_logits.dtype)
+            )
         return (column,), dstudent.to(logits.dtype)
 
-    def _place(self, part: slice) -> Any:
-        """Where a part's rows are among those of the inputs."""
-        return part if self.places is None else self.places[part]
+    def _input_rows(self, part: slice) -> Any:
+        """The index of a chunk's rows into the rows of the inputs."""
+        return part if self.row_index is None else self.row_index[part]
 
     def _teacher_logits(self, part: slice) -> Tensor:
-        return linear(self.teacher.inputs[self._place(part)], self.teacher.weight, self.teacher.bias)
+        return linear(self.teacher.inputs[self._input_rows(part)], self.teacher.weight, self.teacher.bias)
 
     def _log_probs(self, logits: Tensor, teacher_logits: Tensor) -> tuple[Tensor, Tensor]:
-        """The log-probabilities of the two, in the order in which KL(one‖two) has them."""
+        """The log-probabilities of student and teacher, in the order of KL(one‖two)."""
         dtype = devices.loss_dtype(logits)
         log_q, log_p = (
             torch.log_softmax(z.to(dtype) / self.temperature, -1) for z in (logits, teacher_logits)
@@ -125,7 +129,7 @@ class RowDivergences(ChunkedFunction):
 
 
 def _divergence_and_slopes(one: Tensor, two: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """D = KL(p‖q) per row, float64, and its slopes in the logits of both: p∘(log p − log q − D) and q − p."""
+    """D = KL(p‖q) per row, float64, and its gradients in the logits: p∘(log p − log q − D) and q − p."""
     p = one.exp()
     gap = torch.where(p == 0, 0.0, one - two)
     losses = (p * gap).sum(-1, dtype=torch.float64)
@@ -133,29 +137,29 @@ def _divergence_and_slopes(one: Tensor, two: Tensor) -> tuple[Tensor, Tensor, Te
 
 
 def _are_finite(x: Tensor, y: Tensor) -> Tensor:
-    """Which rows of both are."""
+    """Mask of the rows in which both are finite."""
     return x.isfinite().all(-1) & y.isfinite().all(-1)
 
 
-def _add(sums: Gradients, operands: Operands, place: Any, dlogits: Tensor) -> None:
-    """The part of one chunk."""
+def _add(sums: Gradients, operands: Operands, row_index: Any, dlogits: Tensor) -> None:
+    """Add the gradients of one chunk to ``sums``."""
     if sums.inputs is not None:
-        sums.inputs[place] = (dlogits @ operands.weight).to(sums.inputs.dtype)
+        sums.inputs[row_index] = (dlogits @ operands.weight).to(sums.inputs.dtype)
     if sums.weight is not None:
-        sums.weight.add_(dlogits.T @ operands.inputs[place])
+        sums.weight.add_(dlogits.T @ operands.inputs[row_index])
     if sums.bias is not None:
         sums.bias.add_(dlogits.sum(0, dtype=sums.bias.dtype))
 
 
-total = linear_operators.total_operator("divergences", Divergence, SCHEMA)
+divergence_sum = linear_operators.sum_operator("divergences", Divergence, SCHEMA)
 
 INPUTS = f"{linear_operators.OPERANDS}, {SCHEMA}"
 
 
 def losses(operands: Operands, divergence: Divergence) -> Tensor:
-    """ω·KL of a graph, one for each row; derivable once in all tensors.
+    """ω·KL of each row in a graph; derivable once in all tensors.
 
-    What a row of weight 0 holds is read only if ω is derived, and it is finite.
+    A row of weight 0 is read only if it is finite and ω requires a gradient.
     """
     omega, counts = divergence.sample_weight, None
     if omega is not None:
@@ -166,7 +170,7 @@ def losses(operands: Operands, divergence: Divergence) -> Tensor:
     return cast(Tensor, head.multiply(omega, linear_divergences(*operands, *packed), torch))
 
 
-def _known(inputs: Sequence[Any]) -> tuple[Operands, Divergence]:
+def _unpacked(inputs: Sequence[Any]) -> tuple[Operands, Divergence]:
     divergence = Divergence.unpacked(*inputs[3:])
     counts = divergence.sample_weight
     if counts is not None:
@@ -177,8 +181,8 @@ def _known(inputs: Sequence[Any]) -> tuple[Operands, Divergence]:
 @torch.library.custom_op("xent::linear_divergences", mutates_args=(), schema=f"({INPUTS}) -> Tensor")
 def linear_divergences(*inputs: Any) -> Tensor:
     """KL per row; ``sample_weight`` is True or 1 for the rows that count."""
-    operands, known = _known(inputs)
-    return cast(Tensor, known.function(operands).sweep(operands)[0][0])
+    operands, divergence = _unpacked(inputs)
+    return cast(Tensor, divergence.function(operands).sweep(operands)[0][0])
 
 
 @linear_divergences.register_fake
@@ -192,10 +196,10 @@ def _(x: Tensor, *others: Any) -> Tensor:
     schema=f"(Tensor dlosses, {INPUTS}, bool[] wanted) -> Tensor[]",
 )
 def linear_divergences_grad(dlosses: Tensor, *inputs: Any) -> list[Tensor]:
-    """The gradients of Σ dloss·KL in those operands of student and teacher that are ``wanted``."""
+    """The gradients of Σ dloss·KL in the ``wanted`` operands of student and teacher."""
     *arguments, wanted = inputs
-    operands, known = _known(arguments)
-    teacher = Operands(*known[:3])
+    operands, divergence = _unpacked(arguments)
+    teacher = Operands(*divergence[:3])
     dteacher = Gradients(
         *(
             torch.zeros(x.shape, dtype=devices.loss_dtype(x), device=x.device)
@@ -204,10 +208,10 @@ def linear_divergences_grad(dlosses: Tensor, *inputs: Any) -> list[Tensor]:
             for x, want in zip(teacher, wanted[3:], strict=True)
         )
     )
-    function = known.function(operands, dteacher=dteacher if any(wanted[3:]) else None)
+    function = divergence.function(operands, dteacher=dteacher if any(wanted[3:]) else None)
     _, gradients = function.sweep(operands, dlosses, tuple(wanted[:3]))
-    found = (*finished(gradients, operands, None), *finished(dteacher, teacher, None))
-    return [g for g in found if g is not None]
+    results = (*finished(gradients, operands, None), *finished(dteacher, teacher, None))
+    return [g for g in results if g is not None]
 
 
 linear_divergences_grad.register_fake(linear_operators.like_inputs)

@@ -1,4 +1,4 @@
-"""The loss of a linear layer's output that never exists whole, of operands that this process has whole."""
+"""The loss of a linear layer's logits, which are never whole, for operands that this process has whole."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from xent.torch.arguments import Call
 from xent.torch.linear import chunked, row_stats
 from xent.torch.linear import rows as linear_rows
 from xent.torch.linear.chunked import Operands
-from xent.torch.linear.rows import Chunks, LossProgram, RowLosses, rows_of
-from xent.torch.targets import readable, silenced, zero_if_valid
+from xent.torch.linear.rows import Chunks, LossProgram, RowLosses, call_rows
+from xent.torch.targets import kernel_labels, mask_silent_rows, zero_if_valid
 
 Tensor = torch.Tensor
 
@@ -29,9 +29,9 @@ def checked(
     names: tuple[str, str, str],
     is_stack: bool = False,
 ) -> Operands:
-    """Operands whose shapes and dtypes go together, as autocast would have them.
+    """The operands, checked for shapes and dtypes, and cast as autocast would.
 
-    The weight is (K, D), or a stack (K, d1, ..., D) of them.
+    The weight is (K, D), or (K, d1, ..., D) if ``is_stack``.
     """
     for name, x in zip(names, (input, weight, bias), strict=True):
         if x is not None:
@@ -39,9 +39,9 @@ def checked(
     arguments.require_together(**dict(zip(names, (input, weight, bias), strict=True)))
     device = input.device.type
     if torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device):
-        to = torch.get_autocast_dtype(device)
-        input, weight = _autocast(input, to), _autocast(weight, to)
-        bias = None if bias is None else _autocast(bias, to)
+        dtype = torch.get_autocast_dtype(device)
+        input, weight = _autocast(input, dtype), _autocast(weight, dtype)
+        bias = None if bias is None else _autocast(bias, dtype)
     if input.dtype not in devices.FLOATING:
         raise arguments.ArgumentError(
             f"`{names[0]}` must be float64, float32, float16 or bfloat16; got {input.dtype}"
@@ -81,27 +81,27 @@ def linear_cross_entropy(operands: Operands, call: Call, chunks: Chunks) -> Tens
     flat = Operands(valid_rows.as_matrix(input), weight, bias)
     is_plain = chunked.is_plain(flat, *call.tensors)
     zero = zero_if_valid(call.targets, num_classes, call.spec.ignore_index, call.names.targets, call.validate)
-    left, rows = rows_of(call, chunks.shift, num_classes, dtype, is_plain, flat.inputs)
+    loss_shape, rows = call_rows(call, chunks.shift, num_classes, dtype, is_plain, flat.inputs)
     scale = call.scale(rows.full_target.total, rows.full_target.rows)
     is_reduced = call.reduction != "none"
     if modes.is_recorded():
         program = LossProgram(call, chunks)
         is_constant = not modes.are_derived(*call.tensors[:3])
         if is_constant and is_reduced and modes.knows_its_gradients():
-            loss = linear_rows.total(flat, program) * scale
+            loss = linear_rows.loss_sum(flat, program) * scale
             return (loss if zero is None else loss + zero).to(dtype)
         losses = linear_rows.losses(flat, program) if is_constant else _derived_losses(flat, program, shape)
     else:
         function = RowLosses(rows, call.spec, chunks.chunk_bytes)
         if is_reduced and is_plain:
-            return function.total(flat, scale).to(dtype)
+            return function.scaled_sum(flat, scale).to(dtype)
         (losses,) = function.values(flat) if is_plain else function.derivable(flat)
-    loss = losses.sum() * scale if is_reduced else valid_rows.unflatten_rows(losses, shape, left)
+    loss = losses.sum() * scale if is_reduced else valid_rows.unflatten_rows(losses, shape, loss_shape)
     return (loss if zero is None else loss + zero).to(dtype)
 
 
 def _derived_losses(operands: Operands, program: LossProgram, shape: tuple[int, ...]) -> Tensor:
-    """The losses of a graph in which targets or weights are derived, one for each row of the inputs."""
+    """The losses (M,) in a graph in which targets or weights require gradients."""
     call, (shift, chunk_bytes) = program
     targets, class_weight, sample_weight, spec = call[:4]
     factors = None if class_weight is None else class_weight.double()
@@ -116,10 +116,10 @@ def _derived_losses(operands: Operands, program: LossProgram, shape: tuple[int, 
         t = targeting.from_probabilities(q, factors, omega, spec, torch)
     else:
         num_classes = operands.weight.shape[0]
-        y = valid_rows.align_targets(readable(targets, num_classes, spec.ignore_index), shift, -1, torch)
+        y = valid_rows.align_targets(kernel_labels(targets, num_classes, spec.ignore_index), shift, -1, torch)
         t = targeting.from_labels(y, y < 0, num_classes, factors, omega, spec, torch)
     is_learnt = modes.are_derived(class_weight, sample_weight)
-    t = silenced(t, spec, operands.inputs.isfinite().all(-1) if is_learnt else None)
+    t = mask_silent_rows(t, spec, operands.inputs.isfinite().all(-1) if is_learnt else None)
     stats = row_stats.row_stats(
         operands, t.labels, t.dense, counts, shift, spec.link, False, chunk_bytes or 0
     )

@@ -1,7 +1,7 @@
-"""Functions of a linear layer's logits as operators: a graph keeps no logits and takes any number of rows.
+"""Custom operators of functions of a linear layer's logits; graphs save no logits, for any number of rows.
 
-They go through the chunks as an eager call does; the operator of a backward goes through them again. Here are
-those that are derived in the layer's operands alone.
+An operator computes chunk by chunk like an eager call, and that of its backward does so again. The operators
+of this file are derivable in the operands of the layer only.
 """
 
 from __future__ import annotations
@@ -17,30 +17,30 @@ from xent.torch.linear.chunked import ChunkedFunction, Operands, finished
 Tensor = torch.Tensor
 
 OPERANDS = "Tensor x, Tensor w, Tensor? b"
-COPIES = 6  # of a chunk's logits, where its gradient is ordinary PyTorch
+COPIES = 6  # of a chunk's logits, if its gradient is computed by PyTorch operations
 
 
 class Program(Protocol):
-    """A `ChunkedFunction` of one column, with the tensors and options that it is made of."""
+    """The tensors and options that define a `ChunkedFunction` of one column."""
 
     def packed(self, device: torch.device) -> tuple[Any, ...]:
-        """Itself as an operator's arguments."""
+        """The fields as arguments of an operator."""
         ...
 
     @classmethod
     def unpacked(cls, *arguments: Any) -> Program:
-        """The inverse of `packed`, inside of an operator."""
+        """The inverse of `packed`, inside an operator."""
         ...
 
     def function(self, operands: Operands) -> ChunkedFunction:
-        """The function of the operands' rows; nothing is computed of rows that do not count."""
+        """The function of the operands' rows that count."""
         ...
 
 
-def total_operator(name: str, program: type[Program], schema: str) -> Callable[[Operands, Program], Tensor]:
-    """Register the sum of the column as ``xent::linear_NAME_total``; its gradients are made with it.
+def sum_operator(name: str, program: type[Program], schema: str) -> Callable[[Operands, Program], Tensor]:
+    """Register the sum of the column, with its gradients, as ``xent::linear_NAME_total``.
 
-    Three products in all. ``schema`` is that of `Program.packed`.
+    It takes three products. ``schema`` is that of the result of `Program.packed`.
     """
 
     @torch.library.custom_op(
@@ -48,15 +48,15 @@ def total_operator(name: str, program: type[Program], schema: str) -> Callable[[
         mutates_args=(),
         schema=f"({OPERANDS}, {schema}, bool[] wanted) -> (Tensor, Tensor, Tensor, Tensor)",
     )
-    def total(*inputs: Any) -> tuple[Tensor, ...]:
+    def column_sum(*inputs: Any) -> tuple[Tensor, ...]:
         *arguments, wanted = inputs
         operands = Operands(*arguments[:3])
         function = program.unpacked(*arguments[3:]).function(operands)
         (column, *_), gradients = function.sweep(operands, 1.0, tuple(wanted) if any(wanted) else None)
-        none = operands.inputs.new_empty
-        return (column.sum(), *(none(0) if g is None else g for g in gradients))
+        empty = operands.inputs.new_empty
+        return (column.sum(), *(empty(0) if g is None else g for g in gradients))
 
-    @total.register_fake
+    @column_sum.register_fake
     def _(x: Tensor, w: Tensor, b: Tensor | None, *arguments: Any) -> Any:
         *_, wanted = arguments
         wide = devices.loss_dtype(x)
@@ -73,28 +73,28 @@ def total_operator(name: str, program: type[Program], schema: str) -> Callable[[
         ctx.save_for_backward(*output[1:])
 
     def backward(ctx: Any, dtotal: Tensor, *_: Any) -> Any:
-        found = zip(ctx.saved_tensors, ctx.dtypes, ctx.wanted, strict=True)
-        # In float32: a factor such as 1/D is rounded, or lost, in half precision.
-        scaled = [(devices.widened(g) * dtotal).to(dtype) if want else None for g, dtype, want in found]
+        saved = zip(ctx.saved_tensors, ctx.dtypes, ctx.wanted, strict=True)
+        # In float32: half precision would round a factor such as 1/D, or make it 0.
+        scaled = [(devices.widened(g) * dtotal).to(dtype) if want else None for g, dtype, want in saved]
         return *scaled, *([None] * (ctx.count - 3))
 
     def call(operands: Operands, program: Program) -> Tensor:
         wanted = [torch.is_grad_enabled() and x is not None and x.requires_grad for x in operands]
-        return cast(Tensor, total(*operands, *program.packed(operands.inputs.device), wanted)[0])
+        return cast(Tensor, column_sum(*operands, *program.packed(operands.inputs.device), wanted)[0])
 
-    total.register_autograd(backward, setup_context=keep)
+    column_sum.register_autograd(backward, setup_context=keep)
     return call
 
 
 def column_operator(name: str, program: type[Program], schema: str) -> Callable[[Operands, Program], Tensor]:
-    """Register the column as ``xent::linear_NAME``, float64; what it derives is known in the backward."""
+    """Register the float64 column as ``xent::linear_NAME``, its gradient as ``xent::linear_NAME_grad``."""
     inputs = f"{OPERANDS}, {schema}"
 
     @torch.library.custom_op(f"xent::linear_{name}", mutates_args=(), schema=f"({inputs}) -> Tensor")
     def column(*arguments: Any) -> Tensor:
         operands = Operands(*arguments[:3])
-        (found,), _ = program.unpacked(*arguments[3:]).function(operands).sweep(operands)
-        return cast(Tensor, found)
+        (values,), _ = program.unpacked(*arguments[3:]).function(operands).sweep(operands)
+        return cast(Tensor, values)
 
     @column.register_fake
     def _(x: Tensor, *arguments: Any) -> Tensor:
@@ -118,13 +118,13 @@ def column_operator(name: str, program: type[Program], schema: str) -> Callable[
 
 
 def like_inputs(upstream: Any, *inputs: Any) -> list[Tensor]:
-    """The fake result of an operator of gradients: new memory for each of its inputs that is ``wanted``."""
+    """The fake result of an operator of gradients: a tensor for each ``wanted`` input."""
     *arguments, wanted = inputs
     return [x.new_empty(x.shape) for x, want in zip(arguments, wanted, strict=False) if want]
 
 
 def keep_inputs(ctx: Any, inputs: Any, output: Any) -> None:
-    """The context of `backward_by`."""
+    """Save the inputs of an operator for `backward_by`."""
     ctx.is_tensor = [x is None or isinstance(x, Tensor) for x in inputs]
     ctx.save_for_backward(*(x for x, is_tensor in zip(inputs, ctx.is_tensor, strict=True) if is_tensor))
     ctx.others = [x for x, is_tensor in zip(inputs, ctx.is_tensor, strict=True) if not is_tensor]
@@ -133,13 +133,13 @@ def keep_inputs(ctx: Any, inputs: Any, output: Any) -> None:
 
 
 def backward_by(gradients: Any, count: int) -> Callable[..., Any]:
-    """The backward of an operator by another, of ``(upstream, *inputs, wanted)``, for ``count`` inputs."""
+    """A backward for ``count`` inputs, by the operator ``gradients(upstream, *inputs, wanted)``."""
 
     def backward(ctx: Any, upstream: Any) -> Any:
         tensors, others = iter(ctx.saved_tensors), iter(ctx.others)
         inputs = [next(tensors if is_tensor else others) for is_tensor in ctx.is_tensor]
         wanted = list(ctx.needs_input_grad[:count])
-        found = iter(gradients(upstream, *inputs, wanted))
-        return *(next(found) if want else None for want in wanted), *([None] * (len(inputs) - count))
+        results = iter(gradients(upstream, *inputs, wanted))
+        return *(next(results) if want else None for want in wanted), *([None] * (len(inputs) - count))
 
     return backward

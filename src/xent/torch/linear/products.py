@@ -1,4 +1,4 @@
-"""The products of a projection with tensors, on the device they are on."""
+"""The projection of `engine.chunked_projection` with tensors."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from xent.torch import devices
 
 Tensor = torch.Tensor
 
-WIDENED_BYTES = 48 << 20  # of a float32 sum: smaller products of half precision are slower
-CUDA_CHUNK_BYTES = 512 << 20  # thousands of rows of a large vocabulary: products at their full rate
+WIDENED_BYTES = 48 << 20  # of a float32 accumulator: smaller products of half precision are slower
+CUDA_CHUNK_BYTES = 512 << 20  # thousands of rows of a large vocabulary: products at full speed
 
 
 def default_chunk_bytes(device: torch.device) -> int:
@@ -19,12 +19,12 @@ def default_chunk_bytes(device: torch.device) -> int:
 
 
 class TensorProjection(Projection):
-    """See `Projection`; float16 on the CPU, which has no fast products, is multiplied in float32."""
+    """A `Projection` of tensors; float16 is multiplied in float32 on the CPU, which is faster."""
 
     xp = torch
 
     def product_dtype(self) -> torch.dtype:
-        """The dtype of the operands where the device multiplies it well."""
+        """The dtype of the operands, except float32 for float16 on the CPU."""
         x = self.inputs
         return torch.float32 if x.dtype == torch.float16 and x.device.type == "cpu" else x.dtype
 
@@ -37,28 +37,28 @@ class TensorProjection(Projection):
         return default_chunk_bytes(self.inputs.device)
 
     def cast(self, x: Tensor, dtype: torch.dtype) -> Tensor:
-        """``x`` itself if it has the dtype."""
+        """``x`` as ``dtype``; ``x`` itself if it has it."""
         return x.to(dtype)
 
     def empty(self, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
-        """New memory, on huge pages where it is the machine's."""
+        """An uninitialised tensor; on the CPU on huge pages."""
         return devices.empty(shape, dtype, self.inputs.device)
 
     def zeros(self, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
-        """New memory, zero."""
+        """A new tensor of zeros."""
         return self.empty(shape, dtype).zero_()
 
-    def add_product(self, total: Tensor, a: Tensor, b: Tensor, first: bool) -> None:
-        """``total += a @ b``, or ``= a @ b``; where the sum is wider, a block at a time."""
-        if total.dtype == b.dtype:
-            torch.addmm(total, a, b, beta=0.0 if first else 1.0, out=total)
+    def add_product(self, accumulator: Tensor, a: Tensor, b: Tensor, first: bool) -> None:
+        """Add ``a @ b``, or assign it if ``first``; in blocks if the accumulator has a wider dtype."""
+        if accumulator.dtype == b.dtype:
+            torch.addmm(accumulator, a, b, beta=0.0 if first else 1.0, out=accumulator)
             return
-        size = WIDENED_BYTES if total.device.type == "cpu" else CUDA_CHUNK_BYTES
-        for k in slices(total.shape[0], max(1, size // max(1, total[:1].nbytes))):
+        size = WIDENED_BYTES if accumulator.device.type == "cpu" else CUDA_CHUNK_BYTES
+        for k in slices(accumulator.shape[0], max(1, size // max(1, accumulator[:1].nbytes))):
             product = a[k] @ b
             if first:
-                total[k] = product
+                accumulator[k] = product
                 continue
-            # PyTorch widens what it adds whole; a piece of it stays in the cache.
-            for sum, piece in zip(total[k].split(512), product.split(512), strict=True):
-                sum += piece
+            # PyTorch converts the whole operand of a sum; 512 rows of it stay in the cache.
+            for rows, piece in zip(accumulator[k].split(512), product.split(512), strict=True):
+                rows += piece

@@ -1,4 +1,4 @@
-"""The row statistics of a linear layer's logits, chunk by chunk, and as operators of PyTorch."""
+"""The row statistics of a linear layer's logits, by chunks, and as custom operators."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ SCHEMA = (
 
 
 class Statistics(ChunkedFunction):
-    """Statistics of the rows of a linear layer, as columns."""
+    """The row statistics of a linear layer's logits, one column each."""
 
     def __init__(
         self,
-        places: Tensor | None,
+        row_index: Tensor | None,
         labels: Tensor | None,
         dense: Tensor | None,
         shift: int,
@@ -39,24 +39,23 @@ class Statistics(ChunkedFunction):
         silent: Tensor | None = None,
         ddense: Tensor | None = None,
     ) -> None:
-        """``places (n,)`` are those of the rows among the inputs', or None for all.
+        """``row_index (n,)`` has the indices of the rows among those of the inputs, None for all.
 
-        ``labels (n,)`` are −1 for a row that is not read. ``dense`` is (K,), or one row for each of the
-        inputs', ``shift`` rows further on; its gradient is added to ``ddense``. ``full`` gives entropy and
-        argmax too.
+        ``labels (n,)`` are −1 for rows that are not read. ``dense`` is (K,) or (M, K), where the row of input
+        i is at i + ``shift``; its gradient is added to ``ddense``. ``full`` adds entropy and argmax.
         """
-        super().__init__(places, chunk_bytes, silent)
+        super().__init__(row_index, chunk_bytes, silent)
         self.labels, self.dense, self.shift, self.link, self.full = labels, dense, shift, link, full
         self.ddense = ddense
 
     @property
     def names(self) -> tuple[str, ...]:
-        """The fields of `RowStats` that the columns are."""
+        """The names of the columns, as in `RowStats`."""
         present = (True, self.labels is not None, self.dense is not None, False, self.full, self.full)
         return tuple(name for name, is_present in zip(RowStats._fields, present, strict=True) if is_present)
 
     def columns(self, logits: Tensor, part: slice) -> tuple[Tensor, ...]:
-        """See `ChunkedFunction`."""
+        """The columns of a chunk in ordinary operations.."""
         labels = None if self.labels is None else self.labels[part]
         stats = statistics.row_stats(logits, labels, self._dense(part), self.link, self.full)
         return tuple(getattr(stats, name) for name in self.names)
@@ -64,7 +63,7 @@ class Statistics(ChunkedFunction):
     def evaluate_chunk(
         self, logits: Tensor, part: slice, dloss: Tensor | None
     ) -> tuple[tuple[Tensor, ...], Any]:
-        """See `ChunkedFunction`; ``dloss`` has a column for each that is derived."""
+        """The columns of a chunk, and its gradient for ``dloss (n, derived columns)``."""
         labels, dense = None if self.labels is None else self.labels[part], self._dense(part)
         if dense is not None:
             dense = dense.to(devices.loss_dtype(logits))
@@ -78,28 +77,28 @@ class Statistics(ChunkedFunction):
         dentropy = upstream.pop("entropy", None)
         cotangents = Cotangents(**{name: d.contiguous() for name, d in upstream.items()})
         softmax = Softmax(logits, labels, dense, self.link)
-        bend = None
-        # A GPU is not waited for.
+        from_entropy = None
+        # On a GPU without a test of the values, for which the host would wait.
         if dentropy is not None and (dentropy.device.type != "cpu" or dentropy.any()):
-            bend = softmax.entropy_grad(dentropy)
+            from_entropy = softmax.entropy_grad(dentropy)
         if self.ddense is not None:
             self._add_dense(self.ddense, part, softmax, upstream["dense_log_prob"])
         dlogits = devices.row_grad(logits, labels, dense, self.link, stats, cotangents, logits)
-        return columns, dlogits if bend is None else dlogits.add_(bend)
+        return columns, dlogits if from_entropy is None else dlogits.add_(from_entropy)
 
-    def _place(self, part: slice) -> Any:
-        """Where ``dense`` has the rows of a part."""
-        if self.places is None:
+    def _dense_rows(self, part: slice) -> Any:
+        """The index of a chunk's rows into ``dense``."""
+        if self.row_index is None:
             return part
-        return self.places[part] + self.shift
+        return self.row_index[part] + self.shift
 
     def _dense(self, part: slice) -> Tensor | None:
         if self.dense is None or self.dense.ndim == 1:
             return self.dense
-        return self.dense[self._place(part)]
+        return self.dense[self._dense_rows(part)]
 
     def _add_dense(self, ddense: Tensor, part: slice, softmax: Softmax, dsigma: Tensor) -> None:
-        """∂σ/∂v = log p; 0·(−inf) = 0."""
+        """Add the gradient of σ in v, dσ·log p, to ``ddense``; 0·(−inf) counts as 0."""
         log_p = torch.where((softmax.dense == 0) & ~softmax.log_p.isfinite(), 0.0, softmax.log_p)
         if softmax.labels is not None:
             dsigma = torch.where(softmax.labels < 0, 0.0, dsigma)
@@ -107,7 +106,7 @@ class Statistics(ChunkedFunction):
         if ddense.ndim == 1:
             ddense += slope.sum(0)
         else:
-            ddense[self._place(part)] = slope.to(ddense.dtype)
+            ddense[self._dense_rows(part)] = slope.to(ddense.dtype)
 
 
 def row_stats(
@@ -120,18 +119,18 @@ def row_stats(
     full: bool,
     chunk_bytes: int,
 ) -> RowStats:
-    """The statistics of a graph, one a row of the inputs; derivable once in the operands and ``dense``.
+    """The statistics (M,) in a graph; derivable once in the operands and ``dense``.
 
-    ``labels (M,)`` and ``counts (M,)`` say which rows are left out; those are 0 throughout.
+    Rows with a negative label in ``labels (M,)``, or False in ``counts (M,)``, are 0.
     """
     numbers = operators.link_numbers(link, operands.inputs.device)
-    found = iter(linear_statistics(*operands, dense, labels, counts, shift, *numbers, full, chunk_bytes))
+    columns = iter(linear_statistics(*operands, dense, labels, counts, shift, *numbers, full, chunk_bytes))
     present = (True, labels is not None, dense is not None, False, full, full)
-    return RowStats(*(next(found) if is_present else None for is_present in present))
+    return RowStats(*(next(columns) if is_present else None for is_present in present))
 
 
 def _function(inputs: Sequence[Any], ddense: Tensor | None = None) -> tuple[Operands, Statistics]:
-    """The operands and the function that the operators below were given."""
+    """The operands and the function, from the arguments of the operators below."""
     x, w, b, dense, labels, counts, shift, numbers, moving, full, chunk_bytes = inputs
     ignored = None if labels is None else labels < 0
     index = silent = None
@@ -141,7 +140,7 @@ def _function(inputs: Sequence[Any], ddense: Tensor | None = None) -> tuple[Oper
         silent = ~counts if ignored is None else ignored | ~counts
     else:
         silent = ignored
-    if index is None and shift:  # the last rows of all have no target
+    if index is None and shift:  # the last rows have no target
         index = torch.arange(max(0, x.shape[0] - shift), device=x.device)
         labels, silent = (None if a is None else a[: index.shape[0]] for a in (labels, silent))
     link = Link(*operators.as_floats(numbers, moving))
@@ -151,7 +150,7 @@ def _function(inputs: Sequence[Any], ddense: Tensor | None = None) -> tuple[Oper
 
 @torch.library.custom_op("xent::linear_statistics", mutates_args=(), schema=f"({SCHEMA}) -> Tensor[]")
 def linear_statistics(*inputs: Any) -> list[Tensor]:
-    """Those of `Statistics.names`, as (M,) columns."""
+    """The columns (M,) of `Statistics.names`."""
     operands, function = _function(inputs)
     return list(function.sweep(operands)[0])
 
@@ -169,7 +168,7 @@ def _(x: Tensor, w: Tensor, b: Any, dense: Any, labels: Any, *others: Any) -> li
     schema=f"(Tensor[] dcolumns, {SCHEMA}, bool[] wanted) -> Tensor[]",
 )
 def linear_statistics_grad(dcolumns: list[Tensor], *inputs: Any) -> list[Tensor]:
-    """The gradients of Σ dcolumn·column in those of x, w, b and dense that are ``wanted``."""
+    """The gradients of Σ dcolumn·column in the ``wanted`` ones of x, w, b and dense."""
     *arguments, wanted = inputs
     dense = arguments[3]
     ddense = (
@@ -180,8 +179,8 @@ def linear_statistics_grad(dcolumns: list[Tensor], *inputs: Any) -> list[Tensor]
     operands, function = _function(arguments, ddense)
     derived = torch.stack(dcolumns[: len(dcolumns) - function.full], -1)
     _, gradients = function.sweep(operands, derived, tuple(wanted[:3]))
-    found = [g for g in finished(gradients, operands, None) if g is not None]
-    return found if ddense is None else [*found, ddense.to(dense.dtype)]
+    results = [g for g in finished(gradients, operands, None) if g is not None]
+    return results if ddense is None else [*results, ddense.to(dense.dtype)]
 
 
 linear_statistics_grad.register_fake(linear_operators.like_inputs)

@@ -1,4 +1,4 @@
-"""The loss of a linear layer's rows: which of them count, and what is computed of their logits."""
+"""The losses of a linear layer's rows: selection of the rows that count, and a function of their logits."""
 
 from __future__ import annotations
 
@@ -15,20 +15,20 @@ from xent.engine.valid_rows import ChunkLoss, ValidRows
 from xent.torch import devices, modes, operators, statistics
 from xent.torch.arguments import Call
 from xent.torch.linear.chunked import ChunkedFunction, Operands
-from xent.torch.linear.operators import column_operator, total_operator
-from xent.torch.targets import readable, silenced
+from xent.torch.linear.operators import column_operator, sum_operator
+from xent.torch.targets import kernel_labels, mask_silent_rows
 
 Tensor = torch.Tensor
 
 
 class Chunks(NamedTuple):
-    """How far ahead a row's target is, and the budget of the logits that exist at a time."""
+    """The distance of a row's target, and the budget in bytes of a chunk of logits."""
 
     shift: int = 0
     chunk_bytes: int | None = None
 
 
-def rows_of(
+def call_rows(
     call: Call,
     shift: int,
     num_classes: int,
@@ -36,15 +36,15 @@ def rows_of(
     leave_out: bool,
     inputs: Tensor | None = None,
 ) -> tuple[tuple[int, ...], ValidRows]:
-    """(the shape of the losses, the rows that count), for a loss of ``dtype``.
+    """(shape of the losses, rows that count), for a loss of ``dtype``.
 
-    ``leave_out=True`` synchronises with a GPU. Otherwise rows that do not count are marked as silent; if
-    factors are derived, only where ``inputs (M, D)`` are not finite.
+    ``leave_out=True`` synchronises with a GPU. Otherwise rows that do not count are marked as silent;
+    if factors are derived, only those whose ``inputs (M, D)`` are not finite.
     """
     leave_out = leave_out and not modes.is_captured(call.targets)
     spec = call.spec
     shape = call.targets.shape[:-1] if call.is_soft else call.targets.shape
-    left, place = valid_rows.shifted_rows(shape, shift, torch, call.targets.device)
+    loss_shape, row_index = valid_rows.shifted_rows(shape, shift, torch, call.targets.device)
     factors = None if call.class_weight is None else call.class_weight.double()
     omega = valid_rows.flatten_rows(
         None if call.sample_weight is None else call.sample_weight.double(), shift
@@ -53,37 +53,37 @@ def rows_of(
     if call.is_soft:
         q = valid_rows.as_matrix(call.targets)
         rows = valid_rows.probability_rows(
-            q, shift, factors, omega, spec, place, lambda x: x.to(dtype), torch, leave_out
+            q, shift, factors, omega, spec, row_index, lambda x: x.to(dtype), torch, leave_out
         )
     else:
-        y = readable(valid_rows.flatten_rows(call.targets, shift), num_classes, spec.ignore_index)
-        rows = valid_rows.label_rows(y, y < 0, num_classes, factors, omega, spec, place, torch, leave_out)
+        y = kernel_labels(valid_rows.flatten_rows(call.targets, shift), num_classes, spec.ignore_index)
+        rows = valid_rows.label_rows(y, y < 0, num_classes, factors, omega, spec, row_index, torch, leave_out)
     if leave_out:
-        return left, rows
+        return loss_shape, rows
     finite = None
     if inputs is not None and modes.are_derived(call.class_weight, call.sample_weight):
         finite = inputs.isfinite().all(-1)
         finite = finite if rows.row_index is None else finite[rows.row_index]
-    marked = silenced(rows.full_target, spec, finite)
-    return left, rows if marked.labels is None else SilentRows(rows, marked)
+    marked = mask_silent_rows(rows.full_target, spec, finite)
+    return loss_shape, rows if marked.labels is None else SilentRows(rows, marked)
 
 
 class SilentRows(ValidRows):
-    """ValidRows of which those with a label of −1 in ``full_target`` have loss and gradient 0."""
+    """Rows of which those with a label of −1 in ``full_target`` have loss and gradient 0."""
 
     def __init__(self, rows: ValidRows, full_target: Target) -> None:
         self.rows, self.row_index = rows, rows.row_index
         self.full_target, self.silent = full_target, full_target.labels < 0
 
     def target(self, part: slice) -> Target:
-        """See `ValidRows`."""
-        marked, own = targeting.row_slice(self.full_target, part), self.rows.target(part)
-        alpha = marked.alpha if self.full_target.dense is None else own.alpha
-        return own._replace(labels=marked.labels, alpha=alpha, weight=marked.weight)
+        """The target of a slice of the rows.."""
+        marked, target = targeting.row_slice(self.full_target, part), self.rows.target(part)
+        alpha = marked.alpha if self.full_target.dense is None else target.alpha
+        return target._replace(labels=marked.labels, alpha=alpha, weight=marked.weight)
 
 
 class RowLosses(ChunkedFunction):
-    """The losses of `ValidRows`: one column."""
+    """The losses of `ValidRows` as one column."""
 
     def __init__(self, rows: ValidRows, spec: LossSpec, chunk_bytes: int | None) -> None:
         super().__init__(rows.row_index, chunk_bytes, rows.silent)
@@ -91,48 +91,48 @@ class RowLosses(ChunkedFunction):
         self.by_kernels = ChunkLoss(rows, spec, devices, torch)
 
     def evaluate_chunk(self, logits: Tensor, part: slice, dloss: Any) -> tuple[tuple[Tensor, ...], Any]:
-        """See `ChunkedFunction`."""
+        """The columns of a chunk, and its gradient if ``dloss`` is given."""
         return self.by_kernels.evaluate_chunk(logits, part, dloss)
 
     def columns(self, logits: Tensor, part: slice) -> tuple[Tensor, ...]:
-        """See `ChunkedFunction`."""
+        """The columns of a chunk in ordinary operations.."""
         t = self.rows.target(part)
         stats = statistics.row_stats(logits, t.labels, t.dense, self.spec.link)
         return (head.row_losses(stats, t, self.spec, torch),)
 
 
-SCHEMA = (  # of what `LossProgram.packed` gives
+SCHEMA = (  # of the result of `LossProgram.packed`
     "Tensor targets, Tensor? class_weight, Tensor? sample_weight, SymInt ignore_index, "
     "float[] options, Tensor? moving, SymInt shift, SymInt chunk_bytes"
 )
 
 
 class LossProgram(NamedTuple):
-    """The losses as the arguments of an operator, and back: an `operators.Program`."""
+    """The arguments of the losses of rows: an `operators.Program`."""
 
     call: Call
     chunks: Chunks
 
     def packed(self, device: torch.device) -> tuple[Any, ...]:
-        """See `Program`."""
+        """The fields as arguments of an operator.."""
         spec, chunks = self.call.spec, self.chunks
         numbers = operators.spec_numbers(spec, device)
         return *self.call[:3], spec.ignore_index, *numbers, chunks.shift, chunks.chunk_bytes or 0
 
     @classmethod
     def unpacked(cls, *arguments: Any) -> LossProgram:
-        """See `Program`."""
+        """The inverse of `packed`.."""
         targets, class_weight, sample_weight, ignore_index, *numbers, shift, chunk_bytes = arguments
         spec = LossSpec.from_numbers(operators.as_floats(*numbers), ignore_index)
         call = Call(targets, class_weight, sample_weight, spec, "none", None, False)
         return cls(call, Chunks(shift, chunk_bytes or None))
 
     def function(self, operands: Operands) -> RowLosses:
-        """See `Program`."""
+        """The function of the operands' rows.."""
         dtype, num_classes = devices.loss_dtype(operands.inputs), operands.weight.shape[0]
-        _, rows = rows_of(self.call, self.chunks.shift, num_classes, dtype, leave_out=True)
+        _, rows = call_rows(self.call, self.chunks.shift, num_classes, dtype, leave_out=True)
         return RowLosses(rows, self.call.spec, self.chunks.chunk_bytes)
 
 
-total = total_operator("losses", LossProgram, SCHEMA)
+loss_sum = sum_operator("losses", LossProgram, SCHEMA)
 losses = column_operator("losses", LossProgram, SCHEMA)

@@ -1,4 +1,4 @@
-"""Row statistics and divergences of a large vocabulary, without its logits."""
+"""The public row statistics and divergences of linear layers, whose logits are never whole."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from xent.torch.linear import operators as linear_operators
 from xent.torch.linear.divergence import Divergence
 from xent.torch.linear.products import default_chunk_bytes
 from xent.torch.linear.row_stats import Statistics
-from xent.torch.targets import readable, require_labels, zero_if_valid
+from xent.torch.targets import kernel_labels, require_labels, zero_if_valid
 from xent.torch.temperature import divided
 
 Tensor = torch.Tensor
@@ -76,25 +76,27 @@ def linear_row_statistics(
         arguments.require_together(inputs=inputs, labels=labels)
         zero = zero_if_valid(labels, num_classes, spec.ignore_index, "labels", validate)
     link, budget = spec.link, _share(chunk_bytes, inputs)
-    left, index = valid_rows.shifted_rows(shape, shift, torch, inputs.device)
+    loss_shape, index = valid_rows.shifted_rows(shape, shift, torch, inputs.device)
     y: Tensor | None = None
     if modes.is_recorded():
         counts: Tensor | None = None
         if labels is not None:
-            y = valid_rows.align_targets(readable(labels, num_classes, spec.ignore_index), shift, -1, torch)
+            y = valid_rows.align_targets(
+                kernel_labels(labels, num_classes, spec.ignore_index), shift, -1, torch
+            )
         elif shift:
             counts = valid_rows.align_targets(inputs.new_ones(shape, dtype=torch.bool), shift, False, torch)
         stats = row_stats.row_stats(flat, y, None, counts, 0, link, True, budget)
-        found: Any = tuple(column for column in stats if column is not None)
+        columns: Any = tuple(column for column in stats if column is not None)
     else:
         if labels is not None:
-            y = readable(valid_rows.flatten_rows(labels, shift), num_classes, spec.ignore_index)
+            y = kernel_labels(valid_rows.flatten_rows(labels, shift), num_classes, spec.ignore_index)
             if is_plain and not modes.is_captured(y):
                 index, (y,) = valid_rows.select_rows(y < 0, None, index, (y,), torch)
         silent = None if y is None or is_plain else y < 0
         function = Statistics(index, y, None, 0, link, True, budget, silent)
-        found = function.values(flat) if is_plain else function.derivable(flat)
-    lse, *log_prob, entropy, argmax = (valid_rows.unflatten_rows(c, shape, left) for c in found)
+        columns = function.values(flat) if is_plain else function.derivable(flat)
+    lse, *log_prob, entropy, argmax = (valid_rows.unflatten_rows(c, shape, loss_shape) for c in columns)
     if zero is not None:
         lse, log_prob = lse + zero, [log_prob[0] + zero]
     dtype = devices.loss_dtype(inputs)
@@ -177,33 +179,33 @@ def linear_kl_divergence(
         )
     if sample_weight is not None:
         arguments.require_rows(sample_weight, shape, validate)
-    of_teacher = dict(zip(names, (teacher_inputs, teacher_weight, teacher_bias), strict=True))
-    arguments.require_together(inputs=inputs, **of_teacher, sample_weight=sample_weight)
+    teacher_tensors = dict(zip(names, (teacher_inputs, teacher_weight, teacher_bias), strict=True))
+    arguments.require_together(inputs=inputs, **teacher_tensors, sample_weight=sample_weight)
     denominator = arguments.as_denominator(denominator)
     flat = student._replace(inputs=valid_rows.as_matrix(student.inputs))
-    known = teacher._replace(inputs=valid_rows.as_matrix(teacher.inputs))
+    flat_teacher = teacher._replace(inputs=valid_rows.as_matrix(teacher.inputs))
     omega = None if sample_weight is None else sample_weight.double().reshape(-1)
     divisor = denominator if isinstance(denominator, Tensor) else None
-    is_plain = chunked.is_plain(flat, *known, omega, divisor)
+    is_plain = chunked.is_plain(flat, *flat_teacher, omega, divisor)
     num_rows, counted = targeting.totals(flat.inputs.shape[0], omega, None, torch)
     scale = arguments.inverse(targeting.divisor(num_rows, counted, reduction, denominator))
     budget = _share(chunk_bytes, inputs)
-    computed = Divergence(*known, omega, spec.temperature, direction == "reverse", budget)
+    kl = Divergence(*flat_teacher, omega, spec.temperature, direction == "reverse", budget)
     dtype = devices.loss_dtype(inputs)
     if modes.is_recorded():
         is_total = reduction != "none" and modes.knows_its_gradients()
-        if is_total and not modes.are_derived(*computed[:4]):
-            return (divergence.total(flat, computed) * scale).to(dtype)
-        losses = divergence.losses(flat, computed)
+        if is_total and not modes.are_derived(*kl[:4]):
+            return (divergence.divergence_sum(flat, kl) * scale).to(dtype)
+        losses = divergence.losses(flat, kl)
     else:
-        function = computed.function(flat, is_plain)
+        function = kl.function(flat, is_plain)
         if is_plain and reduction != "none":
-            return function.total(flat, scale).to(dtype)
+            return function.scaled_sum(flat, scale).to(dtype)
         (losses,) = function.values(flat) if is_plain else function.derivable(flat)
     return (losses.reshape(shape) if reduction == "none" else losses.sum() * scale).to(dtype)
 
 
 def _share(chunk_bytes: int | None, inputs: Tensor) -> int:
-    """The budget of a chunk's logits where there are several matrices of their size."""
+    """The budget of a chunk's logits, which several matrices of their size share."""
     require_chunk_bytes(chunk_bytes)
     return (chunk_bytes or default_chunk_bytes(inputs.device)) // linear_operators.COPIES or 1
