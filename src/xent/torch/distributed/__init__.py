@@ -1,9 +1,9 @@
 """Losses whose classes or rows are split over the processes of a group.
 
-`loss` has the public functions; first they call `handshake`, in which the ranks compare what they were given.
-`shards` combines the row statistics of the ranks' classes, and `layers` reads the logits of a
-rank, from memory or chunk by chunk from a projection. `dtensors` takes DTensors apart, `dtensor_rows` those
-whose rows are split.
+`loss` has the public functions. They first call `handshake`, in which the ranks compare their arguments.
+`shards` combines the row statistics of the ranks' classes; `layers` computes them from the logits of a rank,
+which are in memory or projected chunk by chunk. `dtensors` computes losses of DTensors, with `dtensor_rows`
+if their rows are split.
 """
 
 from __future__ import annotations

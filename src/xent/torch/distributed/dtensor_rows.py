@@ -14,10 +14,10 @@ from xent.torch.targets import weight_and_rows
 Tensor = torch.Tensor
 
 
-class DealtRows:
-    """How the rows of ``x (..., D)``, a DTensor, are dealt: by a leading axis, or all to every rank.
+class DistributedRows:
+    """The layout of the rows of a DTensor ``x (..., D)``: sharded on a row axis, or replicated.
 
-    The last row axis is shorter by ``shift`` in the losses.
+    In the losses the last row axis is shorter by ``shift``.
     """
 
     def __init__(self, x: Any, shift: int = 0) -> None:
@@ -32,62 +32,62 @@ class DealtRows:
             )
 
     @staticmethod
-    def are_dealt(x: Any) -> bool:
-        """Whether each rank has whole rows of ``x``, a DTensor on a mesh of one dimension."""
+    def is_row_layout(x: Any) -> bool:
+        """Whether each rank has whole rows of the DTensor ``x``, on a mesh of one dimension."""
         placement = x.placements[0]
         return placement == Replicate() or (isinstance(placement, Shard) and placement.dim < x.ndim - 1)
 
-    def mine(self, x: Any) -> Any:
-        """This rank's rows of a DTensor, or of a whole tensor; its gradient is whole then."""
+    def local_rows(self, x: Any) -> Any:
+        """This rank's rows of a DTensor, or of a whole tensor, which gets its whole gradient."""
         if x is None:
             return None
         return self._whole(x).redistribute(self.mesh, [self.placement]).to_local()
 
-    def shared(self, x: Any) -> Any:
-        """All of a parameter; its gradient is the sum of those that the ranks' rows give."""
+    def replicated(self, x: Any) -> Any:
+        """The whole of a parameter; its gradient is the sum over the ranks."""
         if x is None:
             return None
-        sums = [Partial() if isinstance(self.placement, Shard) else Replicate()]
-        return self._whole(x).redistribute(self.mesh, [Replicate()]).to_local(grad_placements=sums)
+        placements = [Partial() if isinstance(self.placement, Shard) else Replicate()]
+        return self._whole(x).redistribute(self.mesh, [Replicate()]).to_local(grad_placements=placements)
 
-    def local(self, call: Call) -> Call:
-        """The arguments of this rank's rows; a mean over rows that are split is a sum of each rank's."""
+    def local_call(self, call: Call) -> Call:
+        """The call for this rank's rows; if rows are split, a mean becomes a sum."""
         local = call._replace(
-            targets=self.mine(call.targets),
-            class_weight=self.shared(call.class_weight),
-            sample_weight=self.mine(call.sample_weight),
+            targets=self.local_rows(call.targets),
+            class_weight=self.replicated(call.class_weight),
+            sample_weight=self.local_rows(call.sample_weight),
             validate=False,
         )
-        return local._replace(reduction="sum", denominator=None) if self._sums(call) else local
+        return local._replace(reduction="sum", denominator=None) if self._is_all_sum(call) else local
 
-    def reduced(self, loss: Tensor, call: Call, local: Call, num_classes: int) -> Tensor:
-        """The loss as a DTensor, of ``loss``, that of the ``local`` arguments; the denominator is whole."""
-        if not self._sums(call):
-            return self._dealt(loss, self.placement, self.shape if call.reduction == "none" else ())
-        total = self._summed(loss)
+    def reduce_loss(self, loss: Tensor, call: Call, local: Call, num_classes: int) -> Tensor:
+        """The loss as a DTensor, from the ``loss`` of the ``local`` call; the denominator is a plain one."""
+        if not self._is_all_sum(call):
+            return self._as_dtensor(loss, self.placement, self.shape if call.reduction == "none" else ())
+        loss_sum = self._all_sum(loss)
         if call.reduction == "mean":
             divisor = call.denominator
             if divisor is None or isinstance(divisor, str):
                 totals = weight_and_rows(local, num_classes)
                 counted = torch.as_tensor(totals[divisor == "rows"], dtype=torch.float64)
-                divisor = self._summed(counted.to(total.device))
-            total = total * arguments.inverse(divisor)
-        return self._dealt(total, Replicate(), ())
+                divisor = self._all_sum(counted.to(loss_sum.device))
+            loss_sum = loss_sum * arguments.inverse(divisor)
+        return self._as_dtensor(loss_sum, Replicate(), ())
 
-    def _sums(self, call: Call) -> bool:
-        """Whether the ranks' losses are summed."""
+    def _is_all_sum(self, call: Call) -> bool:
+        """Whether the loss is a sum over the ranks."""
         return isinstance(self.placement, Shard) and call.reduction != "none"
 
-    def _summed(self, x: Tensor) -> Tensor:
-        """The sum of the ranks' numbers, on every rank."""
-        return cast(Tensor, self._dealt(x, Partial(), ()).full_tensor())
+    def _all_sum(self, x: Tensor) -> Tensor:
+        """The sum of ``x`` over the ranks, on every rank."""
+        return cast(Tensor, self._as_dtensor(x, Partial(), ()).full_tensor())
 
     def _whole(self, x: Any) -> Any:
         if isinstance(x, DTensor):
             return x
         return DTensor.from_local(x, self.mesh, [Replicate()], run_check=False)
 
-    def _dealt(self, x: Tensor, placement: Any, shape: tuple[int, ...]) -> Any:
+    def _as_dtensor(self, x: Tensor, placement: Any, shape: tuple[int, ...]) -> Any:
         stride = torch.empty(shape, device="meta").stride()
         return DTensor.from_local(
             x, self.mesh, [placement], run_check=False, shape=torch.Size(shape), stride=stride

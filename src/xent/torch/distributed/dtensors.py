@@ -14,8 +14,16 @@ from xent.torch import arguments, dense
 from xent.torch.arguments import Call
 from xent.torch.distributed import handshake
 from xent.torch.distributed import loss as sharded
-from xent.torch.distributed.dtensor_rows import DealtRows
-from xent.torch.distributed.handshake import Own, Whose, agreed, facts_of, kind_of, plain, row_checksums
+from xent.torch.distributed.dtensor_rows import DistributedRows
+from xent.torch.distributed.handshake import (
+    LocalCheck,
+    RankGroup,
+    agree,
+    call_facts,
+    plain_tensors,
+    row_checksums,
+    tensor_kind,
+)
 from xent.torch.distributed.loss import checked, require_derivable, require_values
 from xent.torch.distributed.shards import Shard
 from xent.torch.linear import loss as linear_loss
@@ -24,20 +32,20 @@ from xent.torch.linear.rows import Chunks
 
 Tensor = torch.Tensor
 
-MESH = Whose(
+MESH = RankGroup(
     "the mesh",
     ": a plain tensor beside DTensors is whole; give what each rank has a part of as a DTensor",
 )
 
 
 def is_sharded(*tensors: Any) -> bool:
-    """Whether one of them is a DTensor; loads nothing."""
+    """Whether one of the tensors is a DTensor; imports nothing."""
     module = sys.modules.get("torch.distributed.tensor")
     return module is not None and any(isinstance(x, module.DTensor) for x in tensors)
 
 
 def refuse(error: Exception, *tensors: Any) -> None:
-    """Tell the ranks of a DTensor of an ``error`` that comes before its loss; they wait for this rank."""
+    """Raise ``error`` on all ranks of a DTensor, which wait for this rank in the handshake of its loss."""
     for x in tensors:
         if is_sharded(x) and x.device_mesh.ndim == 1:
             handshake.refuse(error, x.device_mesh.get_group(), x.to_local().device, MESH)
@@ -51,26 +59,26 @@ def cross_entropy(logits: Any, call: Call) -> Tensor:
     of_logits = call.names.logits
     if logits.device_mesh.ndim != 1:
         raise _layout(of_logits, "Replicate(), or Shard of its rows or classes", logits)
-    by_rows = _is_partial(logits) or DealtRows.are_dealt(logits)
+    by_rows = _is_partial(logits) or DistributedRows.is_row_layout(logits)
 
-    def check() -> Own[Call]:
+    def check() -> LocalCheck[Call]:
         own = checked(call, tuple(logits.shape), **{of_logits: logits})
         if not by_rows:
             require_derivable(own)
-        _require_dealt(logits.device_mesh, **{of_logits: logits}, **own.by_name)
+        _require_layouts(logits.device_mesh, **{of_logits: logits}, **own.by_name)
         require_values(own, logits.shape[-1])
-        facts = {of_logits: kind_of(logits), **facts_of(own)}
-        return Own(own, math.prod(logits.shape[:-1]), facts, plain(**own.by_name))
+        facts = {of_logits: tensor_kind(logits), **call_facts(own)}
+        return LocalCheck(own, math.prod(logits.shape[:-1]), facts, plain_tensors(**own.by_name))
 
-    call, shard = _agreed(check, logits, logits.ndim - 1, MESH)
+    call, shard = _agree(check, logits, logits.ndim - 1, MESH)
     if not by_rows:
         loss = sharded.cross_entropy(logits.to_local(), _local(call, logits, shard), shard)
         return _replicated(loss, logits)
     if _is_partial(logits):
         logits = _gathered(logits)
-    rows, call = DealtRows(logits), call._replace(denominator=_whole(call.denominator))
-    local = rows.local(call)
-    return rows.reduced(dense.cross_entropy(logits.to_local(), local), call, local, logits.shape[-1])
+    rows, call = DistributedRows(logits), call._replace(denominator=_whole(call.denominator))
+    local = rows.local_call(call)
+    return rows.reduce_loss(dense.cross_entropy(logits.to_local(), local), call, local, logits.shape[-1])
 
 
 def linear_cross_entropy(operands: Operands, call: Call, chunks: Chunks) -> Tensor:
@@ -89,14 +97,14 @@ def linear_cross_entropy(operands: Operands, call: Call, chunks: Chunks) -> Tens
     first = linear_weight if is_sharded(linear_weight) else inputs
     by_rows = is_sharded(inputs) and is_sharded(linear_weight) and _is_whole(linear_weight)
 
-    def check() -> Own[Call]:
+    def check() -> LocalCheck[Call]:
         require_chunk_bytes(chunk_bytes)
         shifted_rows(inputs.shape[:-1], shift, torch, inputs.device)
         own = checked(call, (*inputs.shape[:-1], linear_weight.shape[0]), **{of_inputs: inputs})
-        _require_dealt(first.device_mesh, **dict(zip(of_operands, operands, strict=True)), **own.by_name)
-        facts = {n: kind_of(x) for n, x in zip(of_operands, operands, strict=True)}
-        facts |= {"shift": shift, "chunk_bytes": chunk_bytes, **facts_of(own)}
-        tensors = plain(**own.by_name, **{of_bias: bias})
+        _require_layouts(first.device_mesh, **dict(zip(of_operands, operands, strict=True)), **own.by_name)
+        facts = {n: tensor_kind(x) for n, x in zip(of_operands, operands, strict=True)}
+        facts |= {"shift": shift, "chunk_bytes": chunk_bytes, **call_facts(own)}
+        tensors = plain_tensors(**own.by_name, **{of_bias: bias})
         if not by_rows:
             if not is_sharded(linear_weight) or linear_weight.placements[0] != _split(0):
                 raise _layout(
@@ -110,9 +118,9 @@ def linear_cross_entropy(operands: Operands, call: Call, chunks: Chunks) -> Tens
             if not is_sharded(inputs):
                 tensors[of_inputs] = row_checksums(own, inputs, shift)
         else:
-            DealtRows(inputs, shift)
+            DistributedRows(inputs, shift)
         require_values(own, linear_weight.shape[0])
-        return Own(own, math.prod(inputs.shape[:-1]), facts, tensors)
+        return LocalCheck(own, math.prod(inputs.shape[:-1]), facts, tensors)
 
     advice = MESH.advice
     if not by_rows:
@@ -121,34 +129,34 @@ def linear_cross_entropy(operands: Operands, call: Call, chunks: Chunks) -> Tens
             f"rows (data parallelism, FSDP), gather `{of_weight}` by {_gather(first)}, or give `{of_inputs}` "
             f"and `{names.targets}` as DTensors"
         )
-    call, shard = _agreed(check, first, 0, MESH._replace(advice=advice))
+    call, shard = _agree(check, first, 0, MESH._replace(advice=advice))
     if not by_rows:
         local = Operands(_whole(inputs), linear_weight.to_local(), _columns(bias, linear_weight, shard, 0))
         loss = sharded.linear_cross_entropy(local, _local(call, linear_weight, shard), chunks, shard)
         return _replicated(loss, linear_weight)
-    if not DealtRows.are_dealt(inputs):
+    if not DistributedRows.is_row_layout(inputs):
         inputs = _gathered(inputs)
-    rows, call = DealtRows(inputs, shift), call._replace(denominator=_whole(call.denominator))
-    whole = Operands(inputs.to_local(), rows.shared(linear_weight), rows.shared(bias))
-    own = rows.local(call)
+    rows, call = DistributedRows(inputs, shift), call._replace(denominator=_whole(call.denominator))
+    whole = Operands(inputs.to_local(), rows.replicated(linear_weight), rows.replicated(bias))
+    own = rows.local_call(call)
     loss = linear_loss.linear_cross_entropy(whole, own, chunks)
     targets, sample_weight = own.targets, own.sample_weight
     counted = own._replace(
         targets=targets[..., shift:, :] if own.is_soft else targets[..., shift:],
         sample_weight=None if sample_weight is None else sample_weight[..., shift:],
     )
-    return rows.reduced(loss, call, counted, linear_weight.shape[0])
+    return rows.reduce_loss(loss, call, counted, linear_weight.shape[0])
 
 
-def _agreed(check: Any, x: Any, axis: int, whose: Whose) -> tuple[Call, Shard]:
+def _agree(check: Any, x: Any, axis: int, whose: RankGroup) -> tuple[Call, Shard]:
     local = x.to_local()
-    return agreed(check, x.device_mesh.get_group(), None, local.shape[axis], local.device, whose)
+    return agree(check, x.device_mesh.get_group(), None, local.shape[axis], local.device, whose)
 
 
-def _require_dealt(mesh: Any, **tensors: Any) -> None:
-    """Raise unless the DTensors are on ``mesh`` and dealt in equal parts, the last of them smaller.
+def _require_layouts(mesh: Any, **tensors: Any) -> None:
+    """Raise unless the DTensors are on ``mesh``, in equal shards of which the last may be smaller.
 
-    The first one may also be partial sums.
+    The first tensor may also have the placement Partial.
     """
     first = next(iter(tensors))
     for name, x in tensors.items():
@@ -174,7 +182,7 @@ def _require_dealt(mesh: Any, **tensors: Any) -> None:
 
 
 def _local(call: Call, like: Any, shard: Shard) -> Call:
-    """The arguments of a call, which were checked, beside this rank's classes."""
+    """The checked call for this rank's classes."""
     return call._replace(
         targets=_columns(call.targets, like, shard, -1) if call.is_soft else _whole(call.targets),
         class_weight=_columns(call.class_weight, like, shard, 0),
@@ -194,7 +202,7 @@ def _columns(x: Any, like: Any, shard: Shard, axis: int) -> Any:
 
 
 def _whole(x: Any) -> Any:
-    """All of ``x``; its gradient is whole on every rank and goes back to where its parts came from."""
+    """The whole of ``x``; its gradient, whole on every rank, is redistributed to the placement of ``x``."""
     return _gathered(x).to_local() if is_sharded(x) else x
 
 
@@ -225,7 +233,7 @@ def _is_partial(x: Any) -> bool:
 
 
 def _gather(x: Any) -> str:
-    """How to make a weight whole that is derived on rows that differ between ranks."""
+    """The expression, for an error, that gathers a weight whose gradient is averaged over ranks."""
     dims = x.device_mesh.ndim
     return f'`.full_tensor(grad_placements={"" if dims == 1 else f"{dims} * "}[Partial("avg")])`'
 

@@ -1,4 +1,4 @@
-"""Where the logits of a shard come from: memory, or a projection of one chunk of rows at a time."""
+"""Statistics and gradients of a shard: of logits in memory, or of a projection by chunks of rows."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from torch.autograd import Function
 
 from xent.core.contract import Cotangents, RowStats
 from xent.engine.chunked_projection import Gradients, Wanted, rows_per_chunk
-from xent.torch.distributed.shards import Batch, Known
+from xent.torch.distributed.shards import CombinedRows, ShardRows
 from xent.torch.linear import chunked
 from xent.torch.linear.chunked import Operands
 from xent.torch.linear.products import TensorProjection
@@ -17,8 +17,8 @@ from xent.torch.linear.products import TensorProjection
 Tensor = torch.Tensor
 
 
-class Sums(NamedTuple):
-    """What equation (4) is made of: Σ ℓ, and what a mean may divide by."""
+class LossSums(NamedTuple):
+    """The terms of equation (4): Σ ℓ and the two divisors of a mean."""
 
     losses: Tensor
     total: Any
@@ -26,69 +26,75 @@ class Sums(NamedTuple):
 
 
 class Dense(NamedTuple):
-    """``operands`` are ``(logits (..., K_s),)``."""
+    """Logits in memory; ``operands`` are ``(logits (..., K_s),)``."""
 
-    def stats(self, batch: Batch, operands: Any) -> RowStats:
-        """The statistics of the shard."""
-        return batch.stats(operands[0])
+    def stats(self, rows: ShardRows, operands: Any) -> RowStats:
+        """The row statistics of the shard."""
+        return rows.stats(operands[0])
 
-    def gradients(self, batch: Batch, known: Known, dlosses: Tensor, operands: Any, wanted: Wanted) -> Any:
+    def gradients(
+        self, rows: ShardRows, combined: CombinedRows, dlosses: Tensor, operands: Any, wanted: Wanted
+    ) -> Any:
         """∂/∂logits."""
-        return (batch.grad(operands[0], known, batch.cotangents(known, dlosses)),)
+        return (rows.grad(operands[0], combined, rows.cotangents(combined, dlosses)),)
 
 
 class Projected(NamedTuple):
-    """``operands`` are ``hidden (M, D), weight (K_s, D), bias (K_s,) or None``."""
+    """Logits of a projection; ``operands`` are ``hidden (M, D), weight (K_s, D), bias (K_s,) or None``."""
 
-    places: Tensor | None  # of the rows that count
+    row_index: Tensor | None  # the rows that count
     chunk_bytes: int | None
 
-    def stats(self, batch: Batch, operands: Any) -> RowStats:
-        """The statistics of the shard: one product."""
+    def stats(self, rows: ShardRows, operands: Any) -> RowStats:
+        """The row statistics of the shard; one product."""
 
-        def step(logits: Tensor, part: slice, _: Any) -> Any:
-            return tuple(s for s in batch.rows(part).stats(logits) if s is not None), None
+        def chunk_stats(logits: Tensor, part: slice, _: Any) -> Any:
+            return tuple(s for s in rows.row_slice(part).stats(logits) if s is not None), None
 
-        columns, _ = self._projection(batch, operands).sweep(step)
-        there = [True, batch.labels is not None, *2 * [bool(batch.smoothing) or batch.labels is None]]
-        found = iter(c if self.places is None else c[self.places] for c in columns)
-        return RowStats(*(next(found) if is_there else None for is_there in there))
+        columns, _ = self._projection(rows, operands).sweep(chunk_stats)
+        is_present = [True, rows.labels is not None, *2 * [bool(rows.smoothing) or rows.labels is None]]
+        present = iter(c if self.row_index is None else c[self.row_index] for c in columns)
+        return RowStats(*(next(present) if p else None for p in is_present))
 
-    def gradients(self, batch: Batch, known: Known, dlosses: Tensor, operands: Any, wanted: Wanted) -> Any:
-        """∂/∂(hidden, weight, bias): the logits again, and two products."""
-        cotangents = batch.cotangents(known, dlosses)
+    def gradients(
+        self, rows: ShardRows, combined: CombinedRows, dlosses: Tensor, operands: Any, wanted: Wanted
+    ) -> Any:
+        """∂/∂(hidden, weight, bias); three products, of which one recomputes the logits."""
+        cotangents = rows.cotangents(combined, dlosses)
 
-        def step(logits: Tensor, part: slice, _: Any) -> Any:
-            here = known._replace(stats=RowStats(*(_some(s, part) for s in known.stats)))
-            slopes = Cotangents(*(_some(c, part) for c in cotangents))
-            return (), batch.rows(part).grad(logits, here, slopes, logits)
+        def chunk_grad(logits: Tensor, part: slice, _: Any) -> Any:
+            chunk_rows = combined._replace(stats=RowStats(*(_slice_column(s, part) for s in combined.stats)))
+            slopes = Cotangents(*(_slice_column(c, part) for c in cotangents))
+            return (), rows.row_slice(part).grad(logits, chunk_rows, slopes, logits)
 
-        _, gradients = self._projection(batch, operands).sweep(step, None, wanted)
-        return chunked.finished(self._reduced(batch, gradients), Operands(*operands), None)
+        _, gradients = self._projection(rows, operands).sweep(chunk_grad, None, wanted)
+        return chunked.finished(self._reduced(rows, gradients), Operands(*operands), None)
 
-    def total(self, batch: Batch, operands: Any, wanted: Wanted) -> tuple[Sums, Gradients]:
-        """Σ ℓ and its gradients: three products, and the ranks' numbers put together chunk by chunk."""
+    def sums_and_gradients(
+        self, rows: ShardRows, operands: Any, wanted: Wanted
+    ) -> tuple[LossSums, Gradients]:
+        """Σ ℓ and its gradients; three products, with the all-reduces of the statistics in each chunk."""
         sums = []
 
-        def step(logits: Tensor, part: slice, _: Any) -> Any:
-            rows = batch.rows(part)
-            known = rows.combined(rows.stats(logits))
-            sums.append(Sums(known.losses.sum(), known.target.total, known.target.rows))
-            ones = torch.ones_like(known.losses)
-            return (), rows.grad(logits, known, rows.cotangents(known, ones), logits)
+        def chunk_loss(logits: Tensor, part: slice, _: Any) -> Any:
+            chunk = rows.row_slice(part)
+            combined = chunk.combine(chunk.stats(logits))
+            sums.append(LossSums(combined.losses.sum(), combined.target.total, combined.target.rows))
+            ones = torch.ones_like(combined.losses)
+            return (), chunk.grad(logits, combined, chunk.cotangents(combined, ones), logits)
 
-        _, gradients = self._projection(batch, operands).sweep(step, None, wanted)
-        return Sums(*(sum(column) for column in zip(*sums, strict=True))), self._reduced(batch, gradients)
+        _, gradients = self._projection(rows, operands).sweep(chunk_loss, None, wanted)
+        return LossSums(*(sum(column) for column in zip(*sums, strict=True))), self._reduced(rows, gradients)
 
-    def _reduced(self, batch: Batch, gradients: Gradients) -> Gradients:
-        """With what the classes of the other ranks give to the gradient of ``hidden``."""
+    def _reduced(self, rows: ShardRows, gradients: Gradients) -> Gradients:
+        """The gradients, with that of ``hidden`` summed over the ranks."""
         if gradients.inputs is not None:
-            batch.shard.reduce(gradients.inputs)
+            rows.shard.reduce(gradients.inputs)
         return gradients
 
-    def _projection(self, batch: Batch, operands: Any) -> TensorProjection:
-        projection = TensorProjection(*Operands(*operands), self.places, self.chunk_bytes)
-        row_bytes = batch.shard.largest * projection.dtype.itemsize  # the same chunks on every rank
+    def _projection(self, rows: ShardRows, operands: Any) -> TensorProjection:
+        projection = TensorProjection(*Operands(*operands), self.row_index, self.chunk_bytes)
+        row_bytes = rows.shard.largest * projection.dtype.itemsize  # the same chunks on every rank
         budget = self.chunk_bytes or projection.chunk_bytes()
         projection.chunk_rows = rows_per_chunk(projection.num_rows, row_bytes, budget)
         return projection
@@ -97,57 +103,61 @@ class Projected(NamedTuple):
 Layer = Dense | Projected
 
 
-def losses(batch: Batch, layer: Layer, operands: tuple[Any, ...]) -> tuple[Tensor, Sums]:
-    """(the losses (...), float64, derivable once in the operands; their sums)."""
+def losses(rows: ShardRows, layer: Layer, operands: tuple[Any, ...]) -> tuple[Tensor, LossSums]:
+    """(losses (...), float64, derivable once in the operands; their sums)."""
     with torch.no_grad(), torch.autocast(operands[0].device.type, enabled=False):
-        known = batch.combined(layer.stats(batch, operands))
-    column = known.losses
+        combined = rows.combine(layer.stats(rows, operands))
+    column = combined.losses
     if is_derived(operands):
-        column = cast(Tensor, _Losses.apply(known, batch, layer, *operands))
-    return column, Sums(column.sum(), known.target.total, known.target.rows)
+        column = cast(Tensor, _Losses.apply(combined, rows, layer, *operands))
+    return column, LossSums(column.sum(), combined.target.total, combined.target.rows)
 
 
-def total(batch: Batch, layer: Projected, operands: tuple[Any, ...]) -> Sums:
-    """The sums, derivable once in the operands; the gradients are ready when the loss is."""
+def loss_sums(rows: ShardRows, layer: Projected, operands: tuple[Any, ...]) -> LossSums:
+    """The sums, derivable once in the operands; the gradients are computed with the loss."""
     with torch.no_grad(), torch.autocast(operands[0].device.type, enabled=False):
-        sums, gradients = layer.total(batch, operands, _wanted(operands))
-    ready = [gradients]  # given away once
-    return sums._replace(losses=_Total.apply(sums.losses, ready, batch, layer, *operands))
+        sums, gradients = layer.sums_and_gradients(rows, operands, _wanted(operands))
+    ready = [gradients]  # used once
+    return sums._replace(losses=_LossSum.apply(sums.losses, ready, rows, layer, *operands))
 
 
 def is_derived(operands: tuple[Any, ...]) -> bool:
-    """Whether a gradient will be asked for."""
+    """Whether an operand requires a gradient."""
     return torch.is_grad_enabled() and any(_wanted(operands))
 
 
 class _Losses(Function):
     @staticmethod
-    def forward(ctx: Any, known: Known, batch: Batch, layer: Layer, *operands: Tensor | None) -> Tensor:
+    def forward(
+        ctx: Any, combined: CombinedRows, rows: ShardRows, layer: Layer, *operands: Tensor | None
+    ) -> Tensor:
         ctx.save_for_backward(*operands)
-        ctx.known, ctx.batch, ctx.layer = known._replace(losses=torch.empty(0)), batch, layer
-        return known.losses
+        ctx.combined, ctx.rows, ctx.layer = combined._replace(losses=torch.empty(0)), rows, layer
+        return combined.losses
 
     @staticmethod
     def backward(ctx: Any, dlosses: Tensor) -> Any:
         _require_first_order()
         operands = ctx.saved_tensors  # raises if they were written since
         with torch.autocast(operands[0].device.type, enabled=False):
-            found = ctx.layer.gradients(ctx.batch, ctx.known, dlosses, operands, ctx.needs_input_grad[3:])
-        return None, None, None, *found
+            gradients = ctx.layer.gradients(
+                ctx.rows, ctx.combined, dlosses, operands, ctx.needs_input_grad[3:]
+            )
+        return None, None, None, *gradients
 
 
-class _Total(Function):
+class _LossSum(Function):
     @staticmethod
     def forward(
         ctx: Any,
         value: Tensor,
         ready: list[Gradients],
-        batch: Batch,
+        rows: ShardRows,
         layer: Projected,
         *operands: Tensor | None,
     ) -> Tensor:
         ctx.save_for_backward(*operands)
-        ctx.ready, ctx.batch, ctx.layer = ready, batch, layer
+        ctx.ready, ctx.rows, ctx.layer = ready, rows, layer
         return value.clone()
 
     @staticmethod
@@ -158,7 +168,7 @@ class _Total(Function):
             gradients = ctx.ready.pop()
         else:
             with torch.autocast(operands[0].device.type, enabled=False):
-                _, gradients = ctx.layer.total(ctx.batch, operands, ctx.needs_input_grad[4:])
+                _, gradients = ctx.layer.sums_and_gradients(ctx.rows, operands, ctx.needs_input_grad[4:])
         return None, None, None, None, *chunked.finished(gradients, Operands(*operands), dtotal)
 
 
@@ -173,6 +183,6 @@ def _wanted(operands: tuple[Any, ...]) -> Wanted:
     return cast(Wanted, tuple(x is not None and x.requires_grad for x in operands))
 
 
-def _some(column: Any, part: slice) -> Any:
-    """A part of what there is one of for each row."""
+def _slice_column(column: Any, part: slice) -> Any:
+    """A slice of a column; a scalar unchanged."""
     return column[part] if isinstance(column, Tensor) and column.ndim else column

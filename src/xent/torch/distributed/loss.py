@@ -1,4 +1,4 @@
-"""Losses whose classes are split over the processes of a group: its public functions, and DTensors."""
+"""Losses whose classes are split over the processes of a group: public functions, and their computation."""
 
 from __future__ import annotations
 
@@ -9,22 +9,22 @@ from typing import Any, Unpack, cast
 import torch
 
 from xent.core.spec import ExtraOptions, require_reduction, with_options
-from xent.engine import valid_rows as rows
+from xent.engine import valid_rows
 from xent.engine.chunked_projection import require_chunk_bytes
 from xent.torch import arguments, devices, modes
 from xent.torch.arguments import Call, Names
 from xent.torch.distributed import layers
 from xent.torch.distributed.handshake import (
-    Own,
-    Whose,
-    agreed,
-    facts_of,
-    kind_of,
+    LocalCheck,
+    RankGroup,
+    agree,
+    call_facts,
     row_checksums,
-    tensors_of_all,
+    shared_tensors,
+    tensor_kind,
 )
-from xent.torch.distributed.layers import Sums
-from xent.torch.distributed.shards import Batch, Shard
+from xent.torch.distributed.layers import LossSums
+from xent.torch.distributed.shards import Shard, ShardRows
 from xent.torch.linear import loss as linear_loss
 from xent.torch.linear.chunked import Operands
 from xent.torch.linear.rows import Chunks
@@ -33,7 +33,7 @@ from xent.torch.targets import kernel_labels, require_labels, require_targets
 Tensor = torch.Tensor
 
 NAMES = Names("logits_shard", "labels", "weight")
-GROUP = Whose("`group`", ": the ranks of `group` share the rows, and have classes of their own")
+GROUP = RankGroup("`group`", ": the ranks of `group` share the rows, and have classes of their own")
 
 
 @with_options(omit=("class_weight", "sample_weight", "ignore_index", "label_smoothing"))
@@ -106,7 +106,7 @@ def vocab_parallel_cross_entropy(
     ...     return vocab_parallel_cross_entropy(shard, labels, group=None, label_smoothing=0.1)
     """
 
-    def check() -> Own[Call]:
+    def check() -> LocalCheck[Call]:
         arguments.require_tensor(logits_shard, "logits_shard")
         arguments.require_local(logits_shard=logits_shard)
         spec = arguments.spec_of(ignore_index=ignore_index, label_smoothing=label_smoothing, **options)
@@ -119,11 +119,11 @@ def vocab_parallel_cross_entropy(
         call = checked(call, logits_shard.shape, logits_shard=logits_shard)
         require_derivable(call)
         require_values(call)
-        facts = {"logits_shard": kind_of(logits_shard), **facts_of(call)}
-        tensors = tensors_of_all(call) if sizes is None else {}
-        return Own(call, math.prod(logits_shard.shape[:-1]), facts, tensors)
+        facts = {"logits_shard": tensor_kind(logits_shard), **call_facts(call)}
+        tensors = shared_tensors(call) if sizes is None else {}
+        return LocalCheck(call, math.prod(logits_shard.shape[:-1]), facts, tensors)
 
-    call, shard = agreed(check, group, sizes, *_size_and_device(logits_shard, -1), GROUP)
+    call, shard = agree(check, group, sizes, *_size_and_device(logits_shard, -1), GROUP)
     return _outside_graphs(cross_entropy)(logits_shard, call, shard)
 
 
@@ -188,29 +188,29 @@ def vocab_parallel_linear_cross_entropy(
     ...     return vocab_parallel_linear_cross_entropy(hidden, head.weight, tokens, group=None, shift=1)
     """
 
-    def check() -> Own[tuple[Call, Operands]]:
+    def check() -> LocalCheck[tuple[Call, Operands]]:
         spec = arguments.spec_of(ignore_index=ignore_index, label_smoothing=label_smoothing, **options)
         require_chunk_bytes(chunk_bytes)
         operands = linear_loss.checked(hidden, weight_shard, bias, ("hidden", "weight_shard", "bias"))
         arguments.require_local(hidden=hidden, weight_shard=weight_shard, bias=bias)
-        rows.shifted_rows(hidden.shape[:-1], shift, torch, hidden.device)
+        valid_rows.shifted_rows(hidden.shape[:-1], shift, torch, hidden.device)
         call = Call(labels, weight, sample_weight, spec, reduction, denominator, validate, NAMES)
         call = checked(call, (*hidden.shape[:-1], weight_shard.shape[0]), hidden=hidden)
         require_derivable(call)
         require_values(call)
-        of_operands = zip(("hidden", "weight_shard", "bias"), map(kind_of, operands), strict=True)
-        facts = {**dict(of_operands), **facts_of(call), "shift": shift, "chunk_bytes": chunk_bytes}
+        of_operands = zip(("hidden", "weight_shard", "bias"), map(tensor_kind, operands), strict=True)
+        facts = {**dict(of_operands), **call_facts(call), "shift": shift, "chunk_bytes": chunk_bytes}
         tensors = {}
         if sizes is None:
-            tensors = {**tensors_of_all(call), "hidden": row_checksums(call, hidden, shift)}
-        return Own((call, operands), math.prod(hidden.shape[:-1]), facts, tensors)
+            tensors = {**shared_tensors(call), "hidden": row_checksums(call, hidden, shift)}
+        return LocalCheck((call, operands), math.prod(hidden.shape[:-1]), facts, tensors)
 
-    (call, operands), shard = agreed(check, group, sizes, *_size_and_device(weight_shard, 0), GROUP)
+    (call, operands), shard = agree(check, group, sizes, *_size_and_device(weight_shard, 0), GROUP)
     return _outside_graphs(linear_cross_entropy)(operands, call, Chunks(shift, chunk_bytes), shard)
 
 
 def checked(call: Call, shape: tuple[int, ...], **first: Tensor) -> Call:
-    """Raise unless all goes together with logits (..., K) of ``shape``, on the device of ``first``."""
+    """The call, checked against logits (..., K) of ``shape`` on the device of ``first``."""
     name = call.names.targets
     require_reduction(call.reduction)
     arguments.require_tensor(call.targets, name)
@@ -228,7 +228,7 @@ def checked(call: Call, shape: tuple[int, ...], **first: Tensor) -> Call:
 
 
 def require_derivable(call: Call) -> None:
-    """Raise where a loss of classes in shards would lose a gradient."""
+    """Raise if a gradient is required that a loss of classes in shards does not compute."""
     others = call.tensors[:3]
     if torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in others):
         raise NotImplementedError(
@@ -243,9 +243,9 @@ def require_derivable(call: Call) -> None:
 
 
 def require_values(call: Call, num_classes: int | None = None) -> None:
-    """Raise for labels that are none of ``num_classes``, and for probabilities that are negative or NaN.
+    """Raise for labels outside ``num_classes``, and for negative or NaN probabilities.
 
-    Of a DTensor each rank looks at its own part, of factors too; labels wait for their number of classes.
+    Of a DTensor each rank checks its local part. Without ``num_classes`` labels are not checked.
     """
     parts = {name: x.to_local() for name, x in call.by_name.items() if hasattr(x, "to_local")}
     name = call.names.targets
@@ -262,70 +262,74 @@ def _validates(call: Call) -> bool:
 
 
 def _labels(call: Call, num_classes: int) -> Tensor:
-    """The labels as the kernels of one process would read them."""
+    """The labels as kernels read them, checked if the call validates."""
     if _validates(call):
         require_targets(call.targets, num_classes, call.spec.ignore_index, "labels")
     return kernel_labels(call.targets, num_classes, call.spec.ignore_index)
 
 
-def _batch(
-    call: Call, shard: Shard, labels: Tensor | None, q: Tensor | None, places: Tensor | None, omega: Any
-) -> Batch:
-    """These rows, beside the shard's factors."""
+def _shard_rows(
+    call: Call, shard: Shard, labels: Tensor | None, q: Tensor | None, row_index: Tensor | None, omega: Any
+) -> ShardRows:
+    """The rows with the class weights of the shard."""
     factors = None if call.class_weight is None else call.class_weight.double()
-    return Batch(shard, labels, q, places, factors, omega, call.spec)
+    return ShardRows(shard, labels, q, row_index, factors, omega, call.spec)
 
 
-def _mean(call: Call, sums: Sums) -> Tensor:
-    """Equation (4)."""
+def _mean(call: Call, sums: LossSums) -> Tensor:
+    """The mean or sum of equation (4)."""
     return cast(Tensor, sums.losses * call.scale(sums.total, sums.rows))
 
 
 def cross_entropy(logits: Tensor, call: Call, shard: Shard) -> Tensor:
-    """The loss of a shard's ``logits (..., K_s)``, by the checked arguments of a call."""
+    """The loss of a shard's ``logits (..., K_s)`` for a checked call."""
     omega = None if call.sample_weight is None else call.sample_weight.double()
     if call.is_soft:
-        batch = _batch(call, shard, None, call.targets, None, omega)
+        shard_rows = _shard_rows(call, shard, None, call.targets, None, omega)
     else:
-        batch = _batch(call, shard, _labels(call, shard.num_classes), None, None, omega)
-    losses, sums = layers.losses(batch, layers.Dense(), (logits,))
+        shard_rows = _shard_rows(call, shard, _labels(call, shard.num_classes), None, None, omega)
+    losses, sums = layers.losses(shard_rows, layers.Dense(), (logits,))
     return (losses if call.reduction == "none" else _mean(call, sums)).to(devices.loss_dtype(logits))
 
 
 def linear_cross_entropy(operands: Operands, call: Call, chunks: Chunks, shard: Shard) -> Tensor:
-    """The loss of ``hidden (..., D)`` and a shard's weight and bias, by the checked arguments of a call."""
+    """The loss of ``hidden (..., D)`` and a shard's weight and bias for a checked call."""
     hidden, weight, bias = operands
     shift, chunk_bytes = chunks
     shape, dtype = hidden.shape[:-1], devices.loss_dtype(hidden)
-    left, places = rows.shifted_rows(shape, shift, torch, hidden.device)
-    omega = rows.flatten_rows(None if call.sample_weight is None else call.sample_weight.double(), shift)
+    loss_shape, row_index = valid_rows.shifted_rows(shape, shift, torch, hidden.device)
+    omega = valid_rows.flatten_rows(
+        None if call.sample_weight is None else call.sample_weight.double(), shift
+    )
     if call.is_soft:
-        places, (omega,) = rows.select_rows(None, omega, places, (omega,), torch)
+        row_index, (omega,) = valid_rows.select_rows(None, omega, row_index, (omega,), torch)
         q = call.targets.reshape(shape.numel(), shard.size)
-        batch = _batch(call, shard, None, q, None if places is None else places + shift, omega)
+        shard_rows = _shard_rows(
+            call, shard, None, q, None if row_index is None else row_index + shift, omega
+        )
     else:
-        y = rows.flatten_rows(_labels(call, shard.num_classes), shift)
-        places, (y, omega) = rows.select_rows(y < 0, omega, places, (y, omega), torch)
-        batch = _batch(call, shard, y, None, None, omega)
+        y = valid_rows.flatten_rows(_labels(call, shard.num_classes), shift)
+        row_index, (y, omega) = valid_rows.select_rows(y < 0, omega, row_index, (y, omega), torch)
+        shard_rows = _shard_rows(call, shard, y, None, None, omega)
     flat = Operands(hidden.reshape(shape.numel(), hidden.shape[-1]), weight, bias)
-    layer = layers.Projected(places, chunk_bytes)
+    layer = layers.Projected(row_index, chunk_bytes)
     if call.reduction != "none" and layers.is_derived(flat):
-        return _mean(call, layers.total(batch, layer, flat)).to(dtype)
-    losses, sums = layers.losses(batch, layer, flat)
+        return _mean(call, layers.loss_sums(shard_rows, layer, flat)).to(dtype)
+    losses, sums = layers.losses(shard_rows, layer, flat)
     if call.reduction != "none":
         return _mean(call, sums).to(dtype)
-    if places is not None:
-        losses = losses.new_zeros(shape.numel()).index_put((places,), losses)
-    return rows.unflatten_rows(losses, shape, left).to(dtype)
+    if row_index is not None:
+        losses = losses.new_zeros(shape.numel()).index_put((row_index,), losses)
+    return valid_rows.unflatten_rows(losses, shape, loss_shape).to(dtype)
 
 
 def _size_and_device(shard: Any, axis: int) -> tuple[int, torch.device]:
-    """Of the classes of this rank; of what is no tensor, which is refused."""
+    """(number of classes, device) of a shard; a default if it is not a tensor, for which `check` raises."""
     if not isinstance(shard, Tensor):
         return 0, torch.device("cpu")
     return shard.shape[axis] if shard.ndim else 0, shard.device
 
 
 def _outside_graphs(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
-    """``function``, which a compiler calls as it is."""
+    """``function``, excluded from compilation: a compiled graph calls it eagerly."""
     return torch.compiler.disable(function) if torch.compiler.is_compiling() else function
