@@ -7,8 +7,8 @@
 #include <type_traits>
 
 #define XENT_INLINE inline __attribute__((always_inline))
-// One copy for all callers: inlined twice, the same line may be rounded in two ways (a fused multiply-add
-// here, not there), and a loss must have the same bits with and without its gradient.
+// Not inlined: two inlined copies of a line may be rounded differently (with and without a fused multiply-add), but a
+// loss must have the same bits with and without its gradient.
 #define XENT_ONCE __attribute__((noinline))
 
 namespace xent {
@@ -32,7 +32,7 @@ template <>
 struct Real<float> {
   using Int = int32_t;
   static constexpr int mantissa = 23, bias = 127, exp_terms = 6, log_terms = 5;
-  // Chebyshev fit, relative error of 2ᶠ 5e-9: one term less than Taylor's is 4% of a row.
+  // Chebyshev fit, relative error of 2ᶠ 5e-9; one term less than Taylor's saves 4% of a row's time.
   static constexpr double series[] = {0.69314718802622878,   0.24022650760568127,   0.055503571142190778,
                                       0.0096180825572778515, 0.0013390863364671234, 0.0001545316294512069};
   static constexpr float magic = 12582912.0f;  // 1.5·2^23: adding it rounds to an integer
@@ -44,7 +44,7 @@ template <>
 struct Real<double> {
   using Int = int64_t;
   static constexpr int mantissa = 52, bias = 1023, exp_terms = 11, log_terms = 11;
-  // Chebyshev fit, relative error 2e-17 before the terms are rounded: two terms less than Taylor's.
+  // Chebyshev fit, relative error 2e-17 before the rounding of its terms; two terms less than Taylor's.
   static constexpr double series[] = {0.6931471805599453,    0.24022650695910097,   0.0555041086648216,
                                       0.009618129107606888,  0.0013333558146416936, 0.0001540353044173605,
                                       1.525273382983612e-05, 1.321544258792169e-06, 1.0178062445845774e-07,
@@ -55,7 +55,7 @@ struct Real<double> {
 };
 
 // 2ˣᶜ = 2ⁿ·(1 + f·series): n = round(xc) by the magic constant, f = xc − n by one fused multiply-add, so that
-// only the rounding of c is felt. `exponent` is n where a floating-point number has its exponent.
+// only c is rounded. `exponent` is n, shifted to the exponent bits of a floating-point number.
 template <class T>
 struct Exp2Parts {
   T f, series;
@@ -75,7 +75,7 @@ XENT_INLINE Exp2Parts<T> exp2_parts(T x, T c) {
   return {f, poly, U(bit_cast<U>(shifted) << R::mantissa)};
 }
 
-// c ? a : b, by bits: from a ternary with costly arms compilers make a branch and then do not vectorise.
+// c ? a : b, by bits: for a ternary with costly arms compilers make a branch and do not vectorise the loop.
 template <class T>
 XENT_INLINE T choose(bool c, T a, T b) {
   using I = typename Real<T>::Int;
@@ -171,11 +171,11 @@ XENT_INLINE BFloat store<BFloat>(float x) {  // to nearest, ties to even
   return {uint16_t(x != x ? 0x7fc0u : rounded)};
 }
 template <>
-XENT_INLINE Half store<Half>(float x) {  // likewise, by adding 2^13 times a power of two no larger than |x|
+XENT_INLINE Half store<Half>(float x) {  // to nearest, by adding 2^13 times a power of two no larger than |x|
   const uint32_t bits = bit_cast<uint32_t>(x), magnitude = bits & 0x7fffffffu;
   uint32_t power = magnitude & 0x7f800000u;
-  power = power < 0x38800000u ? 0x38800000u : power;  // 2^-14, the least that is normal
-  power = power > 0x47800000u ? 0x47800000u : power;  // 2^16, already too large
+  power = power < 0x38800000u ? 0x38800000u : power;  // 2^-14, the smallest normal number
+  power = power > 0x47800000u ? 0x47800000u : power;  // 2^16, above the largest finite half
   const float sum = bit_cast<float>(magnitude) + bit_cast<float>(power + 0x06800000u);
   const uint32_t rounded = bit_cast<uint32_t>(sum) - power + (power >> 13) - 0x0681c400u;
   const int32_t special = int32_t(magnitude >> 13) - 0x38000;  // the bits of infinity and NaN
@@ -192,9 +192,9 @@ constexpr T lowest_() {
   return std::numeric_limits<T>::lowest();
 }
 
-// The link u = φ(z) with its derivatives, which need only u. In units where the softmax is of
-// `scale`·w: w = z and scale = 1/T without a cap, w = C·tanh(z/(TC)) and scale = 1 with one. Loops have CAP as
-// a constant, equal to `capped`.
+// The link u = φ(z) with its derivatives, which need only u. In units in which the softmax is of
+// `scale`·w: w = z and scale = 1/T without a cap, w = C·tanh(z/(TC)) and scale = 1 with one. In loops CAP is
+// a compile-time constant equal to `capped`.
 template <class T>
 struct Link {
   bool capped;
@@ -215,7 +215,7 @@ struct Link {
   XENT_INLINE T value(T z) const {
     if constexpr (!CAP) return z;
     T capped_z = cap * tanh_(z * inner);
-    return choose((z - z) == T(0), capped_z, z);  // infinities and NaN pass
+    return choose((z - z) == T(0), capped_z, z);  // infinities and NaN are unchanged
   }
   XENT_INLINE T ratio(T w) const {  // tanh, kept in [−1, 1] where w is infinite
     T t = w * inv_cap;

@@ -1,7 +1,7 @@
 // The loss and the gradient of rows (0, z): CMake compiles this file once for each instruction set.
 //
-// Equation (12) of docs/maths.md as its section 7 has it: with small = σ(−|u|) no difference of large numbers is
-// left at either end.
+// Equation (12) of docs/maths.md in the form of its section 7: with small = σ(−|u|) it is no difference of large
+// numbers at either end.
 #include "binary.h"
 
 #include "../rows/row.h"
@@ -10,7 +10,7 @@
 namespace xent {
 namespace XENT_ISA {
 
-// e⁻ᵃ for a ≥ 0, with what `exp_` loses by rounding log2(e): 9 units in the last place at a = 80.
+// e⁻ᵃ for a ≥ 0, corrected for the rounding of log2(e) in `exp_`: 9 units in the last place at a = 80.
 template <class T>
 XENT_INLINE T exp_of_minus(T a) {
   constexpr T lost = T(std::is_same_v<T, float> ? 1.3349758e-08 : 1.4109201e-17);  // ln2·(log2(e) − its rounding)
@@ -18,7 +18,7 @@ XENT_INLINE T exp_of_minus(T a) {
   return e - e * (bounded * lost);
 }
 
-// log1p(e) for 0 ≤ e ≤ 1. In float a Chebyshev fit of log1p(e)/e, of relative error 1e-9: a division less.
+// log1p(e) for 0 ≤ e ≤ 1. In float a Chebyshev fit of log1p(e)/e, of relative error 1e-9, saves a division.
 template <class T>
 XENT_INLINE T log1p_of_exp(T e, T inverse) {
   if constexpr (std::is_same_v<T, double>) return log1p_(e, inverse);
@@ -47,7 +47,7 @@ class alignas(64) Elements {
 
   const BinaryJob& job;
   const Link<T> phi;
-  const int64_t q_bytes;  // of a target
+  const int64_t q_bytes;  // bytes of a target
   const char *next_z, *next_q;
   alignas(64) Buffer z = {}, u, q = {}, positive, weight, upstream, small, loss, gradient;
 
@@ -87,7 +87,7 @@ class alignas(64) Elements {
   }
 
  private:
-  // What repeats more often than once a block was written in full at the start, if it is one value.
+  // A single value was repeated over a whole block at the start.
   static void fetch(const Cycle& cycle, T* to, int64_t begin, int64_t n) {
     if (!cycle.data || cycle.period == 1) return;
     const T* from = static_cast<const T*>(cycle.data);
@@ -106,12 +106,12 @@ class alignas(64) Elements {
   }
 
   template <class L>
-  void fetch_labels(const L* labels, int64_t n) {  // NaN of what is none
+  void fetch_labels(const L* labels, int64_t n) {  // NaN for a label other than 0 and 1
 #pragma omp simd
     for (int64_t i = 0; i < n; ++i) q[i] = labels[i] == 0 ? T(0) : labels[i] == 1 ? T(1) : nan_<T>();
   }
 
-  // While a block is computed, memory brings the next one: 25 to 30% of large arrays' time.
+  // Prefetches the next block during this one; saves 25 to 30% of the time for large arrays.
   XENT_INLINE static void bring(const char* next, int64_t first, int64_t bytes) {
     for (int64_t i = 0; i < TOGETHER * bytes; i += 64) __builtin_prefetch(next + first * bytes + i);
   }
@@ -136,7 +136,7 @@ class alignas(64) Elements {
     }
   }
 
-  // (12) derived: V·small against the mass of the unlikelier class.
+  // The derivative of (12): V·small minus the mass of the unlikelier class.
   XENT_ONCE void derive(int64_t n) {
     const Link<T> link = phi;
     const T keep = T(job.keep), add = T(job.add), scale = T(job.scale);

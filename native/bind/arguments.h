@@ -1,4 +1,4 @@
-// Python's arguments as plain pointers, the chosen kernels, how many threads a call is worth, and a sum.
+// Conversion of Python arguments to plain pointers, the chosen kernels, the number of threads of a call, and a sum.
 #pragma once
 #include <nanobind/nanobind.h>
 #include <nanobind/ndarray.h>
@@ -23,7 +23,7 @@ using namespace nb::literals;
 
 using In = nb::ndarray<nb::ro, nb::device::cpu>;
 using Out = nb::ndarray<nb::device::cpu>;
-// One value a row, in arrays of any number of axes.
+// One value for each row, in arrays of any number of axes.
 using InDoubles = nb::ndarray<const double, nb::c_contig, nb::device::cpu>;
 using OutDoubles = nb::ndarray<double, nb::c_contig, nb::device::cpu>;
 using Labels = nb::ndarray<const int64_t, nb::c_contig, nb::device::cpu>;
@@ -32,9 +32,9 @@ template <class A>
 using Maybe = std::optional<A>;
 
 extern const Kernels* chosen;
-extern bool forked;  // an OpenMP pool does not survive fork(): a child works alone
+extern bool forked;  // an OpenMP pool does not survive fork(): a child uses one thread
 
-// Every size that is made of sizes that a caller gives is made here: MemoryError where it is more than memory can hold.
+// The product of sizes that a caller gives; MemoryError if it exceeds the address space.
 inline int64_t times(std::initializer_list<int64_t> sizes) {
   int64_t product = 1;
   for (const int64_t size : sizes)
@@ -42,13 +42,12 @@ inline int64_t times(std::initializer_list<int64_t> sizes) {
   return product;
 }
 
-// Room that no kernel's scratch memory exceeds for each class, or each feature: 4 arrays of a tile of 64 rows of
-// double.
+// An upper bound of a kernel's scratch memory for each class or feature: 4 arrays of 64 rows of double.
 constexpr int64_t SCRATCH_BYTES = 4 * 64 * 8 * 2;
-// Beyond this a class has no place in the int32 that kernels hold it in beside float.
+// The most classes: kernels hold a class in an int32 beside float.
 constexpr int64_t MOST_CLASSES = INT32_MAX;
 
-// The memory of an array, which the kernels take to be aligned; how many bytes it spans fits in an int64_t.
+// The memory of an array, which must be aligned for the kernels; the bytes it spans fit in an int64_t.
 template <class A>
 auto data_of(const A& x) -> decltype(x.data()) {
   int64_t bytes = int64_t(x.itemsize());
@@ -76,7 +75,7 @@ inline Storage storage(nb::dlpack::dtype dtype) {
   throw nb::type_error("logits must be float64, float32, float16 or uint16 (the bits of bfloat16)");
 }
 
-// The coefficients of a call, each a float for all rows or an array of one value a row, which is kept meanwhile.
+// The coefficients of a call: floats for all rows, or arrays of one value for each row, which are kept alive.
 class CoefficientArguments {
   InDoubles kept[5];
   int count = 0;
@@ -89,7 +88,7 @@ class CoefficientArguments {
       return c;
     }
     InDoubles& array = kept[count++];
-    if (!nb::try_cast(coefficient, array, false))  // a converted copy would be another array than the caller's
+    if (!nb::try_cast(coefficient, array, false))  // no conversion: a copy would not be the caller's array
       throw nb::type_error("a coefficient must be a float or an array of float64 in C order");
     if (int64_t(array.size()) != rows) throw std::invalid_argument("a coefficient needs one value a row");
     c.data = data_of(array);
@@ -104,18 +103,18 @@ auto pointer(const Maybe<A>& array, int64_t rows) -> decltype(array->data()) {
   return data_of(*array);
 }
 
-// Threads for work on so many elements in so many pieces.
+// The number of threads for `elements` in `pieces`.
 inline int threads_for(int64_t elements, int64_t pieces) {
 #ifdef _OPENMP
   constexpr int64_t worth_a_thread = 1 << 15;  // elements; waking the pool costs about 5 µs
-  // OpenMP ends the process where it cannot have as many threads as OMP_NUM_THREADS says.
+  // OpenMP ends the process if it cannot start the threads of OMP_NUM_THREADS.
   static const int64_t most = 4 * omp_get_num_procs();
   if (!forked) return int(std::min<int64_t>({int64_t(omp_get_max_threads()), most, pieces, elements / worth_a_thread}));
 #endif
   return 1;
 }
 
-// Σ over halves, and halves of them: NumPy's order and bits, without its 1 µs (8 in a loop that trains) a call.
+// Pairwise sum in NumPy's order, with its bits, but without its 1 µs a call (8 µs in a training loop).
 inline double pairwise(const double* x, int64_t size) {
   if (size > 128) {
     const int64_t half = size / 2 - size / 2 % 8;
@@ -138,7 +137,7 @@ inline double pairwise(const double* x, int64_t size) {
   return sum;
 }
 
-// Arguments as they are: a copy that nanobind made of another dtype or layout would take what is written into it along.
+// No implicit conversion: nanobind would make a copy, and results written to it would be lost.
 inline auto array(const char* name) { return nb::arg(name).noconvert(); }
 inline auto maybe(const char* name) { return nb::arg(name).noconvert().none(); }
 

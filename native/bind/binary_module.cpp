@@ -1,4 +1,4 @@
-// The loss of rows (0, z): flat arrays become a BinaryJob, threads share its blocks.
+// The loss of rows (0, z): converts flat arrays to a BinaryJob, whose blocks the threads share.
 #include "../binary/binary.h"
 
 #include <algorithm>

@@ -1,4 +1,4 @@
-// The calls of `xent eval`: a block of rows, and the sums over rows, in their order.
+// The functions of `xent eval`: results of a block of rows, and sums over rows in their order.
 #include "../evaluate/evaluate.h"
 
 #include <nanobind/stl/array.h>
@@ -53,7 +53,7 @@ void evaluate_rows(const Rows& outputs, const Labels& labels, bool probabilities
 
 using Matrix = nb::ndarray<double, nb::ndim<2>, nb::c_contig, nb::device::cpu>;
 
-// Adds rows to sums, see evaluate/evaluate.h; (rows without a label, with a loss of NaN, the first of those or −1).
+// Adds rows to sums (evaluate/evaluate.h); (rows without a label, rows with a loss of NaN, the first of these or −1).
 std::array<int64_t, 3> evaluate_fold(const Labels& labels, const OutDoubles& loss, const OutDoubles& confidence,
                                      const Narrow& predicted, const Narrow& above, int64_t top_k,
                                      const Matrix& by_class, const OutDoubles& guessed, const Matrix& by_bin) {

@@ -1,5 +1,5 @@
-// The linear model's calls: arrays become a LinearJob, threads share pieces of rows, their sums are added
-// in the order of the rows.
+// The linear model's functions: convert arrays to a LinearJob, whose pieces of rows the threads share; the sums of the
+// pieces are added in the order of the rows.
 #include <atomic>
 #include <cstdlib>
 #include <cstring>
@@ -109,7 +109,7 @@ struct LinearCall {
     if (dense.ndim() == 1) d.outer = 0;
   }
 
-  // Rows that fit in the level-2 cache, in whole tiles of the row kernels where they are 64 rows or more.
+  // Rows that fit in the level-2 cache; whole tiles of the row kernels if they are 64 or more.
   void set_block(int64_t size) {
     constexpr int64_t bytes = 480 << 10;
     const int64_t fit = bytes / ((job.padded + 2 * job.rows.classes + 1) * size);
@@ -124,7 +124,7 @@ struct LinearCall {
     return data_of(*b);
   }
 
-  // A copy whose rows are whole vectors.
+  // A copy whose rows are padded to whole vectors.
   Memory padded(const In& w, int64_t size) const {
     const int64_t line = job.padded * size, cls = w.stride(0), step = w.stride(1);
     const size_t bytes = size_t(times({job.num_scores, line}));
@@ -140,8 +140,8 @@ struct LinearCall {
     return memory;
   }
 
-  // Rows of a piece of work, a whole number of blocks: at most 64 pieces, whose sums are together at most a
-  // sixteenth of the features, and which depend on the shape alone: the same bits whoever computes them.
+  // Rows of a piece of work, a whole number of blocks. There are at most 64 pieces, whose sums take at most a
+  // sixteenth of the memory of the features. They depend on the shape only, so the bits do not depend on the threads.
   int64_t rows_of_a_piece() const {
     const int64_t rows = std::max(job.rows.outer / 64, 32 * job.num_scores);
     return std::max<int64_t>(1, (rows + job.block - 1) / job.block) * job.block;
@@ -176,7 +176,7 @@ struct LinearCall {
     return ok;
   }
 
-  // In the order of the pieces.
+  // Adds the sums in the order of the pieces.
   void add(const double* part, int64_t pieces, int64_t sums, double* dweight, double* dbias) const {
     const int64_t C = job.num_scores, D = job.num_features, lanes = kernel().lanes;
     std::memset(dweight, 0, size_t(C * D) * sizeof(double));

@@ -1,4 +1,4 @@
-// The Python module: arrays become a Job, the machine's instruction set is chosen, threads share the rows.
+// The Python module: converts arrays to a Job, chooses the instruction set, and shares the rows among threads.
 #include <nanobind/stl/string.h>
 #include <nanobind/stl/vector.h>
 
@@ -34,7 +34,7 @@ namespace {
 
 using namespace xent;
 
-// Those that this processor has, best first; the first is used unless a test asks for another.
+// The instruction sets of this processor, best first; the first is used unless a test sets another.
 const std::vector<const Kernels*>& available() {
   static const std::vector<const Kernels*> list = [] {
     std::vector<const Kernels*> found;
@@ -83,7 +83,7 @@ struct Call {
     if (!same) throw std::invalid_argument("an array has another shape than the logits");
     return strided(x);
   }
-  // Whether a longer stride is within the reach of the shorter ones; in no slice of an array it is.
+  // Whether a stride is shorter than the extent of the smaller strides; a slice of an array has none.
   static bool overlaps_itself(const Out& out) {
     int64_t reach = 0, seen[3];
     for (size_t i = 0; i < out.ndim(); ++i) seen[i] = std::abs(out.stride(i));
@@ -99,7 +99,7 @@ struct Call {
     if (storage(out.dtype()) != type) throw nb::type_error("out has another dtype than the logits");
     job.out = like_logits(out);
     if (overlaps_itself(out)) throw std::invalid_argument("out must own each of its elements");
-    // Past the cache when it could not stay there anyway, and its lines are not there for having been read.
+    // Bypass the cache if the output does not fit in it, and its lines were not read as input.
     const int64_t bytes = job.rows() * job.classes * int64_t(out.itemsize());
     job.stream = bytes >= 32 << 20 && job.out.data != job.z.data;
   }
@@ -128,7 +128,8 @@ struct Call {
     if (!enough_memory) throw std::bad_alloc();
   }
 
-  // Rows over threads. A piece of work is a whole number of granules, whoever does it: same bits.
+  // Shares the rows among threads. A piece of work is a whole number of granules: the bits do not depend on the
+  // threads.
   bool shared(Op op, int64_t granule) const {
     const Rows rows = chosen->rows;
     const int64_t total = job.rows();
@@ -192,7 +193,7 @@ void row_hvp(const In& z, const Maybe<Labels>& labels, const Maybe<In>& dense, d
   call.run(HVP);
 }
 
-// Whether every label is in [0, classes): y and classes − 1 − y then both have their sign bit clear.
+// Whether every label is in [0, classes): then the sign bits of y and classes − 1 − y are 0.
 bool all_in_range(const Labels& labels, int64_t classes) {
   if (classes < 1) return labels.size() == 0;
   const int64_t size = labels.size(), last = classes - 1;
@@ -205,7 +206,7 @@ bool all_in_range(const Labels& labels, int64_t classes) {
   return !(signs >> 63);
 }
 
-// `pairwise` in PARTS of its halves, which threads share: the same bits.
+// `pairwise` with PARTS of its halves shared among threads; the same bits.
 double total(const InDoubles& column) {
   constexpr int PARTS = 16;
   const double* x = data_of(column);

@@ -1,4 +1,4 @@
-// The product of a CSR matrix with a dense one: arrays become a SparseJob, threads share rows by entries.
+// The product of a CSR matrix with a dense one: converts arrays to a SparseJob; threads share its rows by entries.
 #include <algorithm>
 #include <atomic>
 
@@ -21,7 +21,7 @@ int64_t row_of(const void* starts, int64_t rows, int64_t entry) {
 
 bool is_list(const In& a) { return a.ndim() == 1 && (a.size() < 2 || a.stride(0) == 1); }
 
-// Whether the indices are of 32 bits, not of 64.
+// Whether the indices have 32 bits, not 64.
 bool are_narrow(const In& columns, const In& starts) {
   const bool narrow = is_int(columns.dtype(), 32) && is_int(starts.dtype(), 32);
   if (!narrow && !(is_int(columns.dtype(), 64) && is_int(starts.dtype(), 64)))
@@ -71,7 +71,7 @@ void csr_product(const In& entries, const In& columns, const In& starts, const I
   if (!sound) throw std::invalid_argument("starts must rise from 0 to E at most, columns must be in [0, D)");
 }
 
-// Whether the starts rise from 0 to the number of columns at most, and the columns are in [0, width): one read of both.
+// Whether the starts rise from 0 to at most the number of columns, and the columns are in [0, width); reads both once.
 bool csr_is_sound(const In& columns, const In& starts, int64_t width) {
   const bool narrow = are_narrow(columns, starts);
   if (!is_list(columns) || !is_list(starts) || !starts.size())

@@ -1,5 +1,5 @@
-// How labels fare among the classes of a block that lies in the level-2 cache: a row at a time along many
-// classes, 64 rows at a time across few. 16-bit numbers are widened first.
+// Per-row results of labels and predictions, for a block in the level-2 cache: with many classes along one row,
+// with few classes across 64 rows. 16-bit numbers are widened first.
 #include "evaluate.h"
 
 #include <algorithm>
@@ -9,18 +9,18 @@
 namespace xent {
 namespace XENT_ISA {
 
-// Where the two layouts cost the same, measured: float32 100 to 150 classes.
+// At this number of classes both layouts take the same time; measured: float32 100 to 150.
 constexpr int64_t MANY_CLASSES = 256;
 constexpr int LANES = 64;
 
-// Along one row, W classes at a time; the last ones wait in `tail`, behind them −inf.
+// Along one row, W classes at a time; `tail` has the last classes, padded with −inf.
 template <class T, bool PROBABILITIES>
 class Along {
   using Int = typename Real<T>::Int;
   static constexpr int W = 32;
   static constexpr int64_t FLUSH = 256 * W;  // classes summed in T before the sum goes into a double
   const Block& block;
-  const int64_t K, whole;  // classes, and those in front of the tail
+  const int64_t K, whole;  // the number of classes, and of those before the tail
   alignas(64) T tail[W];
 
  public:
@@ -47,7 +47,7 @@ class Along {
     }
   }
 
-  // What `row` leaves for all rows at once, as it vectorises: −log p = log1p(rest) − (own − top).
+  // The losses of all rows from the results of `row`, vectorised: −log p = log1p(rest) − (own − top).
   XENT_ONCE void finish() const {
     if constexpr (PROBABILITIES) return;
     double *loss = block.loss, *confidence = block.confidence;
@@ -60,8 +60,8 @@ class Along {
   }
 
  private:
-  // The largest, the first class of it, and how many are above the label's. NaN if the first is one; no other
-  // NaN is seen.
+  // The maximum, its first class, and the number of classes above the label's. NaN if the first element is NaN;
+  // other NaNs are ignored.
   XENT_ONCE T rank(const T* z, const T own, int64_t& first, int32_t& above) const {
     T top[W];
     Int place[W] = {}, more[W] = {};
@@ -91,7 +91,7 @@ class Along {
     return highest;
   }
 
-  // Of f(z[k]), without class `at`.
+  // The sum of f(z[k]) without class `at`.
   template <class F>
   XENT_ONCE double sum(const T* z, const int64_t at, F f) const {
     T part[W] = {}, some[W];
@@ -119,7 +119,7 @@ class Along {
 
   template <class F>
   static XENT_INLINE void add(const T* u, int64_t n, T (&part)[W], F f) {
-    T own[W];  // an array of this loop alone stays in registers
+    T own[W];  // local to the loop, so that it stays in registers
     for (int j = 0; j < W; ++j) own[j] = part[j];
     for (int64_t k = 0; k < n; k += W)
 #pragma omp simd
@@ -157,7 +157,7 @@ class Across : TileMemory<T, LANES> {
  public:
   Across(const Block& block, const Job& job, T* scratch) : Memory(job), block(block), w(scratch) {}
 
-  // Rows [begin, end) of the job, which are those from `place` on of the block.
+  // Rows [begin, end) of the job; `place` is the first one's position in the block.
   void rows(int64_t begin, int64_t end, int64_t place) {
     this->select(begin, end);
     this->gather(this->job.z, this->job.storage, w, w + K * LANES);
@@ -265,7 +265,7 @@ XENT_INLINE void add(double* sums, double a, double b, double c, double d) {
 }
 
 bool fold(const Block& whole, Sums& sums) {
-  const Block block = whole;  // what is stored in a loop might change what a reference is to
+  const Block block = whole;  // a copy: stores in the loop could alias a reference
   const int64_t classes = sums.classes, bins = sums.bins, top_k = sums.top_k;
   double *const by_class = sums.by_class, *const by_bin = sums.by_bin, *const guessed = sums.guessed;
   int64_t unlabelled = 0, undefined = 0, first_undefined = -1;
@@ -280,7 +280,7 @@ bool fold(const Block& whole, Sums& sums) {
       if (!undefined++) first_undefined = i;
     } else {
       const double place = confidence * double(bins),
-                   last = double(bins - 1);  // NaN, which has no bin, is in the first
+                   last = double(bins - 1);  // NaN is put into the first bin
       const int64_t bin = place > 0 ? int64_t(place < last ? place : last) : 0;
       const int right = guess == y, near = block.above[i] < top_k, infinite = std::isinf(loss);
       add(by_class + 4 * y, 1, right, near, loss);

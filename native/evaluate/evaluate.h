@@ -1,35 +1,35 @@
-// What `xent eval` asks of a block of rows: how its labels fare among the classes. Plain pointers, as in job.h.
+// The arguments of the kernels of `xent eval`: per-row results of labels and predictions. Plain pointers, as in job.h.
 #pragma once
 #include "../rows/job.h"
 
 namespace xent {
 
-// Rows of logits or probabilities without gaps, and one place a row for each answer.
+// Contiguous rows of logits or probabilities, and arrays with one result for each row.
 struct Block {
   const void* outputs = nullptr;
   int64_t rows = 0, classes = 0;
-  const int64_t* labels = nullptr;  // negative for none: then `loss` and `above` say nothing
-  double* loss = nullptr;           // −log p of the label; +inf at p = 0, NaN in a row that is no distribution
+  const int64_t* labels = nullptr;  // negative: no label; `loss` and `above` are then undefined
+  double* loss = nullptr;           // −log p of the label; +inf at p = 0, NaN if the row is not a distribution
   double* confidence = nullptr;     // the largest p
   int32_t* predicted = nullptr;     // the first class of the largest p
-  int32_t* above = nullptr;         // classes of more than the label's p
-  double *mass = nullptr, *lowest = nullptr;  // of probabilities, taken as they are: their sum and the least
+  int32_t* above = nullptr;         // the number of classes with a larger p than the label
+  double *mass = nullptr, *lowest = nullptr;  // of unnormalised probabilities: sum and minimum
 };
 
-// Sums over the rows of blocks, but for those of a negative label or a loss of NaN.
+// Sums over the rows of blocks, except rows with a negative label or a loss of NaN.
 struct Sums {
   int64_t classes = 0, bins = 0, top_k = 0;
-  double* by_class = nullptr;  // (classes, 4): rows of the class, right ones, fewer than top_k above, loss
-  double* guessed = nullptr;   // (classes,): rows that are predicted to be of it
-  double* by_bin = nullptr;    // (bins, 4), of confidence: rows, right ones, confidence, of infinite loss
-  int64_t unlabelled = 0, undefined = 0, first_undefined = -1;  // of the last block; the first is a row of it
+  double* by_class = nullptr;  // (classes, 4): rows of the class, correct ones, those in the top k, loss
+  double* guessed = nullptr;   // (classes,): rows predicted to be of the class
+  double* by_bin = nullptr;    // (bins of confidence, 4): rows, correct ones, confidence, rows of infinite loss
+  int64_t unlabelled = 0, undefined = 0, first_undefined = -1;  // of the last block; first_undefined is a row index
 };
 
 struct Evaluates {
-  // By storage type; false if scratch memory could not be had.
+  // By storage type; false if scratch memory could not be allocated.
   bool (*logits[STORAGES])(const Block&);
   bool (*probabilities[STORAGES])(const Block&);
-  // False if a label or a prediction is no class.
+  // False if a label or a prediction is out of range.
   bool (*fold)(const Block&, Sums&);
 };
 

@@ -1,8 +1,8 @@
 // A linear model in one read of its features: CMake compiles this file once for each instruction set.
 //
-// A block of rows stays in the level-2 cache from its logits to its part of the gradient. K is small beside
-// D, so both products run along the features: tiles of ROWS rows × some classes in registers for the logits,
-// of some classes × DEPTH vectors of features for the gradient. Nothing is padded to a width of K.
+// A block of rows stays in the level-2 cache while its logits and its part of the gradient are computed. K is small
+// beside D, so both products run along the features: tiles of ROWS rows × some classes in registers for the logits, of
+// some classes × DEPTH vectors of features for the gradient. Nothing is padded to a width of K.
 #include "linear.h"
 
 #include <type_traits>
@@ -38,7 +38,7 @@ XENT_INLINE void fetch(V& v, const T* from) {
   std::memcpy(&v, from, sizeof v);
 }
 
-// Sums over the lanes of four vectors, each group of four lanes transposed and added on the way.
+// Sums over the lanes of four vectors, by transposing and adding groups of four lanes.
 template <class T, size_t... I>
 XENT_INLINE void lane_sums(const Vector<T, LANES<T>> (&x)[4], T (&sum)[4], std::index_sequence<I...>) {
   using V = Vector<T, LANES<T>>;
@@ -69,13 +69,13 @@ class Pass {
 
   const LinearJob& job;
   const int64_t D, padded, block;
-  const int64_t last;   // where a row's last vector begins; it may overlap the one before
-  const bool in_place;  // features that need no widening
-  T *x, *z, *r;         // a block: features (block, padded), logits and those of the vector (K, block)
+  const int64_t last;   // the start of a row's last vector, which may overlap the one before
+  const bool in_place;  // whether the features need no conversion
+  T *x, *z, *r;         // of a block: features (block, padded), logits and those of the vector (K, block)
   const T** row;        // (block,)
   int32_t* flag;        // (block,)
-  const char *next = nullptr, *stop = nullptr;  // what memory is to bring meanwhile: the next block
-  int lines = 0;                                // of it at each step of a tile
+  const char *next = nullptr, *stop = nullptr;  // the next block, to be prefetched
+  int lines = 0;                                // lines prefetched at each step of a tile
 
  public:
   Pass(const LinearJob& job, void* scratch)
@@ -118,8 +118,8 @@ class Pass {
   }
   const S* source(int64_t i) const { return static_cast<const S*>(job.features.data) + i * job.features.outer; }
 
-  // Prefetchers of the processor see a block's first use only, and its products wait for memory; evenly
-  // spread over the products of the block before, reading costs next to nothing.
+  // The processor's prefetchers start at a block's first use, so that its products would wait for memory.
+  // Prefetching it evenly during the products of the block before costs almost nothing.
   void look_ahead(int64_t first) {
     const bool dense = job.features.cls == 1 && job.features.outer == D;
     next = dense && first + block < job.rows.rows() ? reinterpret_cast<const char*>(source(first + block)) : nullptr;
@@ -134,7 +134,7 @@ class Pass {
     for (int i = 0; i < count && at < end; ++i, at += 64) __builtin_prefetch(at, 0, 2);
   }
 
-  // The block's rows, widened where they are not used in place.
+  // The block's rows, converted unless they are used in place.
   void bring(int64_t first, int64_t n) {
     for (int64_t i = 0; i < n; ++i) row[i] = in_place ? reinterpret_cast<const T*>(source(first + i)) : x + i * padded;
     if (in_place) return;
@@ -157,7 +157,7 @@ class Pass {
     }
   }
 
-  // This block as the row kernels see it: classes first, the gradient over the logits.
+  // The job of the row kernels for this block: class-major, the gradient overwrites the logits.
   Job part(int64_t first, int64_t n) const {
     Job p = job.rows;
     p.storage = sizeof(T) == 8 ? F64 : F32;
@@ -231,8 +231,8 @@ class Pass {
     }
   }
 
-  // Rows whose gradient is 0 are left out, so that what an ignored row holds is not read. Returns how many
-  // are left, moved together in `row` and z.
+  // Removes rows whose gradient is 0, so that the values of ignored rows are not read. Returns the number of the
+  // other rows, compacted in `row` and z.
   int64_t used(int64_t n) {
     const int64_t K = job.rows.classes;
     for (int64_t i = 0; i < n; ++i) flag[i] = 0;

@@ -1,4 +1,4 @@
-// What one call asks of the kernels: plain pointers and strides, no option of the loss.
+// The arguments of the kernels: plain pointers and strides, no option of the loss.
 #pragma once
 #include <cstdint>
 
@@ -10,7 +10,7 @@ struct Strided {
   int64_t outer = 0, inner = 0, cls = 0;
 };
 
-// One coefficient a row, or one for all.
+// A coefficient for each row, or one for all rows.
 struct Column {
   const double* data = nullptr;
   double scalar = 0.0;
@@ -33,11 +33,11 @@ struct Job {
   const double *in_lse = nullptr, *in_log_prob = nullptr, *in_mass = nullptr;
   double *lse = nullptr, *log_prob = nullptr, *dense_log_prob = nullptr, *mass = nullptr, *entropy = nullptr;
   int64_t* argmax = nullptr;
-  bool stream = false;  // the output is large: write it past the cache where whole lines are
+  bool stream = false;  // the output is large: whole lines bypass the cache
   int64_t rows() const { return outer * inner; }
 };
 
-// Rows [begin, end) of a job; false if scratch memory could not be had.
+// Rows [begin, end) of a job; false if scratch memory could not be allocated.
 using Rows = bool (*)(const Job&, Op, int64_t begin, int64_t end);
 
 struct Linear;     // linear/linear.h
@@ -45,8 +45,8 @@ struct Evaluates;  // evaluate/evaluate.h
 struct Sparse;     // sparse/sparse.h
 struct Binary;     // binary/binary.h
 
-// One instruction set's kernels. Rows are handed out in multiples of `granule`, so that a row is always
-// computed in the same place of the same loop, whatever the number of threads.
+// One instruction set's kernels. Threads get multiples of `granule` rows, so that a row is computed at the
+// same position of the same loop for any number of threads.
 struct Kernels {
   const char* isa;
   int64_t (*granule)(const Job&);

@@ -9,7 +9,7 @@
 namespace xent {
 namespace XENT_ISA {
 
-constexpr int64_t MANY_UP_TO = 1024;  // classes, for a tile to stay in the level-2 cache
+constexpr int64_t MANY_UP_TO = 1024;  // classes up to which a tile stays in the level-2 cache
 
 enum class Layout { WIDE, MANY, FEW };
 
@@ -18,8 +18,8 @@ Layout layout(const Job& job) {
   const Strided* const all[] = {&job.z, &job.out, &job.vector, &job.dense};
   for (const Strided* x : all) contiguous &= !x->data || x->cls == 1;
   const int64_t rows = job.rows(), lanes = rows < MANY || job.classes > MANY_UP_TO ? FEW : MANY;
-  // Nanoseconds, measured: a row along its classes has a start to pay for, a tile its idle lanes (float32, large
-  // memory, against the tile: 128 classes 1.25 and 0.80 ns an element, 256 0.78 and 0.83).
+  // Measured nanoseconds: a row along its classes has a fixed cost, a tile has idle lanes (float32, large arrays, row
+  // and tile: 128 classes 1.25 and 0.80 ns an element, 256 classes 0.78 and 0.83).
   const double along = double(rows) * (110 + 0.35 * double(job.classes));
   const double across = double((rows + lanes - 1) / lanes * lanes) * (job.dense.data ? 1.1 : 0.7) * double(job.classes);
   if (contiguous && along < across) return Layout::WIDE;

@@ -1,4 +1,4 @@
-// The two layouts of the row kernels, of one instruction set each.
+// The two layouts of the row kernels, for one instruction set.
 #pragma once
 #include "job.h"
 
@@ -7,7 +7,7 @@ namespace XENT_ISA {
 
 constexpr int MANY = 64, FEW = 16;  // rows of a tile
 
-// Rows [begin, end), along their classes or in tiles; false without scratch memory.
+// Rows [begin, end), along their classes or in tiles; false if scratch memory could not be allocated.
 bool wide_rows(const Job& job, Op op, int64_t begin, int64_t end);
 bool tile_rows(const Job& job, Op op, bool many, int64_t begin, int64_t end);
 

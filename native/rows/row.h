@@ -1,5 +1,5 @@
-// What the two layouts of the kernels share: where a row is, its coefficients, and equation (2) at the one
-// class where cancellation would spoil it.
+// Shared by both layouts of the kernels: the position of a row, its coefficients, and equation (2) at the one
+// class where it would cancel.
 #pragma once
 #include <algorithm>
 #include <cmath>
@@ -33,12 +33,12 @@ XENT_INLINE char* at(const Strided& x, Position p, Storage storage) {
   return static_cast<char*>(x.data) + (p.outer * x.outer + p.inner * x.inner) * ELEMENT_BYTES[storage];
 }
 
-// While it lives, results that are subnormal become 0 on this thread, as exp_ has it of probabilities: on them some
-// processors take a hundred cycles (a Xeon, logits of deviation 20: 5.8 ns an element against 1.2).
+// During its lifetime subnormal results become 0 on this thread, as exp_ does for probabilities: with subnormals
+// some processors take a hundred cycles (a Xeon, logits of deviation 20: 5.8 ns an element instead of 1.2).
 struct NoSubnormals {
 #if defined(__SSE2__)
   const unsigned before = _mm_getcsr();
-  NoSubnormals() { _mm_setcsr(before | 0x8000); }  // flush to zero; what is read stays: halves are read as such
+  NoSubnormals() { _mm_setcsr(before | 0x8000); }  // flush to zero, but not inputs: halves are read as subnormals
   ~NoSubnormals() { _mm_setcsr(before); }
 #else
   NoSubnormals() {}
@@ -61,7 +61,7 @@ struct Coefficients {
   double dl, dx, ds, mass;
   Coefficients(const Job& job, int64_t row) : dl(job.dl[row]), dx(job.dx[row]), ds(job.ds[row]), mass(0) {}
   bool silent() const { return dl == 0 && dx == 0 && ds == 0; }
-  double of_p() const { return dl - dx - ds * mass; }  // s − b of (3): what multiplies p in (2)
+  double of_p() const { return dl - dx - ds * mass; }  // s − b of (3): the coefficient of p in (2)
 
   // The bracket of (2) at one class of log-probability `log_p`, with 1 − p from expm1.
   double bracket(double log_p, bool is_label, double v) const {

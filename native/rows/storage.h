@@ -1,4 +1,4 @@
-// Elements as they are stored, and as kernels compute with them: conversions, many at once, and writing past the cache.
+// Conversions between storage and compute types, vectorised, and stores that bypass the cache.
 #pragma once
 #include <cstring>
 
@@ -14,14 +14,14 @@ namespace XENT_ISA {
 
 constexpr int64_t MOST_IN_LINE = 32;  // elements of a line of memory
 
-// How many elements before `to` its line of memory begins.
+// The number of elements between the start of the cache line of `to` and `to`.
 template <class S>
 XENT_INLINE int64_t into_line(const S* to) {
   return int64_t(reinterpret_cast<uintptr_t>(to) % 64 / sizeof(S));
 }
 
-// Between 16 bits and float, many at once. Compilers do not find a processor's instructions for half precision,
-// and to do without them takes as long as exp.
+// Conversions between 16 bits and float, vectorised by hand: compilers do not use the processor's instructions for
+// half precision, and conversion without them takes as long as exp.
 template <class S, class T>
 XENT_INLINE void widen(const S* from, T* to, int64_t n) {
   int64_t whole = 0;
@@ -62,7 +62,7 @@ XENT_INLINE void narrow(const T* from, S* to, int64_t n) {
   for (int64_t i = whole; i < n; ++i) to[i] = store<S>(from[i]);
 }
 
-// A line of memory that is only written, past the cache, is not read first.
+// Streaming stores of whole cache lines: a line written this way is not read first.
 XENT_INLINE void stream_line(void* to, const void* from) {
 #if defined(__AVX512F__)
   _mm512_stream_si512(static_cast<__m512i*>(to), _mm512_loadu_si512(from));
@@ -76,7 +76,7 @@ XENT_INLINE void stream_line(void* to, const void* from) {
 #endif
 }
 
-// One line of memory from as many values, past the cache.
+// Stores one cache line, bypassing the cache.
 template <class S, class T>
 XENT_INLINE void stream(const T* from, S* to) {
   if constexpr (std::is_same_v<S, T>) {
@@ -89,7 +89,7 @@ XENT_INLINE void stream(const T* from, S* to) {
   }
 }
 
-// As `narrow`, whole lines of it past the cache.
+// As `narrow`, with whole cache lines bypassing the cache.
 template <class S, class T>
 XENT_INLINE void stream(const T* from, S* to, int64_t n) {
   constexpr int64_t line = 64 / sizeof(S);
@@ -106,7 +106,7 @@ XENT_INLINE void fence() {
 #endif
 }
 
-// f(S()) for the storage type S; T is what it is computed in.
+// f(S()) for the storage type S; T is its compute type.
 template <class T, class F>
 XENT_INLINE auto by_storage(Storage storage, F f) {
   if constexpr (std::is_same_v<T, double>) return f(double());
@@ -125,7 +125,7 @@ XENT_INLINE T load(Storage storage, const void* from) {
   return by_storage<T>(storage, [from](auto s) { return T(load(*static_cast<const decltype(s)*>(from))); });
 }
 
-// n elements in T: where they lie, or in `room` if they are stored in fewer bits.
+// n elements in T: in place, or converted into `room` if they are stored in fewer bits.
 template <class T>
 XENT_ONCE const T* widened(Storage storage, const char* from, T* room, int64_t n) {
   if (storage == stored_as<T>()) return reinterpret_cast<const T*>(from);
@@ -133,8 +133,8 @@ XENT_ONCE const T* widened(Storage storage, const char* from, T* room, int64_t n
   return room;
 }
 
-// f(x), where x[0] to x[n − 1] are the elements in a type that a loop widens as it reads: all but halves, which are
-// in `room` then. (To widen all of them beforehand makes gradients of bfloat16 10% slower.)
+// f(x), where x[0] to x[n − 1] are the elements in a type that a loop can widen as it reads; halves are first
+// converted into `room`. (Converting bfloat16 first, too, makes its gradients 10% slower.)
 template <class T, class F>
 XENT_INLINE void readable(Storage storage, const char* from, T* room, int64_t n, F f) {
   if constexpr (std::is_same_v<T, float>)

@@ -19,10 +19,10 @@ class alignas(64) Tile : TileMemory<T, LANES> {
   const bool dense_targets;
   T *e, *w, *v, *r;  // (K, LANES) each: exponentials, linked logits, dense targets, vector
   int opened = 0;
-  bool special = false;                            // some row is silent or broken
-  bool derives_lse = false;                        // some dl is not 0
-  bool all_same = false;                           // no coefficient differs between rows, and no row is silent for them
-  alignas(64) Int label[LANES], likeliest[LANES];  // −1: none, or not wanted
+  bool special = false;                            // whether a row is silent or has an undefined softmax
+  bool derives_lse = false;                        // whether a dl is not 0
+  bool all_same = false;                           // the coefficients are the same for all rows, and not all 0
+  alignas(64) Int label[LANES], likeliest[LANES];  // −1: none, or not requested
   alignas(64) Int silent[LANES], broken[LANES];
   alignas(64) Lanes max, rest, log_norm, norm, mass, dense, entropy;
   alignas(64) Lanes x, dl, dx, ds, of_p, w_y, v_y, ddl, ddx, at_label, at_top;
@@ -44,7 +44,7 @@ class alignas(64) Tile : TileMemory<T, LANES> {
 
   using Memory::last;
 
-  // Rows [begin, end), which `last` gave.
+  // Rows [begin, end), where `last` gave `end`.
   void rows(Op op, int64_t begin, int64_t end) {
     open(begin, end);
     if (op == GRAD) {
@@ -93,7 +93,7 @@ class alignas(64) Tile : TileMemory<T, LANES> {
   template <bool CAP, bool DENSE>
   void hessian_classes(const T* centre, const T* delta, const T* constant);
 
-  // The rows of this tile in an array of one value a row; idle lanes get the first row's.
+  // The values of this tile's rows in a column; idle lanes get the first row's.
   template <class A>
   const A* full(const A* all, A* padded) const {
     if (lanes == LANES) return all + first;
@@ -101,7 +101,7 @@ class alignas(64) Tile : TileMemory<T, LANES> {
     return padded;
   }
 
-  // A coefficient of each lane, in T. One for all rows is set in the first tile and stays.
+  // The coefficient of each lane, in T. One coefficient for all rows is set in the first tile only.
   void column(const Column& c, T* to) {
     if (!c.data && opened > 1) return;
     alignas(64) double padded[LANES];
@@ -110,12 +110,12 @@ class alignas(64) Tile : TileMemory<T, LANES> {
     else std::fill(to, to + LANES, T(c.scalar));
   }
 
-  // What `from` (K, LANES) holds at the label; class 0's where there is none.
+  // The element of `from` (K, LANES) at the label; that of class 0 without a label.
   void pick(const T* from, T* to) const {
     for (int j = 0; j < LANES; ++j) to[j] = from[(label[j] < 0 ? 0 : label[j]) * LANES + j];
   }
 
-  // A class of the largest w, and what `from` (K, LANES) holds there; none in a row of NaN.
+  // The class of the largest w, and the element of `from` (K, LANES) there; −1 in a row of NaN.
   XENT_ONCE void find_likeliest(const T* from, T* to) {
     for (int j = 0; j < LANES; ++j) likeliest[j] = -1;
     for (int64_t k = 0; k < K; ++k) {

@@ -5,7 +5,7 @@
 namespace xent {
 namespace XENT_ISA {
 
-// What a sweep would leave, from known statistics.
+// The state that a sweep would compute, from known statistics.
 template <class T, int LANES>
 XENT_ONCE void Tile<T, LANES>::known() {
   const Link<T> link = phi;
@@ -26,7 +26,7 @@ XENT_ONCE void Tile<T, LANES>::known() {
     each_lane([&](int j) { p[j] = link.exp_scaled((u[j] - hi[j]) - lo[j]); });
   }
   if (!dense_targets) return;
-  for (int j = 0; j < LANES; ++j) max[j] = lowest_<T>();  // what `exact_classes` asks of the likeliest class
+  for (int j = 0; j < LANES; ++j) max[j] = lowest_<T>();  // as `exact_classes` expects for the likeliest class
   for (int64_t k = 0; k < K; ++k) {
     const T* u = w + k * LANES;
     each_lane([&](int j) { max[j] = u[j] > max[j] ? u[j] : max[j]; });
@@ -37,8 +37,8 @@ XENT_ONCE void Tile<T, LANES>::known() {
   });
 }
 
-// A row whose coefficients are all 0 is silent: its gradient is 0 whatever its logits. What is the same for all rows
-// is done with the first tile.
+// A row whose coefficients are all 0 is silent: its gradient is 0 whatever its logits. Coefficients that are the same
+// for all rows are read in the first tile only.
 template <class T, int LANES>
 XENT_ONCE void Tile<T, LANES>::coefficients() {
   if (opened > 1 && all_same) return;
@@ -63,8 +63,8 @@ XENT_ONCE void Tile<T, LANES>::coefficients() {
   special = true;
 }
 
-// Coefficients::bracket of row.h, in T and without branches; `is_label` is 1 or 0. A small p has no digits in
-// 1 - left, which is enough where p does not count by itself.
+// Coefficients::bracket of row.h, in T and without branches; `is_label` is 1 or 0. Without COUNTS_P p is
+// 1 − left, which lacks the digits of a small p: for elements to which p does not contribute.
 template <class T, int LANES>
 template <bool DENSE, bool COUNTS_P>
 XENT_INLINE T Tile<T, LANES>::bracket(int j, T log_p, T is_label, T v_k) const {
@@ -74,8 +74,8 @@ XENT_INLINE T Tile<T, LANES>::bracket(int j, T log_p, T is_label, T v_k) const {
   return value;
 }
 
-// φ'·(of_p·e + ds·v), exact at the label and at a class of p > 1/2: class by class into the output where that is
-// how it lies, else into e.
+// φ'·(of_p·e + ds·v), exact at the label and at a class of p > 1/2: written class by class to the output if it
+// has that layout, else to e.
 template <class T, int LANES>
 void Tile<T, LANES>::write_gradient() {
   dense_targets ? exact_classes<true>() : exact_classes<false>();

@@ -1,4 +1,4 @@
-// A tile of rows between memory, in any strides, and scratch, class by class.
+// Copies of a tile of rows between memory, in any strides, and scratch memory, class by class.
 #pragma once
 #include "row.h"
 #include "storage.h"
@@ -13,10 +13,10 @@ class TileMemory {
   const int64_t K, size;  // classes; bytes of an element
   Position start{0, 0};
   int64_t first = 0;
-  int lanes = 0;       // rows of this tile; the rest of the LANES idle
+  int lanes = 0;       // rows of this tile; the other lanes are idle
   bool affine = true;  // the rows are evenly spaced
 
-  // The output passes by the cache: as planes of whole lines, or as rows without gaps.
+  // Whether the output bypasses the cache: planes of whole lines, or contiguous rows.
   const bool stream_planes, stream_rows;
 
   explicit TileMemory(const Job& job)
@@ -29,7 +29,7 @@ class TileMemory {
 
   bool whole_lines(int64_t stride) const { return stride * size % 64 == 0; }
 
-  // f(j) for each lane, idle ones too.
+  // f(j) for each lane, including idle ones.
   template <class F>
   XENT_INLINE static void each_lane(F f) {
 #pragma omp simd
@@ -41,15 +41,15 @@ class TileMemory {
     lanes = int(end - begin);
     start = position(job, begin);
     affine = job.inner == 1 || start.inner + lanes <= job.inner;
-    // The next labels, and where this tile's log-probabilities will go: a few lines at a time, which no prefetcher
-    // foresees (2,000,000 rows of 10: 3% of loss and gradient, 6% of the loss).
+    // Prefetches the next labels and this tile's log-probabilities: a few lines, which hardware prefetchers do not
+    // predict (2,000,000 rows of 10 classes: 3% of loss and gradient, 6% of the loss).
     for (int j = 0; j < LANES; j += 8) {
       if (job.labels) __builtin_prefetch(job.labels + first + LANES + j);
       if (job.log_prob) __builtin_prefetch(job.log_prob + first + j, 1);
     }
   }
 
-  // Where the tile that begins at `row` ends: a short one brings those after it to whole lines of the output.
+  // The end of the tile that begins at `row`: a short tile aligns the following ones to lines of the output.
   int64_t last(int64_t row, int64_t end) const {
     int64_t rows = LANES;
     if (stream_planes) {
@@ -59,11 +59,11 @@ class TileMemory {
     return row + rows < end ? row + rows : end;
   }
 
-  // A full tile whose rows are neighbours in memory.
+  // Whether the tile is full and its rows are neighbours in memory.
   bool planar(const Strided& x) const { return affine && lanes == LANES && step(x) == 1; }
-  // A full tile of evenly spaced rows of consecutive classes.
+  // Whether the tile is full, of evenly spaced rows with consecutive classes.
   bool full_rows(const Strided& x) const { return affine && lanes == LANES && x.cls == 1 && K >= 4; }
-  int64_t together(const Strided& x) const { return step(x) == K ? LANES : 1; }  // rows without gaps
+  int64_t together(const Strided& x) const { return step(x) == K ? LANES : 1; }  // contiguous rows
   int64_t step(const Strided& x) const { return job.inner == 1 ? x.outer : x.inner; }
 
   template <class S>
@@ -165,13 +165,13 @@ class TileMemory {
       }
   }
 
-  // While this tile computes, memory brings the next one, and where this one will be written unless that is past
-  // the cache: prefetchers do not follow K planes at once. A few lines with each class: bursts wait.
+  // Prefetches the next tile during this one, and this one's output unless it bypasses the cache: hardware
+  // prefetchers do not follow K planes at once. A few lines with each class, since bursts stall.
   template <int ROWS>
   class Ahead {
     static constexpr int LINES = (ROWS * int(sizeof(T)) + 63) / 64;  // of T; twice the same where elements are halves
     struct Planes {
-      const char* at;  // null: none
+      const char* at;  // null: no prefetch
       int64_t step;
     };
     Planes next, vector, out;
@@ -185,7 +185,7 @@ class TileMemory {
     }
 
    public:
-    // Of ROWS rows from lane j on.
+    // For ROWS rows from lane j on.
     Ahead(const TileMemory& tile, int j) : gap(64 * int(tile.size) / int(sizeof(T))) {
       const auto planes = [&](const Strided& x, int64_t rows, bool wanted) {
         const char* from = at(x, tile.start, tile.job.storage) + (rows * tile.step(x) + j) * tile.size;

@@ -39,7 +39,7 @@ XENT_ONCE void Tile<T, LANES>::link_logits() {
   for (int64_t i = 0; i < K * LANES; ++i) u[i] = link.template value<true>(u[i]);
 }
 
-// CHUNK rows at a time, so that what is summed over the classes stays in registers.
+// CHUNK rows at a time, so that the sums over classes stay in registers.
 template <class T, int LANES>
 void Tile<T, LANES>::sweep() {
   for (int j = 0; j < LANES; j += CHUNK)
@@ -135,7 +135,7 @@ XENT_INLINE void Tile<T, LANES>::put(double* to, F value) const {
   if (target == padded) std::memcpy(to + first, padded, size_t(lanes) * sizeof(double));
 }
 
-// The first of the largest logits; NaN is none of them.
+// The first class of the largest logit; NaN counts as −inf.
 template <class T, int LANES>
 int64_t Tile<T, LANES>::top(int j) const {
   return by_storage<T>(job.storage, [this, j](auto element) {

@@ -1,6 +1,6 @@
 // Kernels along the row, for many contiguous classes: a row is read once from memory, in blocks that
-// stay in the level-1 cache; its exponentials wait in scratch memory, relative to their block's maximum,
-// until the whole row's maximum and sum are known. What they become is written while the next row is read.
+// stay in the level-1 cache; its exponentials, relative to their block's maximum, are kept in scratch
+// memory until the whole row's maximum and sum are known. The results are written while the next row is read.
 #pragma once
 #include "row.h"
 #include "storage.h"
@@ -12,9 +12,10 @@ template <class T>
 class Wide {
   using Int = typename Real<T>::Int;
   static constexpr int64_t BLOCK = 2048, STRETCH = 256;
-  static constexpr int LANES = 64 / sizeof(T), SIDE = 256 / sizeof(T);  // terms summed, and compared, side by side
+  static constexpr int LANES = 64 / sizeof(T), SIDE = 256 / sizeof(T);  // terms summed, and compared, at once
 
-  // Sums over a block, or a row. Terms of the largest logit are counted apart: beside 1 small ones would be lost.
+  // Sums over a block, or a row. Terms of the largest logit are counted separately: added to 1, small terms would be
+  // lost.
   struct Sums {
     double max = -std::numeric_limits<double>::infinity(), below = 0, ties = 0, dense = 0, mass = 0, entropy = 0;
     double moment = 0, at_ties = 0;                     // Σ e·d without and with the largest, d = r̃ − origin
@@ -24,20 +25,20 @@ class Wide {
 
   struct Buffers {
     T* e;         // (K,) exponentials relative to their block's maximum
-    T* w;         // linked logits: (K,) under a cap, whose slope needs them again; else (BLOCK,)
+    T* w;         // linked logits: (K,) with a cap, whose slope needs them again; else (BLOCK,)
     Sums* block;  // (blocks,)
   };
 
-  // A class whose element is known more exactly than by the formula for all.
+  // A class whose element is computed separately, more exactly than by the common formula.
   struct Exact {
     int64_t at = -1;
     T value = 0;
   };
 
-  // A row between its exponentials and what is written of it, block by block and line by line while the next
-  // row is read, so that memory and arithmetic are busy at once.
+  // A row whose exponentials are computed but whose results are not written yet. They are written block by block
+  // while the next row is read, so that memory and arithmetic overlap.
   struct Pending {
-    char* out = nullptr;  // null: none
+    char* out = nullptr;  // null: no output
     Buffers from = {};
     const T* v = nullptr;
     const char* r = nullptr;   // null: the gradient, not a Hessian product
@@ -47,7 +48,7 @@ class Wide {
     Exact exact[2] = {};
   };
 
-  // What multiplies the exponentials of one block of the pending row.
+  // The factors of the exponentials of one block of the pending row.
   struct Factors {
     T factor, constant, ds, of_p;
   };
@@ -74,7 +75,7 @@ class Wide {
         phi(job.inv_temperature, job.softcap),
         K(job.classes),
         blocks((job.classes + BLOCK - 1) / BLOCK),
-        streams(job.stream && K * size >= 3 << 10) {  // of shorter rows too many lines have two owners
+        streams(job.stream && K * size >= 3 << 10) {  // in shorter rows too many lines are shared by two rows
     T* memory = static_cast<T*>(scratch);
     Sums* more = reinterpret_cast<Sums*>(memory + 4 * blocks * BLOCK);
     for (int i = 0; i < 2; ++i)
@@ -87,7 +88,7 @@ class Wide {
   void grad(int64_t row);
   // wide_hessian.h
   void hvp(int64_t row);
-  // wide_writing.h: writes what is left of the last row.
+  // wide_writing.h: writes the rest of the last row.
   void finish();
 
  private:
@@ -136,10 +137,10 @@ class Wide {
   T stored(const char* x, int64_t i) const { return load<T>(storage, x + i * size); }
   T linked(const char* z, int64_t i) const { return phi.value(stored(z, i)); }
   T slope_at(const char* z, int64_t i) const { return phi.capped ? phi.slope(linked(z, i)) : phi.slope_at_0; }
-  // In units where r̃ = r without a cap.
+  // In units in which r̃ = r without a cap.
   T tilted(T u, T r) const { return phi.capped ? phi.slope(u) * r : r; }
   double unit() const { return phi.capped ? 1.0 : double(phi.slope_at_0); }
-  // e of a block counts eᵘ⁻ᵇˡᵒᶜᵏ ᵐᵃˣ; times this eᵘ⁻ᵐᵃˣ.
+  // The factor from eᵘ⁻ᵇˡᵒᶜᵏ ᵐᵃˣ, as in e, to eᵘ⁻ᵐᵃˣ.
   double weight(const Sums& b, double max) const { return b.max == max ? 1.0 : std::exp((b.max - max) * phi.scale); }
 };
 

@@ -46,7 +46,7 @@ void Wide<T>::absent(int64_t row, char* out) const {
   if (out) fill(out, T(0));
 }
 
-// From known statistics, in one pass over the row.
+// The gradient from known statistics, in one pass over the row.
 template <class T>
 void Wide<T>::grad(int64_t row) {
   const Position at_row = position(job, row);

@@ -5,7 +5,7 @@
 namespace xent {
 namespace XENT_ISA {
 
-// Values side by side become one, halves upon halves.
+// Reduces an array to one value, by halving it.
 template <int N, class A, class F>
 XENT_INLINE A fold(A* part, F f) {
   if constexpr (N == 1) return part[0];
@@ -53,8 +53,8 @@ void Wide<T>::exponentials(int64_t b, const char* z, const T* v, const char* r, 
   return exponentials<true, DENSE, T>(b, z, v, r, origin);
 }
 
-// Exponentials of a block and their sums. r̃ is read in type R: r itself, or what is made of a stretch of it. Beside,
-// the pending row's block is written, and memory brings the next.
+// Exponentials of a block and their sums. r̃ is read in type R: r itself, or a converted stretch of it. Meanwhile the
+// pending row's block is written and the next block is prefetched.
 template <class T>
 template <bool HESSIAN, bool DENSE, class R>
 XENT_ONCE void Wide<T>::exponentials(int64_t b, const char* z, const T* v, const char* r, const T origin) {
@@ -83,7 +83,7 @@ XENT_ONCE void Wide<T>::exponentials(int64_t b, const char* z, const T* v, const
     for (int64_t i = begin; i < stop; i += LANES) {
       const T *ui = u + i, *vi = DENSE ? v + i : nullptr;
       const R* ti = HESSIAN ? tilt + i : nullptr;
-      if (i + LANES > n) {  // as if −inf followed the row
+      if (i + LANES > n) {  // as if the row were padded with −inf
         for (int64_t j = 0; j < LANES; ++j) {
           const bool in = i + j < n;
           u_end[j] = in ? u[i + j] : -std::numeric_limits<T>::infinity();
@@ -97,7 +97,7 @@ XENT_ONCE void Wide<T>::exponentials(int64_t b, const char* z, const T* v, const
 #pragma omp simd
       for (int j = 0; j < LANES; ++j) {
         const T d = ui[j] - max, value = link.exp_scaled(d);
-        const bool other = d != T(0);  // than the largest, whose value is 1
+        const bool other = d != T(0);  // not the largest, whose value is 1
         exps[i + j] = value;
         others[j] += Int(other);
         below[j] += only(other, value);
@@ -128,7 +128,7 @@ XENT_ONCE void Wide<T>::exponentials(int64_t b, const char* z, const T* v, const
   if constexpr (HESSIAN) sums.moment = total(moment), sums.at_ties = total(at_ties);
 }
 
-// Linked logits of n classes from k on, in T: where they lie, or in `room`.
+// Linked logits of n classes from k on, in T: in place, or in `room`.
 template <class T>
 XENT_ONCE const T* Wide<T>::linked(const char* z, int64_t k, int64_t n, T* room) const {
   const T* from = widened(storage, z + k * size, room, n);
@@ -139,7 +139,7 @@ XENT_ONCE const T* Wide<T>::linked(const char* z, int64_t k, int64_t n, T* room)
   return room;
 }
 
-// n elements in T, where they lie or in `room`, and the largest of them.
+// n elements in T, in place or in `room`, and their maximum.
 template <class T>
 const T* Wide<T>::widened_with_largest(const char* from, int64_t n, T* room, T& max) const {
   by_storage<T>(storage,
@@ -147,7 +147,7 @@ const T* Wide<T>::widened_with_largest(const char* from, int64_t n, T* room, T& 
   return storage == stored_as<T>() ? reinterpret_cast<const T*>(from) : room;
 }
 
-// The largest of n elements, which are left in `room` if they are stored in fewer bits.
+// The maximum of n elements, which are converted into `room` if they are stored in fewer bits.
 template <class T>
 template <class S>
 XENT_ONCE T Wide<T>::largest(const S* from, int64_t n, T* room) const {
@@ -162,12 +162,12 @@ XENT_ONCE T Wide<T>::largest(const S* from, int64_t n, T* room) const {
   };
   if (n < SIDE) take(0, n);
   for (int64_t i = 0; i + SIDE <= n; i += SIDE) take(i, SIDE);
-  if (n > SIDE && n % SIDE) take(n - SIDE, SIDE);  // overlaps the one before
+  if (n > SIDE && n % SIDE) take(n - SIDE, SIDE);  // overlaps the stretch before
   return fold<SIDE>(part, [](T a, T b) { return b > a ? b : a; });
 }
 
-// `argmax` after a sweep, which knows in which block to look; under a cap, where large logits may have
-// become equal, the logits themselves decide.
+// `argmax` after a sweep, which has found the block; with a cap, under which large logits may become equal, the
+// logits themselves are compared.
 template <class T>
 int64_t Wide<T>::swept_argmax(const char* z, double max) const {
   for (int64_t b = 0; b < blocks && !phi.capped; ++b)
@@ -176,7 +176,7 @@ int64_t Wide<T>::swept_argmax(const char* z, double max) const {
   return argmax(z);
 }
 
-// The first of the largest logits; φ is increasing, so it is the likeliest class. 0 if all are NaN.
+// The first class of the largest logit; φ is increasing, so it is the likeliest class. 0 if all are NaN.
 template <class T>
 XENT_ONCE int64_t Wide<T>::argmax(const char* z) const {
   alignas(64) T room[BLOCK];

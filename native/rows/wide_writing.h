@@ -1,4 +1,4 @@
-// Writes a row while the next one is read: what its exponentials become, a stretch at a time.
+// Writes the results of a row, a stretch at a time, while the next row is read.
 #pragma once
 #include "wide.h"
 
@@ -92,8 +92,9 @@ XENT_INLINE void Wide<T>::few(S* out, const R* x, int64_t first, int64_t n, F f)
   narrow(values, out + first, n);
 }
 
-// out[i] = f(i, x[i]) over the stretch of [first, last) that begins at `begin`. Past the cache the stretch is moved
-// back to whole lines of the output, and staged where an exact element replaces one: no line is to be touched twice.
+// out[i] = f(i, x[i]) over the stretch of [first, last) that begins at `begin`. With streaming stores the
+// stretch is moved back to whole lines of the output, and staged if an exact element replaces one of it, so that no
+// line is written twice.
 template <class T>
 template <class S, class R, class F>
 XENT_INLINE void Wide<T>::emit(char* bytes, const R* x, int64_t first, int64_t last, int64_t begin,

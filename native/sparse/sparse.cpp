@@ -1,8 +1,8 @@
 // A CSR matrix times a dense one: CMake compiles this file once for each instruction set.
 //
-// The sums of a row stay in registers while its entries pass, each of which brings one row of the dense
-// matrix: what that takes from memory decides, so it is asked for some entries ahead. A sum is made in the
-// order of the entries, whatever the vectors.
+// The sums of a row stay in registers in the loop over its entries. Each entry reads one row of the dense
+// matrix, which memory bandwidth limits: it is prefetched some entries ahead. A sum is made in the order of the
+// entries, whatever the vector length.
 #include "sparse.h"
 
 #include <algorithm>
@@ -21,14 +21,14 @@ constexpr int WIDE = 32;
 #else
 constexpr int WIDE = 16;
 #endif
-constexpr int TOGETHER = 4;               // vectors of sums
+constexpr int TOGETHER = 4;               // vectors of sums in registers
 constexpr int64_t AHEAD = 16, LINE = 64;  // entries; bytes
 
 template <class T, int N>
 using Lanes __attribute__((vector_size(N * sizeof(T)))) = T;
 
-// Sums [first, …) of one row, in Q vectors of N; the last of them may end, and overlap, where the row does. Entry
-// `last` is the last one whose column is known to be one.
+// Sums [first, …) of one row, in Q vectors of N; the last vector ends where the row ends and may overlap the one
+// before. Entry `last` is the last one whose column is known to be in range.
 template <class T, class I, int N, int Q>
 XENT_INLINE void sums(const SparseJob& job, int64_t begin, int64_t end, int64_t last, int64_t first, T* out) {
   const T* entry = static_cast<const T*>(job.entries);
@@ -81,7 +81,7 @@ bool starts_rise(const void* starts, int64_t rows, int64_t entries) {
   return !falls && start[0] == 0 && int64_t(start[rows]) <= entries;
 }
 
-// As unsigned numbers negative columns are the largest.
+// As unsigned numbers negative columns are above all others.
 template <class I>
 bool columns_within(const void* columns, int64_t begin, int64_t end, int64_t width) {
   using U = std::make_unsigned_t<I>;
@@ -92,7 +92,7 @@ bool columns_within(const void* columns, int64_t begin, int64_t end, int64_t wid
   return begin == end || (most <= U(std::numeric_limits<I>::max()) && int64_t(most) < width);
 }
 
-// Just before their columns are read, these are looked at: from then on they are in the cache.
+// The columns are checked just before they are used, so that they are in the cache then.
 template <class T, class I>
 bool products(const SparseJob& job, int64_t begin, int64_t end) {
   const I* starts = static_cast<const I*>(job.starts);
