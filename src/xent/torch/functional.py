@@ -116,7 +116,7 @@ def linear_cross_entropy(
 ) -> Tensor:
     """`cross_entropy` of ``input @ linear_weight.T + linear_bias``, which never exists whole.
 
-    Loss and gradients take three matrix products in all (``reduction="none"``: four); what is frozen costs
+    Loss and gradients take three matrix products in all (``reduction="none"``: four); frozen operands cost
     no product, and rows that are ignored or of weight 0 are left out before the first.
 
     Parameters
@@ -218,7 +218,7 @@ def row_statistics(
     labels : (...) tensor of integers, default None
         Without them ``log_prob`` is None. Rows whose label is ``ignore_index`` are 0 throughout.
     validate : bool, default None
-        As for `cross_entropy`. Without it a label that is no class gives NaN.
+        As for `cross_entropy`. Without it a label out of range gives NaN.
 
     Returns
     -------

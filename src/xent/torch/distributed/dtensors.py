@@ -56,18 +56,18 @@ def cross_entropy(logits: Any, call: Call) -> Tensor:
 
     Targets and factors are DTensors, or whole and the same on every rank.
     """
-    of_logits = call.names.logits
+    logits_name = call.names.logits
     if logits.device_mesh.ndim != 1:
-        raise _layout(of_logits, "Replicate(), or Shard of its rows or classes", logits)
+        raise _layout(logits_name, "Replicate(), or Shard of its rows or classes", logits)
     by_rows = _is_partial(logits) or DistributedRows.is_row_layout(logits)
 
     def check() -> LocalCheck[Call]:
-        own = checked(call, tuple(logits.shape), **{of_logits: logits})
+        own = checked(call, tuple(logits.shape), **{logits_name: logits})
         if not by_rows:
             require_derivable(own)
-        _require_layouts(logits.device_mesh, **{of_logits: logits}, **own.by_name)
+        _require_layouts(logits.device_mesh, **{logits_name: logits}, **own.by_name)
         require_values(own, logits.shape[-1])
-        facts = {of_logits: tensor_kind(logits), **call_facts(own)}
+        facts = {logits_name: tensor_kind(logits), **call_facts(own)}
         return LocalCheck(own, math.prod(logits.shape[:-1]), facts, plain_tensors(**own.by_name))
 
     call, shard = _agree(check, logits, logits.ndim - 1, MESH)
@@ -88,35 +88,37 @@ def linear_cross_entropy(operands: Operands, call: Call, chunks: Chunks) -> Tens
     is. With a replicated weight the rows stay where they are.
     """
     names, (shift, chunk_bytes) = call.names, chunks
-    of_operands = linear_loss.OPERANDS if names == arguments.TORCH else ("inputs", "weight", "bias")
+    operand_names = linear_loss.OPERANDS if names == arguments.TORCH else ("inputs", "weight", "bias")
     inputs, linear_weight, bias = cast(Any, operands)
-    of_inputs, of_weight, of_bias = of_operands
-    for of_operand, x in zip(of_operands, operands, strict=True):
+    inputs_name, weight_name, bias_name = operand_names
+    for operand_name, x in zip(operand_names, operands, strict=True):
         if is_sharded(x) and cast(Any, x).device_mesh.ndim != 1:
-            raise _layout(of_operand, "Replicate(), or Shard(0)", x)
+            raise _layout(operand_name, "Replicate(), or Shard(0)", x)
     first = linear_weight if is_sharded(linear_weight) else inputs
     by_rows = is_sharded(inputs) and is_sharded(linear_weight) and _is_whole(linear_weight)
 
     def check() -> LocalCheck[Call]:
         require_chunk_bytes(chunk_bytes)
         shifted_rows(inputs.shape[:-1], shift, torch, inputs.device)
-        own = checked(call, (*inputs.shape[:-1], linear_weight.shape[0]), **{of_inputs: inputs})
-        _require_layouts(first.device_mesh, **dict(zip(of_operands, operands, strict=True)), **own.by_name)
-        facts = {n: tensor_kind(x) for n, x in zip(of_operands, operands, strict=True)}
+        own = checked(call, (*inputs.shape[:-1], linear_weight.shape[0]), **{inputs_name: inputs})
+        _require_layouts(first.device_mesh, **dict(zip(operand_names, operands, strict=True)), **own.by_name)
+        facts = {n: tensor_kind(x) for n, x in zip(operand_names, operands, strict=True)}
         facts |= {"shift": shift, "chunk_bytes": chunk_bytes, **call_facts(own)}
-        tensors = plain_tensors(**own.by_name, **{of_bias: bias})
+        tensors = plain_tensors(**own.by_name, **{bias_name: bias})
         if not by_rows:
             if not is_sharded(linear_weight) or linear_weight.placements[0] != _split(0):
                 raise _layout(
-                    of_weight, f"Shard(0), or Replicate() beside `{of_inputs}` as a DTensor", linear_weight
+                    weight_name,
+                    f"Shard(0), or Replicate() beside `{inputs_name}` as a DTensor",
+                    linear_weight,
                 )
             if bias is not None and not is_sharded(bias):
                 raise ValueError(
-                    f"`{of_bias}` must be a DTensor with Shard(0), as `{of_weight}` is; got a Tensor"
+                    f"`{bias_name}` must be a DTensor with Shard(0), as `{weight_name}` is; got a Tensor"
                 )
             require_derivable(own)
             if not is_sharded(inputs):
-                tensors[of_inputs] = row_checksums(own, inputs, shift)
+                tensors[inputs_name] = row_checksums(own, inputs, shift)
         else:
             DistributedRows(inputs, shift)
         require_values(own, linear_weight.shape[0])
@@ -125,9 +127,9 @@ def linear_cross_entropy(operands: Operands, call: Call, chunks: Chunks) -> Tens
     advice = MESH.advice
     if not by_rows:
         advice = (
-            f": beside a sharded `{of_weight}` a plain `{of_inputs}` is whole. Where each rank has its own "
-            f"rows (data parallelism, FSDP), gather `{of_weight}` by {_gather(first)}, or give `{of_inputs}` "
-            f"and `{names.targets}` as DTensors"
+            f": beside a sharded `{weight_name}` a plain `{inputs_name}` is whole. Where each rank has its "
+            f"own rows (data parallelism, FSDP), gather `{weight_name}` by {_gather(first)}, or give "
+            f"`{inputs_name}` and `{names.targets}` as DTensors"
         )
     call, shard = _agree(check, first, 0, MESH._replace(advice=advice))
     if not by_rows:

@@ -147,8 +147,8 @@ def call_facts(call: Call) -> dict[str, Any]:
 
 def shared_tensors(call: Call) -> dict[str, Tensor]:
     """The tensors of a call that all ranks must share; the others belong to this rank's classes."""
-    of_classes = (call.names.targets, call.names.weight) if call.is_soft else (call.names.weight,)
-    return plain_tensors(**{name: x for name, x in call.by_name.items() if name not in of_classes})
+    class_arguments = (call.names.targets, call.names.weight) if call.is_soft else (call.names.weight,)
+    return plain_tensors(**{name: x for name, x in call.by_name.items() if name not in class_arguments})
 
 
 def row_checksums(call: Call, inputs: Tensor, shift: int) -> Tensor:

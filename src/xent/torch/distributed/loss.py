@@ -96,7 +96,7 @@ def vocab_parallel_cross_entropy(
 
     Notes
     -----
-    The backward expects the same upstream gradient on every rank. ``torch.compile`` runs it as it is.
+    The backward expects the same upstream gradient on every rank. ``torch.compile`` runs it eagerly.
 
     Examples
     --------
@@ -198,8 +198,8 @@ def vocab_parallel_linear_cross_entropy(
         call = checked(call, (*hidden.shape[:-1], weight_shard.shape[0]), hidden=hidden)
         require_derivable(call)
         require_values(call)
-        of_operands = zip(("hidden", "weight_shard", "bias"), map(tensor_kind, operands), strict=True)
-        facts = {**dict(of_operands), **call_facts(call), "shift": shift, "chunk_bytes": chunk_bytes}
+        kinds = zip(("hidden", "weight_shard", "bias"), map(tensor_kind, operands), strict=True)
+        facts = {**dict(kinds), **call_facts(call), "shift": shift, "chunk_bytes": chunk_bytes}
         tensors = {}
         if sizes is None:
             tensors = {**shared_tensors(call), "hidden": row_checksums(call, hidden, shift)}

@@ -47,7 +47,7 @@ def linear_row_statistics(
         Without them ``log_prob`` is None. Ignored rows are 0 throughout and cost nothing.
     bias : (K,) tensor, default None
     softcap, temperature, validate, shift, chunk_bytes
-        As for `linear_cross_entropy`. Without ``validate`` a label that is no class gives NaN.
+        As for `linear_cross_entropy`. Without ``validate`` a label out of range gives NaN.
 
     Returns
     -------
