@@ -72,7 +72,7 @@ class Call(NamedTuple):
     def checked(self, shape: tuple[int, ...]) -> Call:
         """The call with its arguments, except targets, checked against logits of ``shape (..., K)``."""
         require_reduction(self.reduction)
-        if self.is_soft:
+        if self.targets.is_floating_point():
             require_no_labels(self.spec, self.names.targets)
         if self.class_weight is not None:
             require_weight(self.class_weight, shape[-1], self.names.weight, self.validate)

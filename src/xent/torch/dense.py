@@ -92,7 +92,8 @@ class Loss(Protocol):
 def value(loss: Loss, logits: Tensor) -> Tensor:
     """The loss as one autograd node, derivable in the logits; only for plain reverse mode."""
     if logits.requires_grad and torch.is_grad_enabled():
-        return cast(Tensor, _Loss.apply(logits, loss))
+        loss_tensor: Tensor = _Loss.apply(logits, loss)
+        return loss_tensor
     return loss.value(logits)
 
 
