@@ -37,13 +37,13 @@ class Divergence(NamedTuple):
     chunk_bytes: int
 
     def packed(self, device: torch.device) -> tuple[Any, ...]:
-        """The fields as arguments of an operator.."""
+        """The fields as arguments of an operator."""
         numbers = operators.link_numbers(Link(self.temperature), device)
         return *self[:4], *numbers, self.is_reverse, self.chunk_bytes
 
     @classmethod
     def unpacked(cls, *arguments: Any) -> Divergence:
-        """The inverse of `packed`.."""
+        """The inverse of `packed`."""
         x, w, b, sample_weight, link, moving, is_reverse, chunk_bytes = arguments
         (temperature,) = operators.as_floats(link, moving)
         return cls(x, w, b, sample_weight, temperature, is_reverse, chunk_bytes)
@@ -84,7 +84,7 @@ class RowDivergences(ChunkedFunction):
         self.teacher, self.omega, self.dteacher = teacher, omega, dteacher
 
     def columns(self, logits: Tensor, part: slice) -> tuple[Tensor, ...]:
-        """The columns of a chunk in ordinary operations.."""
+        """The columns of a chunk in ordinary operations."""
         one, two = self._log_probs(logits, self._teacher_logits(part))
         p = one.exp()
         gap = torch.where(p == 0, 0.0, one - two)  # NaN for a class that both exclude

@@ -55,7 +55,7 @@ class Statistics(ChunkedFunction):
         return tuple(name for name, is_present in zip(RowStats._fields, present, strict=True) if is_present)
 
     def columns(self, logits: Tensor, part: slice) -> tuple[Tensor, ...]:
-        """The columns of a chunk in ordinary operations.."""
+        """The columns of a chunk in ordinary operations."""
         labels = None if self.labels is None else self.labels[part]
         stats = statistics.row_stats(logits, labels, self._dense(part), self.link, self.full)
         return tuple(getattr(stats, name) for name in self.names)

@@ -76,7 +76,7 @@ class SilentRows(ValidRows):
         self.full_target, self.silent = full_target, full_target.labels < 0
 
     def target(self, part: slice) -> Target:
-        """The target of a slice of the rows.."""
+        """The target of a slice of the rows."""
         marked, target = targeting.row_slice(self.full_target, part), self.rows.target(part)
         alpha = marked.alpha if self.full_target.dense is None else target.alpha
         return target._replace(labels=marked.labels, alpha=alpha, weight=marked.weight)
@@ -95,7 +95,7 @@ class RowLosses(ChunkedFunction):
         return self.by_kernels.evaluate_chunk(logits, part, dloss)
 
     def columns(self, logits: Tensor, part: slice) -> tuple[Tensor, ...]:
-        """The columns of a chunk in ordinary operations.."""
+        """The columns of a chunk in ordinary operations."""
         t = self.rows.target(part)
         stats = statistics.row_stats(logits, t.labels, t.dense, self.spec.link)
         return (head.row_losses(stats, t, self.spec, torch),)
@@ -114,21 +114,21 @@ class LossProgram(NamedTuple):
     chunks: Chunks
 
     def packed(self, device: torch.device) -> tuple[Any, ...]:
-        """The fields as arguments of an operator.."""
+        """The fields as arguments of an operator."""
         spec, chunks = self.call.spec, self.chunks
         numbers = operators.spec_numbers(spec, device)
         return *self.call[:3], spec.ignore_index, *numbers, chunks.shift, chunks.chunk_bytes or 0
 
     @classmethod
     def unpacked(cls, *arguments: Any) -> LossProgram:
-        """The inverse of `packed`.."""
+        """The inverse of `packed`."""
         targets, class_weight, sample_weight, ignore_index, *numbers, shift, chunk_bytes = arguments
         spec = LossSpec.from_numbers(operators.as_floats(*numbers), ignore_index)
         call = Call(targets, class_weight, sample_weight, spec, "none", None, False)
         return cls(call, Chunks(shift, chunk_bytes or None))
 
     def function(self, operands: Operands) -> RowLosses:
-        """The function of the operands' rows.."""
+        """The function of the operands' rows."""
         dtype, num_classes = devices.loss_dtype(operands.inputs), operands.weight.shape[0]
         _, rows = call_rows(self.call, self.chunks.shift, num_classes, dtype, leave_out=True)
         return RowLosses(rows, self.call.spec, self.chunks.chunk_bytes)
