@@ -62,7 +62,7 @@ def cotangents(
     outer = _product(target.weight, dloss, xp)
     slope = -1.0 if stats is None else spec.label_function.slope(stats.log_prob, xp)
     return Cotangents(  # (lse, log_prob, dense_log_prob)
-        multiply(outer, 2 * spec.z_loss * stats.lse, xp) if spec.z_loss and stats else 0.0,
+        multiply(_product(outer, 2 * spec.z_loss, xp), stats.lse, xp) if spec.z_loss and stats else 0.0,
         multiply(_product(outer, target.alpha, xp), slope, xp) if target.labels is not None else 0.0,
         _product(outer, -target.beta, xp) if target.dense is not None else 0.0,
     )
