@@ -70,6 +70,7 @@ BAD: dict[str, list[Any]] = {
     "reduction": ["avg", None, 1, ["mean"]],
     "shift": [*INTEGER, -1],
     "chunk_bytes": [*INTEGER, 0, -5],
+    "logits_dtype": ["float32", 32, float],
     "ignore_index": [*INTEGER, 10**30],
     "label_smoothing": [*NUMBER, 1.5],
     "smoothing_over": ["some", None, 1],

@@ -340,9 +340,9 @@ def operator_calls(z: Any, make: Any) -> dict[str, Any]:
     link, moving = [2.0, 3.0], torch.tensor([2.0, 3.0], dtype=torch.float64)
     given = (z, y, v, link, None)
     x, w, b = z, make(4, k).to(z.dtype), torch.randn(4, dtype=z.dtype)
-    loss = (y, None, None, -100, LossSpec(label_smoothing=0.1).to_numbers(), None, 0, 40)
-    teacher = (x, w, b, torch.ones(n, dtype=torch.float64), [1.0], None, False, 100)
-    statistics = (torch.rand(4), y, None, 0, [1.0], moving, True, 40)
+    loss = (y, None, None, -100, LossSpec(label_smoothing=0.1).to_numbers(), None, 0, 40, None)
+    teacher = (x, w, b, torch.ones(n, dtype=torch.float64), [1.0], None, False, 100, None)
+    statistics = (torch.rand(4), y, None, 0, [1.0], moving, True, 40, None)
     some = [torch.rand(n, dtype=torch.float64) for _ in range(4)] + [y]
     binary = (z, z.sigmoid(), None, None, LossSpec(label_smoothing=0.1, temperature=2.0).to_numbers(), None)
     return {

@@ -55,8 +55,9 @@ def linear_cross_entropy(
     shift : int, default 0
         Inputs at position t predict the targets (and ``sample_weight``) at t + ``shift`` of the last row
         axis: the loss of ``inputs[..., :-shift, :]`` and ``targets[..., shift:]`` without slicing either.
-    chunk_bytes : int, default 40 MiB
-        Memory for the logits of one chunk, which has at least one row.
+    chunk_bytes : int, default None
+        Memory for the logits of one chunk, which has at least one row. None: what the weight's gradient
+        takes, but no more than a quarter of all logits or 1024 rows of them, and at least 64 MiB.
 
     OPTIONS
 

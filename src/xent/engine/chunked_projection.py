@@ -6,6 +6,7 @@ NumPy; `xent.torch.linear.products` adapts it to tensors.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
@@ -13,7 +14,10 @@ import numpy as np
 
 Array = Any
 
-CHUNK_BYTES = 40 << 20  # of logits
+LEAST_BYTES = 64 << 20  # of a chunk's logits where no budget is given
+MOST_ROWS = 1024  # of a chunk: beyond them a product is no faster
+MEMORY_BYTES = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+SHARE = 16  # a chunk takes at most one part in so many of the memory
 BLOCK_BYTES = 4 << 20  # of weights converted at a time, and of a product that is added
 
 
@@ -36,21 +40,36 @@ class Projection:
     """The rows ``index`` (all if None) of ``inputs (M, D)``, times ``weight (K, D)``, plus ``bias (K,)``."""
 
     xp: Any = np
+    least_bytes, most_rows, memory_bytes = LEAST_BYTES, MOST_ROWS, MEMORY_BYTES
 
     def __init__(
-        self, inputs: Array, weight: Array, bias: Array, index: Array, chunk_bytes: int | None
+        self,
+        inputs: Array,
+        weight: Array,
+        bias: Array,
+        index: Array,
+        chunk_bytes: int | None,
+        *,
+        copies: int = 1,
+        num_classes: int | None = None,
     ) -> None:
+        """``copies`` matrices of a chunk's size share its budget, counted for ``num_classes``, K if None."""
         require_chunk_bytes(chunk_bytes)
         self.inputs, self.weight, self.bias, self.index = inputs, weight, bias, index
         self.num_rows = inputs.shape[0] if index is None else index.shape[0]
         self.dtype = self.product_dtype()
-        row_bytes = weight.shape[0] * self.dtype.itemsize
-        self.chunk_rows = rows_per_chunk(self.num_rows, row_bytes, chunk_bytes or self.chunk_bytes())
-        # One block of all classes, unless the weights must be converted.
-        converts = weight.dtype != self.dtype
-        size = max(1, BLOCK_BYTES // max(1, weight.shape[1] * self.dtype.itemsize)) if converts else None
-        self.blocks = list(slices(weight.shape[0], size))
+        classes = weight.shape[0] if num_classes is None else num_classes
+        budget = chunk_bytes or self.default_bytes(classes)
+        self.chunk_rows = rows_per_chunk(self.num_rows, classes * self.logit_bytes() * copies, budget)
+        self.blocks = self._blocks(self.dtype)
         self._buffer: Array = None
+
+    def default_bytes(self, num_classes: int) -> int:
+        """The budget of a chunk where none is given: see ``chunk_bytes`` of `api.linear_cross_entropy`."""
+        gradient: int = num_classes * self.weight.shape[1] * self.sum_dtype().itemsize
+        rows = min(self.most_rows, -(-self.num_rows // 4))
+        most: int = max(self.least_bytes, min(gradient, rows * num_classes * self.logit_bytes()))
+        return min(most, self.memory_bytes // SHARE)
 
     def sweep(
         self, function: ChunkEvaluator, dloss: Any = None, wanted: Wanted | None = None
@@ -63,7 +82,7 @@ class Projection:
         gradients = self._zeros(wanted or (False, False, False))
         for rows in self.chunks():
             row_index = rows if self.index is None else self.index[rows]
-            x = self.cast(self.inputs[row_index], self.dtype)
+            x = self.inputs[row_index]
             part = dloss if dloss is None or not getattr(dloss, "ndim", 0) else dloss[row_index]
             values, dlogits = function(self._logits(x), rows, part)
             first = columns is None
@@ -82,13 +101,18 @@ class Projection:
 
     def _logits(self, x: Array) -> Array:
         if self._buffer is None:
-            self._buffer = self.empty((self.chunk_rows, self.weight.shape[0]), self.dtype)
+            self._buffer = self.empty((self.chunk_rows, self.weight.shape[0]), self.logits_dtype())
         logits = self._buffer[: x.shape[0]]
-        for k in self.blocks:
-            self.xp.matmul(x, self.cast(self.weight[k], self.dtype).T, out=logits[:, k])
+        self.write_logits(x, logits)
         if self.bias is not None:
-            logits += self.cast(self.bias, self.dtype)
+            logits += self.cast(self.bias, logits.dtype)
         return logits
+
+    def _blocks(self, dtype: Any) -> list[slice]:
+        """Slices of the classes: one of all, unless the weights must be converted to ``dtype``."""
+        row_bytes = max(1, self.weight.shape[1] * dtype.itemsize)
+        size = None if self.weight.dtype == dtype else max(1, BLOCK_BYTES // row_bytes)
+        return list(slices(self.weight.shape[0], size))
 
     def _zeros(self, wanted: Wanted) -> Gradients:
         dtype = self.sum_dtype()
@@ -100,6 +124,9 @@ class Projection:
         )
 
     def _add(self, gradients: Gradients, row_index: Array, x: Array, dlogits: Array, first: bool) -> None:
+        if gradients.bias is not None:
+            gradients.bias.__iadd__(self.xp.sum(dlogits, 0, dtype=gradients.bias.dtype))
+        dlogits, x = self.cast(dlogits, self.dtype), self.cast(x, self.dtype)
         if gradients.inputs is not None and len(self.blocks) == 1:
             gradients.inputs[row_index] = self.xp.matmul(dlogits, self.cast(self.weight, self.dtype))
         elif gradients.inputs is not None:
@@ -108,8 +135,6 @@ class Projection:
                 gradients.inputs[row_index] += product
         if gradients.weight is not None:
             self.add_product(gradients.weight, dlogits.T, x, first)
-        if gradients.bias is not None:
-            gradients.bias.__iadd__(self.xp.sum(dlogits, 0, dtype=gradients.bias.dtype))
 
     # Methods that differ between array libraries.
 
@@ -121,9 +146,19 @@ class Projection:
         """The dtype of accumulated gradients: float64 for float64, else float32."""
         return self.dtype
 
-    def chunk_bytes(self) -> int:
-        """The default budget of a chunk of logits."""
-        return CHUNK_BYTES
+    def logits_dtype(self) -> Any:
+        """The dtype of the logits."""
+        return self.dtype
+
+    def logit_bytes(self) -> int:
+        """Bytes of a logit and of what is made of it for the products of the gradients."""
+        return int(self.dtype.itemsize)
+
+    def write_logits(self, x: Array, out: Array) -> None:
+        """Write ``x @ weight.T`` to ``out``."""
+        x = self.cast(x, self.dtype)
+        for k in self.blocks:
+            self.xp.matmul(x, self.cast(self.weight[k], self.dtype).T, out=out[:, k])
 
     def cast(self, x: Array, dtype: Any) -> Array:
         """``x`` as ``dtype``; ``x`` itself if it has it."""

@@ -12,6 +12,7 @@ from xent.engine import checks
 from xent.torch import arguments, binary, devices, dispatch, modes
 from xent.torch.arguments import Call
 from xent.torch.linear import loss as linear_loss
+from xent.torch.linear.products import Chunking
 from xent.torch.linear.rows import Chunks
 from xent.torch.targets import as_int64
 from xent.torch.temperature import divided
@@ -138,4 +139,4 @@ def linear_cross_entropy(
         dispatch.refuse(error, inputs, weight)
     check, names = _validation_mode(validate), arguments.OURS._replace(logits="inputs")
     call = Call(targets, class_weight, sample_weight, spec, reduction, denominator, check, names)
-    return dispatch.linear_cross_entropy(operands, call, Chunks(shift, chunk_bytes))
+    return dispatch.linear_cross_entropy(operands, call, Chunks(shift, Chunking(chunk_bytes)))

@@ -12,6 +12,7 @@ from xent.core.spec import ExtraOptions, with_options
 from xent.torch import arguments, devices, dispatch, statistics
 from xent.torch.arguments import Call
 from xent.torch.linear import loss as linear_loss
+from xent.torch.linear.products import Chunking
 from xent.torch.linear.rows import Chunks
 from xent.torch.targets import kernel_labels, require_labels, zero_if_valid
 from xent.torch.temperature import divided
@@ -112,6 +113,7 @@ def linear_cross_entropy(
     validate: bool | None = None,
     shift: int = 0,
     chunk_bytes: int | None = None,
+    logits_dtype: torch.dtype | None = None,
     **extra: Unpack[ExtraOptions],
 ) -> Tensor:
     """`cross_entropy` of ``input @ linear_weight.T + linear_bias``, which never exists whole.
@@ -132,8 +134,14 @@ def linear_cross_entropy(
     shift : int, default 0
         Position t of the last row axis predicts the target (and ``sample_weight``) at t + ``shift``: the loss
         of ``input[..., :-shift, :]`` and ``target[..., shift:]``, without slicing either.
-    chunk_bytes : int, default 40 MiB on the CPU, 512 MiB on a GPU
-        Budget for the logits that exist at a time; one row at least.
+    chunk_bytes : int, default None
+        Budget for the logits that exist at a time; one row at least. None: what the weight's gradient takes,
+        but no more than a quarter of all logits or 1024 rows of them (8192 on a GPU), and at least 64 MiB
+        (512 MiB on a GPU).
+    logits_dtype : torch.dtype, default None
+        float32 for operands of half precision: their products are not rounded to half precision. None:
+        float32 on a GPU, where it is free; the dtype of the operands on the CPU, where such a product takes
+        as long as one of float32 operands. The products of the gradients stay in half precision.
     weight, reduction, label_smoothing, sample_weight, denominator, validate
         As for `cross_entropy`.
 
@@ -178,10 +186,11 @@ def linear_cross_entropy(
     except Exception as error:
         dispatch.refuse(error, input, linear_weight)
     if operands is None:  # every position has a projection of its own
-        if shift or chunk_bytes is not None:
+        if shift or chunk_bytes is not None or logits_dtype is not None:
             raise arguments.ArgumentError(
-                "`shift` must be 0 and `chunk_bytes` None for a `linear_weight` of more than two axes, whose "
-                f"logits are held whole; got shift={shift!r} and chunk_bytes={chunk_bytes!r}"
+                "`shift` must be 0, `chunk_bytes` and `logits_dtype` None for a `linear_weight` of more than "
+                f"two axes, whose logits are held whole; got shift={shift!r}, chunk_bytes={chunk_bytes!r} "
+                f"and logits_dtype={logits_dtype!r}"
             )
         x, w, b = linear_loss.checked(input, linear_weight, linear_bias, linear_loss.OPERANDS, is_stack=True)
         logits = torch.nn.functional.linear(x, w.flatten(0, -2), None if b is None else b.flatten())
@@ -197,7 +206,8 @@ def linear_cross_entropy(
             **asdict(spec),
         )
     call = Call(target, weight, sample_weight, spec, reduction, denominator, validate)
-    return dispatch.linear_cross_entropy(operands, call, Chunks(shift, chunk_bytes))
+    chunks = Chunks(shift, Chunking(chunk_bytes, logits_dtype))
+    return dispatch.linear_cross_entropy(operands, call, chunks)
 
 
 def row_statistics(

@@ -174,6 +174,18 @@ def operands() -> None:
                 )
 
 
+@CHECKS
+def float32_logits() -> None:
+    tensors = case()
+    x, w, y = tensors["input"].bfloat16(), tensors["linear_weight"].bfloat16(), tensors["labels"]
+    expected = xt.linear_cross_entropy(x, w, y, logits_dtype=torch.float32)
+    for layout in ("plain", "whole"):
+        tensors = laid_out(x, layout), laid_out(w, "first axis"), laid_out(y, layout)
+        found = xt.linear_cross_entropy(*tensors, logits_dtype=torch.float32)
+        torch.testing.assert_close(whole(found), expected, rtol=1e-6, atol=0.0)
+        assert abs(whole(xt.linear_cross_entropy(*tensors)) / expected - 1) > 1e-5
+
+
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     return tmp_path_factory.mktemp("ranks")

@@ -134,7 +134,7 @@ def lower_precision() -> None:
 
         x, w = (torch.tensor(a).to(dtype) for a in arrays((*ROWS, 5), (K, 5)))
         logits = x.double() @ w.double().T
-        _, dlogits = xent.cross_entropy_with_grad(logits.numpy(), targets, **options)
+        exact_loss, dlogits = xent.cross_entropy_with_grad(logits.numpy(), targets, **options)
         dlogits = dlogits.reshape(-1, K)
         hidden, head_weight = x.double().numpy(), w.double().numpy()
         units = (
@@ -149,6 +149,8 @@ def lower_precision() -> None:
         eps = 64 * 2.0**-23 + (1 + len(sizes())) * torch.finfo(dtype).eps  # the sum over ranks rounds too
         assert_as_good(parts[0].grad, exacts[0], whole[0].grad, units[0], eps)
         assert_as_good(parts[1].grad, exacts[1][mine()], whole[1].grad[mine()], units[1][mine()], eps)
+        wide = sharded_linear(*parts, y, logits_dtype=torch.float32, **keywords)
+        np.testing.assert_allclose(wide.detach(), exact_loss, rtol=2e-6)
 
 
 @pytest.fixture(scope="module")

@@ -8,7 +8,6 @@ from typing import Any, cast
 
 import torch
 
-from xent.engine.chunked_projection import require_chunk_bytes
 from xent.engine.valid_rows import shifted_rows
 from xent.torch import arguments, dense
 from xent.torch.arguments import Call
@@ -87,7 +86,7 @@ def linear_cross_entropy(operands: Operands, call: Call, chunks: Chunks) -> Tens
     With a weight of ``Shard(0)`` inputs of any placement are gathered, and a bias is sharded as the weight
     is. With a replicated weight the rows stay where they are.
     """
-    names, (shift, chunk_bytes) = call.names, chunks
+    names, (shift, chunking) = call.names, chunks
     operand_names = linear_loss.OPERANDS if names == arguments.TORCH else ("inputs", "weight", "bias")
     inputs, linear_weight, bias = cast(Any, operands)
     inputs_name, weight_name, bias_name = operand_names
@@ -98,12 +97,12 @@ def linear_cross_entropy(operands: Operands, call: Call, chunks: Chunks) -> Tens
     by_rows = is_sharded(inputs) and is_sharded(linear_weight) and _is_whole(linear_weight)
 
     def check() -> LocalCheck[Call]:
-        require_chunk_bytes(chunk_bytes)
+        chunking.checked(inputs)
         shifted_rows(inputs.shape[:-1], shift, torch, inputs.device)
         own = checked(call, (*inputs.shape[:-1], linear_weight.shape[0]), **{inputs_name: inputs})
         _require_layouts(first.device_mesh, **dict(zip(operand_names, operands, strict=True)), **own.by_name)
         facts = {n: tensor_kind(x) for n, x in zip(operand_names, operands, strict=True)}
-        facts |= {"shift": shift, "chunk_bytes": chunk_bytes, **call_facts(own)}
+        facts |= {"shift": shift, **chunking._asdict(), **call_facts(own)}
         tensors = plain_tensors(**own.by_name, **{bias_name: bias})
         if not by_rows:
             if not is_sharded(linear_weight) or linear_weight.placements[0] != _split(0):
@@ -134,6 +133,7 @@ def linear_cross_entropy(operands: Operands, call: Call, chunks: Chunks) -> Tens
     call, shard = _agree(check, first, 0, MESH._replace(advice=advice))
     if not by_rows:
         local = Operands(_whole(inputs), linear_weight.to_local(), _columns(bias, linear_weight, shard, 0))
+        chunks = chunks._replace(chunking=chunking.checked(local.inputs))
         loss = sharded.linear_cross_entropy(local, _local(call, linear_weight, shard), chunks, shard)
         return _replicated(loss, linear_weight)
     if not DistributedRows.is_row_layout(inputs):

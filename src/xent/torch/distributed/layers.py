@@ -8,11 +8,11 @@ import torch
 from torch.autograd import Function
 
 from xent.core.contract import Cotangents, RowStats
-from xent.engine.chunked_projection import Gradients, Wanted, rows_per_chunk
+from xent.engine.chunked_projection import Gradients, Wanted
 from xent.torch.distributed.shards import CombinedRows, ShardRows
 from xent.torch.linear import chunked
 from xent.torch.linear.chunked import Operands
-from xent.torch.linear.products import TensorProjection
+from xent.torch.linear.products import Chunking, TensorProjection
 
 Tensor = torch.Tensor
 
@@ -43,7 +43,7 @@ class Projected(NamedTuple):
     """Logits of a projection; ``operands`` are ``hidden (M, D), weight (K_s, D), bias (K_s,) or None``."""
 
     row_index: Tensor | None  # the rows that count
-    chunk_bytes: int | None
+    chunking: Chunking
 
     def stats(self, rows: ShardRows, operands: Any) -> RowStats:
         """The row statistics of the shard; one product."""
@@ -93,11 +93,10 @@ class Projected(NamedTuple):
         return gradients
 
     def _projection(self, rows: ShardRows, operands: Any) -> TensorProjection:
-        projection = TensorProjection(*Operands(*operands), self.row_index, self.chunk_bytes)
-        row_bytes = rows.shard.largest * projection.dtype.itemsize  # the same chunks on every rank
-        budget = self.chunk_bytes or projection.chunk_bytes()
-        projection.chunk_rows = rows_per_chunk(projection.num_rows, row_bytes, budget)
-        return projection
+        # Counted for the largest shard: the same chunks on every rank.
+        return TensorProjection(
+            *Operands(*operands), self.row_index, self.chunking, num_classes=rows.shard.largest
+        )
 
 
 Layer = Dense | Projected

@@ -10,7 +10,6 @@ import torch
 
 from xent.core.spec import ExtraOptions, require_reduction, with_options
 from xent.engine import valid_rows
-from xent.engine.chunked_projection import require_chunk_bytes
 from xent.torch import arguments, devices, modes
 from xent.torch.arguments import Call, Names
 from xent.torch.distributed import layers
@@ -27,6 +26,7 @@ from xent.torch.distributed.layers import LossSums
 from xent.torch.distributed.shards import Shard, ShardRows
 from xent.torch.linear import loss as linear_loss
 from xent.torch.linear.chunked import Operands
+from xent.torch.linear.products import Chunking
 from xent.torch.linear.rows import Chunks
 from xent.torch.targets import kernel_labels, require_labels, require_targets
 
@@ -144,6 +144,7 @@ def vocab_parallel_linear_cross_entropy(
     validate: bool | None = None,
     shift: int = 0,
     chunk_bytes: int | None = None,
+    logits_dtype: torch.dtype | None = None,
     sizes: Sequence[int] | None = None,
     **options: Unpack[ExtraOptions],
 ) -> Tensor:
@@ -163,7 +164,7 @@ def vocab_parallel_linear_cross_entropy(
     weight_shard : (K_s, D) tensor
     bias : (K_s,) tensor, default None
         This rank's; all ranks have one or none.
-    shift, chunk_bytes
+    shift, chunk_bytes, logits_dtype
         As for `xent.torch.linear_cross_entropy`.
     labels, group, weight, sizes, and all others
         As for `vocab_parallel_cross_entropy`.
@@ -188,10 +189,10 @@ def vocab_parallel_linear_cross_entropy(
     ...     return vocab_parallel_linear_cross_entropy(hidden, head.weight, tokens, group=None, shift=1)
     """
 
-    def check() -> LocalCheck[tuple[Call, Operands]]:
+    def check() -> LocalCheck[tuple[Call, Operands, Chunks]]:
         spec = arguments.spec_of(ignore_index=ignore_index, label_smoothing=label_smoothing, **options)
-        require_chunk_bytes(chunk_bytes)
         operands = linear_loss.checked(hidden, weight_shard, bias, ("hidden", "weight_shard", "bias"))
+        chunking = Chunking(chunk_bytes, logits_dtype).checked(operands.inputs)
         arguments.require_local(hidden=hidden, weight_shard=weight_shard, bias=bias)
         valid_rows.shifted_rows(hidden.shape[:-1], shift, torch, hidden.device)
         call = Call(labels, weight, sample_weight, spec, reduction, denominator, validate, NAMES)
@@ -199,14 +200,16 @@ def vocab_parallel_linear_cross_entropy(
         require_derivable(call)
         require_values(call)
         kinds = zip(("hidden", "weight_shard", "bias"), map(tensor_kind, operands), strict=True)
-        facts = {**dict(kinds), **call_facts(call), "shift": shift, "chunk_bytes": chunk_bytes}
+        facts = {**dict(kinds), **call_facts(call), "shift": shift, **chunking._asdict()}
         tensors = {}
         if sizes is None:
             tensors = {**shared_tensors(call), "hidden": row_checksums(call, hidden, shift)}
-        return LocalCheck((call, operands), math.prod(hidden.shape[:-1]), facts, tensors)
+        return LocalCheck(
+            (call, operands, Chunks(shift, chunking)), math.prod(hidden.shape[:-1]), facts, tensors
+        )
 
-    (call, operands), shard = agree(check, group, sizes, *_size_and_device(weight_shard, 0), GROUP)
-    return _outside_graphs(linear_cross_entropy)(operands, call, Chunks(shift, chunk_bytes), shard)
+    (call, operands, chunks), shard = agree(check, group, sizes, *_size_and_device(weight_shard, 0), GROUP)
+    return _outside_graphs(linear_cross_entropy)(operands, call, chunks, shard)
 
 
 def checked(call: Call, shape: tuple[int, ...], **first: Tensor) -> Call:
@@ -295,7 +298,7 @@ def cross_entropy(logits: Tensor, call: Call, shard: Shard) -> Tensor:
 def linear_cross_entropy(operands: Operands, call: Call, chunks: Chunks, shard: Shard) -> Tensor:
     """The loss of ``hidden (..., D)`` and a shard's weight and bias for a checked call."""
     hidden, weight, bias = operands
-    shift, chunk_bytes = chunks
+    shift, chunking = chunks
     shape, dtype = hidden.shape[:-1], devices.loss_dtype(hidden)
     loss_shape, row_index = valid_rows.shifted_rows(shape, shift, torch, hidden.device)
     omega = valid_rows.flatten_rows(
@@ -312,7 +315,7 @@ def linear_cross_entropy(operands: Operands, call: Call, chunks: Chunks, shard: 
         row_index, (y, omega) = valid_rows.select_rows(y < 0, omega, row_index, (y, omega), torch)
         shard_rows = _shard_rows(call, shard, y, None, None, omega)
     flat = Operands(hidden.reshape(shape.numel(), hidden.shape[-1]), weight, bias)
-    layer = layers.Projected(row_index, chunk_bytes)
+    layer = layers.Projected(row_index, chunking)
     if call.reduction != "none" and layers.is_derived(flat):
         return _mean(call, layers.loss_sums(shard_rows, layer, flat)).to(dtype)
     losses, sums = layers.losses(shard_rows, layer, flat)

@@ -15,10 +15,11 @@ from torch.utils.checkpoint import checkpoint
 
 from xent.engine.chunked_projection import Gradients, Wanted
 from xent.torch import devices, modes
-from xent.torch.linear.products import TensorProjection, default_chunk_bytes
+from xent.torch.linear.products import Chunking, TensorProjection, linear
 
 Tensor = torch.Tensor
 
+DERIVED = 6  # matrices of a chunk's size, if its gradient is computed by PyTorch operations
 TWICE_DERIVED = 16  # matrices of a chunk's size that autograd keeps for a second derivative
 
 
@@ -37,10 +38,10 @@ class ChunkedFunction:
     gradient is 0: zeros are read instead of their inputs.
     """
 
-    def __init__(
-        self, row_index: Tensor | None, chunk_bytes: int | None, silent: Tensor | None = None
-    ) -> None:
-        self.row_index, self.chunk_bytes, self.silent = row_index, chunk_bytes, silent
+    copies = 1  # matrices of the size of a chunk's logits that exist at a time, with the logits
+
+    def __init__(self, row_index: Tensor | None, chunking: Chunking, silent: Tensor | None = None) -> None:
+        self.row_index, self.chunking, self.silent = row_index, chunking, silent
 
     def evaluate_chunk(self, logits: Tensor, part: slice, dloss: Any) -> tuple[tuple[Tensor, ...], Any]:
         """The columns of a chunk by the kernels, and the gradient of Σ dloss·column in its logits.
@@ -83,7 +84,7 @@ class ChunkedFunction:
         x = inputs if self.row_index is None else inputs[self.row_index]
 
         def columns(part: slice, x: Tensor, w: Tensor, b: Tensor | None) -> tuple[Tensor, ...]:
-            return self.columns(torch.nn.functional.linear(x, w, b), part)
+            return self.columns(linear(x, w, b, self.chunking.logits_dtype), part)
 
         recomputed = partial(checkpoint, columns, use_reentrant=False, preserve_rng_state=False)
         chunk_columns = columns if keeps else recomputed
@@ -103,8 +104,9 @@ class ChunkedFunction:
 
     def projection(self, operands: Operands, copies: int = 1) -> TensorProjection:
         """The projection to logits; ``copies`` matrices of a chunk's size share the budget."""
-        budget = self.chunk_bytes or default_chunk_bytes(operands.inputs.device)
-        return TensorProjection(*self._read(operands), self.row_index, max(1, budget // copies))
+        return TensorProjection(
+            *self._read(operands), self.row_index, self.chunking, copies=copies * self.copies
+        )
 
     def _read(self, operands: Operands) -> Operands:
         """The operands with 0 for the inputs of silent rows, whose gradient could be 0·NaN."""
@@ -246,12 +248,12 @@ def _curvature(
         ):
             r = r if term is None else r + term
         with torch.enable_grad():
-            z = torch.nn.functional.linear(x, weight, bias).detach().requires_grad_()
+            z = linear(x, weight, bias, function.chunking.logits_dtype).detach().requires_grad_()
             upstream = [d[row_index].detach().requires_grad_() for d in dcolumns]
             columns = [c for c in function.columns(z, part) if c.is_floating_point()]
             (dlogits,) = torch.autograd.grad(columns, z, upstream, create_graph=True)
             hvp, *derivatives = torch.autograd.grad((dlogits * r).sum(), [z, *upstream], allow_unused=True)
-        dlogits = dlogits.detach()
+        hvp, dlogits = hvp.to(weight.dtype), dlogits.detach().to(weight.dtype)
         if sums.inputs is not None:
             product = (hvp @ weight).to(dtype)
             if vector.weight is not None:
@@ -262,7 +264,7 @@ def _curvature(
             if vector.inputs is not None:
                 sums.weight.add_(dlogits.T @ vector.inputs[row_index])
         if sums.bias is not None:
-            sums.bias.add_(hvp.sum(0))
+            sums.bias.add_(hvp.sum(0, dtype=dtype))
         for slope, derivative in zip(slopes, derivatives, strict=True):
             if derivative is not None:
                 slope[row_index] = derivative

@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple, cast
 
 import torch
-from torch.nn.functional import linear
 
 from xent.core import head
 from xent.core.link import Link
@@ -14,14 +13,15 @@ from xent.engine import valid_rows
 from xent.engine.chunked_projection import Gradients
 from xent.torch import devices, modes, operators
 from xent.torch.linear import operators as linear_operators
-from xent.torch.linear.chunked import ChunkedFunction, Operands, finished
+from xent.torch.linear.chunked import DERIVED, ChunkedFunction, Operands, finished
+from xent.torch.linear.products import Chunking, linear
 
 Tensor = torch.Tensor
 
 
 SCHEMA = (  # of the result of `Divergence.packed`
     "Tensor teacher_x, Tensor teacher_w, Tensor? teacher_b, Tensor? sample_weight, float[] link, "
-    "Tensor? moving, bool is_reverse, SymInt chunk_bytes"
+    f"Tensor? moving, bool is_reverse, {linear_operators.CHUNKING}"
 )
 
 
@@ -34,19 +34,19 @@ class Divergence(NamedTuple):
     sample_weight: Tensor | None  # (M,)
     temperature: float
     is_reverse: bool
-    chunk_bytes: int
+    chunking: Chunking
 
     def packed(self, device: torch.device) -> tuple[Any, ...]:
         """The fields as arguments of an operator."""
         numbers = operators.link_numbers(Link(self.temperature), device)
-        return *self[:4], *numbers, self.is_reverse, self.chunk_bytes
+        return *self[:4], *numbers, self.is_reverse, *self.chunking
 
     @classmethod
     def unpacked(cls, *arguments: Any) -> Divergence:
         """The inverse of `packed`."""
-        x, w, b, sample_weight, link, moving, is_reverse, chunk_bytes = arguments
+        x, w, b, sample_weight, link, moving, is_reverse, *chunking = arguments
         (temperature,) = operators.as_floats(link, moving)
-        return cls(x, w, b, sample_weight, temperature, is_reverse, chunk_bytes)
+        return cls(x, w, b, sample_weight, temperature, is_reverse, Chunking(*chunking))
 
     def function(
         self, operands: Operands, leave_out: bool = True, dteacher: Gradients | None = None
@@ -70,6 +70,8 @@ class Divergence(NamedTuple):
 class RowDivergences(ChunkedFunction):
     """One column: ω·KL of each row of the student's logits. The teacher's logits are computed by chunks."""
 
+    copies = DERIVED
+
     def __init__(
         self,
         divergence: Divergence,
@@ -79,7 +81,7 @@ class RowDivergences(ChunkedFunction):
         silent: Tensor | None,
         dteacher: Gradients | None,
     ) -> None:
-        super().__init__(row_index, divergence.chunk_bytes, silent)
+        super().__init__(row_index, divergence.chunking, silent)
         self.temperature, self.is_reverse = divergence.temperature, divergence.is_reverse
         self.teacher, self.omega, self.dteacher = teacher, omega, dteacher
 
@@ -117,7 +119,8 @@ class RowDivergences(ChunkedFunction):
         return part if self.row_index is None else self.row_index[part]
 
     def _teacher_logits(self, part: slice) -> Tensor:
-        return linear(self.teacher.inputs[self._input_rows(part)], self.teacher.weight, self.teacher.bias)
+        inputs, weight, bias = self.teacher
+        return linear(inputs[self._input_rows(part)], weight, bias, self.chunking.logits_dtype)
 
     def _log_probs(self, logits: Tensor, teacher_logits: Tensor) -> tuple[Tensor, Tensor]:
         """The log-probabilities of student and teacher, in the order of KL(one‖two)."""
@@ -143,12 +146,13 @@ def _are_finite(x: Tensor, y: Tensor) -> Tensor:
 
 def _add(sums: Gradients, operands: Operands, row_index: Any, dlogits: Tensor) -> None:
     """Add the gradients of one chunk to ``sums``."""
+    if sums.bias is not None:
+        sums.bias.add_(dlogits.sum(0, dtype=sums.bias.dtype))
+    dlogits = dlogits.to(operands.weight.dtype)
     if sums.inputs is not None:
         sums.inputs[row_index] = (dlogits @ operands.weight).to(sums.inputs.dtype)
     if sums.weight is not None:
         sums.weight.add_(dlogits.T @ operands.inputs[row_index])
-    if sums.bias is not None:
-        sums.bias.add_(dlogits.sum(0, dtype=sums.bias.dtype))
 
 
 divergence_sum = linear_operators.sum_operator("divergences", Divergence, SCHEMA)

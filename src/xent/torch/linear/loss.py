@@ -8,7 +8,6 @@ from xent.core import head
 from xent.core import target as targeting
 from xent.core.spec import as_index
 from xent.engine import valid_rows
-from xent.engine.chunked_projection import require_chunk_bytes
 from xent.torch import arguments, devices, modes
 from xent.torch.arguments import Call
 from xent.torch.linear import chunked, row_stats
@@ -70,9 +69,8 @@ def _autocast(x: Tensor, dtype: torch.dtype) -> Tensor:
 
 def linear_cross_entropy(operands: Operands, call: Call, chunks: Chunks) -> Tensor:
     """The loss of the operands' rows; see `functional.linear_cross_entropy`."""
-    require_chunk_bytes(chunks.chunk_bytes)
-    chunks = chunks._replace(shift=as_index("shift", chunks.shift))
     input, weight, bias = operands
+    chunks = Chunks(as_index("shift", chunks.shift), chunks.chunking.checked(input))
     shape, num_classes, dtype = input.shape[:-1], weight.shape[0], devices.loss_dtype(input)
     _require_targets(call.targets, (*shape, num_classes), call.names.targets)
     call = call.checked((*shape, num_classes))
@@ -92,7 +90,7 @@ def linear_cross_entropy(operands: Operands, call: Call, chunks: Chunks) -> Tens
             return (loss if zero is None else loss + zero).to(dtype)
         losses = linear_rows.losses(flat, program) if is_constant else _derived_losses(flat, program, shape)
     else:
-        function = RowLosses(rows, call.spec, chunks.chunk_bytes)
+        function = RowLosses(rows, call.spec, chunks.chunking)
         if is_reduced and is_plain:
             return function.scaled_sum(flat, scale).to(dtype)
         (losses,) = function.values(flat) if is_plain else function.derivable(flat)
@@ -102,7 +100,7 @@ def linear_cross_entropy(operands: Operands, call: Call, chunks: Chunks) -> Tens
 
 def _derived_losses(operands: Operands, program: LossProgram, shape: tuple[int, ...]) -> Tensor:
     """The losses (M,) in a graph in which targets or weights require gradients."""
-    call, (shift, chunk_bytes) = program
+    call, (shift, chunking) = program
     targets, class_weight, sample_weight, spec = call[:4]
     factors = None if class_weight is None else class_weight.double()
     counts = valid_rows.align_targets(
@@ -120,9 +118,7 @@ def _derived_losses(operands: Operands, program: LossProgram, shape: tuple[int, 
         t = targeting.from_labels(y, y < 0, num_classes, factors, omega, spec, torch)
     is_learnt = modes.are_derived(class_weight, sample_weight)
     t = mask_silent_rows(t, spec, operands.inputs.isfinite().all(-1) if is_learnt else None)
-    stats = row_stats.row_stats(
-        operands, t.labels, t.dense, counts, shift, spec.link, False, chunk_bytes or 0
-    )
+    stats = row_stats.row_stats(operands, t.labels, t.dense, counts, shift, spec.link, False, chunking)
     return head.row_losses(stats, t, spec, torch)
 
 

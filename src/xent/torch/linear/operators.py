@@ -17,7 +17,7 @@ from xent.torch.linear.chunked import ChunkedFunction, Operands, finished
 Tensor = torch.Tensor
 
 OPERANDS = "Tensor x, Tensor w, Tensor? b"
-COPIES = 6  # of a chunk's logits, if its gradient is computed by PyTorch operations
+CHUNKING = "SymInt? chunk_bytes, ScalarType? logits_dtype"  # of the fields of `Chunking`
 
 
 class Program(Protocol):

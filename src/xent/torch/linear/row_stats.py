@@ -13,19 +13,22 @@ from xent.core.link import Link
 from xent.engine import valid_rows
 from xent.torch import devices, modes, operators, statistics
 from xent.torch.linear import operators as linear_operators
-from xent.torch.linear.chunked import ChunkedFunction, Operands, finished
+from xent.torch.linear.chunked import DERIVED, ChunkedFunction, Operands, finished
+from xent.torch.linear.products import Chunking
 from xent.torch.softmax_derivatives import Softmax
 
 Tensor = torch.Tensor
 
 SCHEMA = (
     "Tensor x, Tensor w, Tensor? b, Tensor? dense, Tensor? labels, Tensor? counts, SymInt shift, "
-    "float[] link, Tensor? moving, bool full, SymInt chunk_bytes"
+    f"float[] link, Tensor? moving, bool full, {linear_operators.CHUNKING}"
 )
 
 
 class Statistics(ChunkedFunction):
     """The row statistics of a linear layer's logits, one column each."""
+
+    copies = DERIVED
 
     def __init__(
         self,
@@ -35,7 +38,7 @@ class Statistics(ChunkedFunction):
         shift: int,
         link: Link,
         full: bool,
-        chunk_bytes: int,
+        chunking: Chunking,
         silent: Tensor | None = None,
         ddense: Tensor | None = None,
     ) -> None:
@@ -44,7 +47,7 @@ class Statistics(ChunkedFunction):
         ``labels (n,)`` are −1 for rows that are not read. ``dense`` is (K,) or (M, K), where the row of input
         i is at i + ``shift``; its gradient is added to ``ddense``. ``full`` adds entropy and argmax.
         """
-        super().__init__(row_index, chunk_bytes, silent)
+        super().__init__(row_index, chunking, silent)
         self.labels, self.dense, self.shift, self.link, self.full = labels, dense, shift, link, full
         self.ddense = ddense
 
@@ -117,21 +120,21 @@ def row_stats(
     shift: int,
     link: Link,
     full: bool,
-    chunk_bytes: int,
+    chunking: Chunking,
 ) -> RowStats:
     """The statistics (M,) in a graph; derivable once in the operands and ``dense``.
 
     Rows with a negative label in ``labels (M,)``, or False in ``counts (M,)``, are 0.
     """
     numbers = operators.link_numbers(link, operands.inputs.device)
-    columns = iter(linear_statistics(*operands, dense, labels, counts, shift, *numbers, full, chunk_bytes))
+    columns = iter(linear_statistics(*operands, dense, labels, counts, shift, *numbers, full, *chunking))
     present = (True, labels is not None, dense is not None, False, full, full)
     return RowStats(*(next(columns) if is_present else None for is_present in present))
 
 
 def _function(inputs: Sequence[Any], ddense: Tensor | None = None) -> tuple[Operands, Statistics]:
     """The operands and the function, from the arguments of the operators below."""
-    x, w, b, dense, labels, counts, shift, numbers, moving, full, chunk_bytes = inputs
+    x, w, b, dense, labels, counts, shift, numbers, moving, full, *chunking = inputs
     ignored = None if labels is None else labels < 0
     index = silent = None
     if not modes.is_captured(x):
@@ -144,7 +147,7 @@ def _function(inputs: Sequence[Any], ddense: Tensor | None = None) -> tuple[Oper
         index = torch.arange(max(0, x.shape[0] - shift), device=x.device)
         labels, silent = (None if a is None else a[: index.shape[0]] for a in (labels, silent))
     link = Link(*operators.as_floats(numbers, moving))
-    function = Statistics(index, labels, dense, shift, link, full, chunk_bytes, silent, ddense)
+    function = Statistics(index, labels, dense, shift, link, full, Chunking(*chunking), silent, ddense)
     return Operands(x, w, b), function
 
 
@@ -157,9 +160,10 @@ def linear_statistics(*inputs: Any) -> list[Tensor]:
 
 @linear_statistics.register_fake
 def _(x: Tensor, w: Tensor, b: Any, dense: Any, labels: Any, *others: Any) -> list[Tensor]:
-    count = 1 + (labels is not None) + (dense is not None) + others[-2]
+    full = others[-3]
+    count = 1 + (labels is not None) + (dense is not None) + full
     columns = [x.new_empty(x.shape[:1], dtype=torch.float64) for _ in range(count)]
-    return columns + ([x.new_empty(x.shape[:1], dtype=torch.int64)] if others[-2] else [])
+    return columns + ([x.new_empty(x.shape[:1], dtype=torch.int64)] if full else [])
 
 
 @torch.library.custom_op(

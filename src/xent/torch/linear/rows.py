@@ -15,17 +15,18 @@ from xent.engine.valid_rows import ChunkLoss, ValidRows
 from xent.torch import devices, modes, operators, statistics
 from xent.torch.arguments import Call
 from xent.torch.linear.chunked import ChunkedFunction, Operands
-from xent.torch.linear.operators import column_operator, sum_operator
+from xent.torch.linear.operators import CHUNKING, column_operator, sum_operator
+from xent.torch.linear.products import Chunking
 from xent.torch.targets import kernel_labels, mask_silent_rows
 
 Tensor = torch.Tensor
 
 
 class Chunks(NamedTuple):
-    """The distance of a row's target, and the budget in bytes of a chunk of logits."""
+    """The distance of a row's target, and how logits are computed chunk by chunk."""
 
     shift: int = 0
-    chunk_bytes: int | None = None
+    chunking: Chunking = Chunking()
 
 
 def call_rows(
@@ -85,8 +86,8 @@ class SilentRows(ValidRows):
 class RowLosses(ChunkedFunction):
     """The losses of `ValidRows` as one column."""
 
-    def __init__(self, rows: ValidRows, spec: LossSpec, chunk_bytes: int | None) -> None:
-        super().__init__(rows.row_index, chunk_bytes, rows.silent)
+    def __init__(self, rows: ValidRows, spec: LossSpec, chunking: Chunking) -> None:
+        super().__init__(rows.row_index, chunking, rows.silent)
         self.rows, self.spec = rows, spec
         self.by_kernels = ChunkLoss(rows, spec, devices, torch)
 
@@ -103,7 +104,7 @@ class RowLosses(ChunkedFunction):
 
 SCHEMA = (  # of the result of `LossProgram.packed`
     "Tensor targets, Tensor? class_weight, Tensor? sample_weight, SymInt ignore_index, "
-    "float[] options, Tensor? moving, SymInt shift, SymInt chunk_bytes"
+    f"float[] options, Tensor? moving, SymInt shift, {CHUNKING}"
 )
 
 
@@ -117,21 +118,21 @@ class LossProgram(NamedTuple):
         """The fields as arguments of an operator."""
         spec, chunks = self.call.spec, self.chunks
         numbers = operators.spec_numbers(spec, device)
-        return *self.call[:3], spec.ignore_index, *numbers, chunks.shift, chunks.chunk_bytes or 0
+        return *self.call[:3], spec.ignore_index, *numbers, chunks.shift, *chunks.chunking
 
     @classmethod
     def unpacked(cls, *arguments: Any) -> LossProgram:
         """The inverse of `packed`."""
-        targets, class_weight, sample_weight, ignore_index, *numbers, shift, chunk_bytes = arguments
+        targets, class_weight, sample_weight, ignore_index, *numbers, shift, budget, dtype = arguments
         spec = LossSpec.from_numbers(operators.as_floats(*numbers), ignore_index)
         call = Call(targets, class_weight, sample_weight, spec, "none", None, False)
-        return cls(call, Chunks(shift, chunk_bytes or None))
+        return cls(call, Chunks(shift, Chunking(budget, dtype)))
 
     def function(self, operands: Operands) -> RowLosses:
         """The function of the operands' rows."""
         dtype, num_classes = devices.loss_dtype(operands.inputs), operands.weight.shape[0]
         _, rows = call_rows(self.call, self.chunks.shift, num_classes, dtype, leave_out=True)
-        return RowLosses(rows, self.call.spec, self.chunks.chunk_bytes)
+        return RowLosses(rows, self.call.spec, self.chunks.chunking)
 
 
 loss_sum = sum_operator("losses", LossProgram, SCHEMA)

@@ -10,13 +10,11 @@ from xent.core import target as targeting
 from xent.core.contract import RowStatistics
 from xent.core.spec import require_reduction
 from xent.engine import valid_rows
-from xent.engine.chunked_projection import require_chunk_bytes
 from xent.torch import arguments, devices, modes
 from xent.torch.linear import chunked, divergence, row_stats
 from xent.torch.linear import loss as linear_loss
-from xent.torch.linear import operators as linear_operators
 from xent.torch.linear.divergence import Divergence
-from xent.torch.linear.products import default_chunk_bytes
+from xent.torch.linear.products import Chunking
 from xent.torch.linear.row_stats import Statistics
 from xent.torch.targets import kernel_labels, require_labels, zero_if_valid
 from xent.torch.temperature import divided
@@ -36,6 +34,7 @@ def linear_row_statistics(
     validate: bool | None = None,
     shift: int = 0,
     chunk_bytes: int | None = None,
+    logits_dtype: torch.dtype | None = None,
 ) -> RowStatistics:
     """`row_statistics` of ``inputs @ weight.T + bias``, which never exists whole; derivable in all three.
 
@@ -46,7 +45,7 @@ def linear_row_statistics(
     labels : (...) tensor of integers, default None
         Without them ``log_prob`` is None. Ignored rows are 0 throughout and cost nothing.
     bias : (K,) tensor, default None
-    softcap, temperature, validate, shift, chunk_bytes
+    softcap, temperature, validate, shift, chunk_bytes, logits_dtype
         As for `linear_cross_entropy`. Without ``validate`` a label out of range gives NaN.
 
     Returns
@@ -75,7 +74,7 @@ def linear_row_statistics(
         require_labels(labels, shape)
         arguments.require_together(inputs=inputs, labels=labels)
         zero = zero_if_valid(labels, num_classes, spec.ignore_index, "labels", validate)
-    link, budget = spec.link, _share(chunk_bytes, inputs)
+    link, chunking = spec.link, Chunking(chunk_bytes, logits_dtype).checked(flat.inputs)
     loss_shape, index = valid_rows.shifted_rows(shape, shift, torch, inputs.device)
     y: Tensor | None = None
     if modes.is_recorded():
@@ -86,7 +85,7 @@ def linear_row_statistics(
             )
         elif shift:
             counts = valid_rows.align_targets(inputs.new_ones(shape, dtype=torch.bool), shift, False, torch)
-        stats = row_stats.row_stats(flat, y, None, counts, 0, link, True, budget)
+        stats = row_stats.row_stats(flat, y, None, counts, 0, link, True, chunking)
         columns: Any = tuple(column for column in stats if column is not None)
     else:
         if labels is not None:
@@ -94,7 +93,7 @@ def linear_row_statistics(
             if is_plain and not modes.is_captured(y):
                 index, (y,) = valid_rows.select_rows(y < 0, None, index, (y,), torch)
         silent = None if y is None or is_plain else y < 0
-        function = Statistics(index, y, None, 0, link, True, budget, silent)
+        function = Statistics(index, y, None, 0, link, True, chunking, silent)
         columns = function.values(flat) if is_plain else function.derivable(flat)
     lse, *log_prob, entropy, argmax = (valid_rows.unflatten_rows(c, shape, loss_shape) for c in columns)
     if zero is not None:
@@ -119,6 +118,7 @@ def linear_kl_divergence(
     denominator: Any = None,
     validate: bool | None = None,
     chunk_bytes: int | None = None,
+    logits_dtype: torch.dtype | None = None,
 ) -> Tensor:
     """KL divergence between a teacher's and a student's softmax, each a hidden state and its weight.
 
@@ -136,7 +136,7 @@ def linear_kl_divergence(
     direction : {"forward", "reverse"}, default "forward"
     sample_weight : (...) tensor, default None
         Factor of each row; rows of weight 0 cost nothing.
-    reduction, denominator, validate, chunk_bytes
+    reduction, denominator, validate, chunk_bytes, logits_dtype
         As for `linear_cross_entropy`.
 
     Returns
@@ -189,8 +189,8 @@ def linear_kl_divergence(
     is_plain = chunked.is_plain(flat, *flat_teacher, omega, divisor)
     num_rows, counted = targeting.totals(flat.inputs.shape[0], omega, None, torch)
     scale = arguments.inverse(targeting.divisor(num_rows, counted, reduction, denominator))
-    budget = _share(chunk_bytes, inputs)
-    kl = Divergence(*flat_teacher, omega, spec.temperature, direction == "reverse", budget)
+    chunking = Chunking(chunk_bytes, logits_dtype).checked(flat.inputs)
+    kl = Divergence(*flat_teacher, omega, spec.temperature, direction == "reverse", chunking)
     dtype = devices.loss_dtype(inputs)
     if modes.is_recorded():
         is_total = reduction != "none" and modes.knows_its_gradients()
@@ -203,9 +203,3 @@ def linear_kl_divergence(
             return function.scaled_sum(flat, scale).to(dtype)
         (losses,) = function.values(flat) if is_plain else function.derivable(flat)
     return (losses.reshape(shape) if reduction == "none" else losses.sum() * scale).to(dtype)
-
-
-def _share(chunk_bytes: int | None, inputs: Tensor) -> int:
-    """The budget of a chunk's logits, which several matrices of their size share."""
-    require_chunk_bytes(chunk_bytes)
-    return (chunk_bytes or default_chunk_bytes(inputs.device)) // linear_operators.COPIES or 1
