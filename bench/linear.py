@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import ctypes
 import gc
 import json
 import subprocess
@@ -19,7 +20,6 @@ import torch
 import xent
 from bench import machine
 from xent import torch as xt
-from xent.torch.linear.products import TensorProjection
 
 F = torch.nn.functional
 Tensor = torch.Tensor
@@ -30,12 +30,13 @@ ROUNDS, SLOW = 3, 20.0  # a call of more than SLOW seconds is timed in the first
 METHOD = """\
 * Seconds: the median over rounds; in a round every provider runs once, in turn. Ratios: the median over
   rounds of the ratio to the bare products within the round.
-* Bare: the three products of the chunks that xent makes, into memory that is there: the logits, the gradient
-  in the inputs and, added up, the gradient in the weight (in the dtype of the operands), and nothing else.
-* All others make fresh gradients in the inputs and in the weight. Warm: each ran once before; compiling is
-  not timed.
+* Bare: the three products of all rows at once, into memory that is there: the logits, the gradient in the
+  inputs and that in the weight, in the dtype of the operands, and nothing else.
+* All others make fresh gradients in the inputs and in the weight (frozen: in the inputs alone). 40% ignored:
+  the labels of two rows in five are ignore_index. Warm: each ran once before; compiling is not timed.
 * Memory: the peak of a process that runs the provider once, less what it held with its operands and less the
-  gradients' own bytes. (The gradient in a bfloat16 weight is summed in float32: that sum counts here.)
+  gradients' own bytes. The compiled one ran once before, since compiling takes more. (The gradient in a
+  bfloat16 weight is summed beyond bfloat16: that counts here.)
 """
 
 
@@ -81,16 +82,12 @@ class Data:
 def bare(data: Data) -> Call:
     """Only the products."""
     x, w = data.x.detach(), data.w.detach()
-    size = TensorProjection(x, w, None, None, None).chunk_rows
-    logits, dx, dw = torch.empty(size, len(w), dtype=w.dtype), torch.empty_like(x), torch.zeros_like(w)
+    logits, dx, dw = torch.empty(len(x), len(w), dtype=w.dtype), torch.empty_like(x), torch.empty_like(w)
 
     def call() -> None:
-        for start in range(0, len(x), size):
-            part = x[start : start + size]
-            z = logits[: len(part)]
-            torch.mm(part, w.T, out=z)
-            torch.mm(z, w, out=dx[start : start + size])
-            dw.addmm_(z.T, part)
+        torch.mm(x, w.T, out=logits)
+        torch.mm(logits, w, out=dx)
+        torch.mm(logits.T, x, out=dw)
 
     return call
 
@@ -98,6 +95,18 @@ def bare(data: Data) -> Call:
 def ours(data: Data) -> Call:
     """xent's."""
     return lambda: data.gradients(xt.linear_cross_entropy)
+
+
+def frozen(data: Data) -> Call:
+    """xent's, without a gradient in the weight."""
+    w = data.w.detach()
+    return lambda: torch.autograd.grad(xt.linear_cross_entropy(data.x, w, data.y), data.x) and None
+
+
+def ignored(data: Data) -> Call:
+    """xent's, where two rows in five are ignored."""
+    y = data.y.where(torch.arange(len(data.y)) % 5 > 1, -100)
+    return lambda: data.gradients(lambda x, w, _: xt.linear_cross_entropy(x, w, y)) and None
 
 
 def eager(data: Data) -> Call:
@@ -125,11 +134,16 @@ def chunked(data: Data) -> Call:
 PROVIDERS: dict[str, Callable[[Data], Call]] = {
     "bare products": bare,
     "xent": ours,
+    "xent, frozen weight": frozen,
+    "xent, 40% ignored": ignored,
     "eager": eager,
     "compile": compiled,
     "F.linear_cross_entropy": plain,
     "with options": chunked,
 }
+
+
+PEERS = ("eager", "compile", "F.linear_cross_entropy", "with options")
 
 
 def measure(case: Case, rounds: int) -> dict[str, Any]:
@@ -174,6 +188,10 @@ def memory(name: str, provider: str) -> None:
     call = PROVIDERS[provider](data)
     small = Data(Case(8, CASES[name].width, 16, CASES[name].dtype))
     PROVIDERS[provider](small)()  # loads what is loaded at first use
+    if provider == "compile":
+        call()
+        gc.collect()
+        ctypes.CDLL(None).malloc_trim(0)
     Path("/proc/self/clear_refs").write_text("5")  # forget the peak, which a child takes over from its parent
     before = _kib("VmRSS")
     kept = call()
@@ -217,7 +235,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         found = measure(CASES[name], options.rounds)
         gc.collect()
         for provider, timed in found.items():
-            if provider not in ("bare products", "compile"):  # the compiler's own memory would count
+            if provider in ("xent", *PEERS):
                 run = [sys.executable, "-m", "bench.linear", "--memory", name, provider]
                 timed["mib"] = int(subprocess.run(run, check=True, capture_output=True, text=True).stdout)
         report["cases"][name] = found

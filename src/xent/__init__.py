@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     )
     from xent.api.linear import linear_cross_entropy, linear_cross_entropy_with_grad, linear_row_statistics
     from xent.core.contract import RowStatistics
+    from xent.engine.memory import release_memory
     from xent.regression.estimator import SoftmaxRegression
 
     __version__: str
@@ -40,6 +41,7 @@ __all__ = [
     "linear_row_statistics",
     "log_softmax",
     "logsumexp",
+    "release_memory",
     "row_statistics",
     "softmax",
 ]
@@ -54,6 +56,7 @@ _MODULES = {
     "linear_cross_entropy_with_grad": "api.linear",
     "linear_row_statistics": "api.linear",
     "RowStatistics": "core.contract",
+    "release_memory": "engine.memory",
     "SoftmaxRegression": "regression.estimator",
 }
 

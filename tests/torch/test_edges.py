@@ -13,7 +13,7 @@ import torch.nn.functional as F  # noqa: E402, N812
 
 import xent  # noqa: E402
 import xent.torch as xt  # noqa: E402
-from xent.torch import memory  # noqa: E402
+from xent.engine import memory  # noqa: E402
 
 # PyTorch's own forward mode loads torch.jit.
 pytestmark = pytest.mark.filterwarnings("ignore:.torch.jit.script:DeprecationWarning")

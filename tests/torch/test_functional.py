@@ -13,7 +13,8 @@ import xent  # noqa: E402
 import xent.torch as xt  # noqa: E402
 from tests.tables.variants import each_structure, every_case  # noqa: E402
 from xent.core.spec import LossSpec  # noqa: E402
-from xent.torch import dense, devices, memory  # noqa: E402
+from xent.engine import memory  # noqa: E402
+from xent.torch import dense, devices  # noqa: E402
 from xent.torch.arguments import Call  # noqa: E402
 
 # PyTorch warns of its own use of what it has deprecated.

@@ -9,7 +9,7 @@ import numpy as np
 from xent.core.contract import Cotangents, RowStatistics, RowStats
 from xent.core.link import Link
 from xent.core.spec import LossSpec, Options, as_index, require_reduction, with_options
-from xent.engine import checks
+from xent.engine import checks, memory
 from xent.engine.batch_loss import Problem, mean_loss_and_grad
 from xent.kernels import registry
 
@@ -375,7 +375,7 @@ def log_softmax(logits: Any, axis: int = -1) -> Array:
     # log p = (z − max) + log p of the likeliest class. With logits of 1e4, z − log Σ exp z would lose 1e-13.
     highest = kernels.row_stats(moved, likeliest, None, Link(), ("log_prob",)).log_prob
     wide = z.astype(np.float32) if checks.is_half(z.dtype) else z
-    log_p = np.empty_like(wide, subok=False)
+    log_p = memory.empty_like(wide)
     # inf − inf gives NaN for a row without a softmax; differences too large for the dtype become −inf.
     with np.errstate(invalid="ignore", over="ignore"):
         np.subtract(wide, np.moveaxis(largest, -1, axis), out=log_p, dtype=np.float64, casting="same_kind")
@@ -395,5 +395,5 @@ def _axis_last(x: Array, axis: int) -> Array:
 
 def _gradient_buffer(problem: Problem, out: Array | None, *inputs: Any) -> Array:
     if out is None:
-        return np.empty_like(problem.logits, subok=False)
+        return memory.empty_like(problem.logits)
     return checks.as_out(out, problem.logits, problem.target.labels, problem.target.dense, *inputs)

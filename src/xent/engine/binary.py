@@ -10,7 +10,7 @@ import numpy as np
 from xent.core import target
 from xent.core.spec import LossSpec
 from xent.core.target import Target
-from xent.engine import checks
+from xent.engine import checks, memory
 from xent.engine.batch_loss import Problem
 from xent.kernels.cpu_binary import binary_loss
 
@@ -185,7 +185,7 @@ class Pairs:
         gradient: Array | None = None
         for block, problem in self._problems():
             if gradient is None:
-                gradient = np.empty_like(problem.logits)
+                gradient = memory.empty_like(problem.logits)
             dlogits = gradient[: block.stop - block.start]
             write(block, problem, dlogits)
             flat[block] = dlogits[:, 1]

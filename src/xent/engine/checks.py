@@ -12,6 +12,7 @@ import numpy as np
 from xent.core import target
 from xent.core.spec import LossSpec, as_float, require_no_gradient
 from xent.core.target import Target
+from xent.engine import memory
 from xent.kernels import cpu
 
 Array = np.ndarray[Any, Any]
@@ -209,7 +210,7 @@ def as_out(out: Any, like: Array, *inputs: Any) -> Array:
     Those of ``inputs`` that are arrays must not share memory with it.
     """
     if out is None:
-        return np.empty_like(like, subok=False)
+        return memory.empty_like(like)
     if not isinstance(out, np.ndarray):
         raise TypeError(f"`out` must be a NumPy array; got `{type(out).__name__}`")
     if out.dtype != like.dtype:

@@ -12,6 +12,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from xent.engine import memory
+
 Array = Any
 
 LEAST_BYTES = 64 << 20  # of a chunk's logits where no budget is given
@@ -166,11 +168,13 @@ class Projection:
 
     def empty(self, shape: tuple[int, ...], dtype: Any) -> Array:
         """A new array, not initialised."""
-        return np.empty(shape, dtype)
+        return memory.empty(shape, dtype)
 
     def zeros(self, shape: tuple[int, ...], dtype: Any) -> Array:
         """A new array of zeros."""
-        return np.zeros(shape, dtype)
+        array = self.empty(shape, dtype)
+        array.fill(0)
+        return array
 
     def add_product(self, accumulator: Array, a: Array, b: Array, first: bool) -> None:
         """Add ``a @ b``, or assign it if ``first``, in blocks of rows that stay in the cache."""

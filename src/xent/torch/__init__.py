@@ -9,7 +9,7 @@ and makes the `Target` of equation (1); `temperature` divides by a learnt temper
 DTensors to `distributed` and other tensors to `dense` or `linear`. `modes` tells which of PyTorch's modes and
 transforms are active. In plain reverse mode `dense` makes one autograd node, otherwise ordinary operations
 around `statistics`: `operators` and `binary_ops` have the operators of compiled graphs, `softmax_derivatives`
-the higher orders. `devices` calls the kernels, `memory` allocates large results.
+the higher orders. `devices` calls the kernels.
 """
 
 from __future__ import annotations

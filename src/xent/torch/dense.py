@@ -12,9 +12,9 @@ from xent.core import head
 from xent.core import target as targeting
 from xent.core.contract import RowStats
 from xent.core.link import Link
-from xent.engine import checks
+from xent.engine import checks, memory
 from xent.engine.batch_loss import Problem, mean_loss_and_grad
-from xent.torch import arguments, devices, memory, modes, operators, statistics, targets
+from xent.torch import arguments, devices, modes, operators, statistics, targets
 from xent.torch.arguments import Call
 
 Tensor = torch.Tensor

@@ -12,8 +12,8 @@ import torch
 
 from xent.core.contract import Cotangents, Curvatures, RowStats
 from xent.core.link import Link
+from xent.engine import memory
 from xent.kernels import registry
-from xent.torch import memory
 
 Tensor = torch.Tensor
 

@@ -21,13 +21,13 @@ HUGE_PAGE = 2 << 20
 LARGE = 4 << 20  # bytes; the C library itself reuses smaller blocks
 BLOCKS = 2  # kept at most
 
-_kept: list[mmap.mmap] = []
+_kept: list[mmap.mmap] = []  # the latest first
 
 
 def empty_like(array: Array) -> Array:
     """As `numpy.empty_like`: the axes have the same order in memory as those of ``array``."""
     if array.nbytes < LARGE:
-        return np.empty_like(array)
+        return np.empty_like(array, subok=False)
     order = sorted(range(array.ndim), key=lambda axis: -abs(array.strides[axis]))
     return empty([array.shape[axis] for axis in order], array.dtype).transpose(np.argsort(order))
 
@@ -42,6 +42,25 @@ def empty(shape: Any, dtype: Any) -> Array:
     owner = np.frombuffer(block, dtype, count)
     weakref.finalize(owner, _keep, block).atexit = False
     return owner.reshape(shape)
+
+
+def release_memory() -> int:
+    """Give the kept blocks back to the system; returns their bytes.
+
+    Gradients of 4 MiB or more that `xent` makes, for arrays and for tensors on the CPU, are in blocks that
+    are kept when the gradient is gone, two at most, for the next one. The system takes them back itself when
+    it is short of memory.
+
+    >>> import xent
+    >>> _ = xent.release_memory()
+    >>> xent.release_memory()
+    0
+    """
+    size = 0
+    while _kept:
+        with suppress(IndexError):  # another thread took it
+            size += len(_kept.pop())
+    return size
 
 
 def _new(size: int) -> mmap.mmap:
@@ -70,5 +89,5 @@ def _take(size: int) -> mmap.mmap | None:
 def _keep(block: mmap.mmap) -> None:
     with suppress(OSError):  # a kernel without MADV_FREE: the block is freed
         block.madvise(mmap.MADV_FREE)
-        _kept.append(block)
-        del _kept[:-BLOCKS]
+        _kept.insert(0, block)
+        del _kept[BLOCKS:]
