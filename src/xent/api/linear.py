@@ -57,7 +57,7 @@ def linear_cross_entropy(
         axis: the loss of ``inputs[..., :-shift, :]`` and ``targets[..., shift:]`` without slicing either.
     chunk_bytes : int, default None
         Memory for the logits of one chunk, which has at least one row. None: what the weight's gradient
-        takes, but no more than a quarter of all logits or 1024 rows of them, and at least 64 MiB.
+        takes, but no more than a quarter of all logits or 1024 rows of them, and at least 16 million logits.
 
     OPTIONS
 

@@ -16,7 +16,7 @@ from xent.engine import memory
 
 Array = Any
 
-LEAST_BYTES = 64 << 20  # of a chunk's logits where no budget is given
+LEAST_LOGITS = 16 << 20  # of a chunk where no budget is given: 64 MiB in float32
 MOST_ROWS = 1024  # of a chunk: beyond them a product is no faster
 MEMORY_BYTES = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 SHARE = 16  # a chunk takes at most one part in so many of the memory
@@ -42,7 +42,7 @@ class Projection:
     """The rows ``index`` (all if None) of ``inputs (M, D)``, times ``weight (K, D)``, plus ``bias (K,)``."""
 
     xp: Any = np
-    least_bytes, most_rows, memory_bytes = LEAST_BYTES, MOST_ROWS, MEMORY_BYTES
+    least_logits, most_rows, memory_bytes = LEAST_LOGITS, MOST_ROWS, MEMORY_BYTES
 
     def __init__(
         self,
@@ -68,10 +68,12 @@ class Projection:
 
     def default_bytes(self, num_classes: int) -> int:
         """The budget of a chunk where none is given: see ``chunk_bytes`` of `api.linear_cross_entropy`."""
-        gradient: int = num_classes * self.weight.shape[1] * self.sum_dtype().itemsize
+        gradient = num_classes * self.weight.shape[1] * self.sum_dtype().itemsize
         rows = min(self.most_rows, -(-self.num_rows // 4))
-        most: int = max(self.least_bytes, min(gradient, rows * num_classes * self.logit_bytes()))
-        return min(most, self.memory_bytes // SHARE)
+        least: int = self.least_logits * self.logit_bytes()
+        most = min(gradient, rows * num_classes * self.logit_bytes())
+        budget: int = min(max(least, most), self.memory_bytes // SHARE)
+        return budget
 
     def sweep(
         self, function: ChunkEvaluator, dloss: Any = None, wanted: Wanted | None = None
@@ -117,12 +119,11 @@ class Projection:
         return list(slices(self.weight.shape[0], size))
 
     def _zeros(self, wanted: Wanted) -> Gradients:
-        dtype = self.sum_dtype()
         allocate = self.zeros if self.index is not None or len(self.blocks) != 1 else self.empty
         return Gradients(
             allocate(self.inputs.shape, self.dtype) if wanted[0] else None,
-            self.empty(self.weight.shape, dtype) if wanted[1] else None,
-            self.zeros(self.weight.shape[:1], dtype) if wanted[2] else None,
+            self.empty(self.weight.shape, self.weight_sum_dtype()) if wanted[1] else None,
+            self.zeros(self.weight.shape[:1], self.sum_dtype()) if wanted[2] else None,
         )
 
     def _add(self, gradients: Gradients, row_index: Array, x: Array, dlogits: Array, first: bool) -> None:
@@ -147,6 +148,10 @@ class Projection:
     def sum_dtype(self) -> Any:
         """The dtype of accumulated gradients: float64 for float64, else float32."""
         return self.dtype
+
+    def weight_sum_dtype(self) -> Any:
+        """The dtype of the accumulated gradient in the weight."""
+        return self.sum_dtype()
 
     def logits_dtype(self) -> Any:
         """The dtype of the logits."""

@@ -136,8 +136,8 @@ def linear_cross_entropy(
         of ``input[..., :-shift, :]`` and ``target[..., shift:]``, without slicing either.
     chunk_bytes : int, default None
         Budget for the logits that exist at a time; one row at least. None: what the weight's gradient takes,
-        but no more than a quarter of all logits or 1024 rows of them (8192 on a GPU), and at least 64 MiB
-        (512 MiB on a GPU).
+        but no more than a quarter of all logits or 1024 rows of them (8192 on a GPU), and at least 16
+        million logits (256 million on a GPU).
     logits_dtype : torch.dtype, default None
         float32 for operands of half precision: their products are not rounded to half precision. None:
         float32 on a GPU, where it is free; the dtype of the operands on the CPU, where such a product takes

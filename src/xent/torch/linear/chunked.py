@@ -135,8 +135,8 @@ class _ScaledSum(Function):
         operands = Operands(inputs, weight, bias)
         ctx.save_for_backward(*operands)
         ctx.function, ctx.scale = function, scale
-        # In half precision 1/D would make small entries of dlogits 0: it is applied last, in float32.
-        ctx.early = 1.0 if inputs.dtype.itemsize == 2 or isinstance(scale, Tensor) else scale
+        # In float16 1/D would make small entries of dlogits 0: it is applied last, in float32.
+        ctx.early = 1.0 if inputs.dtype == torch.float16 or isinstance(scale, Tensor) else scale
         (losses, *_), ctx.gradients = function.sweep(operands, ctx.early, tuple(ctx.needs_input_grad[:3]))
         return losses.sum() * scale
 

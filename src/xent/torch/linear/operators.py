@@ -53,8 +53,9 @@ def sum_operator(name: str, program: type[Program], schema: str) -> Callable[[Op
         operands = Operands(*arguments[:3])
         function = program.unpacked(*arguments[3:]).function(operands)
         (column, *_), gradients = function.sweep(operands, 1.0, tuple(wanted) if any(wanted) else None)
-        empty = operands.inputs.new_empty
-        return (column.sum(), *(empty(0) if g is None else g for g in gradients))
+        empty, wide = operands.inputs.new_empty, devices.loss_dtype(operands.inputs)
+        dinputs, *others = (empty(0) if g is None else g for g in gradients)
+        return column.sum(), dinputs, *(g.to(wide) if g.numel() else g for g in others)
 
     @column_sum.register_fake
     def _(x: Tensor, w: Tensor, b: Tensor | None, *arguments: Any) -> Any:

@@ -12,7 +12,9 @@ from xent.torch import arguments, devices
 Tensor = torch.Tensor
 
 WIDENED_BYTES = 48 << 20  # of a float32 accumulator: smaller products of half precision are slower
-CUDA_LEAST_BYTES = 512 << 20  # thousands of rows of a large vocabulary: products at full speed
+FEW_CHUNKS = 4  # their sum is as good in bfloat16: a product of all rows rounds once, this four times
+CUDA_WIDENED_BYTES = 512 << 20
+CUDA_LEAST_LOGITS = 256 << 20  # thousands of rows of a large vocabulary: products at full speed
 CUDA_MOST_ROWS = 8192
 
 
@@ -62,7 +64,7 @@ class TensorProjection(Projection):
     ) -> None:
         self._logits_dtype = chunking.logits_dtype
         if inputs.device.type != "cpu":
-            self.least_bytes, self.most_rows = CUDA_LEAST_BYTES, CUDA_MOST_ROWS
+            self.least_logits, self.most_rows = CUDA_LEAST_LOGITS, CUDA_MOST_ROWS
         super().__init__(inputs, weight, bias, index, chunking.chunk_bytes, **sizes)
 
     def product_dtype(self) -> torch.dtype:
@@ -73,6 +75,11 @@ class TensorProjection(Projection):
     def sum_dtype(self) -> torch.dtype:
         """float64 for float64, float32 for all others."""
         return devices.loss_dtype(self.inputs)
+
+    def weight_sum_dtype(self) -> torch.dtype:
+        """bfloat16 for the sum of few chunks of it, which saves half the memory; else as `sum_dtype`."""
+        is_few = self.num_rows <= FEW_CHUNKS * self.chunk_rows
+        return torch.bfloat16 if is_few and self.dtype == torch.bfloat16 else self.sum_dtype()
 
     def logits_dtype(self) -> torch.dtype:
         """The dtype of the logits: at least that of the products."""
@@ -111,7 +118,7 @@ class TensorProjection(Projection):
         if accumulator.dtype == b.dtype:
             torch.addmm(accumulator, a, b, beta=0.0 if first else 1.0, out=accumulator)
             return
-        size = WIDENED_BYTES if accumulator.device.type == "cpu" else CUDA_LEAST_BYTES
+        size = WIDENED_BYTES if accumulator.device.type == "cpu" else CUDA_WIDENED_BYTES
         for k in slices(accumulator.shape[0], max(1, size // max(1, accumulator[:1].nbytes))):
             product = a[k] @ b
             if first:
