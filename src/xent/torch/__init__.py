@@ -1,8 +1,8 @@
 """`xent` for PyTorch: its losses under its own names, every option, the whole autograd contract.
 
-`functional`, `binary` and `modules` have the public functions and modules; `linear` computes the loss of a
-linear layer without its whole logits, `distributed` that of logits split over processes. `xent` itself calls
-`api` for tensors.
+`functional`, `binary`, `distillation` and `modules` have the public functions and modules; `linear` computes
+the loss of a linear layer without its whole logits, `distributed` that of logits split over processes. `xent`
+itself calls `api` for tensors.
 
 `arguments` checks the arguments of a loss, which form a `Call`; `targets` checks labels and probabilities,
 and makes the `Target` of equation (1); `temperature` divides by a learnt temperature. `dispatch` sends
@@ -19,8 +19,9 @@ from types import ModuleType
 
 from xent.core.contract import RowStatistics
 from xent.torch.binary import binary_cross_entropy_with_logits
+from xent.torch.distillation import linear_kl_divergence
 from xent.torch.functional import cross_entropy, linear_cross_entropy, row_statistics
-from xent.torch.linear.statistics import linear_kl_divergence, linear_row_statistics
+from xent.torch.linear.statistics import linear_row_statistics
 from xent.torch.modules import BCEWithLogitsLoss, CrossEntropyLoss, LinearCrossEntropyLoss
 
 __all__ = [

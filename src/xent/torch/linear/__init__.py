@@ -2,6 +2,7 @@
 
 `loss` computes `functional.linear_cross_entropy`; `rows` selects the rows that count and computes their
 losses. `chunked` evaluates and differentiates a function of the logits chunk by chunk, with the matrix
-products of `products`. `statistics` has the public row statistics and divergences, whose functions of logits
-are in `row_stats` and `divergence`. `operators` makes custom operators of them for compiled graphs.
+products of `products`. `statistics` has the public row statistics, whose function of logits is in
+`row_stats`; `divergence` has that of a divergence from a teacher. `operators` makes custom operators of them
+for compiled graphs.
 """
