@@ -36,6 +36,8 @@ GOOD: dict[str, Any] = {
     **dict.fromkeys(("weight", "class_weight"), np.ones(K)),
     "sample_weight": np.ones(N),
     "pos_weight": np.array(2.0),
+    "indices": np.array([[3, 0], [1, 2], [0, 1]]),
+    "log_probs": np.log([[0.5, 0.3], [0.9, 0.1], [0.2, 0.1]]),
     "p": Q[0],
     "q": Q[0],
     "loss": 1.0,
@@ -58,6 +60,7 @@ MATRIX = {
     "linear_cross_entropy_with_grad",
     "linear_row_statistics",
     "linear_kl_divergence",
+    "linear_topk_kl_divergence",
 }
 
 # What it cannot be. Of arrays: numbers and shapes; types and places are added below.
@@ -81,6 +84,7 @@ BAD: dict[str, list[Any]] = {
     "temperature": [*NUMBER, 0.0, None],
     "axis": [*INTEGER, 7, -7, None],
     "direction": ["up", None],
+    "tail": ["drop", None],
     "out": [[1.0], np.zeros(9), np.zeros((N, K), "f4"), "text"],
     "p": [[-0.5, 1.0], [NAN, 1.0], [1.5, 0.0], "text", Q[0] + 0j, Q[0] > 0],
     # Whatever is true or false, or nothing that can be wrong.
@@ -95,6 +99,10 @@ def bad_arrays(function: str, name: str) -> list[Any]:
     if name == "pos_weight":
         numbers = [np.array(x) for x in (1j, NAN, INF)]
         return numbers if function.startswith(("torch", "constructor")) else [*numbers, np.array(-1.0)]
+    if name == "indices":
+        return [good + 0j, good > 0, good + 0.5, good + 1, 0 * good, good[:2], good[..., :0], np.zeros(())]
+    if name == "log_probs":
+        return [good + 0j, good > 0, good + 1, good * np.nan, good[..., :1], good[:2], np.zeros(())]
     if name in ("targets", "target", "labels"):
         return [np.full_like(Q, NAN), -Q, Q + 0j, Q[:2]] if good is Q else WRONG_LABELS
     if is_factor(function, name):

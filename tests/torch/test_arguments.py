@@ -24,6 +24,9 @@ LOSSES = {
     "xent.linear_cross_entropy": lambda z, **o: xent.linear_cross_entropy(z, W, Y, **o),
     "linear_cross_entropy": lambda z, **o: xt.linear_cross_entropy(z, W, Y, **o),
     "linear_kl_divergence": lambda z, **o: xt.linear_kl_divergence(z, W, 2 * Z, W, **o),
+    "linear_topk_kl_divergence": lambda z, **o: xt.linear_topk_kl_divergence(
+        z, W, Y[:, None], -1 - Q[:, :1], **o
+    ),
     "CrossEntropyLoss": lambda z, **o: xt.CrossEntropyLoss(**o)(z, Y),
 }
 each_loss = pytest.mark.parametrize("loss", LOSSES.values(), ids=LOSSES)

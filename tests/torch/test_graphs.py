@@ -50,7 +50,16 @@ LARGE = 500
 HEAD = torch.randn(LARGE, 4)
 OF_ANY_ROWS = {
     "statistics": lambda x, w, y: xt.linear_row_statistics(x, w, y, chunk_bytes=1 << 18).log_prob.sum(),
-    "divergence": lambda x, w, y: xt.linear_kl_divergence(x, w, 2 * x, HEAD, chunk_bytes=1 << 20),
+    "divergence": lambda x, w, y: xt.linear_kl_divergence(x, w, 2 * x, HEAD, labels=y, chunk_bytes=1 << 20),
+    "top-k": lambda x, w, y: xt.linear_topk_kl_divergence(
+        x, w, y[:, None], -(x[:, :1] ** 2), labels=y, ignore_index=0, chunk_bytes=1 << 18
+    ),
+    "top-k, constant": lambda x, w, y: xt.linear_topk_kl_divergence(
+        x, w, y[:, None], -(y[:, None] / LARGE), tail="renormalise", chunk_bytes=1 << 18
+    ),
+    "top-k of each row": lambda x, w, y: xt.linear_topk_kl_divergence(
+        x, w, y[:, None], -(y[:, None] / LARGE), direction="reverse", reduction="none", chunk_bytes=1 << 18
+    ).sum(),
     "derived weights": lambda x, w, y: xt.linear_cross_entropy(
         x, w, y, weight=w[:, 0].exp(), sample_weight=x[:, 0].exp(), chunk_bytes=1 << 18
     ),
@@ -122,11 +131,30 @@ DERIVED = {
         ),
         "xwXWB",
     ),
+    "top-k": (
+        lambda x, w, b, t, s: xt.linear_topk_kl_divergence(
+            x, w, TOP, t, bias=b, labels=Y, sample_weight=s, temperature=1.3, chunk_bytes=100
+        ),
+        "xwbts",
+    ),
+    "reverse top-k, renormalised": (
+        lambda x, w, t: xt.linear_topk_kl_divergence(
+            x, w, TOP, t, tail="renormalise", direction="reverse", reduction="none", chunk_bytes=100
+        ),
+        "xwt",
+    ),
+    "top-k, constant": (
+        lambda x, w: xt.linear_topk_kl_divergence(
+            x, w, TOP, -1.0 - TOP.double(), direction="reverse", sample_weight=FACTOR, chunk_bytes=100
+        ),
+        "xw",
+    ),
     "divergence from a constant": (
         lambda x, w: xt.linear_kl_divergence(x, w, 2 * HIDDEN, W2, sample_weight=FACTOR),
         "xw",
     ),
 }
+TOP = torch.stack([torch.randperm(K)[:2] for _ in range(N * T)]).reshape(N, T, 2)
 HIDDEN, W2 = torch.randn(N, T, D, dtype=torch.float64), torch.randn(K, D, dtype=torch.float64)
 
 
@@ -134,6 +162,7 @@ HIDDEN, W2 = torch.randn(N, T, D, dtype=torch.float64), torch.randn(K, D, dtype=
 def test_compiled_derivatives_are_complete(function: Any, names: str) -> None:
     shapes = {"x": (N, T, D), "w": (K, D), "b": (K,), "q": (N, T, K), "X": (N, T, 3), "W": (K, 3), "B": (K,)}
     tensors = {name: leaves(shape)[0] for name, shape in shapes.items()}
+    tensors["t"] = (-1.0 - torch.rand(N, T, 2)).double().requires_grad_()
     tensors |= {"s": FACTOR.clone().requires_grad_(), "c": torch.rand(K).double().requires_grad_()}
     inputs = [tensors[name] for name in names]
     loss, expected = compiled(function)[0](*inputs), function(*inputs)
@@ -164,6 +193,10 @@ CHANGING = {
     ),
     "temperature, divergence": (
         lambda z, n: xt.linear_kl_divergence(z, W, Z, W, temperature=n, reduction="none").sum(),
+        FRACTIONS,
+    ),
+    "temperature, top-k": (
+        lambda z, n: xt.linear_topk_kl_divergence(z, W, LABELS[:, None], -Q[:, :1], temperature=n),
         FRACTIONS,
     ),
     "options, binary": (
@@ -211,7 +244,11 @@ EACH = {
     "projected, classes last": (lambda x, y, w: xent.linear_cross_entropy(x, w, y), "xyw"),
     "projected module": (xt.LinearCrossEntropyLoss(D, K, bias=True), "xy"),
     "projected statistics": (lambda x, y, w: xt.linear_row_statistics(x, w, y).log_prob.sum(), "xyw"),
-    "divergence": (lambda x, y, w: xt.linear_kl_divergence(x, w, 2 * x, w), "xyw"),
+    "divergence": (lambda x, y, w: xt.linear_kl_divergence(x, w, 2 * x, w, labels=y, ignore_index=0), "xyw"),
+    "top-k": (
+        lambda x, y, w: xt.linear_topk_kl_divergence(x, w, y[:, None], -(y[:, None] + 1.0)),
+        "xyw",
+    ),
     "binary": (lambda z, y: xt.binary_cross_entropy_with_logits(z, z.sigmoid()), "zy"),
     "binary, classes last": (lambda z, y: xent.binary_cross_entropy(z, (z > 0).long()), "zy"),
     "binary module": (lambda z, y: BINARY(z, z.sigmoid()), "zy"),
@@ -343,6 +380,9 @@ def operator_calls(z: Any, make: Any) -> dict[str, Any]:
     loss = (y, None, None, -100, LossSpec(label_smoothing=0.1).to_numbers(), None, 0, 40, None)
     teacher = (x, w, b, torch.ones(n, dtype=torch.float64), [1.0], None, False, 100, None)
     statistics = (torch.rand(4), y, None, 0, [1.0], moving, True, 40, None)
+    entries, log_probs = torch.tensor([[0, 2]]).expand(n, 2), torch.full((n, 2), -1.0)
+    bins = (entries, torch.ones(n, dtype=torch.bool), [2.0], None, True, 40, None)
+    topk = (entries, log_probs, columns[0], [0.0], moving[:1], False, True, 40, None)
     some = [torch.rand(n, dtype=torch.float64) for _ in range(4)] + [y]
     binary = (z, z.sigmoid(), None, None, LossSpec(label_smoothing=0.1, temperature=2.0).to_numbers(), None)
     return {
@@ -359,10 +399,15 @@ def operator_calls(z: Any, make: Any) -> dict[str, Any]:
         "linear_divergences": (x, w, b, *teacher),
         "linear_divergences_grad": (columns[0], x, w, b, *teacher, [True] * 6),
         "linear_divergences_total": (x, w, b, *teacher, [True] * 3),
+        "linear_bins": (x, w, b, *bins),
+        "linear_bins_grad": (torch.rand(n, 3, dtype=torch.float64), x, w, b, *bins, [True] * 3),
+        "linear_topk_divergences_total": (x, w, b, *topk, [True, True, False]),
         "linear_statistics": (x, w, b, *statistics),
         "linear_statistics_grad": (some, x, w, b, *statistics, [True] * 4),
         "check_targets": (y, 1, -100, "labels"),
         "check_binary_targets": (z.sigmoid(), "targets"),
+        "check_indices": (entries, 4),
+        "check_log_probs": (log_probs,),
     }
 
 

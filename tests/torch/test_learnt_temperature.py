@@ -19,6 +19,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:.torch.jit.script:DeprecationWar
 
 N, D, K = 4, 2, 3
 Y = torch.tensor([0, -100, 1, 2])
+ENTRIES = torch.tensor([[0, 2], [1, 0], [2, 1], [0, 1]])
 Z, X, W, B, TEACHER = 2 * random(N, K), random(N, D), random(K, D), random(K), 2 * random(N, D)
 Q, BINARY = torch.softmax(random(N, K), -1), torch.tensor([[0, 1, 1]] * N)
 OPTIONS = {"z_loss": 0.1, "softcap": 5.0}
@@ -65,6 +66,12 @@ LOSSES = {
     "divergence": (
         (X, B, TEACHER),
         lambda x, b, y, t: xt.linear_kl_divergence(x, W, y, W + 0.5, bias=b, temperature=t),
+    ),
+    "top-k": (
+        (X, B),
+        lambda x, b, t: xt.linear_topk_kl_divergence(
+            x, W, ENTRIES, ENTRIES - 3.0, bias=b, labels=Y, temperature=t
+        ),
     ),
     "binary": (
         (Z,),

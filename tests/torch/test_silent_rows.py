@@ -164,14 +164,25 @@ def linear_soft(**options: Any) -> Loss:
 
 def divergence(direction: str, **excluded: Any) -> Loss:
     return Loss(
-        lambda x, _, w, shift: xt.linear_kl_divergence(
-            *x, direction=direction, sample_weight=w, temperature=2.0, chunk_bytes=300, **excluded
+        lambda x, y, w, _: xt.linear_kl_divergence(
+            *x, direction=direction, labels=y, sample_weight=w, temperature=2.0, chunk_bytes=300, **excluded
         ),
         (random(N, D), random(K, D), 2 * random(N, D), random(K, D) + 0.5),
         rows=(0, 2),
-        targets="none",
-        ways=("weight 0", "learnt weight 0"),
+        ways=("ignored", "weight 0", "learnt weight 0"),
     )
+
+
+def topk(tail: str, direction: str) -> Loss:
+    return Loss(
+        lambda x, y, w, _: xt.linear_topk_kl_divergence(
+            x[0], x[1], ENTRIES[: len(x[0])], x[2], bias=x[3], tail=tail, direction=direction, labels=y,
+            sample_weight=w, temperature=0.7, chunk_bytes=48,
+        ),
+        (random(N, D), random(K, D), -1.0 - random(N, 2).abs(), random(K)),
+        rows=(0, 2),
+        ways=("ignored", "weight 0", "learnt weight 0"),
+    )  # fmt: skip
 
 
 def binary(**options: Any) -> Loss:
@@ -202,6 +213,7 @@ def linear_statistics(**options: Any) -> Loss:
     )
 
 
+ENTRIES = torch.tensor([[0, 2]] * N)
 FACTORS = torch.tensor([0.5, 2.0, 0.0], dtype=torch.float64)  # the last class has weight 0
 EXCLUDED = torch.tensor([0.0, 0.1, -torch.inf], dtype=torch.float64)
 EVERY = {"z_loss": 0.1, "softcap": 5.0, "temperature": 0.7}
@@ -230,6 +242,10 @@ LOSSES = {
     "forward divergence": divergence("forward"),
     "reverse divergence": divergence("reverse"),
     "reverse divergence, a class excluded": divergence("reverse", bias=EXCLUDED, teacher_bias=EXCLUDED),
+    "top-k": topk("bin", "forward"),
+    "reverse top-k": topk("bin", "reverse"),
+    "top-k, renormalised": topk("renormalise", "forward"),
+    "reverse top-k, renormalised": topk("renormalise", "reverse"),
     "binary": binary(),
     "binary, focal": binary(focal_gamma=2.0, **EVERY),
     "binary, smoothed": binary(label_smoothing=0.1, pos_weight=2.0, z_loss=0.1),
@@ -243,7 +259,7 @@ LOSSES = {
 def targets_of(kind: str) -> Any:
     if kind == "probabilities":
         return torch.softmax(random(N, K), -1)
-    return torch.tensor([0, 1, 1, 0]) if kind != "none" else None
+    return torch.tensor([0, 1, 1, 0])
 
 
 def keep(x: Any, kept: list[int]) -> Any:
@@ -258,7 +274,12 @@ def _no_graphs() -> None:
 # Of each kind of loss the one that reads most is tried in every mode, and each loss in a few.
 FULLEST = (
     *("focal, a root", "class weights", "soft, every option", "linear, focal", "linear, soft, every option"),
-    *("reverse divergence, a class excluded", "binary, focal", "linear_row_statistics, softcap"),
+    *(
+        "reverse divergence, a class excluded",
+        "reverse top-k",
+        "binary, focal",
+        "linear_row_statistics, softcap",
+    ),
 )
 FEW = ("backward", "create_graph", "func.grad")
 

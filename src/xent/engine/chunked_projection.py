@@ -78,9 +78,9 @@ class Projection:
     def sweep(
         self, function: ChunkEvaluator, dloss: Any = None, wanted: Wanted | None = None
     ) -> tuple[Any, Gradients]:
-        """Columns (M,) of ``function`` over all chunks, 0 in rows left out; and the gradients.
+        """Columns (M, ...) of ``function`` over all chunks, 0 in rows left out; and the gradients.
 
-        ``dloss`` is a scalar or (M,); without ``wanted`` no gradient is computed.
+        ``dloss`` is a scalar or (M, ...); without ``wanted`` no gradient is computed.
         """
         columns: tuple[Array, ...] | None = None
         gradients = self._zeros(wanted or (False, False, False))
@@ -91,7 +91,8 @@ class Projection:
             values, dlogits = function(self._logits(x), rows, part)
             first = columns is None
             if columns is None:
-                columns = tuple(self.zeros(self.inputs.shape[:1], v.dtype) for v in values)
+                num_rows = self.inputs.shape[0]
+                columns = tuple(self.zeros((num_rows, *v.shape[1:]), v.dtype) for v in values)
             for column, value in zip(columns, values, strict=True):
                 column[row_index] = value
             if wanted is not None:

@@ -19,7 +19,7 @@ from types import ModuleType
 
 from xent.core.contract import RowStatistics
 from xent.torch.binary import binary_cross_entropy_with_logits
-from xent.torch.distillation import linear_kl_divergence
+from xent.torch.distillation import linear_kl_divergence, linear_topk_kl_divergence
 from xent.torch.functional import cross_entropy, linear_cross_entropy, row_statistics
 from xent.torch.linear.statistics import linear_row_statistics
 from xent.torch.modules import BCEWithLogitsLoss, CrossEntropyLoss, LinearCrossEntropyLoss
@@ -34,6 +34,7 @@ __all__ = [
     "linear_cross_entropy",
     "linear_kl_divergence",
     "linear_row_statistics",
+    "linear_topk_kl_divergence",
     "row_statistics",
 ]
 

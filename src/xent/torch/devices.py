@@ -72,6 +72,13 @@ def row_stats(
     return RowStats(*(None if s is None else torch.from_numpy(s) for s in stats))
 
 
+def lse_or_empty(logits: Tensor, lse: Tensor) -> Tensor:
+    """``lse`` with −inf instead of NaN in a row of −inf, which may have finite logits elsewhere."""
+    if not logits.shape[-1] or (logits.is_cpu and not lse.isnan().any()):
+        return lse
+    return torch.where(lse.isnan() & (logits.amax(-1) == -torch.inf), -torch.inf, lse)
+
+
 def row_grad(
     logits: Tensor,
     labels: Tensor | None,

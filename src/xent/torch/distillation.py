@@ -6,13 +6,10 @@ from typing import Any, Literal
 
 import torch
 
-from xent.core import target as targeting
-from xent.core.spec import require_reduction
-from xent.engine import valid_rows
-from xent.torch import arguments, devices, modes
-from xent.torch.linear import chunked, divergence
+from xent.torch import arguments
+from xent.torch.linear import divergence, topk
 from xent.torch.linear import loss as linear_loss
-from xent.torch.linear.divergence import Divergence
+from xent.torch.linear.distillation import STUDENT, Distillation
 from xent.torch.linear.products import Chunking
 from xent.torch.temperature import divided
 
@@ -29,6 +26,8 @@ def linear_kl_divergence(
     teacher_bias: Tensor | None = None,
     temperature: float = 1.0,
     direction: Literal["forward", "reverse"] = "forward",
+    labels: Tensor | None = None,
+    ignore_index: int = -100,
     sample_weight: Tensor | None = None,
     reduction: str = "mean",
     denominator: Any = None,
@@ -50,8 +49,11 @@ def linear_kl_divergence(
     temperature : float > 0, default 1.0
         Divides both logits. The gradient falls with its square; multiply the loss by T² to keep its scale.
     direction : {"forward", "reverse"}, default "forward"
+    labels : (...) tensor of integers, default None
+        Those of the cross-entropy of the same rows; a row whose label is ``ignore_index`` is left out. The
+        divergence reads nothing else of them.
     sample_weight : (...) tensor, default None
-        Factor of each row; rows of weight 0 cost nothing.
+        Factor of each row; rows of weight 0, like ignored ones, cost nothing.
     reduction, denominator, validate, chunk_bytes, logits_dtype
         As for `linear_cross_entropy`.
 
@@ -73,49 +75,105 @@ def linear_kl_divergence(
     >>> round(xent.torch.linear_kl_divergence(x, w, x, 2 * w).item(), 4)
     0.0989
     """
-    require_reduction(reduction)
-    if direction not in ("forward", "reverse"):
-        raise arguments.ArgumentError(f'`direction` must be "forward" or "reverse"; got {direction!r}')
     number, inputs, bias, teacher_inputs, teacher_bias = divided(
         temperature, inputs, bias, teacher_inputs, teacher_bias, keep_dtype=True
     )
-    spec = arguments.spec_of(temperature=number)
-    arguments.require_local(
-        inputs=inputs, weight=weight, teacher_inputs=teacher_inputs, teacher_weight=teacher_weight
-    )
-    student = linear_loss.checked(inputs, weight, bias, ("inputs", "weight", "bias"))
+    student = linear_loss.checked(inputs, weight, bias, STUDENT)
     names = ("teacher_inputs", "teacher_weight", "teacher_bias")
     teacher = linear_loss.checked(teacher_inputs, teacher_weight, teacher_bias, names)
-    shape = student.inputs.shape[:-1]
-    if teacher.inputs.shape[:-1] != shape or teacher.weight.shape[0] != student.weight.shape[0]:
+    rows, num_classes = student.inputs.shape[:-1], student.weight.shape[0]
+    if teacher.inputs.shape[:-1] != rows or teacher.weight.shape[0] != num_classes:
         raise arguments.ArgumentError(
-            f"`teacher_inputs` and `teacher_weight` must have the rows {tuple(shape)} and the "
-            f"{student.weight.shape[0]} classes of the student; got {tuple(teacher.inputs.shape)} and "
-            f"{tuple(teacher.weight.shape)}"
+            f"`teacher_inputs` and `teacher_weight` must have the rows {tuple(rows)} and the {num_classes} "
+            f"classes of the student; got {tuple(teacher.inputs.shape)} and {tuple(teacher.weight.shape)}"
         )
-    if sample_weight is not None:
-        arguments.require_rows(sample_weight, shape, validate)
-    teacher_tensors = dict(zip(names, (teacher_inputs, teacher_weight, teacher_bias), strict=True))
-    arguments.require_together(inputs=inputs, **teacher_tensors, sample_weight=sample_weight)
-    denominator = arguments.as_denominator(denominator)
-    flat = student._replace(inputs=valid_rows.as_matrix(student.inputs))
-    flat_teacher = teacher._replace(inputs=valid_rows.as_matrix(teacher.inputs))
-    omega = None if sample_weight is None else sample_weight.double().reshape(-1)
-    divisor = denominator if isinstance(denominator, Tensor) else None
-    is_plain = chunked.is_plain(flat, *flat_teacher, omega, divisor)
-    num_rows, counted = targeting.totals(flat.inputs.shape[0], omega, None, torch)
-    scale = arguments.inverse(targeting.divisor(num_rows, counted, reduction, denominator))
-    chunking = Chunking(chunk_bytes, logits_dtype).checked(flat.inputs)
-    kl = Divergence(*flat_teacher, omega, spec.temperature, direction == "reverse", chunking)
-    dtype = devices.loss_dtype(inputs)
-    if modes.is_recorded():
-        is_total = reduction != "none" and modes.knows_its_gradients()
-        if is_total and not modes.are_derived(*kl[:4]):
-            return (divergence.divergence_sum(flat, kl) * scale).to(dtype)
-        losses = divergence.losses(flat, kl)
-    else:
-        function = kl.function(flat, is_plain)
-        if is_plain and reduction != "none":
-            return function.scaled_sum(flat, scale).to(dtype)
-        (losses,) = function.values(flat) if is_plain else function.derivable(flat)
-    return (losses.reshape(shape) if reduction == "none" else losses.sum() * scale).to(dtype)
+    options = number, direction, reduction, denominator, validate, Chunking(chunk_bytes, logits_dtype)
+    call = Distillation(student, labels, sample_weight, ignore_index, *options)
+    teacher_tensors = dict(zip(names, teacher, strict=True))
+    return divergence.linear_kl_divergence(call.checked(STUDENT, **teacher_tensors), teacher)
+
+
+def linear_topk_kl_divergence(
+    inputs: Tensor,
+    weight: Tensor,
+    indices: Tensor,
+    log_probs: Tensor,
+    *,
+    bias: Tensor | None = None,
+    tail: Literal["bin", "renormalise"] = "bin",
+    temperature: float = 1.0,
+    direction: Literal["forward", "reverse"] = "forward",
+    labels: Tensor | None = None,
+    ignore_index: int = -100,
+    sample_weight: Tensor | None = None,
+    reduction: str = "mean",
+    denominator: Any = None,
+    validate: bool | None = None,
+    chunk_bytes: int | None = None,
+    logits_dtype: torch.dtype | None = None,
+) -> Tensor:
+    """KL divergence between a teacher, given by k entries of each row, and a student's softmax.
+
+    With the teacher's probabilities p_i = exp(log_prob_i) on the classes S of ``indices``, the student's q at
+    ``temperature``, and what both leave to all other classes, P = 1 - Σ p_i and Q = 1 - Σ q_i:
+
+    - ``tail="bin"``: the other classes are one. ``"forward"`` is Σ p (log p - log q) + P (log P - log Q),
+      ``"reverse"`` is Σ q (log q - log p) + Q (log Q - log P). Neither exceeds the divergence from the whole
+      teacher, and for k = K they are equal to it.
+    - ``tail="renormalise"``: the teacher is p̃ = p/Σ p, and 0 elsewhere. ``"forward"`` is KL(p̃‖q). KL(q‖p̃)
+      would be infinite, so ``"reverse"`` takes the student on S alone too: KL(q̃‖p̃) with q̃ = q/Σ q.
+
+    Equations (22) and (23) of docs/maths.md. No matrix of rows × classes exists whole.
+
+    Parameters
+    ----------
+    inputs : (..., D) tensor
+    weight : (K, D) tensor
+    indices : (..., k) tensor of integers
+        Different classes in each row, in any order; ``torch.topk`` gives them.
+    log_probs : (..., k) tensor of floats
+        Log-probabilities of these classes among all K, of the teacher at the same ``temperature``; -inf for
+        an entry of no mass. In a reverse divergence a P below 2⁻²³ (2⁻⁵² if they are float64), which is their
+        rounding, counts as that: at P = 0 it would be infinite.
+    bias : (K,) tensor, default None
+    tail : {"bin", "renormalise"}, default "bin"
+    temperature : float > 0, default 1.0
+        Divides the student's logits.
+    direction, labels, ignore_index, sample_weight, reduction, denominator, chunk_bytes, logits_dtype
+        As for `linear_kl_divergence`. Rows that are left out may hold anything.
+    validate : bool, default None
+        Check that indices are different classes and log-probabilities at most 0. None: on the CPU. Without
+        the check a row with an index out of range is NaN.
+
+    Returns
+    -------
+    Tensor
+        In nats; float64 for float64 ``inputs``, float32 for all others. Derivable in ``inputs``, ``weight``,
+        ``bias``, ``log_probs`` and ``sample_weight``.
+
+    Raises
+    ------
+    ValueError
+        For shapes, dtypes, values and options that do not go together.
+
+    Notes
+    -----
+    TRL's experimental trainers have ``tail="bin"``. NeMo-RL restricts teacher and student to S in both
+    directions, as ``"renormalise"`` does in reverse. The forward top-k loss of verl omits the tail and does
+    not renormalise, so that it may be negative.
+
+    Examples
+    --------
+    >>> import torch, xent.torch
+    >>> x, w = torch.eye(3), torch.eye(3)
+    >>> teacher = torch.log_softmax(2 * x @ w.T, -1)
+    >>> log_probs, indices = teacher.topk(2)
+    >>> round(xent.torch.linear_topk_kl_divergence(x, w, indices, log_probs).item(), 4)
+    0.0989
+    """
+    number, inputs, bias = divided(temperature, inputs, bias, keep_dtype=True)
+    student = linear_loss.checked(inputs, weight, bias, STUDENT)
+    options = number, direction, reduction, denominator, validate, Chunking(chunk_bytes, logits_dtype)
+    call = Distillation(student, labels, sample_weight, ignore_index, *options)
+    call = call.checked(STUDENT, indices=indices, log_probs=log_probs)
+    return topk.linear_topk_kl_divergence(call, topk.Teacher(indices, log_probs, tail).checked(call.shape))

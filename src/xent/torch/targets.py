@@ -19,6 +19,8 @@ from xent.torch.arguments import Call
 
 Tensor = torch.Tensor
 
+LARGEST_LOG_PROB = 1e-3  # the rounding of a log-softmax in half precision, and of its subtraction in float32
+
 
 class LabelError(ValueError, IndexError):
     """A label out of range: both a ValueError, as in this library, and an IndexError, as in PyTorch."""
@@ -137,6 +139,51 @@ def zero_if_valid_binary(x: Tensor, name: str, validate: bool | None) -> Tensor 
     return check_binary_targets(x.detach(), name) if _is_asked(x, validate) else None
 
 
+def zero_if_valid_topk(
+    indices: Tensor, log_probs: Tensor, num_classes: int, validate: bool | None
+) -> Tensor | None:
+    """As `zero_if_valid`, for the entries (..., k) of a teacher."""
+    if validate is False:
+        return None
+    if modes.looks_at(indices, validate) and modes.looks_at(log_probs, validate):
+        require_indices(indices, num_classes)
+        require_log_probs(log_probs)
+        if not modes.is_graphed():
+            return None
+    if not _is_asked(indices, validate):
+        return None
+    return check_indices(indices.detach(), num_classes) + check_log_probs(log_probs.detach())
+
+
+def require_indices(indices: Tensor, num_classes: int) -> None:
+    """Raise unless each row of ``indices`` (..., k) has different classes; synchronises with a GPU."""
+    host = as_int64(indices.detach().cpu())
+    ordered = host.sort(-1)
+    is_repeated = torch.zeros_like(host, dtype=torch.bool)
+    is_repeated.scatter_(-1, ordered.indices[..., 1:], ordered.values[..., 1:] == ordered.values[..., :-1])
+    is_outside = (host < 0) | (host >= num_classes)
+    for is_wrong, expected in (
+        (is_outside, f"in [0, {num_classes})"),
+        (is_repeated, "different classes in each row"),
+    ):
+        if is_wrong.any():
+            where = tuple(is_wrong.nonzero()[0])
+            raise arguments.ArgumentError(
+                f"`indices` must be {expected}; got {host[where].item()} at {checks.describe_index(where)}"
+            )
+
+
+def require_log_probs(log_probs: Tensor) -> None:
+    """Raise for NaN and for log-probabilities above 0 by more than rounding; synchronises with a GPU."""
+    is_wrong = ~(log_probs.detach() <= LARGEST_LOG_PROB)
+    if is_wrong.any():
+        where = tuple(is_wrong.nonzero()[0].cpu())
+        raise arguments.ArgumentError(
+            "`log_probs` must be logarithms of probabilities, at most 0; got "
+            f"{log_probs[where].item()} at {checks.describe_index(where)}"
+        )
+
+
 def _is_asked(x: Tensor, validate: bool | None) -> bool:
     """Whether ``validate`` asks for a check: None does on the CPU, outside transforms and exported graphs."""
     if x.layout != torch.strided:  # the loss itself raises for it
@@ -167,6 +214,20 @@ def check_binary_targets(x: Tensor, name: str) -> Tensor:
     return x.new_zeros((), dtype=torch.float32)
 
 
+@torch.library.custom_op("xent::check_indices", mutates_args=())
+def check_indices(x: Tensor, num_classes: int) -> Tensor:
+    """0 if `require_indices` does not raise."""
+    require_indices(x, num_classes)
+    return x.new_zeros((), dtype=torch.float32)
+
+
+@torch.library.custom_op("xent::check_log_probs", mutates_args=())
+def check_log_probs(x: Tensor) -> Tensor:
+    """0 if `require_log_probs` does not raise."""
+    require_log_probs(x)
+    return x.new_zeros((), dtype=torch.float32)
+
+
 def _register_rules(operator: Any) -> None:
     """Register a fake result, and a rule for vmap that checks the whole batch at once."""
 
@@ -181,3 +242,5 @@ def _register_rules(operator: Any) -> None:
 
 _register_rules(check_targets)
 _register_rules(check_binary_targets)
+_register_rules(check_indices)
+_register_rules(check_log_probs)

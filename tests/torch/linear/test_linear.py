@@ -194,6 +194,9 @@ def sweep(way, num_rows, num_classes):
     if way == "statistics":
         stats = xt.linear_row_statistics(x, w, y, **small)
         loss = stats.log_prob.sum() + stats.entropy.sum()
+    elif way == "top-k":
+        entries = (y[:, None] + torch.arange(4)) % num_classes, torch.full((num_rows, 4), -2.0)
+        loss = xt.linear_topk_kl_divergence(x, w, *entries, direction="reverse", **small)
     elif way == "divergence":
         loss = xt.linear_kl_divergence(x, w, x.detach().cos(), w.detach(), **small)
     else:
@@ -222,7 +225,7 @@ for way in sys.argv[1:]:  # each in a process of its own, for which PyTorch is i
         os._exit(0)
     assert os.wait()[1] == 0, way
 """
-WAYS = ["mean", "none", "second order", "soft", "statistics", "divergence"]
+WAYS = ["mean", "none", "second order", "soft", "statistics", "divergence", "top-k"]
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="asks Linux for the peak")

@@ -18,6 +18,7 @@ G = torch.Generator().manual_seed(0)
 X, W, B = (torch.randn(*shape, generator=G) * s for *shape, s in ((N, D, 3.0), (K, D, 1.5), (K, 2.0)))
 X2, W2 = ((X + 0.1 * torch.randn(N, D, generator=G)).bfloat16(), W.roll(1, 0).bfloat16())  # of a teacher
 Y = torch.randint(0, K, (N,), generator=G).where(torch.arange(N) % 5 != 0, -100)
+ENTRIES = torch.stack([torch.randperm(K, generator=G)[:3] for _ in range(N)])
 UPSTREAM = torch.linspace(-2.0, 3.0, N, dtype=torch.float64)
 HALF = [torch.bfloat16, torch.float16]
 
@@ -37,6 +38,12 @@ FUNCTIONS: dict[str, Callable[..., Tensor]] = {
     ),
     "reverse": lambda x, w, b, **o: xt.linear_kl_divergence(
         x, w, X2.to(x.dtype), W2.to(x.dtype), bias=b, direction="reverse", **o
+    ),
+    "top-k": lambda x, w, b, **o: xt.linear_topk_kl_divergence(
+        x, w, ENTRIES, -1.5 - ENTRIES / K, bias=b, reduction="none", **o
+    ),
+    "top-k, reverse mean": lambda x, w, b, **o: xt.linear_topk_kl_divergence(
+        x, w, ENTRIES, -1.5 - ENTRIES / K, bias=b, direction="reverse", **o
     ),
 }
 

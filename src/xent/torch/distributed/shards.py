@@ -120,7 +120,7 @@ class ShardRows:
         names = ("log_prob", self.labels), ("dense_log_prob", dense), ("mass", dense)
         want = ("lse", *(name for name, source in names if source is not None))
         stats = devices.row_stats(logits, self.read, dense, self.link, want)
-        return stats._replace(lse=_lse(logits, stats.lse))
+        return stats._replace(lse=devices.lse_or_empty(logits, stats.lse))
 
     def cotangents(self, combined: CombinedRows, dlosses: Tensor) -> Cotangents:
         """The cotangents of the statistics for upstream ``dlosses`` (...); 0 in rows that are not read."""
@@ -229,10 +229,3 @@ def _at_label(stats: RowStats, cotangents: Cotangents, v: Tensor | None) -> Tens
     dense_residual = None if v is None else softmax.mass_residual(v, stats.mass, x, torch)
     bracket = softmax.bracket(cotangents, x.exp(), -torch.expm1(x), dense_residual)
     return torch.where((dl == 0) & (dx == 0) & (ds == 0), 0.0, bracket)
-
-
-def _lse(logits: Tensor, lse: Tensor) -> Tensor:
-    """``lse`` with −inf instead of NaN in a row of −inf, which may have finite logits on other ranks."""
-    if not logits.shape[-1] or (logits.is_cpu and not lse.isnan().any()):
-        return lse
-    return torch.where(lse.isnan() & (logits.amax(-1) == -torch.inf), -torch.inf, lse)

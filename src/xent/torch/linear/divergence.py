@@ -11,9 +11,10 @@ from xent.core import head
 from xent.core.link import Link
 from xent.engine import valid_rows
 from xent.engine.chunked_projection import Gradients
-from xent.torch import devices, modes, operators
+from xent.torch import devices, operators
 from xent.torch.linear import operators as linear_operators
 from xent.torch.linear.chunked import DERIVED, ChunkedFunction, Operands, finished
+from xent.torch.linear.distillation import CountedRows, Distillation, are_finite, counted_rows
 from xent.torch.linear.products import Chunking, linear
 
 Tensor = torch.Tensor
@@ -52,19 +53,15 @@ class Divergence(NamedTuple):
         self, operands: Operands, leave_out: bool = True, dteacher: Gradients | None = None
     ) -> RowDivergences:
         """The function of the student's logits; it adds the teacher's gradients to ``dteacher``."""
-        teacher, omega = Operands(*self[:3]), self.sample_weight
-        row_index = silent = None
-        if leave_out and not modes.is_captured(operands.inputs):
-            row_index, (omega,) = valid_rows.select_rows(None, omega, None, (omega,), torch)
-        elif omega is not None:
-            silent = omega == 0
-            if modes.are_derived(
-                omega
-            ):  # at ω = 0 the derivative in ω is the loss of the row, if that is finite
-                silent = silent & ~_are_finite(operands.inputs, teacher.inputs)
-                omega = torch.where(silent, 0.0, omega)
-            teacher = teacher._replace(inputs=torch.where(silent[:, None], 0.0, teacher.inputs))
-        return RowDivergences(self, teacher, omega, row_index, silent, dteacher)
+        teacher = Operands(*self[:3])
+
+        def content() -> Tensor:
+            return are_finite(operands.inputs, teacher.inputs)
+
+        rows = counted_rows(operands, self.sample_weight, leave_out, content)
+        if rows.silent is not None:
+            teacher = teacher._replace(inputs=torch.where(rows.silent[:, None], 0.0, teacher.inputs))
+        return RowDivergences(self, teacher, rows, dteacher)
 
 
 class RowDivergences(ChunkedFunction):
@@ -76,35 +73,29 @@ class RowDivergences(ChunkedFunction):
         self,
         divergence: Divergence,
         teacher: Operands,
-        omega: Tensor | None,
-        row_index: Tensor | None,
-        silent: Tensor | None,
+        rows: CountedRows,
         dteacher: Gradients | None,
     ) -> None:
-        super().__init__(row_index, divergence.chunking, silent)
+        super().__init__(rows.row_index, divergence.chunking, rows.silent)
         self.temperature, self.is_reverse = divergence.temperature, divergence.is_reverse
-        self.teacher, self.omega, self.dteacher = teacher, omega, dteacher
+        self.teacher, self.omega, self.dteacher = teacher, rows.omega, dteacher
 
     def columns(self, logits: Tensor, part: slice) -> tuple[Tensor, ...]:
         """The columns of a chunk in ordinary operations."""
-        one, two = self._log_probs(logits, self._teacher_logits(part))
-        p = one.exp()
-        gap = torch.where(p == 0, 0.0, one - two)  # NaN for a class that both exclude
-        losses = (p * gap).sum(-1, dtype=torch.float64)
+        losses = kl_divergence(*self._log_probs(logits, self._teacher_logits(part)))
         return (losses if self.omega is None else self.omega[part] * losses,)
 
     def evaluate_chunk(self, logits: Tensor, part: slice, dloss: Any) -> tuple[tuple[Tensor, ...], Any]:
         """The columns of a chunk, and its gradient if ``dloss`` is given."""
         teacher_logits = self._teacher_logits(part)
         factor = None if self.omega is None else self.omega[part]
-        pair = self._log_probs(logits, teacher_logits)
-        losses, *slopes = _divergence_and_slopes(*pair)
+        losses, *slopes = self.losses_and_slopes(logits, teacher_logits)
         column = head.multiply(factor, losses, torch)
         if dloss is None:
             return (column,), None
         upstream = torch.as_tensor(dloss, dtype=torch.float64, device=logits.device)
         upstream = head.multiply(factor, upstream, torch) / self.temperature
-        upstream = upstream.expand(losses.shape)[:, None].to(pair[0].dtype)
+        upstream = upstream.expand(losses.shape)[:, None].to(slopes[0].dtype)
         dstudent, dteacher_logits = (
             head.multiply(upstream, slope, torch) for slope in (slopes if self.is_reverse else slopes[::-1])
         )
@@ -113,6 +104,10 @@ class RowDivergences(ChunkedFunction):
                 self.dteacher, self.teacher, self._input_rows(part), dteacher_logits.to(teacher_logits.dtype)
             )
         return (column,), dstudent.to(logits.dtype)
+
+    def losses_and_slopes(self, logits: Tensor, teacher_logits: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """`divergence_and_slopes` of a chunk's logits."""
+        return divergence_and_slopes(*self._log_probs(logits, teacher_logits))
 
     def _input_rows(self, part: slice) -> Any:
         """The index of a chunk's rows into the rows of the inputs."""
@@ -131,17 +126,25 @@ class RowDivergences(ChunkedFunction):
         return (log_q, log_p) if self.is_reverse else (log_p, log_q)
 
 
-def _divergence_and_slopes(one: Tensor, two: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """D = KL(p‖q) per row, float64, and its gradients in the logits: p∘(log p − log q − D) and q − p."""
+def kl_divergence(one: Tensor, two: Tensor) -> Tensor:
+    """KL(one‖two) (n,), float64, of log-probabilities (n, K) in ordinary operations."""
+    p = one.exp()
+    gap = torch.where(p == 0, 0.0, one - two)  # NaN for a class that both exclude
+    return (p * gap).sum(-1, dtype=torch.float64)
+
+
+def divergence_and_slopes(
+    one: Tensor, two: Tensor, losses: Tensor | None = None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """D = KL(p‖q) per row, float64, and its gradients in the logits: p∘(log p − log q − D) and q − p.
+
+    ``losses`` is D if the classes of ``one`` and ``two`` are only some of them.
+    """
     p = one.exp()
     gap = torch.where(p == 0, 0.0, one - two)
-    losses = (p * gap).sum(-1, dtype=torch.float64)
+    if losses is None:
+        losses = (p * gap).sum(-1, dtype=torch.float64)
     return losses, p * (gap - losses[:, None].to(p.dtype)), two.exp() - p
-
-
-def _are_finite(x: Tensor, y: Tensor) -> Tensor:
-    """Mask of the rows in which both are finite."""
-    return x.isfinite().all(-1) & y.isfinite().all(-1)
 
 
 def _add(sums: Gradients, operands: Operands, row_index: Any, dlogits: Tensor) -> None:
@@ -169,7 +172,7 @@ def losses(operands: Operands, divergence: Divergence) -> Tensor:
     if omega is not None:
         counts = omega != 0
         if omega.requires_grad:
-            counts = counts | _are_finite(operands.inputs, divergence.teacher_inputs)
+            counts = counts | are_finite(operands.inputs, divergence.teacher_inputs)
     packed = Divergence(*divergence[:3], counts, *divergence[4:]).packed(operands.inputs.device)
     return cast(Tensor, head.multiply(omega, linear_divergences(*operands, *packed), torch))
 
@@ -222,3 +225,10 @@ linear_divergences_grad.register_fake(linear_operators.like_inputs)
 linear_divergences.register_autograd(
     linear_operators.backward_by(linear_divergences_grad, 6), setup_context=linear_operators.keep_inputs
 )
+
+
+def linear_kl_divergence(call: Distillation, teacher: Operands) -> Tensor:
+    """The divergence of a checked call from a teacher with its inputs (..., D')."""
+    flat = teacher._replace(inputs=valid_rows.as_matrix(teacher.inputs))
+    kl = Divergence(*flat, call.row_factors(), call.temperature, call.is_reverse, call.chunking)
+    return call.loss(kl, (*flat, kl.sample_weight), divergence_sum, losses)

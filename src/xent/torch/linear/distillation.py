@@ -1,0 +1,168 @@
+"""The arguments of a divergence from a teacher except the teacher's, the rows that count, and their mean."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import torch
+
+from xent.core import target as targeting
+from xent.core.spec import require_reduction
+from xent.engine import valid_rows
+from xent.torch import arguments, devices, modes
+from xent.torch.linear import chunked
+from xent.torch.linear.chunked import Operands
+from xent.torch.linear.products import Chunking
+from xent.torch.targets import as_int64, require_labels, zero_if_valid
+
+Tensor = torch.Tensor
+
+STUDENT = ("inputs", "weight", "bias")
+
+
+class Distillation(NamedTuple):
+    """The arguments of a divergence from a teacher, except those of the teacher."""
+
+    student: Operands  # inputs (..., D)
+    labels: Tensor | None  # (...), of which only `ignore_index` is read
+    sample_weight: Tensor | None  # (...)
+    ignore_index: int
+    temperature: float
+    direction: str
+    reduction: str
+    denominator: Any
+    validate: bool | None
+    chunking: Chunking
+
+    @property
+    def is_reverse(self) -> bool:
+        """Whether the divergence is KL(q‖p), of the student q from the teacher p."""
+        return self.direction == "reverse"
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The shape of the rows."""
+        return tuple(self.student.inputs.shape[:-1])
+
+    @property
+    def operands(self) -> Operands:
+        """The student's operands with inputs (M, D)."""
+        return self.student._replace(inputs=valid_rows.as_matrix(self.student.inputs))
+
+    @property
+    def divisor(self) -> Tensor | None:
+        """The denominator if it is a tensor."""
+        return self.denominator if isinstance(self.denominator, Tensor) else None
+
+    def checked(self, names: tuple[str, str, str], **teacher: Tensor | None) -> Distillation:
+        """The call with its options and factors checked, beside the tensors of the teacher.
+
+        ``names`` are the caller's for the student's operands.
+        """
+        require_reduction(self.reduction)
+        if self.direction not in ("forward", "reverse"):
+            raise arguments.ArgumentError(
+                f'`direction` must be "forward" or "reverse"; got {self.direction!r}'
+            )
+        spec = arguments.spec_of(ignore_index=self.ignore_index, temperature=self.temperature)
+        arguments.require_local(**dict(zip(names, self.student, strict=True)), **teacher)
+        if self.sample_weight is not None:
+            arguments.require_rows(self.sample_weight, self.shape, self.validate)
+        if self.labels is not None:
+            require_labels(self.labels, self.shape)
+        factors = {"sample_weight": self.sample_weight, "labels": self.labels}
+        arguments.require_together(**{names[0]: self.student.inputs}, **teacher, **factors)
+        return self._replace(
+            ignore_index=spec.ignore_index,
+            temperature=spec.temperature,
+            chunking=self.chunking.checked(self.student.inputs),
+            denominator=arguments.as_denominator(self.denominator),
+        )
+
+    def row_factors(self) -> Tensor | None:
+        """ω (M,), float64, 0 for ignored rows; None if every row counts once."""
+        omega = None if self.sample_weight is None else self.sample_weight.double().reshape(-1)
+        if self.labels is None:
+            return omega
+        counts = as_int64(self.labels).reshape(-1) != self.ignore_index
+        return counts.double() if omega is None else torch.where(counts, omega, 0.0)
+
+    def loss(
+        self,
+        program: Any,
+        constants: tuple[Tensor | None, ...],
+        column_sum: Callable[[Operands, Any], Tensor],
+        column: Callable[[Operands, Any], Tensor],
+    ) -> Tensor:
+        """The loss from the ``program`` of the row divergences, and its operators in graphs.
+
+        ``constants`` are the tensors of which `ChunkedFunction.values` and ``column_sum`` have no derivative.
+        """
+        flat, omega = self.operands, program.sample_weight
+        zero = None
+        if self.labels is not None:
+            num_classes = flat.weight.shape[0]
+            zero = zero_if_valid(self.labels, num_classes, self.ignore_index, "labels", self.validate)
+        is_plain = chunked.is_plain(flat, *constants, self.divisor)
+        scale, is_total = self.scale(omega), self.reduction != "none"
+        if modes.is_recorded():
+            if is_total and modes.knows_its_gradients() and not modes.are_derived(*constants):
+                loss = column_sum(flat, program) * scale
+            else:
+                loss = self.reduced(column(flat, program), scale)
+        else:
+            function = program.function(flat, is_plain)
+            if is_plain and is_total:
+                loss = function.scaled_sum(flat, scale)
+            else:
+                (losses,) = function.values(flat) if is_plain else function.derivable(flat)
+                loss = self.reduced(losses, scale)
+        loss = loss.to(devices.loss_dtype(flat.inputs))
+        return loss if zero is None else loss + zero
+
+    def scale(self, omega: Tensor | None) -> Any:
+        """1/D of equation (4) for the factors of `row_factors`."""
+        num_rows, counted = targeting.totals(math.prod(self.shape), omega, None, torch)
+        return arguments.inverse(targeting.divisor(num_rows, counted, self.reduction, self.denominator))
+
+    def reduced(self, losses: Tensor, scale: Any) -> Tensor:
+        """``losses (M,)`` in the shape of the rows, or their sum times ``scale``."""
+        return losses.reshape(self.shape) if self.reduction == "none" else losses.sum() * scale
+
+    def counts(self, omega: Tensor | None) -> Tensor | None:
+        """The factors of `row_factors` in the shape of the rows."""
+        return None if omega is None else omega.reshape(self.shape)
+
+
+class CountedRows(NamedTuple):
+    """The rows that count, or a mask of those that do not, and the factors ω of the rows."""
+
+    row_index: Tensor | None  # None for all rows
+    silent: Tensor | None  # of the rows of `row_index`; None if all of them count
+    omega: Tensor | None
+
+
+def counted_rows(operands: Operands, omega: Tensor | None, leave_out: bool, content: Any) -> CountedRows:
+    """The rows of ``omega (M,)`` that are not 0: selected if ``leave_out``, otherwise the others are marked.
+
+    The derivative in a factor of 0 is the loss of its row. So a row is not marked if ω is derived and
+    ``content`` (M,), called for its mask, says that its loss is finite.
+    """
+    if leave_out and not modes.is_captured(operands.inputs):
+        row_index, (omega,) = valid_rows.select_rows(None, omega, None, (omega,), torch)
+        return CountedRows(row_index, None, omega)
+    if omega is None:
+        return CountedRows(None, None, None)
+    silent = omega == 0
+    if modes.are_derived(omega):
+        silent = silent & ~content()
+        omega = torch.where(silent, 0.0, omega)
+    return CountedRows(None, silent, omega)
+
+
+def are_finite(*rows: Tensor) -> Tensor:
+    """Mask (M,) of the rows that are finite in each of ``rows (M, D)``."""
+    masks = [x.isfinite().all(-1) for x in rows]
+    return masks[0] if len(masks) == 1 else torch.stack(masks).all(0)
