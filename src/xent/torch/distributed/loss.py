@@ -123,8 +123,8 @@ def vocab_parallel_cross_entropy(
         tensors = shared_tensors(call) if sizes is None else {}
         return LocalCheck(call, math.prod(logits_shard.shape[:-1]), facts, tensors)
 
-    call, shard = agree(check, group, sizes, *_size_and_device(logits_shard, -1), GROUP)
-    return _outside_graphs(cross_entropy)(logits_shard, call, shard)
+    call, shard = agree(check, group, sizes, *size_and_device(logits_shard, -1), GROUP)
+    return outside_graphs(cross_entropy)(logits_shard, call, shard)
 
 
 @with_options(omit=("class_weight", "sample_weight", "ignore_index", "label_smoothing"))
@@ -208,8 +208,8 @@ def vocab_parallel_linear_cross_entropy(
             (call, operands, Chunks(shift, chunking)), math.prod(hidden.shape[:-1]), facts, tensors
         )
 
-    (call, operands, chunks), shard = agree(check, group, sizes, *_size_and_device(weight_shard, 0), GROUP)
-    return _outside_graphs(linear_cross_entropy)(operands, call, chunks, shard)
+    (call, operands, chunks), shard = agree(check, group, sizes, *size_and_device(weight_shard, 0), GROUP)
+    return outside_graphs(linear_cross_entropy)(operands, call, chunks, shard)
 
 
 def checked(call: Call, shape: tuple[int, ...], **first: Tensor) -> Call:
@@ -326,13 +326,13 @@ def linear_cross_entropy(operands: Operands, call: Call, chunks: Chunks, shard: 
     return valid_rows.unflatten_rows(losses, shape, loss_shape).to(dtype)
 
 
-def _size_and_device(shard: Any, axis: int) -> tuple[int, torch.device]:
+def size_and_device(shard: Any, axis: int) -> tuple[int, torch.device]:
     """(number of classes, device) of a shard; a default if it is not a tensor, for which `check` raises."""
     if not isinstance(shard, Tensor):
         return 0, torch.device("cpu")
     return shard.shape[axis] if shard.ndim else 0, shard.device
 
 
-def _outside_graphs(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
+def outside_graphs(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
     """``function``, excluded from compilation: a compiled graph calls it eagerly."""
     return torch.compiler.disable(function) if torch.compiler.is_compiling() else function
