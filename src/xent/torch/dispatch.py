@@ -9,31 +9,50 @@ import torch
 
 from xent.torch import dense, modes
 from xent.torch.arguments import Call
+from xent.torch.linear import divergence, topk
 from xent.torch.linear import loss as linear_loss
 from xent.torch.linear.chunked import Operands
+from xent.torch.linear.distillation import Distillation
 from xent.torch.linear.rows import Chunks
+from xent.torch.linear.topk import Teacher
 
 Tensor = torch.Tensor
 
 
 def cross_entropy(logits: Tensor, call: Call) -> Tensor:
     """The loss of ``logits (..., K)``, whole or split over processes."""
-    if _may_be_sharded(logits):
+    if _is_sharded(logits):
         from xent.torch.distributed import dtensors
 
-        if dtensors.is_sharded(logits):
-            return dtensors.cross_entropy(logits, call)
+        return dtensors.cross_entropy(logits, call)
     return dense.cross_entropy(logits, call)
 
 
 def linear_cross_entropy(operands: Operands, call: Call, chunks: Chunks) -> Tensor:
     """The loss of the operands' rows, whole or split over processes."""
-    if _may_be_sharded(*operands[:2]):
+    if _is_sharded(*operands[:2]):
         from xent.torch.distributed import dtensors
 
-        if dtensors.is_sharded(*operands[:2]):
-            return dtensors.linear_cross_entropy(operands, call, chunks)
+        return dtensors.linear_cross_entropy(operands, call, chunks)
     return linear_loss.linear_cross_entropy(operands, call, chunks)
+
+
+def linear_kl_divergence(call: Distillation, teacher: Operands) -> Tensor:
+    """The divergence of the student's rows from a teacher with logits, whole or split over processes."""
+    if _is_sharded(*call.student[:2]):
+        from xent.torch.distributed import dtensor_distillation
+
+        return dtensor_distillation.linear_kl_divergence(call, teacher)
+    return divergence.linear_kl_divergence(call, teacher)
+
+
+def linear_topk_kl_divergence(call: Distillation, teacher: Teacher) -> Tensor:
+    """The divergence of the student's rows from a teacher's entries, whole or split over processes."""
+    if _is_sharded(*call.student[:2]):
+        from xent.torch.distributed import dtensor_distillation
+
+        return dtensor_distillation.linear_topk_kl_divergence(call, teacher)
+    return topk.linear_topk_kl_divergence(call, teacher)
 
 
 def refuse(error: Exception, *tensors: Any) -> NoReturn:
@@ -45,9 +64,15 @@ def refuse(error: Exception, *tensors: Any) -> NoReturn:
     raise error
 
 
-def _may_be_sharded(*tensors: Tensor) -> bool:
-    """Whether a tensor is of a subclass and the module of DTensors is imported."""
+def _is_sharded(*tensors: Tensor) -> bool:
+    """Whether a tensor is a DTensor. Tensors of no subclass import nothing."""
     for x in tensors:
         if type(x) not in modes.PLAIN:
-            return "torch.distributed.tensor" in sys.modules
-    return False
+            break
+    else:
+        return False
+    if "torch.distributed.tensor" not in sys.modules:
+        return False
+    from xent.torch.distributed import dtensors
+
+    return dtensors.is_sharded(*tensors)

@@ -6,11 +6,11 @@ from typing import Any, Literal
 
 import torch
 
-from xent.torch import arguments
-from xent.torch.linear import divergence, topk
+from xent.torch import arguments, dispatch
 from xent.torch.linear import loss as linear_loss
-from xent.torch.linear.distillation import STUDENT, Distillation
+from xent.torch.linear.distillation import STUDENT, TEACHER, Distillation
 from xent.torch.linear.products import Chunking
+from xent.torch.linear.topk import Teacher
 from xent.torch.temperature import divided
 
 Tensor = torch.Tensor
@@ -75,22 +75,26 @@ def linear_kl_divergence(
     >>> round(xent.torch.linear_kl_divergence(x, w, x, 2 * w).item(), 4)
     0.0989
     """
-    number, inputs, bias, teacher_inputs, teacher_bias = divided(
-        temperature, inputs, bias, teacher_inputs, teacher_bias, keep_dtype=True
-    )
-    student = linear_loss.checked(inputs, weight, bias, STUDENT)
-    names = ("teacher_inputs", "teacher_weight", "teacher_bias")
-    teacher = linear_loss.checked(teacher_inputs, teacher_weight, teacher_bias, names)
-    rows, num_classes = student.inputs.shape[:-1], student.weight.shape[0]
-    if teacher.inputs.shape[:-1] != rows or teacher.weight.shape[0] != num_classes:
-        raise arguments.ArgumentError(
-            f"`teacher_inputs` and `teacher_weight` must have the rows {tuple(rows)} and the {num_classes} "
-            f"classes of the student; got {tuple(teacher.inputs.shape)} and {tuple(teacher.weight.shape)}"
+    chunking = Chunking(chunk_bytes, logits_dtype)
+    try:
+        number, inputs, bias, teacher_inputs, teacher_bias = divided(
+            temperature, inputs, bias, teacher_inputs, teacher_bias, keep_dtype=True
         )
-    options = number, direction, reduction, denominator, validate, Chunking(chunk_bytes, logits_dtype)
-    call = Distillation(student, labels, sample_weight, ignore_index, *options)
-    teacher_tensors = dict(zip(names, teacher, strict=True))
-    return divergence.linear_kl_divergence(call.checked(STUDENT, **teacher_tensors), teacher)
+        student = linear_loss.checked(inputs, weight, bias, STUDENT)
+        teacher = linear_loss.checked(teacher_inputs, teacher_weight, teacher_bias, TEACHER)
+        rows, num_classes = student.inputs.shape[:-1], student.weight.shape[0]
+        if teacher.inputs.shape[:-1] != rows or teacher.weight.shape[0] != num_classes:
+            raise arguments.ArgumentError(
+                f"`teacher_inputs` and `teacher_weight` must have the rows {tuple(rows)} and the "
+                f"{num_classes} classes of the student; got {tuple(teacher.inputs.shape)} and "
+                f"{tuple(teacher.weight.shape)}"
+            )
+        options = number, direction, reduction, denominator, validate, chunking
+        call = Distillation(student, labels, sample_weight, ignore_index, *options)
+        call = call.checked(STUDENT[0], **dict(zip(TEACHER, teacher, strict=True)))
+    except Exception as error:
+        dispatch.refuse(error, weight, inputs)
+    return dispatch.linear_kl_divergence(call, teacher)
 
 
 def linear_topk_kl_divergence(
@@ -171,9 +175,14 @@ def linear_topk_kl_divergence(
     >>> round(xent.torch.linear_topk_kl_divergence(x, w, indices, log_probs).item(), 4)
     0.0989
     """
-    number, inputs, bias = divided(temperature, inputs, bias, keep_dtype=True)
-    student = linear_loss.checked(inputs, weight, bias, STUDENT)
-    options = number, direction, reduction, denominator, validate, Chunking(chunk_bytes, logits_dtype)
-    call = Distillation(student, labels, sample_weight, ignore_index, *options)
-    call = call.checked(STUDENT, indices=indices, log_probs=log_probs)
-    return topk.linear_topk_kl_divergence(call, topk.Teacher(indices, log_probs, tail).checked(call.shape))
+    chunking = Chunking(chunk_bytes, logits_dtype)
+    try:
+        number, inputs, bias = divided(temperature, inputs, bias, keep_dtype=True)
+        student = linear_loss.checked(inputs, weight, bias, STUDENT)
+        options = number, direction, reduction, denominator, validate, chunking
+        call = Distillation(student, labels, sample_weight, ignore_index, *options)
+        call = call.checked(STUDENT[0], indices=indices, log_probs=log_probs)
+        teacher = Teacher(indices, log_probs, tail).checked(call.shape)
+    except Exception as error:
+        dispatch.refuse(error, weight, inputs)
+    return dispatch.linear_topk_kl_divergence(call, teacher)

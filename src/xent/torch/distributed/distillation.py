@@ -100,10 +100,11 @@ def vocab_parallel_linear_kl_divergence(
         options = temperature, direction, reduction, denominator, validate, chunking
         call = Distillation(student, labels, sample_weight, ignore_index, *options)
         given = dict(zip(TEACHER, teacher, strict=True))
-        call = call.checked(STUDENT, **given)
+        arguments.require_local(**dict(zip(STUDENT, student, strict=True)), **given)
+        call = call.checked(STUDENT[0], **given)
         divergence.require_derivable(call, *teacher)
         shared = {"teacher_hidden": teacher.inputs} if sizes is None else None
-        return local_check(call, (call, teacher), given, shared)
+        return local_check(call, (call, teacher), STUDENT, given, shared)
 
     (call, teacher), shard = agree(check, group, sizes, *size_and_device(weight_shard, 0), GROUP)
     return outside_graphs(divergence.linear_kl_divergence)(call, teacher, shard)
@@ -177,38 +178,49 @@ def vocab_parallel_linear_topk_kl_divergence(
         chunking = Chunking(chunk_bytes, logits_dtype)
         options = temperature, direction, reduction, denominator, validate, chunking
         call = Distillation(student, labels, sample_weight, ignore_index, *options)
-        call = call.checked(STUDENT, indices=indices, log_probs=log_probs)
+        entries = {"indices": indices, "log_probs": log_probs}
+        arguments.require_local(**dict(zip(STUDENT, student, strict=True)), **entries)
+        call = call.checked(STUDENT[0], **entries)
         teacher = Teacher(indices, log_probs, tail).checked(call.shape)
         divergence.require_derivable(call, log_probs)
-        given = {"indices": indices, "log_probs": log_probs, "tail": tail, "k": indices.shape[-1]}
+        given = {**entries, "tail": tail, "k": indices.shape[-1]}
         shared = None
         if sizes is None:
-            entries = teacher.read_entries(call.counts(call.row_factors()))
-            shared = dict(zip(("indices", "log_probs"), entries, strict=True))
-        return local_check(call, (call, teacher), given, shared)
+            shared = entries
+        return local_check(call, (call, teacher), STUDENT, given, shared)
 
     (call, teacher), shard = agree(check, group, sizes, *size_and_device(weight_shard, 0), GROUP)
     return outside_graphs(divergence.linear_topk_kl_divergence)(call, teacher, shard)
 
 
 def local_check(
-    call: Distillation, value: Any, teacher: Mapping[str, Any], shared: Mapping[str, Tensor] | None
+    call: Distillation,
+    value: Any,
+    names: tuple[str, str, str],
+    teacher: Mapping[str, Any],
+    shared: Mapping[str, Tensor] | None,
 ) -> LocalCheck[Any]:
     """The facts and tensors that all ranks must share; no tensors are compared if ``shared`` is None.
 
-    ``teacher`` are the arguments of the teacher, ``shared`` those of its tensors with a row for each row.
+    ``names`` are those of the student's operands. ``teacher`` are the arguments of the teacher, ``shared``
+    its tensors with a row for each row, if the ranks have them whole.
     """
-    names = ("temperature", "direction", "reduction", "ignore_index", "validate")
+    options = ("temperature", "direction", "reduction", "ignore_index", "validate")
     factors = {name: getattr(call, name) for name in ("labels", "sample_weight", "denominator")}
-    tensors = {**dict(zip(STUDENT, call.student, strict=True)), **teacher, **factors}
+    tensors = {**dict(zip(names, call.student, strict=True)), **teacher, **factors}
     facts = {name: tensor_kind(x) for name, x in tensors.items()}
-    facts |= {name: getattr(call, name) for name in names} | call.chunking._asdict()
+    facts |= {name: getattr(call, name) for name in options} | call.chunking._asdict()
     facts["shape of the rows"] = call.shape
-    compared: dict[str, Tensor] = {}
+    compared = {}
     if shared is not None:
-        omega = call.row_factors()
-        rows = {name: checksum(valid_rows.as_matrix(x)) for name, x in shared.items()}
-        rows["hidden"] = checksum(call.operands.inputs)
-        read = {name: x if omega is None else torch.where(omega == 0, 0, x) for name, x in rows.items()}
-        compared = {**plain_tensors(**factors), **read}
+        whole = plain_tensors(**factors)
+        rows = plain_tensors(**{names[0]: call.student.inputs}, **shared)
+        omega = call._replace(
+            labels=whole.get("labels"), sample_weight=whole.get("sample_weight")
+        ).row_factors()
+        sums = {name: checksum(valid_rows.as_matrix(x)) for name, x in rows.items()}
+        compared = {
+            **whole,
+            **{name: x if omega is None else torch.where(omega == 0, 0, x) for name, x in sums.items()},
+        }
     return LocalCheck(value, math.prod(call.shape), facts, compared)

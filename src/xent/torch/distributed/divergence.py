@@ -133,7 +133,7 @@ def linear_topk_kl_divergence(call: Distillation, teacher: Teacher, shard: Shard
     """The divergence of a checked call, whose operands are those of a shard, from a checked teacher."""
     teacher.require_classes(shard.num_classes)
     kl = teacher.divergence(call)
-    if _validates(call):
+    if validates(call):
         indices, log_probs = teacher.read_entries(call.counts(kl.sample_weight))
         require_indices(indices, shard.num_classes)
         require_log_probs(log_probs)
@@ -141,7 +141,7 @@ def linear_topk_kl_divergence(call: Distillation, teacher: Teacher, shard: Shard
 
 
 def _loss(call: Distillation, shard: Shard, kl: Any, function: Any) -> Tensor:
-    if call.labels is not None and _validates(call):
+    if call.labels is not None and validates(call):
         require_targets(call.labels, shard.num_classes, call.ignore_index, "labels")
     flat, scale = call.operands, call.scale(kl.sample_weight)
     rows = counted_rows(flat, kl.sample_weight, True, None)
@@ -152,7 +152,7 @@ def _loss(call: Distillation, shard: Shard, kl: Any, function: Any) -> Tensor:
     return call.reduced(divergences.values(flat)[0], scale).to(dtype)
 
 
-def _validates(call: Distillation) -> bool:
+def validates(call: Distillation) -> bool:
     """Whether values are checked; every rank has the same ones."""
     return call.student.inputs.is_cpu if call.validate is None else call.validate
 

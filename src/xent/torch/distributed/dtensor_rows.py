@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, cast
 
 import torch
@@ -9,7 +10,6 @@ from torch.distributed.tensor import DTensor, Partial, Replicate, Shard
 
 from xent.torch import arguments
 from xent.torch.arguments import Call
-from xent.torch.targets import weight_and_rows
 
 Tensor = torch.Tensor
 
@@ -58,25 +58,29 @@ class DistributedRows:
             sample_weight=self.local_rows(call.sample_weight),
             validate=False,
         )
-        return local._replace(reduction="sum", denominator=None) if self._is_all_sum(call) else local
+        return local._replace(reduction="sum", denominator=None) if self.is_all_sum(call.reduction) else local
 
-    def reduce_loss(self, loss: Tensor, call: Call, local: Call, num_classes: int) -> Tensor:
-        """The loss as a DTensor, from the ``loss`` of the ``local`` call; the denominator is a plain one."""
-        if not self._is_all_sum(call):
-            return self._as_dtensor(loss, self.placement, self.shape if call.reduction == "none" else ())
+    def reduce_loss(
+        self, loss: Tensor, reduction: str, denominator: Any, totals: Callable[[], tuple[Any, Any]]
+    ) -> Tensor:
+        """The loss as a DTensor, from the ``loss`` of this rank's rows; the denominator is a plain one.
+
+        ``totals`` gives the two divisors of a mean over this rank's rows: their weight and their number.
+        """
+        if not self.is_all_sum(reduction):
+            return self._as_dtensor(loss, self.placement, self.shape if reduction == "none" else ())
         loss_sum = self._all_sum(loss)
-        if call.reduction == "mean":
-            divisor = call.denominator
+        if reduction == "mean":
+            divisor = denominator
             if divisor is None or isinstance(divisor, str):
-                totals = weight_and_rows(local, num_classes)
-                counted = torch.as_tensor(totals[divisor == "rows"], dtype=torch.float64)
+                counted = torch.as_tensor(totals()[divisor == "rows"], dtype=torch.float64)
                 divisor = self._all_sum(counted.to(loss_sum.device))
             loss_sum = loss_sum * arguments.inverse(divisor)
         return self._as_dtensor(loss_sum, Replicate(), ())
 
-    def _is_all_sum(self, call: Call) -> bool:
+    def is_all_sum(self, reduction: str) -> bool:
         """Whether the loss is a sum over the ranks."""
-        return isinstance(self.placement, Shard) and call.reduction != "none"
+        return isinstance(self.placement, Shard) and reduction != "none"
 
     def _all_sum(self, x: Tensor) -> Tensor:
         """The sum of ``x`` over the ranks, on every rank."""

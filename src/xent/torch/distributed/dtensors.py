@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import sys
+from functools import partial
 from typing import Any, cast
 
 import torch
@@ -28,6 +29,7 @@ from xent.torch.distributed.shards import Shard
 from xent.torch.linear import loss as linear_loss
 from xent.torch.linear.chunked import Operands
 from xent.torch.linear.rows import Chunks
+from xent.torch.targets import weight_and_rows
 
 Tensor = torch.Tensor
 
@@ -57,27 +59,28 @@ def cross_entropy(logits: Any, call: Call) -> Tensor:
     """
     logits_name = call.names.logits
     if logits.device_mesh.ndim != 1:
-        raise _layout(logits_name, "Replicate(), or Shard of its rows or classes", logits)
+        raise layout_error(logits_name, "Replicate(), or Shard of its rows or classes", logits)
     by_rows = _is_partial(logits) or DistributedRows.is_row_layout(logits)
 
     def check() -> LocalCheck[Call]:
         own = checked(call, tuple(logits.shape), **{logits_name: logits})
         if not by_rows:
             require_derivable(own)
-        _require_layouts(logits.device_mesh, **{logits_name: logits}, **own.by_name)
+        require_layouts(logits.device_mesh, **{logits_name: logits}, **own.by_name)
         require_values(own, logits.shape[-1])
         facts = {logits_name: tensor_kind(logits), **call_facts(own)}
         return LocalCheck(own, math.prod(logits.shape[:-1]), facts, plain_tensors(**own.by_name))
 
-    call, shard = _agree(check, logits, logits.ndim - 1, MESH)
+    call, shard = agree_on(check, logits, logits.ndim - 1, MESH)
     if not by_rows:
         loss = sharded.cross_entropy(logits.to_local(), _local(call, logits, shard), shard)
-        return _replicated(loss, logits)
+        return replicated(loss, logits)
     if _is_partial(logits):
-        logits = _gathered(logits)
-    rows, call = DistributedRows(logits), call._replace(denominator=_whole(call.denominator))
+        logits = gathered(logits)
+    rows, call = DistributedRows(logits), call._replace(denominator=as_whole(call.denominator))
     local = rows.local_call(call)
-    return rows.reduce_loss(dense.cross_entropy(logits.to_local(), local), call, local, logits.shape[-1])
+    loss, num_classes = dense.cross_entropy(logits.to_local(), local), logits.shape[-1]
+    return _reduced(rows, loss, call, local, num_classes)
 
 
 def linear_cross_entropy(operands: Operands, call: Call, chunks: Chunks) -> Tensor:
@@ -92,21 +95,21 @@ def linear_cross_entropy(operands: Operands, call: Call, chunks: Chunks) -> Tens
     inputs_name, weight_name, bias_name = operand_names
     for operand_name, x in zip(operand_names, operands, strict=True):
         if is_sharded(x) and cast(Any, x).device_mesh.ndim != 1:
-            raise _layout(operand_name, "Replicate(), or Shard(0)", x)
+            raise layout_error(operand_name, "Replicate(), or Shard(0)", x)
     first = linear_weight if is_sharded(linear_weight) else inputs
-    by_rows = is_sharded(inputs) and is_sharded(linear_weight) and _is_whole(linear_weight)
+    by_rows = is_sharded(inputs) and is_sharded(linear_weight) and is_whole(linear_weight)
 
     def check() -> LocalCheck[Call]:
         chunking.checked(inputs)
         shifted_rows(inputs.shape[:-1], shift, torch, inputs.device)
         own = checked(call, (*inputs.shape[:-1], linear_weight.shape[0]), **{inputs_name: inputs})
-        _require_layouts(first.device_mesh, **dict(zip(operand_names, operands, strict=True)), **own.by_name)
+        require_layouts(first.device_mesh, **dict(zip(operand_names, operands, strict=True)), **own.by_name)
         facts = {n: tensor_kind(x) for n, x in zip(operand_names, operands, strict=True)}
         facts |= {"shift": shift, **chunking._asdict(), **call_facts(own)}
         tensors = plain_tensors(**own.by_name, **{bias_name: bias})
         if not by_rows:
-            if not is_sharded(linear_weight) or linear_weight.placements[0] != _split(0):
-                raise _layout(
+            if not is_sharded(linear_weight) or linear_weight.placements[0] != split(0):
+                raise layout_error(
                     weight_name,
                     f"Shard(0), or Replicate() beside `{inputs_name}` as a DTensor",
                     linear_weight,
@@ -130,15 +133,16 @@ def linear_cross_entropy(operands: Operands, call: Call, chunks: Chunks) -> Tens
             f"own rows (data parallelism, FSDP), gather `{weight_name}` by {_gather(first)}, or give "
             f"`{inputs_name}` and `{names.targets}` as DTensors"
         )
-    call, shard = _agree(check, first, 0, MESH._replace(advice=advice))
+    call, shard = agree_on(check, first, 0, MESH._replace(advice=advice))
     if not by_rows:
-        local = Operands(_whole(inputs), linear_weight.to_local(), _columns(bias, linear_weight, shard, 0))
+        columns = class_columns(bias, linear_weight, shard, 0)
+        local = Operands(as_whole(inputs), linear_weight.to_local(), columns)
         chunks = chunks._replace(chunking=chunking.checked(local.inputs))
         loss = sharded.linear_cross_entropy(local, _local(call, linear_weight, shard), chunks, shard)
-        return _replicated(loss, linear_weight)
+        return replicated(loss, linear_weight)
     if not DistributedRows.is_row_layout(inputs):
-        inputs = _gathered(inputs)
-    rows, call = DistributedRows(inputs, shift), call._replace(denominator=_whole(call.denominator))
+        inputs = gathered(inputs)
+    rows, call = DistributedRows(inputs, shift), call._replace(denominator=as_whole(call.denominator))
     whole = Operands(inputs.to_local(), rows.replicated(linear_weight), rows.replicated(bias))
     own = rows.local_call(call)
     loss = linear_loss.linear_cross_entropy(whole, own, chunks)
@@ -147,15 +151,22 @@ def linear_cross_entropy(operands: Operands, call: Call, chunks: Chunks) -> Tens
         targets=targets[..., shift:, :] if own.is_soft else targets[..., shift:],
         sample_weight=None if sample_weight is None else sample_weight[..., shift:],
     )
-    return rows.reduce_loss(loss, call, counted, linear_weight.shape[0])
+    return _reduced(rows, loss, call, counted, linear_weight.shape[0])
 
 
-def _agree(check: Any, x: Any, axis: int, whose: RankGroup) -> tuple[Call, Shard]:
+def _reduced(rows: DistributedRows, loss: Tensor, call: Call, local: Call, num_classes: int) -> Tensor:
+    """The loss of all rows from the ``loss`` of the ``local`` call."""
+    totals = partial(weight_and_rows, local, num_classes)
+    return rows.reduce_loss(loss, call.reduction, call.denominator, totals)
+
+
+def agree_on(check: Any, x: Any, axis: int, whose: RankGroup) -> tuple[Any, Shard]:
+    """`handshake.agree` of the ranks of the mesh of the DTensor ``x``, whose ``axis`` has the classes."""
     local = x.to_local()
     return agree(check, x.device_mesh.get_group(), None, local.shape[axis], local.device, whose)
 
 
-def _require_layouts(mesh: Any, **tensors: Any) -> None:
+def require_layouts(mesh: Any, **tensors: Any) -> None:
     """Raise unless the DTensors are on ``mesh``, in equal shards of which the last may be smaller.
 
     The first tensor may also have the placement Partial.
@@ -186,47 +197,51 @@ def _require_layouts(mesh: Any, **tensors: Any) -> None:
 def _local(call: Call, like: Any, shard: Shard) -> Call:
     """The checked call for this rank's classes."""
     return call._replace(
-        targets=_columns(call.targets, like, shard, -1) if call.is_soft else _whole(call.targets),
-        class_weight=_columns(call.class_weight, like, shard, 0),
-        sample_weight=_whole(call.sample_weight),
-        denominator=_whole(call.denominator),
+        targets=class_columns(call.targets, like, shard, -1) if call.is_soft else as_whole(call.targets),
+        class_weight=class_columns(call.class_weight, like, shard, 0),
+        sample_weight=as_whole(call.sample_weight),
+        denominator=as_whole(call.denominator),
         validate=False,
     )
 
 
-def _columns(x: Any, like: Any, shard: Shard, axis: int) -> Any:
+def class_columns(x: Any, like: Any, shard: Shard, axis: int) -> Any:
     """This rank's classes of ``x``."""
     if x is None:
         return None
     if not is_sharded(x):
         return x.narrow(axis, shard.offset, shard.size)
-    return x.redistribute(like.device_mesh, [_split(axis % x.ndim)]).to_local()
+    return x.redistribute(like.device_mesh, [split(axis % x.ndim)]).to_local()
 
 
-def _whole(x: Any) -> Any:
+def as_whole(x: Any) -> Any:
     """The whole of ``x``; its gradient, whole on every rank, is redistributed to the placement of ``x``."""
-    return _gathered(x).to_local() if is_sharded(x) else x
+    return gathered(x).to_local() if is_sharded(x) else x
 
 
-def _gathered(x: Any) -> Any:
+def gathered(x: Any) -> Any:
+    """The DTensor ``x``, whole on every rank."""
     from torch.distributed.tensor import Replicate
 
     return x.redistribute(x.device_mesh, [Replicate()])
 
 
-def _replicated(loss: Tensor, like: Any) -> Tensor:
+def replicated(loss: Tensor, like: Any) -> Tensor:
+    """A loss that is the same on every rank as a DTensor, on the mesh of ``like``."""
     from torch.distributed.tensor import DTensor, Replicate
 
     return cast(Tensor, DTensor.from_local(loss, like.device_mesh, [Replicate()], run_check=False))
 
 
-def _split(axis: int) -> Any:
+def split(axis: int) -> Any:
+    """The placement of a DTensor in shards along ``axis``."""
     from torch.distributed.tensor import Shard as Split
 
     return Split(axis)
 
 
-def _is_whole(x: Any) -> bool:
+def is_whole(x: Any) -> bool:
+    """Whether a DTensor is whole on every rank."""
     return bool(x.placements[0].is_replicate())
 
 
@@ -240,7 +255,8 @@ def _gather(x: Any) -> str:
     return f'`.full_tensor(grad_placements={"" if dims == 1 else f"{dims} * "}[Partial("avg")])`'
 
 
-def _layout(name: str, expected: str, x: Any) -> NotImplementedError:
+def layout_error(name: str, expected: str, x: Any) -> NotImplementedError:
+    """The error for an ``x`` that is not a DTensor of the ``expected`` placements."""
     found = f"{x.placements} on {x.device_mesh.ndim} dimensions" if is_sharded(x) else f"a {type(x).__name__}"
     advice = (
         f"bring it there by `.redistribute`, or gather it: {_gather(x)} where each rank has its own rows "

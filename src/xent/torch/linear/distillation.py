@@ -19,7 +19,8 @@ from xent.torch.targets import as_int64, require_labels, zero_if_valid
 
 Tensor = torch.Tensor
 
-STUDENT = ("inputs", "weight", "bias")
+STUDENT = ("inputs", "weight", "bias")  # the names of the operands
+TEACHER = ("teacher_inputs", "teacher_weight", "teacher_bias")
 
 
 class Distillation(NamedTuple):
@@ -56,10 +57,10 @@ class Distillation(NamedTuple):
         """The denominator if it is a tensor."""
         return self.denominator if isinstance(self.denominator, Tensor) else None
 
-    def checked(self, names: tuple[str, str, str], **teacher: Tensor | None) -> Distillation:
+    def checked(self, name: str, **teacher: Tensor | None) -> Distillation:
         """The call with its options and factors checked, beside the tensors of the teacher.
 
-        ``names`` are the caller's for the student's operands.
+        ``name`` is the caller's for the student's inputs.
         """
         require_reduction(self.reduction)
         if self.direction not in ("forward", "reverse"):
@@ -67,13 +68,12 @@ class Distillation(NamedTuple):
                 f'`direction` must be "forward" or "reverse"; got {self.direction!r}'
             )
         spec = arguments.spec_of(ignore_index=self.ignore_index, temperature=self.temperature)
-        arguments.require_local(**dict(zip(names, self.student, strict=True)), **teacher)
         if self.sample_weight is not None:
             arguments.require_rows(self.sample_weight, self.shape, self.validate)
         if self.labels is not None:
             require_labels(self.labels, self.shape)
         factors = {"sample_weight": self.sample_weight, "labels": self.labels}
-        arguments.require_together(**{names[0]: self.student.inputs}, **teacher, **factors)
+        arguments.require_together(**{name: self.student.inputs}, **teacher, **factors)
         return self._replace(
             ignore_index=spec.ignore_index,
             temperature=spec.temperature,
@@ -124,8 +124,12 @@ class Distillation(NamedTuple):
 
     def scale(self, omega: Tensor | None) -> Any:
         """1/D of equation (4) for the factors of `row_factors`."""
-        num_rows, counted = targeting.totals(math.prod(self.shape), omega, None, torch)
-        return arguments.inverse(targeting.divisor(num_rows, counted, self.reduction, self.denominator))
+        divisor = targeting.divisor(*self.totals(omega), self.reduction, self.denominator)
+        return arguments.inverse(divisor)
+
+    def totals(self, omega: Tensor | None) -> tuple[Any, Any]:
+        """(Σ ω, number of rows with ω ≠ 0), for the factors of `row_factors`."""
+        return targeting.totals(math.prod(self.shape), omega, None, torch)
 
     def reduced(self, losses: Tensor, scale: Any) -> Tensor:
         """``losses (M,)`` in the shape of the rows, or their sum times ``scale``."""

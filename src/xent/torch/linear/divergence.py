@@ -11,10 +11,17 @@ from xent.core import head
 from xent.core.link import Link
 from xent.engine import valid_rows
 from xent.engine.chunked_projection import Gradients
-from xent.torch import devices, operators
+from xent.torch import arguments, devices, operators
 from xent.torch.linear import operators as linear_operators
 from xent.torch.linear.chunked import DERIVED, ChunkedFunction, Operands, finished
-from xent.torch.linear.distillation import CountedRows, Distillation, are_finite, counted_rows
+from xent.torch.linear.distillation import (
+    STUDENT,
+    TEACHER,
+    CountedRows,
+    Distillation,
+    are_finite,
+    counted_rows,
+)
 from xent.torch.linear.products import Chunking, linear
 
 Tensor = torch.Tensor
@@ -229,6 +236,9 @@ linear_divergences.register_autograd(
 
 def linear_kl_divergence(call: Distillation, teacher: Operands) -> Tensor:
     """The divergence of a checked call from a teacher with its inputs (..., D')."""
+    arguments.require_local(
+        **dict(zip(STUDENT, call.student, strict=True)), **dict(zip(TEACHER, teacher, strict=True))
+    )
     flat = teacher._replace(inputs=valid_rows.as_matrix(teacher.inputs))
     kl = Divergence(*flat, call.row_factors(), call.temperature, call.is_reverse, call.chunking)
     return call.loss(kl, (*flat, kl.sample_weight), divergence_sum, losses)

@@ -15,7 +15,13 @@ from xent.torch import arguments, devices, operators
 from xent.torch.linear import operators as linear_operators
 from xent.torch.linear.bins import Bins, row_bins
 from xent.torch.linear.chunked import ChunkedFunction, Operands
-from xent.torch.linear.distillation import CountedRows, Distillation, are_finite, counted_rows
+from xent.torch.linear.distillation import (
+    STUDENT,
+    CountedRows,
+    Distillation,
+    are_finite,
+    counted_rows,
+)
 from xent.torch.linear.divergence import kl_divergence
 from xent.torch.linear.products import Chunking
 from xent.torch.targets import as_int64, zero_if_valid_topk
@@ -257,6 +263,8 @@ class Teacher(NamedTuple):
 
 def linear_topk_kl_divergence(call: Distillation, teacher: Teacher) -> Tensor:
     """The divergence of a checked call from a checked teacher."""
+    tensors = {**dict(zip(STUDENT, call.student, strict=True)), **teacher._asdict()}
+    arguments.require_local(**tensors)
     kl, num_classes = teacher.divergence(call), call.student.weight.shape[0]
     teacher.require_classes(num_classes)
     entries = teacher.read_entries(call.counts(kl.sample_weight))

@@ -1,0 +1,168 @@
+"""Divergences from a teacher of DTensors over a mesh of one dimension: classes in shards, or rows."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple, cast
+
+import torch
+
+from xent.torch import arguments
+from xent.torch.distributed import divergence as sharded
+from xent.torch.distributed import dtensors
+from xent.torch.distributed.distillation import local_check
+from xent.torch.distributed.dtensor_rows import DistributedRows
+from xent.torch.distributed.dtensors import MESH, as_whole, class_columns, is_sharded
+from xent.torch.distributed.handshake import LocalCheck, plain_tensors
+from xent.torch.distributed.shards import Shard
+from xent.torch.linear import divergence, topk
+from xent.torch.linear.chunked import Operands
+from xent.torch.linear.distillation import STUDENT, TEACHER, Distillation
+from xent.torch.linear.topk import Teacher
+from xent.torch.targets import require_indices, require_log_probs, require_targets
+
+Tensor = torch.Tensor
+
+
+class TeacherTensors(NamedTuple):
+    """The tensors of a teacher by their names: those with a row for each row, and with one for each class."""
+
+    rows: Mapping[str, Any]
+    classes: Mapping[str, Any]
+    facts: Mapping[str, Any]  # its options
+
+
+def linear_kl_divergence(call: Distillation, teacher: Operands) -> Tensor:
+    """The divergence of a checked call with a DTensor for a weight: one of ``Shard(0)``, or a replicated one.
+
+    With a weight of ``Shard(0)`` the teacher's is sharded alike, and hidden states of any placement are
+    gathered. With a replicated weight the rows stay where they are.
+    """
+    by_name = dict(zip(TEACHER, teacher, strict=True))
+    rows = {TEACHER[0]: by_name.pop(TEACHER[0])}
+    shard = _agreed(call, TeacherTensors(rows, by_name, {}))
+    if shard is not None:
+        like = call.student.weight
+        own = Operands(
+            as_whole(teacher.inputs),
+            class_columns(teacher.weight, like, shard, 0),
+            class_columns(teacher.bias, like, shard, 0),
+        )
+        loss = sharded.linear_kl_divergence(_local_classes(call, shard), own, shard)
+        return dtensors.replicated(loss, like)
+
+    def of_rows(local: Distillation, layout: DistributedRows) -> Tensor:
+        weight, bias = (layout.replicated(x) for x in teacher[1:])
+        return divergence.linear_kl_divergence(
+            local, Operands(layout.local_rows(teacher.inputs), weight, bias)
+        )
+
+    return _by_rows(call, of_rows)
+
+
+def linear_topk_kl_divergence(call: Distillation, teacher: Teacher) -> Tensor:
+    """As `linear_kl_divergence`, from the entries of a checked teacher."""
+    rows = {"indices": teacher.indices, "log_probs": teacher.log_probs}
+    facts = {"tail": teacher.tail, "k": teacher.indices.shape[-1]}
+    shard = _agreed(call, TeacherTensors(rows, {}, facts))
+    if shard is not None:
+        own = Teacher(as_whole(teacher.indices), as_whole(teacher.log_probs), teacher.tail)
+        loss = sharded.linear_topk_kl_divergence(_local_classes(call, shard), own, shard)
+        return dtensors.replicated(loss, call.student.weight)
+    num_classes = call.student.weight.shape[0]
+    teacher.require_classes(num_classes)
+
+    def of_rows(local: Distillation, layout: DistributedRows) -> Tensor:
+        own = Teacher(layout.local_rows(teacher.indices), layout.local_rows(teacher.log_probs), teacher.tail)
+
+        def check() -> None:
+            indices, log_probs = own.read_entries(local.counts(local.row_factors()))
+            require_indices(indices, num_classes)
+            require_log_probs(log_probs)
+
+        if sharded.validates(call):
+            _all_agree(check, call)
+        return topk.linear_topk_kl_divergence(local, own)
+
+    return _by_rows(call, of_rows)
+
+
+def _agreed(call: Distillation, teacher: TeacherTensors) -> Shard | None:
+    """The shard of this rank if the weight is sharded, None if the rows may be; an error on all ranks."""
+    inputs, weight, bias = cast(Any, call.student)
+    operands = dict(zip(STUDENT, call.student, strict=True))
+    tensors = {**operands, **teacher.rows, **teacher.classes}
+    for name, x in tensors.items():
+        if is_sharded(x) and x.device_mesh.ndim != 1:
+            raise dtensors.layout_error(name, "Replicate(), or Shard(0)", x)
+    by_rows = is_sharded(inputs) and is_sharded(weight) and dtensors.is_whole(weight)
+    first = weight if is_sharded(weight) else inputs
+
+    def check() -> LocalCheck[None]:
+        factors = {"labels": call.labels, "sample_weight": call.sample_weight}
+        dtensors.require_layouts(first.device_mesh, **tensors, **factors, denominator=call.denominator)
+        if by_rows:
+            DistributedRows(inputs)
+        else:
+            if not is_sharded(weight) or weight.placements[0] != dtensors.split(0):
+                expected = "Shard(0), or Replicate() beside `inputs` as a DTensor"
+                raise dtensors.layout_error("weight", expected, weight)
+            for name, x in {"bias": bias, **teacher.classes}.items():
+                if x is not None and not is_sharded(x):
+                    raise arguments.ArgumentError(
+                        f"`{name}` must be a DTensor with Shard(0), as `weight` is; got a {type(x).__name__}"
+                    )
+            sharded.require_derivable(call, *teacher.rows.values(), *teacher.classes.values())
+        facts = {**teacher.rows, **teacher.classes, **teacher.facts}
+        return local_check(call, None, STUDENT, facts, plain_tensors(**teacher.rows))
+
+    _, shard = dtensors.agree_on(check, first, 0, MESH)
+    return None if by_rows else shard
+
+
+def _local_classes(call: Distillation, shard: Shard) -> Distillation:
+    """The checked call for this rank's classes."""
+    inputs, weight, bias = cast(Any, call.student)
+    student = Operands(as_whole(inputs), weight.to_local(), class_columns(bias, weight, shard, 0))
+    names = ("labels", "sample_weight", "denominator")
+    local = call._replace(student=student, **{name: as_whole(getattr(call, name)) for name in names})
+    arguments.require_rows(local.sample_weight, local.shape, call.validate)
+    return local
+
+
+def _by_rows(call: Distillation, of_rows: Callable[[Distillation, DistributedRows], Tensor]) -> Tensor:
+    """The loss of all rows; ``of_rows(local, layout)`` is that of this rank's."""
+    inputs, weight, bias = cast(Any, call.student)
+    if not DistributedRows.is_row_layout(inputs):
+        inputs = dtensors.gathered(inputs)
+    layout, denominator = DistributedRows(inputs), as_whole(call.denominator)
+    student = Operands(inputs.to_local(), layout.replicated(weight), layout.replicated(bias))
+    local = call._replace(
+        student=student,
+        labels=layout.local_rows(call.labels),
+        sample_weight=layout.local_rows(call.sample_weight),
+        denominator=denominator,
+        validate=False,
+    )
+
+    def check() -> None:
+        arguments.require_rows(local.sample_weight, local.shape, call.validate)
+        if local.labels is not None and sharded.validates(call):
+            require_targets(local.labels, weight.shape[0], call.ignore_index, "labels")
+
+    _all_agree(check, call)
+    if layout.is_all_sum(call.reduction):
+        local = local._replace(reduction="sum", denominator=None)
+    return layout.reduce_loss(
+        of_rows(local, layout), call.reduction, denominator, lambda: local.totals(local.row_factors())
+    )
+
+
+def _all_agree(check: Callable[[], None], call: Distillation) -> None:
+    """Raise the error of a ``check`` of values on all ranks."""
+
+    def local() -> LocalCheck[None]:
+        check()
+        return LocalCheck(None)
+
+    dtensors.agree_on(local, call.student.weight, 0, MESH)
