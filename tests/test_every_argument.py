@@ -85,6 +85,7 @@ BAD: dict[str, list[Any]] = {
     "axis": [*INTEGER, 7, -7, None],
     "direction": ["up", None],
     "tail": ["drop", None],
+    "want": ["lse", None, 3, (), ("text",), (None,), {"lse"}],
     "out": [[1.0], np.zeros(9), np.zeros((N, K), "f4"), "text"],
     "p": [[-0.5, 1.0], [NAN, 1.0], [1.5, 0.0], "text", Q[0] + 0j, Q[0] > 0],
     # Whatever is true or false, or nothing that can be wrong.

@@ -15,10 +15,10 @@ if TYPE_CHECKING:
         cross_entropy_with_grad,
         log_softmax,
         logsumexp,
-        row_statistics,
         softmax,
     )
     from xent.api.linear import linear_cross_entropy, linear_cross_entropy_with_grad, linear_row_statistics
+    from xent.api.row_statistics import row_statistics
     from xent.core.contract import RowStatistics
     from xent.engine.memory import release_memory
     from xent.regression.estimator import SoftmaxRegression
@@ -55,6 +55,7 @@ _MODULES = {
     "linear_cross_entropy": "api.linear",
     "linear_cross_entropy_with_grad": "api.linear",
     "linear_row_statistics": "api.linear",
+    "row_statistics": "api.row_statistics",
     "RowStatistics": "core.contract",
     "release_memory": "engine.memory",
     "SoftmaxRegression": "regression.estimator",

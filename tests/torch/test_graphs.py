@@ -13,6 +13,7 @@ from torch._dynamo.testing import CompileCounterWithBackend  # noqa: E402
 import xent  # noqa: E402
 import xent.torch as xt  # noqa: E402
 from xent.core.spec import LossSpec  # noqa: E402
+from xent.engine.row_columns import COLUMNS  # noqa: E402
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:.torch.jit:DeprecationWarning"),
@@ -50,6 +51,9 @@ LARGE = 500
 HEAD = torch.randn(LARGE, 4)
 OF_ANY_ROWS = {
     "statistics": lambda x, w, y: xt.linear_row_statistics(x, w, y, chunk_bytes=1 << 18).log_prob.sum(),
+    "all statistics": lambda x, w, y: joined(
+        xt.linear_row_statistics(x, w, y, chunk_bytes=1 << 18, softcap=3.0, want=STATISTICS)
+    ).sum(),
     "divergence": lambda x, w, y: xt.linear_kl_divergence(x, w, 2 * x, HEAD, labels=y, chunk_bytes=1 << 20),
     "top-k": lambda x, w, y: xt.linear_topk_kl_divergence(
         x, w, y[:, None], -(x[:, :1] ** 2), labels=y, ignore_index=0, chunk_bytes=1 << 18
@@ -88,8 +92,11 @@ FACTOR = torch.rand(N, T, dtype=torch.float64)
 FACTOR[0, 1] = 0
 
 
+STATISTICS = xent.RowStatistics._fields
+
+
 def joined(stats: Any) -> Any:
-    return torch.cat([c.reshape(-1) for c in stats[:3] if c is not None])
+    return torch.cat([c.reshape(-1).double() for c in stats if c is not None])
 
 
 DERIVED = {
@@ -99,6 +106,16 @@ DERIVED = {
     ),
     "statistics, shifted": (
         lambda x, w: joined(xt.linear_row_statistics(x, w, shift=1, temperature=0.7, chunk_bytes=200)),
+        "xw",
+    ),
+    "all statistics": (
+        lambda x, w, b: joined(
+            xt.linear_row_statistics(x, w, Y, bias=b, softcap=3.0, shift=1, chunk_bytes=200, want=STATISTICS)
+        ),
+        "xwb",
+    ),
+    "some statistics": (
+        lambda x, w: joined(xt.linear_row_statistics(x, w, want=("mean_logits", "log_sum_sq_probs"))),
         "xw",
     ),
     "labels": (
@@ -235,7 +252,7 @@ EACH = {
     "sequences": (lambda z, y: xt.cross_entropy(z[..., None], y[:, None]), "zy"),
     "probabilities": (lambda z, y: xt.cross_entropy(z, z.softmax(-1)), "zy"),
     "module": (xt.CrossEntropyLoss(z_loss=0.1), "zy"),
-    "statistics": (lambda z, y: xt.row_statistics(z, y).entropy.sum(), "zy"),
+    "statistics": (lambda z, y: joined(xt.row_statistics(z, y, want=STATISTICS)).sum(), "zy"),
     "projected": (lambda x, y, w: xt.linear_cross_entropy(x, w, y), "xyw"),
     "projected, weights": (
         lambda x, y, w: xt.linear_cross_entropy(x, w, y, sample_weight=x[:, 0], weight=w[:, 0] ** 2),
@@ -379,14 +396,14 @@ def operator_calls(z: Any, make: Any) -> dict[str, Any]:
     x, w, b = z, make(4, k).to(z.dtype), torch.randn(4, dtype=z.dtype)
     loss = (y, None, None, -100, LossSpec(label_smoothing=0.1).to_numbers(), None, 0, 40, None)
     teacher = (x, w, b, torch.ones(n, dtype=torch.float64), [1.0], None, False, 100, None)
-    statistics = (torch.rand(4), y, None, 0, [1.0], moving, True, 40, None)
+    statistics = (torch.rand(4), y, None, 0, [1.0], moving, " ".join(COLUMNS), 40, None)
     entries, log_probs = torch.tensor([[0, 2]]).expand(n, 2), torch.full((n, 2), -1.0)
     bins = (entries, torch.ones(n, dtype=torch.bool), [2.0], None, True, 40, None)
     topk = (entries, log_probs, columns[0], [0.0], moving[:1], False, True, 40, None)
-    some = [torch.rand(n, dtype=torch.float64) for _ in range(4)] + [y]
+    some = [torch.rand(n, dtype=torch.float64) for _ in range(6)] + [y]
     binary = (z, z.sigmoid(), None, None, LossSpec(label_smoothing=0.1, temperature=2.0).to_numbers(), None)
     return {
-        "row_stats": (*given, True),
+        "row_stats": (*given, True, True),
         "row_grad": (*given, *columns, *columns),
         "row_hvp": (z, y, v, link, moving, *columns, z),
         "row_stats_ahead": (*given, *columns[:2]),

@@ -25,8 +25,12 @@ Q, BINARY = torch.softmax(random(N, K), -1), torch.tensor([[0, 1, 1]] * N)
 OPTIONS = {"z_loss": 0.1, "softcap": 5.0}
 
 
+STATISTICS = xent.RowStatistics._fields
+
+
 def of_statistics(stats: Any) -> Any:
-    return (stats.lse**2).sum() + (stats.log_prob * stats.entropy).sum()
+    products = stats.log_prob * stats.entropy + stats.log_sum_sq_probs * stats.mean_logits
+    return (stats.lse**2 + products).sum()
 
 
 # Each of (what the logits are linear in, the rest, a temperature): the logits of x / T have temperature 1.
@@ -40,7 +44,10 @@ LOSSES = {
     "sequences": ((Z,), lambda z, t: xt.cross_entropy(z.T[None], Y[None], reduction="sum", temperature=t)),
     "a module": ((Z,), lambda z, t: xt.CrossEntropyLoss(temperature=t)(z, Y)),
     "classes last": ((Z,), lambda z, t: xent.cross_entropy(z, Y, label_smoothing=0.1, temperature=t)),
-    "row_statistics": ((Z,), lambda z, t: of_statistics(xt.row_statistics(z, Y, softcap=5.0, temperature=t))),
+    "row_statistics": (
+        (Z,),
+        lambda z, t: of_statistics(xt.row_statistics(z, Y, softcap=5.0, temperature=t, want=STATISTICS)),
+    ),
     "linear": (
         (X, B),
         lambda x, b, t: xt.linear_cross_entropy(x, W, Y, linear_bias=b, shift=1, temperature=t, **OPTIONS),
@@ -61,7 +68,9 @@ LOSSES = {
     ),
     "linear_row_statistics": (
         (X, B),
-        lambda x, b, t: of_statistics(xt.linear_row_statistics(x, W, Y, bias=b, softcap=5.0, temperature=t)),
+        lambda x, b, t: of_statistics(
+            xt.linear_row_statistics(x, W, Y, bias=b, softcap=5.0, temperature=t, want=STATISTICS)
+        ),
     ),
     "divergence": (
         (X, B, TEACHER),

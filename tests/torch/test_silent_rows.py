@@ -194,19 +194,25 @@ def binary(**options: Any) -> Loss:
     )
 
 
+STATISTICS = xent.RowStatistics._fields
+
+
 def of_statistics(stats: Any) -> Any:
-    return (stats.lse**2).sum() + (stats.log_prob * stats.entropy).sum() + stats.entropy.expm1().sum()
+    products = stats.log_prob * stats.entropy + stats.log_sum_sq_probs * stats.mean_logits
+    return (stats.lse**2 + products + stats.entropy.expm1()).sum()
 
 
 def statistics(**options: Any) -> Loss:
-    call = lambda x, y, w, _: of_statistics(xt.row_statistics(*x, y, **options))  # noqa: E731
+    call = lambda x, y, w, _: of_statistics(xt.row_statistics(*x, y, want=STATISTICS, **options))  # noqa: E731
     return Loss(call, (2 * random(N, K),), ways=("ignored",))
 
 
 def linear_statistics(**options: Any) -> Loss:
     return Loss(
         lambda x, y, w, shift: of_statistics(
-            xt.linear_row_statistics(x[0], x[1], y, bias=x[2], shift=shift, chunk_bytes=300, **options)
+            xt.linear_row_statistics(
+                x[0], x[1], y, bias=x[2], shift=shift, chunk_bytes=300, want=STATISTICS, **options
+            )
         ),
         (random(N, D), random(K, D), random(K)),
         ways=("ignored", "shifted"),

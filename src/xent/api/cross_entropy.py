@@ -6,7 +6,7 @@ from typing import Any, Unpack
 
 import numpy as np
 
-from xent.core.contract import Cotangents, RowStatistics, RowStats
+from xent.core.contract import Cotangents, RowStats
 from xent.core.link import Link
 from xent.core.spec import LossSpec, Options, as_index, require_reduction, with_options
 from xent.engine import checks, memory
@@ -256,74 +256,6 @@ class CrossEntropyLoss:
     def __repr__(self) -> str:
         options = {"reduction": self.reduction, "denominator": self.denominator} | self.options
         return f"CrossEntropyLoss({', '.join(f'{k}={v!r}' for k, v in options.items())})"
-
-
-def row_statistics(
-    logits: Any,
-    labels: Any = None,
-    *,
-    ignore_index: int = -100,
-    softcap: float | None = None,
-    temperature: float = 1.0,
-    validate: bool = True,
-) -> Any:
-    """Log-sum-exp, label log-probability, entropy (nats) and argmax of each row, in one read.
-
-    Parameters
-    ----------
-    logits : (..., K) array or torch.Tensor, as for `cross_entropy`
-    labels : (...) integers, default None
-        Without them ``log_prob`` is None. Rows whose label is ``ignore_index`` are 0 throughout.
-    ignore_index, softcap, temperature, validate
-        As for `cross_entropy`.
-
-    Returns
-    -------
-    RowStatistics
-        Named tuple of (...) arrays, of the loss's dtype; ``argmax`` is int64, the first of equals.
-
-    Raises
-    ------
-    TypeError, ValueError
-        As for `cross_entropy`.
-
-    Examples
-    --------
-    >>> import numpy as np, xent
-    >>> stats = xent.row_statistics(np.array([[0.0, 0.0]]), np.array([1]))
-    >>> stats.lse.round(4), stats.log_prob.round(4), stats.entropy.round(4), stats.argmax
-    (array([0.6931]), array([-0.6931]), array([0.6931]), array([0]))
-    """
-    if checks.is_tensor(logits):
-        from xent.torch import functional
-
-        return functional.row_statistics(
-            logits,
-            labels,
-            ignore_index=ignore_index,
-            softcap=softcap,
-            temperature=temperature,
-            validate=None if validate else False,
-        )
-    options = Options(ignore_index=ignore_index, softcap=softcap, temperature=temperature)
-    spec, _, _ = LossSpec.from_options(options)
-    z = checks.as_logits(logits)
-    want = ["lse", "entropy", "argmax"]
-    y = None
-    if labels is not None:
-        if checks.as_array(labels, "labels").dtype.kind not in "iu":
-            raise TypeError(f"`labels` must have an integer dtype; got {np.asarray(labels).dtype}")
-        y = checks.as_target(labels, z, spec, validate=validate, name="labels").labels
-        want.append("log_prob")
-    stats = registry.get("cpu").row_stats(z, y, None, spec.link, tuple(want))
-    dtype = checks.loss_dtype(z)
-    log_prob = None if y is None else stats.log_prob.astype(dtype, copy=False)
-    return RowStatistics(
-        stats.lse.astype(dtype, copy=False),
-        log_prob,
-        stats.entropy.astype(dtype, copy=False),
-        stats.argmax,
-    )
 
 
 def logsumexp(logits: Any, axis: int = -1) -> Any:

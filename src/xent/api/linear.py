@@ -5,14 +5,14 @@ Logits are computed for one chunk of rows at a time (`chunked_projection`): memo
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple, Unpack
 
 import numpy as np
 
 from xent.core import target as targeting
-from xent.core.contract import RowStatistics
 from xent.core.spec import LossSpec, Options, require_reduction, with_options
-from xent.engine import checks, valid_rows
+from xent.engine import checks, row_columns, valid_rows
 from xent.engine.chunked_projection import Projection
 from xent.kernels import registry
 
@@ -161,6 +161,7 @@ def linear_row_statistics(
     validate: bool = True,
     shift: int = 0,
     chunk_bytes: int | None = None,
+    want: Sequence[str] = row_columns.DEFAULT,
 ) -> Any:
     """`row_statistics` of the logits ``inputs @ weight.T + bias``, without the matrix of logits in memory.
 
@@ -168,7 +169,7 @@ def linear_row_statistics(
     ----------
     inputs, weight, bias, shift, chunk_bytes
         As for `linear_cross_entropy`.
-    labels, ignore_index, softcap, temperature, validate
+    labels, ignore_index, softcap, temperature, validate, want
         As for `row_statistics`. Rows that are ignored cost nothing.
 
     Returns
@@ -179,7 +180,7 @@ def linear_row_statistics(
     Raises
     ------
     TypeError, ValueError
-        As for `linear_cross_entropy`.
+        As for `linear_cross_entropy` and `row_statistics`.
 
     Examples
     --------
@@ -188,6 +189,7 @@ def linear_row_statistics(
     >>> stats.log_prob.round(4), stats.entropy.round(4)
     (array([-1.3863, -1.3863]), array([1.3863, 1.3863]))
     """
+    wanted = row_columns.require_want(want, labels)
     if checks.is_tensor(inputs):
         from xent.torch.linear import statistics as linear_statistics
 
@@ -202,33 +204,38 @@ def linear_row_statistics(
             validate=None if validate else False,
             shift=shift,
             chunk_bytes=chunk_bytes,
+            want=want,
         )
     x, w, b = _as_operands(inputs, weight, bias)
     options = Options(ignore_index=ignore_index, softcap=softcap, temperature=temperature)
     spec, _, _ = LossSpec.from_options(options)
     shape, index = valid_rows.shifted_rows(x.shape[:-1], shift, np, x.device)
-    y = None
+    y = by_row = None
     if labels is not None:
         array = checks.as_array(labels, "labels")
         if array.dtype.kind not in "iu":
             raise TypeError(f"`labels` must have an integer dtype; got {array.dtype}")
         checks.is_labels(array, (*x.shape[:-1], w.shape[0]), "labels")
         y, ignored = checks.as_labels(array, w.shape[0], ignore_index, validate, "labels")
+        by_row = y if ignored is None else np.where(ignored, -1, y)
+        by_row = valid_rows.flatten_rows(by_row, shift).reshape(shape)
         index, (y,) = valid_rows.select_rows(
             valid_rows.flatten_rows(ignored, shift), None, index, (valid_rows.flatten_rows(y, shift),), np
         )
-    link = spec.link
+    names, dtype = row_columns.column_names(wanted), checks.loss_dtype(x)
+
+    def as_dtype(column: Array) -> Array:
+        return column.astype(dtype, copy=False)
 
     def chunk_stats(logits: Array, part: slice, dcolumns: Any) -> tuple[tuple[Array, ...], Any]:
-        want = ("lse", "log_prob", "entropy", "argmax") if y is not None else ("lse", "entropy", "argmax")
-        stats = registry.get("cpu").row_stats(logits, None if y is None else y[part], None, link, want)
-        return tuple(getattr(stats, name) for name in want), None
+        labels = None if y is None else y[part]
+        kernel = registry.get("cpu").row_stats
+        with np.errstate(invalid="ignore"):  # of infinite logits
+            return row_columns.columns(kernel, logits, labels, None, spec.link, names, as_dtype, np), None
 
     columns, _ = Projection(valid_rows.as_matrix(x), w, b, index, chunk_bytes).sweep(chunk_stats)
-    lse, *log_prob, entropy, argmax = (valid_rows.unflatten_rows(c, x.shape[:-1], shape) for c in columns)
-    dtype = checks.loss_dtype(x)
-    by_label = log_prob[0].astype(dtype) if log_prob else None
-    return RowStatistics(lse.astype(dtype), by_label, entropy.astype(dtype), argmax)
+    unflat = (valid_rows.unflatten_rows(c, x.shape[:-1], shape) for c in columns)
+    return row_columns.collect(dict(zip(names, unflat, strict=True)), wanted, by_row, as_dtype)
 
 
 class _LinearProblem:

@@ -27,12 +27,15 @@ class RowStats(NamedTuple):
 
 
 class RowStatistics(NamedTuple):
-    """Per row: logsumexp, log-probability of the label (None without labels), entropy, argmax."""
+    """What users ask for of each row; None for a field that was not wanted."""
 
-    lse: Array
-    log_prob: Array | None
-    entropy: Array
-    argmax: Array
+    lse: Array = None  # l = logsumexp(u)
+    log_prob: Array = None  # x = log p_y
+    entropy: Array = None  # −⟨p, log p⟩
+    argmax: Array = None  # the first class of the largest logit
+    log_sum_sq_probs: Array = None  # log Σ p²
+    mean_logits: Array = None  # Σ u / K
+    is_top1: Array = None  # whether the label is the argmax
 
 
 class Cotangents(NamedTuple):

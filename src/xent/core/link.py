@@ -16,6 +16,10 @@ class Link(NamedTuple):
     temperature: float = 1.0
     softcap: float | None = None
 
+    def doubled(self) -> Link:
+        """The link 2φ."""
+        return Link(self.temperature / 2.0, None if self.softcap is None else 2.0 * self.softcap)
+
     def value(self, z: Array, xp: Any) -> Array:
         """φ(z)."""
         if self.softcap is None:

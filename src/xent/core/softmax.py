@@ -24,17 +24,15 @@ class Softmax:
         self.xp, self.link, self.labels = xp, link, labels
         self.is_read: Array = None
         if labels is not None:
-            # The logits of rows that are not read are replaced: their derivative could be 0·NaN.
             self.is_read = labels >= 0
             in_range = self.is_read & (labels < logits.shape[-1])
-            logits = xp.where(in_range[..., None], logits, xp.where(self.is_read, xp.nan, 0.0)[..., None])
             self.index = xp.where(in_range, labels, 0)[..., None]
             if dense is not None and dense.ndim > 1:
                 dense = xp.where(self.is_read[..., None], dense, 0.0)
-        self.logits = logits
+        self.logits = read_logits(logits, labels, xp)
         self.dense = dense
         self.dense_sum: Array = None if dense is None else dense.sum(-1)[..., None]  # V (..., 1)
-        self.log_p = self._log_softmax(link.value(logits, xp))
+        self.log_p = self._log_softmax(link.value(self.logits, xp))
         self.p = xp.exp(self.log_p)
 
     # The statistics: docs/maths.md, 1.
@@ -90,12 +88,9 @@ class Softmax:
         return rho, dx, ds
 
     def entropy_grad(self, dentropy: Array) -> Array:
-        """Gradient of the entropy: −φ' ∘ p ∘ (log p + entropy)."""
-        xp = self.xp
-        entropy = self.entropy()[..., None]
-        log_p = xp.where(self.p == 0, 0.0, self.log_p)
-        product = self.link.slope(self.logits, xp) * self.p * (log_p + entropy)
-        return self._mask_rows(multiply(-dentropy[..., None], product, xp))
+        """Gradient of the entropy, (26): −φ' ∘ p ∘ (log p + entropy)."""
+        slope = self.link.slope(self.logits, self.xp)
+        return self._mask_rows(entropy_grad(self.p, self.log_p, self.entropy(), slope, dentropy, self.xp))
 
     def entropy_jvp(self, vector: Array) -> Array:
         """Tangent of the entropy along ``vector``."""
@@ -195,6 +190,43 @@ class Softmax:
     def _mask_rows(self, x: Array) -> Array:
         """``x (..., K)`` with 0 in rows that are not read."""
         return x if self.is_read is None else self.xp.where(self.is_read[..., None], x, 0.0)
+
+
+def read_logits(logits: Array, labels: Array, xp: Any) -> Array:
+    """The logits with 0 in rows of a negative label, whose derivative could be 0·NaN, and NaN for one ≥ K."""
+    if labels is None:
+        return logits
+    in_range = (labels >= 0) & (labels < logits.shape[-1])
+    return xp.where(in_range[..., None], logits, xp.where(labels < 0, 0.0, xp.nan)[..., None])
+
+
+def mean_logits(logits: Array, labels: Array, link: Link, xp: Any) -> Array:
+    """Σ u / K (...) in float64, of logits in float32 or float64; without classes 0."""
+    num_classes = logits.shape[-1]
+    if link.softcap is None:  # without a copy of the logits
+        row_sum = xp.sum(logits, -1) / link.temperature
+    else:
+        row_sum = xp.sum(link.value(read_logits(logits, labels, xp), xp), -1)
+    mean = xp.sum(row_sum[..., None], -1, dtype=xp.float64) / max(1, num_classes)
+    if labels is None:
+        return mean
+    return xp.where(labels < 0, 0.0, xp.where(labels < num_classes, mean, xp.nan))
+
+
+def mean_logits_grad(logits: Array, labels: Array, link: Link, dmean: Array, xp: Any) -> Array:
+    """Gradient of the mean, (26), times ``dmean``: (..., K), or (..., 1) if it is that of every class."""
+    if labels is not None:
+        dmean = xp.where(labels < 0, 0.0, dmean)
+    column = dmean[..., None] / max(1, logits.shape[-1])
+    if link.softcap is None:
+        return column * link.slope(logits, xp)
+    return multiply(column, link.slope(logits, xp), xp)
+
+
+def entropy_grad(p: Array, log_p: Array, entropy: Array, slope: Array, dentropy: Array, xp: Any) -> Array:
+    """Gradient of the entropy, (26), times ``dentropy``; ``slope`` is φ'."""
+    product = slope * p * (xp.where(p == 0, 0.0, log_p) + entropy[..., None])
+    return multiply(-dentropy[..., None], product, xp)
 
 
 def bracket(cotangents: Cotangents, p: Array, label_residual: Array, dense_residual: Array) -> Array:

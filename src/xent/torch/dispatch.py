@@ -1,4 +1,4 @@
-"""Dispatch of every loss: DTensors go to `distributed`, other tensors to `dense` or `linear`."""
+"""Dispatch of losses and statistics: DTensors go to `distributed`, other tensors to `dense` or `linear`."""
 
 from __future__ import annotations
 
@@ -7,12 +7,14 @@ from typing import Any, NoReturn
 
 import torch
 
+from xent.core.contract import RowStatistics
 from xent.torch import dense, modes
 from xent.torch.arguments import Call
-from xent.torch.linear import divergence, topk
+from xent.torch.linear import divergence, row_stats, topk
 from xent.torch.linear import loss as linear_loss
 from xent.torch.linear.chunked import Operands
 from xent.torch.linear.distillation import Distillation
+from xent.torch.linear.row_stats import Request
 from xent.torch.linear.rows import Chunks
 from xent.torch.linear.topk import Teacher
 
@@ -35,6 +37,15 @@ def linear_cross_entropy(operands: Operands, call: Call, chunks: Chunks) -> Tens
 
         return dtensors.linear_cross_entropy(operands, call, chunks)
     return linear_loss.linear_cross_entropy(operands, call, chunks)
+
+
+def linear_row_statistics(operands: Operands, request: Request) -> RowStatistics:
+    """The row statistics of a linear layer, whole or split over processes."""
+    if _is_sharded(*operands[:2]):
+        from xent.torch.distributed import dtensor_statistics
+
+        return dtensor_statistics.linear_row_statistics(operands, request)
+    return row_stats.linear_row_statistics(operands, request)
 
 
 def linear_kl_divergence(call: Distillation, teacher: Operands) -> Tensor:

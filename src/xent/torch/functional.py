@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any, Unpack
 
@@ -9,6 +10,7 @@ import torch
 
 from xent.core.contract import RowStatistics
 from xent.core.spec import ExtraOptions, with_options
+from xent.engine import row_columns
 from xent.torch import arguments, devices, dispatch, statistics
 from xent.torch.arguments import Call
 from xent.torch.linear import loss as linear_loss
@@ -218,6 +220,7 @@ def row_statistics(
     softcap: float | None = None,
     temperature: float = 1.0,
     validate: bool | None = None,
+    want: Sequence[str] = row_columns.DEFAULT,
 ) -> RowStatistics:
     """Log-sum-exp, label log-probability, entropy and argmax of each row: `xent.row_statistics`, derivable.
 
@@ -229,11 +232,14 @@ def row_statistics(
         Without them ``log_prob`` is None. Rows whose label is ``ignore_index`` are 0 throughout.
     validate : bool, default None
         As for `cross_entropy`. Without it a label out of range gives NaN.
+    want
+        As for `xent.row_statistics`. ``argmax`` and ``is_top1`` have no derivatives.
 
     Returns
     -------
     RowStatistics
-        (...) tensors in nats, float64 for float64 logits and float32 for all others; ``argmax`` is int64.
+        (...) tensors in nats, float64 for float64 logits and float32 for all others; ``argmax`` is int64 and
+        ``is_top1`` bool. None for what is not wanted.
 
     Examples
     --------
@@ -244,6 +250,7 @@ def row_statistics(
     >>> z.grad
     tensor([[-0.5000,  0.5000]])
     """
+    wanted = row_columns.require_want(want, labels)
     number, logits = divided(temperature, logits)
     spec = arguments.spec_of(ignore_index=ignore_index, softcap=softcap, temperature=number)
     arguments.require_tensor(logits, "logits")
@@ -254,13 +261,12 @@ def row_statistics(
         require_labels(labels, logits.shape[:-1])
         zero = zero_if_valid(labels, logits.shape[-1], spec.ignore_index, "labels", validate)
         labels = kernel_labels(labels, logits.shape[-1], spec.ignore_index)
-    stats = statistics.row_stats(logits, labels, None, spec.link, full=True)
-    if zero is not None:
-        stats = stats._replace(lse=stats.lse + zero, log_prob=stats.log_prob + zero)
-    dtype = devices.loss_dtype(logits)
-    return RowStatistics(
-        stats.lse.to(dtype),
-        None if labels is None else stats.log_prob.to(dtype),
-        stats.entropy.to(dtype),
-        stats.argmax,
+    names = row_columns.column_names(wanted)
+    columns = row_columns.columns(
+        statistics.row_stats, logits, labels, None, spec.link, names, devices.widened, torch
     )
+    if zero is not None:
+        columns = tuple(column + zero.to(column.dtype) for column in columns)
+    found = dict(zip(names, columns, strict=True))
+    dtype = devices.loss_dtype(logits)
+    return row_columns.collect(found, wanted, labels, lambda column: column.to(dtype))

@@ -54,10 +54,11 @@ def row_stats(
     dense: Tensor | None,
     link: Sequence[float],
     moving: Tensor | None,
-    full: bool,
+    entropy: bool,
+    argmax: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """(lse, log_prob, dense_log_prob, mass) and, if ``full``, (entropy, argmax)."""
-    want = fields(labels, dense, full)
+    """(lse, log_prob, dense_log_prob, mass, entropy, argmax); the last two only where they are wanted."""
+    want = fields(labels, dense, entropy, argmax)
     stats = devices.row_stats(logits, labels, dense, Link(*as_floats(link, moving)), want)
     return tuple(column(logits, False) if s is None else s for s in stats)  # type: ignore[return-value]
 
@@ -69,20 +70,22 @@ def _(
     dense: Tensor | None,
     link: Sequence[float],
     moving: Tensor | None,
-    full: bool,
+    entropy: bool,
+    argmax: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    *columns, argmax = (column(logits, is_present) for is_present in _presence(labels, dense, full))
-    return (*columns, argmax.long() if full else argmax)  # type: ignore[return-value]
+    *columns, last = (column(logits, is_present) for is_present in presence(labels, dense, entropy, argmax))
+    return (*columns, last.long() if argmax else last)  # type: ignore[return-value]
 
 
-def fields(labels: Tensor | None, dense: Tensor | None, full: bool) -> tuple[str, ...]:
+def fields(labels: Tensor | None, dense: Tensor | None, entropy: bool, argmax: bool) -> tuple[str, ...]:
     """The names of the statistics that these arguments allow."""
-    present = _presence(labels, dense, full)
+    present = presence(labels, dense, entropy, argmax)
     return tuple(name for name, is_present in zip(RowStats._fields, present, strict=True) if is_present)
 
 
-def _presence(labels: Tensor | None, dense: Tensor | None, full: bool) -> tuple[bool, ...]:
-    return True, labels is not None, dense is not None, dense is not None, full, full
+def presence(labels: Any, dense: Any, entropy: bool, argmax: bool) -> tuple[bool, ...]:
+    """Whether each of `RowStats` is there."""
+    return True, labels is not None, dense is not None, dense is not None, entropy, argmax
 
 
 def column(logits: Tensor, is_present: bool) -> Tensor:

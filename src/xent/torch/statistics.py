@@ -20,17 +20,18 @@ Tensor = torch.Tensor
 
 
 def row_stats(
-    logits: Tensor, labels: Tensor | None, dense: Tensor | None, link: Link, full: bool = False
+    logits: Tensor, labels: Tensor | None, dense: Tensor | None, link: Link, want: tuple[str, ...] = ()
 ) -> RowStats:
-    """The float64 `RowStats`, derivable in the logits; entropy and argmax only if ``full``.
+    """The float64 `RowStats`, derivable in the logits; entropy and argmax only if ``want`` names them.
 
     They are also derivable in ``dense`` if it requires gradients, by PyTorch operations.
     """
+    passes = "entropy" in want, "argmax" in want
     if _needs_formulas():
-        return Softmax(logits.double(), labels, dense, link).stats(operators.fields(labels, dense, full))
+        return Softmax(logits.double(), labels, dense, link).stats(operators.fields(labels, dense, *passes))
     constant = None if dense is None else dense.detach()
     apply = operators.row_stats if modes.is_graphed() else _Statistics.apply
-    stats = RowStats(*apply(logits, labels, constant, *operators.link_numbers(link, logits.device), full))
+    stats = RowStats(*apply(logits, labels, constant, *operators.link_numbers(link, logits.device), *passes))
     sigma, mass = stats.dense_log_prob, stats.mass
     if dense is not None and modes.is_derived(dense):
         derived = Softmax(logits.to(dense.dtype), labels, dense, link).stats(("dense_log_prob", "mass"))
@@ -40,8 +41,8 @@ def row_stats(
         None if labels is None else stats.log_prob,
         None if dense is None else sigma,
         None if dense is None else mass,
-        stats.entropy if full else None,
-        stats.argmax if full else None,
+        stats.entropy if passes[0] else None,
+        stats.argmax if passes[1] else None,
     )
 
 
@@ -63,7 +64,7 @@ class _Statistics(Function):
 
     @staticmethod
     def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
-        logits, labels, dense, ctx.link, moving, ctx.full = inputs
+        logits, labels, dense, ctx.link, moving, ctx.has_entropy, _ = inputs
         lse, log_prob, _, mass, _, argmax = output
         ctx.save_for_backward(logits, labels, dense, moving, lse, log_prob, mass)
         ctx.save_for_forward(logits, labels, dense)
@@ -79,18 +80,18 @@ class _Statistics(Function):
         softmax = Softmax(logits, labels, dense, Link(*ctx.link))
         dl, dx, ds = (d.double() for d in softmax.jvp(tangent))
         none = dl.new_zeros(0)
-        dentropy = softmax.entropy_jvp(tangent).double() if ctx.full else none
+        dentropy = softmax.entropy_jvp(tangent).double() if ctx.has_entropy else none
         return dl, none if labels is None else dx, none if dense is None else ds, None, dentropy, None
 
     @staticmethod
     def vmap(info: Any, in_dims: Any, *inputs: Any) -> Any:
-        logits, labels, dense, link, moving, full = inputs
+        logits, labels, dense, link, moving, *passes = inputs
         logits, labels, dense = _batched(info.batch_size, in_dims, logits, labels, dense)
-        *stats, entropy, argmax = _Statistics.apply(logits, labels, dense, link, moving, full)
+        stats = list(_Statistics.apply(logits, labels, dense, link, moving, *passes))
         if dense is not None and dense.ndim == 1:
             stats[3] = stats[3].expand(stats[0].shape)
-        present = (True, labels is not None, dense is not None, dense is not None, full, full)
-        return (*stats, entropy, argmax), tuple(0 if p else None for p in present)
+        present = operators.presence(labels, dense, *passes)
+        return tuple(stats), tuple(0 if p else None for p in present)
 
 
 def _backward(ctx: Any, gradient: Any, *grads: Tensor) -> Any:
@@ -100,11 +101,11 @@ def _backward(ctx: Any, gradient: Any, *grads: Tensor) -> Any:
     none = torch.zeros_like(dl)
     coefficients = (dl, none if labels is None else dx, none if dense is None else ds)
     dlogits = gradient(logits, labels, dense, ctx.link, moving, *stats, *coefficients)
-    if ctx.full:
+    if ctx.has_entropy:
         link = Link(*(ctx.link if moving is None else moving.unbind()))
         softmax = Softmax(logits, labels, dense, link)
         dlogits = dlogits + softmax.entropy_grad(dentropy).to(dlogits.dtype)
-    return dlogits, None, None, None, None, None
+    return dlogits, *([None] * 6)
 
 
 class _Gradient(Function):

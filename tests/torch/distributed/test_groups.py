@@ -271,7 +271,6 @@ def rows_of_tensors_in_shards() -> None:
                     torch.testing.assert_close(mine.grad.full_tensor(), own.grad, rtol=1e-11, atol=1e-15)
     for call in (
         lambda: xt.row_statistics(deal(leaf(x), Shard(0))),
-        lambda: xt.linear_row_statistics(leaf(x), head),
         lambda: xt.linear_kl_divergence(leaf(x), leaf(w), leaf(x), head),
     ):
         with pytest.raises(NotImplementedError, match=r"must be a tensor of this rank; got a DTensor"):

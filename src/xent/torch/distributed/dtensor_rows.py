@@ -78,6 +78,10 @@ class DistributedRows:
             loss_sum = loss_sum * arguments.inverse(divisor)
         return self._as_dtensor(loss_sum, Replicate(), ())
 
+    def by_row(self, column: Tensor) -> Any:
+        """A column of this rank's rows as a DTensor."""
+        return self._as_dtensor(column, self.placement, self.shape)
+
     def is_all_sum(self, reduction: str) -> bool:
         """Whether the loss is a sum over the ranks."""
         return isinstance(self.placement, Shard) and reduction != "none"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import sys
+from collections.abc import Sequence
 from functools import partial
 from typing import Any, cast
 
@@ -93,11 +94,7 @@ def linear_cross_entropy(operands: Operands, call: Call, chunks: Chunks) -> Tens
     operand_names = linear_loss.OPERANDS if names == arguments.TORCH else ("inputs", "weight", "bias")
     inputs, linear_weight, bias = cast(Any, operands)
     inputs_name, weight_name, bias_name = operand_names
-    for operand_name, x in zip(operand_names, operands, strict=True):
-        if is_sharded(x) and cast(Any, x).device_mesh.ndim != 1:
-            raise layout_error(operand_name, "Replicate(), or Shard(0)", x)
-    first = linear_weight if is_sharded(linear_weight) else inputs
-    by_rows = is_sharded(inputs) and is_sharded(linear_weight) and is_whole(linear_weight)
+    first, by_rows = first_and_by_rows(operands, operand_names)
 
     def check() -> LocalCheck[Call]:
         chunking.checked(inputs)
@@ -108,16 +105,7 @@ def linear_cross_entropy(operands: Operands, call: Call, chunks: Chunks) -> Tens
         facts |= {"shift": shift, **chunking._asdict(), **call_facts(own)}
         tensors = plain_tensors(**own.by_name, **{bias_name: bias})
         if not by_rows:
-            if not is_sharded(linear_weight) or linear_weight.placements[0] != split(0):
-                raise layout_error(
-                    weight_name,
-                    f"Shard(0), or Replicate() beside `{inputs_name}` as a DTensor",
-                    linear_weight,
-                )
-            if bias is not None and not is_sharded(bias):
-                raise ValueError(
-                    f"`{bias_name}` must be a DTensor with Shard(0), as `{weight_name}` is; got a Tensor"
-                )
+            require_class_shards(operands, operand_names)
             require_derivable(own)
             if not is_sharded(inputs):
                 tensors[inputs_name] = row_checksums(own, inputs, shift)
@@ -126,14 +114,8 @@ def linear_cross_entropy(operands: Operands, call: Call, chunks: Chunks) -> Tens
         require_values(own, linear_weight.shape[0])
         return LocalCheck(own, math.prod(inputs.shape[:-1]), facts, tensors)
 
-    advice = MESH.advice
-    if not by_rows:
-        advice = (
-            f": beside a sharded `{weight_name}` a plain `{inputs_name}` is whole. Where each rank has its "
-            f"own rows (data parallelism, FSDP), gather `{weight_name}` by {_gather(first)}, or give "
-            f"`{inputs_name}` and `{names.targets}` as DTensors"
-        )
-    call, shard = agree_on(check, first, 0, MESH._replace(advice=advice))
+    mesh = MESH if by_rows else mesh_of_classes(first, inputs_name, weight_name, names.targets)
+    call, shard = agree_on(check, first, 0, mesh)
     if not by_rows:
         columns = class_columns(bias, linear_weight, shard, 0)
         local = Operands(as_whole(inputs), linear_weight.to_local(), columns)
@@ -152,6 +134,37 @@ def linear_cross_entropy(operands: Operands, call: Call, chunks: Chunks) -> Tens
         sample_weight=None if sample_weight is None else sample_weight[..., shift:],
     )
     return _reduced(rows, loss, call, counted, linear_weight.shape[0])
+
+
+def first_and_by_rows(operands: Operands, names: Sequence[str]) -> tuple[Any, bool]:
+    """(a DTensor on the mesh of all, whether the weight is whole and the rows stay where they are)."""
+    for name, x in zip(names, operands, strict=True):
+        if is_sharded(x) and cast(Any, x).device_mesh.ndim != 1:
+            raise layout_error(name, "Replicate(), or Shard(0)", x)
+    inputs, weight, _ = operands
+    first = weight if is_sharded(weight) else inputs
+    return first, is_sharded(inputs) and is_sharded(weight) and is_whole(weight)
+
+
+def require_class_shards(operands: Operands, names: Sequence[str]) -> None:
+    """Raise unless the weight is a DTensor of ``Shard(0)``, and a bias is one too."""
+    (inputs_name, weight_name, bias_name), (_, weight, bias) = names, cast(Any, operands)
+    if not is_sharded(weight) or weight.placements[0] != split(0):
+        expected = f"Shard(0), or Replicate() beside `{inputs_name}` as a DTensor"
+        raise layout_error(weight_name, expected, weight)
+    if bias is not None and not is_sharded(bias):
+        raise ValueError(
+            f"`{bias_name}` must be a DTensor with Shard(0), as `{weight_name}` is; got a Tensor"
+        )
+
+
+def mesh_of_classes(weight: Any, inputs_name: str, weight_name: str, targets_name: str) -> RankGroup:
+    """The mesh, with advice for a caller whose plain tensors differ between ranks."""
+    return MESH._replace(
+        advice=f": beside a sharded `{weight_name}` a plain `{inputs_name}` is whole. Where each rank has "
+        f"its own rows (data parallelism, FSDP), gather `{weight_name}` by {_gather(weight)}, or give "
+        f"`{inputs_name}` and `{targets_name}` as DTensors"
+    )
 
 
 def _reduced(rows: DistributedRows, loss: Tensor, call: Call, local: Call, num_classes: int) -> Tensor:

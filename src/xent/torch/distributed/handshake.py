@@ -153,16 +153,22 @@ def shared_tensors(call: Call) -> dict[str, Tensor]:
 
 def row_checksums(call: Call, inputs: Tensor, shift: int) -> Tensor:
     """Checksums (R,) of the rows of ``inputs``, 0 for rows that do not count."""
-    _, row_index = valid_rows.shifted_rows(inputs.shape[:-1], shift, torch, inputs.device)
-    sums = checksum(valid_rows.as_matrix(inputs))
-    sums = sums if row_index is None else sums[row_index]
     whole = plain_tensors(labels=call.targets, sample_weight=call.sample_weight)
-    if "labels" in whole and not call.is_soft:
-        ignored = as_int64(valid_rows.flatten_rows(call.targets, shift)) == call.spec.ignore_index
-        sums = torch.where(ignored, 0, sums)
+    labels = None if call.is_soft else whole.get("labels")
+    sums = input_checksums(inputs, shift, labels, call.spec.ignore_index)
     if "sample_weight" in whole:
         sums = torch.where(valid_rows.flatten_rows(call.sample_weight, shift) == 0, 0, sums)
     return sums
+
+
+def input_checksums(inputs: Tensor, shift: int, labels: Tensor | None, ignore_index: int) -> Tensor:
+    """Checksums (R,) of the rows of ``inputs``, 0 for those that ``labels`` ignore."""
+    _, row_index = valid_rows.shifted_rows(inputs.shape[:-1], shift, torch, inputs.device)
+    sums = checksum(valid_rows.as_matrix(inputs))
+    sums = sums if row_index is None else sums[row_index]
+    if labels is None:
+        return sums
+    return torch.where(as_int64(valid_rows.flatten_rows(labels, shift)) == ignore_index, 0, sums)
 
 
 def _fingerprint(x: Tensor) -> Tensor:

@@ -136,7 +136,7 @@ class _Losses(Function):
 
     @staticmethod
     def backward(ctx: Any, dlosses: Tensor) -> Any:
-        _require_first_order()
+        require_first_order()
         operands = ctx.saved_tensors  # raises if they were written since
         with torch.autocast(operands[0].device.type, enabled=False):
             gradients = ctx.layer.gradients(
@@ -161,7 +161,7 @@ class _LossSum(Function):
 
     @staticmethod
     def backward(ctx: Any, dtotal: Tensor) -> Any:
-        _require_first_order()
+        require_first_order()
         operands = ctx.saved_tensors  # raises if they were written since
         if ctx.ready:
             gradients = ctx.ready.pop()
@@ -171,10 +171,11 @@ class _LossSum(Function):
         return None, None, None, None, *chunked.finished(gradients, Operands(*operands), dtotal)
 
 
-def _require_first_order() -> None:
+def require_first_order() -> None:
+    """Raise in a backward that is derived again."""
     if torch.is_grad_enabled():
         raise NotImplementedError(
-            "a loss whose classes are split over processes is derivable once: `create_graph` must be False"
+            "what is computed of classes split over processes is derivable once: `create_graph` must be False"
         )
 
 

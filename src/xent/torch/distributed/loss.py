@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Any, Unpack, cast
+from typing import Any, TypeVar, Unpack, cast
 
 import torch
 
@@ -31,6 +31,7 @@ from xent.torch.linear.rows import Chunks
 from xent.torch.targets import kernel_labels, require_labels, require_targets
 
 Tensor = torch.Tensor
+T = TypeVar("T")
 
 NAMES = Names("logits_shard", "labels", "weight")
 GROUP = RankGroup("`group`", ": the ranks of `group` share the rows, and have classes of their own")
@@ -333,6 +334,6 @@ def size_and_device(shard: Any, axis: int) -> tuple[int, torch.device]:
     return shard.shape[axis] if shard.ndim else 0, shard.device
 
 
-def outside_graphs(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
+def outside_graphs(function: Callable[..., T]) -> Callable[..., T]:
     """``function``, excluded from compilation: a compiled graph calls it eagerly."""
     return torch.compiler.disable(function) if torch.compiler.is_compiling() else function

@@ -114,11 +114,11 @@ class ShardRows:
         q = targeting.smoothed(q, self.shard.num_classes, self.spec)
         return q if self.class_weight is None else q * self.class_weight
 
-    def stats(self, logits: Tensor) -> RowStats:
-        """Statistics over the classes of this rank: (lse, log_prob, dense_log_prob, mass)."""
+    def stats(self, logits: Tensor, others: tuple[str, ...] = ()) -> RowStats:
+        """Statistics over the classes of this rank: (lse, log_prob, dense_log_prob, mass), and ``others``."""
         dense = self.dense(logits)
         names = ("log_prob", self.labels), ("dense_log_prob", dense), ("mass", dense)
-        want = ("lse", *(name for name, source in names if source is not None))
+        want = ("lse", *(name for name, source in names if source is not None), *others)
         stats = devices.row_stats(logits, self.read, dense, self.link, want)
         return stats._replace(lse=devices.lse_or_empty(logits, stats.lse))
 
@@ -172,7 +172,7 @@ class ShardRows:
             shifted = torch.where(gap == -torch.inf, -torch.inf, local.dense_log_prob + mass * gap)
             columns["dense_log_prob"] = torch.where(mass == 0, 0.0, shifted)
             columns["mass"] = mass
-        whole = self._all_sum(columns)
+        whole = self.all_sum(columns)
         log_norm = torch.log1p(whole["rest"] + (whole["tops"] - 1.0))
         stats = RowStats(lse=self._read(top + log_norm))
         if mass is not None:
@@ -214,7 +214,7 @@ class ShardRows:
         """``column`` with 0 in rows that are not read, as in the kernels."""
         return column if self.labels is None else torch.where(self.labels < 0, 0.0, column)
 
-    def _all_sum(self, columns: dict[str, Tensor]) -> dict[str, Tensor]:
+    def all_sum(self, columns: dict[str, Tensor]) -> dict[str, Tensor]:
         """The columns summed over the group, by one all-reduce."""
         whole = torch.cat([c.reshape(-1) for c in columns.values()])
         self.shard.reduce(whole)

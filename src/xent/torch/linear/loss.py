@@ -6,6 +6,7 @@ import torch
 
 from xent.core import head
 from xent.core import target as targeting
+from xent.core.contract import RowStats
 from xent.core.spec import as_index
 from xent.engine import valid_rows
 from xent.torch import arguments, devices, modes
@@ -118,7 +119,10 @@ def _derived_losses(operands: Operands, program: LossProgram, shape: tuple[int, 
         t = targeting.from_labels(y, y < 0, num_classes, factors, omega, spec, torch)
     is_learnt = modes.are_derived(class_weight, sample_weight)
     t = mask_silent_rows(t, spec, operands.inputs.isfinite().all(-1) if is_learnt else None)
-    stats = row_stats.row_stats(operands, t.labels, t.dense, counts, shift, spec.link, False, chunking)
+    sources = {"log_prob": t.labels, "dense_log_prob": t.dense}
+    names = ("lse", *(name for name, source in sources.items() if source is not None))
+    columns = row_stats.row_stats(operands, t.labels, t.dense, counts, shift, spec.link, names, chunking)
+    stats = RowStats(**dict(zip(names, columns, strict=True)))
     return head.row_losses(stats, t, spec, torch)
 
 

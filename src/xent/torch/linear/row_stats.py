@@ -2,27 +2,97 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple, cast
 
 import torch
 
-from xent.core import head
-from xent.core.contract import Cotangents, RowStats
+from xent.core import head, softmax
+from xent.core.contract import Cotangents, RowStatistics, RowStats
 from xent.core.link import Link
-from xent.engine import valid_rows
-from xent.torch import devices, modes, operators, statistics
+from xent.core.spec import LossSpec
+from xent.engine import row_columns, valid_rows
+from xent.torch import arguments, devices, modes, operators, statistics
+from xent.torch.linear import chunked
 from xent.torch.linear import operators as linear_operators
 from xent.torch.linear.chunked import DERIVED, ChunkedFunction, Operands, finished
 from xent.torch.linear.products import Chunking
 from xent.torch.softmax_derivatives import Softmax
+from xent.torch.targets import kernel_labels, require_labels, zero_if_valid
 
 Tensor = torch.Tensor
 
 SCHEMA = (
     "Tensor x, Tensor w, Tensor? b, Tensor? dense, Tensor? labels, Tensor? counts, SymInt shift, "
-    f"float[] link, Tensor? moving, bool full, {linear_operators.CHUNKING}"
+    f"float[] link, Tensor? moving, str names, {linear_operators.CHUNKING}"
 )
+
+OPERANDS = ("inputs", "weight", "bias")
+
+
+class Request(NamedTuple):
+    """The arguments of row statistics, except the operands of the layer."""
+
+    labels: Tensor | None
+    spec: LossSpec
+    wanted: tuple[str, ...]
+    shift: int
+    chunking: Chunking
+    validate: bool | None
+
+    def checked(self, inputs: Tensor, name: str = OPERANDS[0]) -> Request:
+        """Itself with defaults filled in, checked against ``inputs (..., D)``, but for the labels' values."""
+        valid_rows.shifted_rows(inputs.shape[:-1], self.shift, torch, inputs.device)
+        if self.labels is not None:
+            require_labels(self.labels, inputs.shape[:-1])
+            arguments.require_together(**{name: inputs}, labels=self.labels)
+        return self._replace(chunking=self.chunking.checked(inputs))
+
+    def collect(self, columns: tuple[Tensor, ...], inputs: Tensor, num_classes: int) -> RowStatistics:
+        """The statistics from their columns (M,), of the rows of ``inputs (..., D)``."""
+        shape = inputs.shape[:-1]
+        loss_shape, _ = valid_rows.shifted_rows(shape, self.shift, torch, inputs.device)
+        by_row = (valid_rows.unflatten_rows(column, shape, loss_shape) for column in columns)
+        found = dict(zip(row_columns.column_names(self.wanted), by_row, strict=True))
+        labels, dtype = self.labels, devices.loss_dtype(inputs)
+        if labels is not None:
+            labels = labels[..., self.shift :] if self.shift else labels
+            labels = kernel_labels(labels, num_classes, self.spec.ignore_index)
+        return row_columns.collect(found, self.wanted, labels, lambda column: column.to(dtype))
+
+
+def linear_row_statistics(operands: Operands, request: Request) -> RowStatistics:
+    """The statistics of the operands' rows; see `statistics.linear_row_statistics`."""
+    inputs, weight, bias = operands
+    arguments.require_local(inputs=inputs, weight=weight, bias=bias, labels=request.labels)
+    request = request.checked(inputs)
+    labels, spec, wanted, shift, chunking, validate = request
+    shape, num_classes, names = inputs.shape[:-1], weight.shape[0], row_columns.column_names(wanted)
+    flat = operands._replace(inputs=valid_rows.as_matrix(inputs))
+    is_plain = chunked.is_plain(flat, labels)
+    zero = y = None
+    if labels is not None:
+        zero = zero_if_valid(labels, num_classes, spec.ignore_index, "labels", validate)
+    if modes.is_recorded():
+        counts: Tensor | None = None
+        if labels is not None:
+            y = kernel_labels(labels, num_classes, spec.ignore_index)
+            y = valid_rows.align_targets(y, shift, -1, torch)
+        elif shift:
+            counts = valid_rows.align_targets(inputs.new_ones(shape, dtype=torch.bool), shift, False, torch)
+        columns = row_stats(flat, y, None, counts, 0, spec.link, names, chunking)
+    else:
+        _, index = valid_rows.shifted_rows(shape, shift, torch, inputs.device)
+        if labels is not None:
+            y = kernel_labels(valid_rows.flatten_rows(labels, shift), num_classes, spec.ignore_index)
+            if is_plain and not modes.is_captured(y):
+                index, (y,) = valid_rows.select_rows(y < 0, None, index, (y,), torch)
+        silent = None if y is None or is_plain else y < 0
+        function = Statistics(index, y, None, 0, spec.link, names, chunking, silent)
+        columns = function.values(flat) if is_plain else function.derivable(flat)
+    if zero is not None:
+        columns = tuple(column + zero.to(column.dtype) for column in columns)
+    return request.collect(columns, inputs, num_classes)
 
 
 class Statistics(ChunkedFunction):
@@ -37,7 +107,7 @@ class Statistics(ChunkedFunction):
         dense: Tensor | None,
         shift: int,
         link: Link,
-        full: bool,
+        names: tuple[str, ...],
         chunking: Chunking,
         silent: Tensor | None = None,
         ddense: Tensor | None = None,
@@ -45,49 +115,61 @@ class Statistics(ChunkedFunction):
         """``row_index (n,)`` has the indices of the rows among those of the inputs, None for all.
 
         ``labels (n,)`` are −1 for rows that are not read. ``dense`` is (K,) or (M, K), where the row of input
-        i is at i + ``shift``; its gradient is added to ``ddense``. ``full`` adds entropy and argmax.
+        i is at i + ``shift``; its gradient is added to ``ddense``. ``names`` of the columns are among
+        `row_columns.COLUMNS`, in that order.
         """
         super().__init__(row_index, chunking, silent)
-        self.labels, self.dense, self.shift, self.link, self.full = labels, dense, shift, link, full
+        self.labels, self.dense, self.shift, self.link, self.names = labels, dense, shift, link, names
         self.ddense = ddense
-
-    @property
-    def names(self) -> tuple[str, ...]:
-        """The names of the columns, as in `RowStats`."""
-        present = (True, self.labels is not None, self.dense is not None, False, self.full, self.full)
-        return tuple(name for name, is_present in zip(RowStats._fields, present, strict=True) if is_present)
 
     def columns(self, logits: Tensor, part: slice) -> tuple[Tensor, ...]:
         """The columns of a chunk in ordinary operations."""
-        labels = None if self.labels is None else self.labels[part]
-        stats = statistics.row_stats(logits, labels, self._dense(part), self.link, self.full)
-        return tuple(getattr(stats, name) for name in self.names)
+        return self._columns(statistics.row_stats, logits, part)
 
     def evaluate_chunk(
         self, logits: Tensor, part: slice, dloss: Tensor | None
     ) -> tuple[tuple[Tensor, ...], Any]:
-        """The columns of a chunk, and its gradient for ``dloss (n, derived columns)``."""
-        labels, dense = None if self.labels is None else self.labels[part], self._dense(part)
+        """The columns of a chunk; or, for ``dloss (n, derived columns)``, its gradient without them."""
+        if dloss is None:
+            return self._columns(devices.row_stats, logits, part), None
+        labels, dense = self._labels(part), self._dense(part)
         if dense is not None:
             dense = dense.to(devices.loss_dtype(logits))
-        want = self.names if dloss is None or dense is None else (*self.names, "mass")
-        stats = devices.row_stats(logits, labels, dense, self.link, want)
-        columns = tuple(getattr(stats, name) for name in self.names)
-        if dloss is None:
-            return columns, None
         derived = [name for name in self.names if name != "argmax"]
         upstream = dict(zip(derived, dloss.reshape(-1, len(derived)).unbind(-1), strict=True))
-        dentropy = upstream.pop("entropy", None)
-        cotangents = Cotangents(**{name: d.contiguous() for name, d in upstream.items()})
-        softmax = Softmax(logits, labels, dense, self.link)
-        from_entropy = None
-        # On a GPU without a test of the values, for which the host would wait.
-        if dentropy is not None and (dentropy.device.type != "cpu" or dentropy.any()):
-            from_entropy = softmax.entropy_grad(dentropy)
         if self.ddense is not None:
-            self._add_dense(self.ddense, part, softmax, upstream["dense_log_prob"])
+            formulas = Softmax(logits, labels, dense, self.link)
+            self._add_dense(self.ddense, part, formulas, upstream["dense_log_prob"])
+        # The logits are overwritten last.
+        others = None
+        for name, gradient in OF_OTHERS.items():
+            d = upstream.pop(name, None)
+            # On a GPU without a test of the values, for which the host would wait.
+            if d is not None and (d.device.type != "cpu" or d.any()):
+                product = gradient(logits, labels, self.link, d.contiguous())
+                others = product if others is None else others.add_(product)
+        fields = ("lse", "log_prob", "mass")
+        present = True, labels is not None, dense is not None
+        want = tuple(name for name, is_present in zip(fields, present, strict=True) if is_present)
+        stats = devices.row_stats(logits, labels, dense, self.link, want)
+        cotangents = Cotangents(**{name: d.contiguous() for name, d in upstream.items()})
         dlogits = devices.row_grad(logits, labels, dense, self.link, stats, cotangents, logits)
-        return columns, dlogits if from_entropy is None else dlogits.add_(from_entropy)
+        return (), dlogits if others is None else dlogits.add_(others)
+
+    def _columns(self, kernel: Callable[..., RowStats], logits: Tensor, part: slice) -> tuple[Tensor, ...]:
+        return row_columns.columns(
+            kernel,
+            logits,
+            self._labels(part),
+            self._dense(part),
+            self.link,
+            self.names,
+            devices.widened,
+            torch,
+        )
+
+    def _labels(self, part: slice) -> Tensor | None:
+        return None if self.labels is None else self.labels[part]
 
     def _dense_rows(self, part: slice) -> Any:
         """The index of a chunk's rows into ``dense``."""
@@ -112,6 +194,42 @@ class Statistics(ChunkedFunction):
             ddense[self._dense_rows(part)] = slope.to(ddense.dtype)
 
 
+def _entropy_grad(logits: Tensor, labels: Tensor | None, link: Link, dentropy: Tensor) -> Tensor:
+    return cast(Tensor, Softmax(logits, labels, None, link).entropy_grad(dentropy))
+
+
+def _log_sum_sq_probs_grad(logits: Tensor, labels: Tensor | None, link: Link, dcolumn: Tensor) -> Tensor:
+    """Equation (25) times ``dcolumn``, in float32 or float64, by the two terms of (24)."""
+    logits = devices.widened(logits)
+    argmax = devices.row_stats(logits, labels, None, link, ("argmax",)).argmax
+    likeliest = row_columns.likeliest_class(argmax, labels, logits.shape[-1], torch)
+    one, two = (
+        devices.row_grad(
+            logits,
+            likeliest,
+            None,
+            phi,
+            devices.row_stats(logits, likeliest, None, phi, ("lse", "log_prob")),
+            Cotangents(log_prob=factor * dcolumn),
+        )
+        for factor, phi in row_columns.likeliest_terms(link)
+    )
+    return one.add_(two)
+
+
+def _mean_logits_grad(logits: Tensor, labels: Tensor | None, link: Link, dmean: Tensor) -> Tensor:
+    wide = devices.widened(logits)
+    return softmax.mean_logits_grad(wide, labels, link, dmean.to(wide.dtype), torch)
+
+
+# The gradients of columns that `devices.row_grad` lacks, from (logits (n, K), labels, link, dcolumn (n,)).
+OF_OTHERS = {
+    "entropy": _entropy_grad,
+    "log_sum_sq_probs": _log_sum_sq_probs_grad,
+    "mean_logits": _mean_logits_grad,
+}
+
+
 def row_stats(
     operands: Operands,
     labels: Tensor | None,
@@ -119,22 +237,22 @@ def row_stats(
     counts: Tensor | None,
     shift: int,
     link: Link,
-    full: bool,
+    names: tuple[str, ...],
     chunking: Chunking,
-) -> RowStats:
-    """The statistics (M,) in a graph; derivable once in the operands and ``dense``.
+) -> tuple[Tensor, ...]:
+    """The columns (M,) of `Statistics` in a graph; derivable once in the operands and ``dense``.
 
     Rows with a negative label in ``labels (M,)``, or False in ``counts (M,)``, are 0.
     """
     numbers = operators.link_numbers(link, operands.inputs.device)
-    columns = iter(linear_statistics(*operands, dense, labels, counts, shift, *numbers, full, *chunking))
-    present = (True, labels is not None, dense is not None, False, full, full)
-    return RowStats(*(next(columns) if is_present else None for is_present in present))
+    # One text: torch.jit does not trace a list of them.
+    words = " ".join(names)
+    return tuple(linear_statistics(*operands, dense, labels, counts, shift, *numbers, words, *chunking))
 
 
 def _function(inputs: Sequence[Any], ddense: Tensor | None = None) -> tuple[Operands, Statistics]:
     """The operands and the function, from the arguments of the operators below."""
-    x, w, b, dense, labels, counts, shift, numbers, moving, full, *chunking = inputs
+    x, w, b, dense, labels, counts, shift, numbers, moving, words, *chunking = inputs
     ignored = None if labels is None else labels < 0
     index = silent = None
     if not modes.is_captured(x):
@@ -147,7 +265,8 @@ def _function(inputs: Sequence[Any], ddense: Tensor | None = None) -> tuple[Oper
         index = torch.arange(max(0, x.shape[0] - shift), device=x.device)
         labels, silent = (None if a is None else a[: index.shape[0]] for a in (labels, silent))
     link = Link(*operators.as_floats(numbers, moving))
-    function = Statistics(index, labels, dense, shift, link, full, Chunking(*chunking), silent, ddense)
+    names = tuple(words.split())
+    function = Statistics(index, labels, dense, shift, link, names, Chunking(*chunking), silent, ddense)
     return Operands(x, w, b), function
 
 
@@ -159,11 +278,10 @@ def linear_statistics(*inputs: Any) -> list[Tensor]:
 
 
 @linear_statistics.register_fake
-def _(x: Tensor, w: Tensor, b: Any, dense: Any, labels: Any, *others: Any) -> list[Tensor]:
-    full = others[-3]
-    count = 1 + (labels is not None) + (dense is not None) + full
-    columns = [x.new_empty(x.shape[:1], dtype=torch.float64) for _ in range(count)]
-    return columns + ([x.new_empty(x.shape[:1], dtype=torch.int64)] if full else [])
+def _(x: Tensor, *others: Any) -> list[Tensor]:
+    *_, words, _, _ = others
+    dtypes = [torch.int64 if name == "argmax" else torch.float64 for name in words.split()]
+    return [x.new_empty(x.shape[:1], dtype=dtype) for dtype in dtypes]
 
 
 @torch.library.custom_op(
@@ -181,7 +299,9 @@ def linear_statistics_grad(dcolumns: list[Tensor], *inputs: Any) -> list[Tensor]
         else None
     )
     operands, function = _function(arguments, ddense)
-    derived = torch.stack(dcolumns[: len(dcolumns) - function.full], -1)
+    derived = torch.stack(
+        [d for d, name in zip(dcolumns, function.names, strict=True) if name != "argmax"], -1
+    )
     _, gradients = function.sweep(operands, derived, tuple(wanted[:3]))
     results = [g for g in finished(gradients, operands, None) if g is not None]
     return results if ddense is None else [*results, ddense.to(dense.dtype)]
