@@ -15,7 +15,7 @@ from xent.engine import row_columns, valid_rows
 from xent.torch import arguments, devices, modes, operators, statistics
 from xent.torch.linear import chunked
 from xent.torch.linear import operators as linear_operators
-from xent.torch.linear.chunked import DERIVED, ChunkedFunction, Operands, finished
+from xent.torch.linear.chunked import ChunkedFunction, Operands, finished, row_blocks
 from xent.torch.linear.products import Chunking
 from xent.torch.softmax_derivatives import Softmax
 from xent.torch.targets import kernel_labels, require_labels, zero_if_valid
@@ -98,8 +98,6 @@ def linear_row_statistics(operands: Operands, request: Request) -> RowStatistics
 class Statistics(ChunkedFunction):
     """The row statistics of a linear layer's logits, one column each."""
 
-    copies = DERIVED
-
     def __init__(
         self,
         row_index: Tensor | None,
@@ -129,9 +127,20 @@ class Statistics(ChunkedFunction):
     def evaluate_chunk(
         self, logits: Tensor, part: slice, dloss: Tensor | None
     ) -> tuple[tuple[Tensor, ...], Any]:
-        """The columns of a chunk; or, for ``dloss (n, derived columns)``, its gradient without them."""
-        if dloss is None:
-            return self._columns(devices.row_stats, logits, part), None
+        """The columns of a chunk; or, for ``dloss (n, derived columns)``, its gradient without them.
+
+        In blocks of rows: what PyTorch's operations make of one stays in the cache.
+        """
+        blocks = list(row_blocks(logits, part))
+        if dloss is not None:
+            for block, rows in blocks:
+                self._write_gradient(logits[block], rows, dloss[block])
+            return (), logits
+        columns = (self._columns(devices.row_stats, logits[block], rows) for block, rows in blocks)
+        return tuple(torch.cat(column) for column in zip(*columns, strict=True)), None
+
+    def _write_gradient(self, logits: Tensor, part: slice, dloss: Tensor) -> None:
+        """Overwrite the logits of some rows by the gradient of Σ dloss·column."""
         labels, dense = self._labels(part), self._dense(part)
         if dense is not None:
             dense = dense.to(devices.loss_dtype(logits))
@@ -154,7 +163,8 @@ class Statistics(ChunkedFunction):
         stats = devices.row_stats(logits, labels, dense, self.link, want)
         cotangents = Cotangents(**{name: d.contiguous() for name, d in upstream.items()})
         dlogits = devices.row_grad(logits, labels, dense, self.link, stats, cotangents, logits)
-        return (), dlogits if others is None else dlogits.add_(others)
+        if others is not None:
+            dlogits.add_(others)
 
     def _columns(self, kernel: Callable[..., RowStats], logits: Tensor, part: slice) -> tuple[Tensor, ...]:
         return row_columns.columns(
