@@ -173,11 +173,42 @@ def rows_that_are_left_out_hold_anything() -> None:
             for a, b in zip(found, expected, strict=True):  # of the call before
                 torch.testing.assert_close(a, b, rtol=0, atol=0)
         expected = found
+        # What is not read may differ between the ranks.
+        other = [torch.where(bad[..., None], dist.get_rank(), t) for t in (x, given[0])]
+        labelled = {"labels": labels, "ignore_index": 4, "group": None}
+        loss = function(other[0], w[mine()], other[1], *given[1:], **labelled)
+        torch.testing.assert_close(loss, found[0])
     everything = vocab_parallel_linear_kl_divergence(
         hidden.requires_grad_(), shard(w), teacher, v[mine()], labels=torch.full(ROWS, -100), group=None
     )
     assert everything.item() == 0
     assert not torch.autograd.grad(everything, hidden)[0].any()
+
+
+@CHECKS
+def classes_that_are_excluded() -> None:
+    """By student and teacher, and all classes of a rank by the student: no NaN."""
+    x, w, b, y, v, c = tensors()
+    b[:5], c[:5] = -torch.inf, -torch.inf  # all of the first rank's
+    indices, log_probs = torch.tensor([5, 7, 10]).expand(*ROWS, 3), entries()[1]
+    for direction, tail in itertools.product(DIRECTIONS, (None, *TAILS)):
+        found = []
+        for is_whole in (True, False):
+            hidden = x.clone().requires_grad_()
+            part = slice(None) if is_whole else mine()
+            options = {"bias": b[part], "direction": direction} | ({} if is_whole else {"group": None})
+            if tail is None:
+                function = xt.linear_kl_divergence if is_whole else vocab_parallel_linear_kl_divergence
+                loss = function(hidden, w[part], y, v[part], teacher_bias=c[part], **options)
+            else:
+                function = (
+                    xt.linear_topk_kl_divergence if is_whole else vocab_parallel_linear_topk_kl_divergence
+                )
+                loss = function(hidden, w[part], indices, log_probs, tail=tail, **options)
+            found.append((loss.detach(), *torch.autograd.grad(loss, hidden)))
+        for whole, own in zip(*found, strict=True):
+            assert whole.isfinite().all()
+            torch.testing.assert_close(own, whole, rtol=1e-11, atol=1e-13)
 
 
 @CHECKS
