@@ -61,9 +61,6 @@ OF_ANY_ROWS = {
     "top-k, constant": lambda x, w, y: xt.linear_topk_kl_divergence(
         x, w, y[:, None], -(y[:, None] / LARGE), tail="renormalise", chunk_bytes=1 << 18
     ),
-    "top-k of each row": lambda x, w, y: xt.linear_topk_kl_divergence(
-        x, w, y[:, None], -(y[:, None] / LARGE), direction="reverse", reduction="none", chunk_bytes=1 << 18
-    ).sum(),
     "derived weights": lambda x, w, y: xt.linear_cross_entropy(
         x, w, y, weight=w[:, 0].exp(), sample_weight=x[:, 0].exp(), chunk_bytes=1 << 18
     ),
@@ -159,12 +156,6 @@ DERIVED = {
             x, w, TOP, t, tail="renormalise", direction="reverse", reduction="none", chunk_bytes=100
         ),
         "xwt",
-    ),
-    "top-k, constant": (
-        lambda x, w: xt.linear_topk_kl_divergence(
-            x, w, TOP, -1.0 - TOP.double(), direction="reverse", sample_weight=FACTOR, chunk_bytes=100
-        ),
-        "xw",
     ),
     "divergence from a constant": (
         lambda x, w: xt.linear_kl_divergence(x, w, 2 * HIDDEN, W2, sample_weight=FACTOR),
@@ -338,6 +329,9 @@ BAD = torch.tensor([0, 7])
 CHECKED = {
     "rows": lambda z, y, **o: xt.cross_entropy(z, y, **o),
     "projected": lambda z, y, **o: xt.linear_cross_entropy(z, torch.ones(3, 3), y, **o),
+    "entries": lambda z, y, **o: xt.linear_topk_kl_divergence(
+        z, torch.ones(3, 3), y[:, None], torch.zeros(2, 1), **o
+    ),
     "probabilities": lambda z, y, **o: xt.cross_entropy(
         z, torch.where(y[:, None] == 7, -1.0, 0.3 + 0 * z), **o
     ),

@@ -250,7 +250,6 @@ LOSSES = {
     "reverse divergence, a class excluded": divergence("reverse", bias=EXCLUDED, teacher_bias=EXCLUDED),
     "top-k": topk("bin", "forward"),
     "reverse top-k": topk("bin", "reverse"),
-    "top-k, renormalised": topk("renormalise", "forward"),
     "reverse top-k, renormalised": topk("renormalise", "reverse"),
     "binary": binary(),
     "binary, focal": binary(focal_gamma=2.0, **EVERY),

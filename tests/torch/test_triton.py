@@ -147,7 +147,25 @@ FUNCTIONS: dict[str, Callable[..., Any]] = {
     "linear": lambda z, y, q, x, w: xent.torch.linear_cross_entropy(x, w, y, label_smoothing=0.1),
     "linear, not linear": lambda z, y, q, x, w: xent.linear_cross_entropy(x, w, y, z_loss=0.1),
     "classes last": lambda z, y, q, x, w: xent.cross_entropy(z, q, softcap=2.0),
+    "top-k": lambda z, y, q, x, w: top_k(x, w, y),
+    "top-k, reverse": lambda z, y, q, x, w: top_k(x, w, y, direction="reverse", temperature=2.0),
+    "top-k, a class excluded": lambda z, y, q, x, w: top_k(
+        x,
+        w,
+        y,
+        bias=torch.where(torch.arange(7, device=x.device) < 4, 0.0, -torch.inf).double(),
+        direction="reverse",
+    ),
 }
+
+
+def top_k(x: Any, w: Any, y: Any, **options: Any) -> Any:
+    """From a teacher of 4 of 7 classes, which are the first ones for the first row."""
+    entries = torch.tensor([[0, 1, 2, 3], [2, 0, 6, 4], [9, 9, 9, 9], [5, 1, 3, 2]], device=x.device)
+    log_probs = torch.full((4, 4), -2.0, dtype=torch.float64, device=x.device)
+    return xent.torch.linear_topk_kl_divergence(
+        x, w, entries, log_probs, labels=y, chunk_bytes=150, **options
+    )
 
 
 @pytest.mark.parametrize("name", FUNCTIONS)

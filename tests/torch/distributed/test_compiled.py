@@ -6,9 +6,11 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from tests.torch.distributed.ranks import Checks, assert_passed, plain_case  # noqa: E402
+from tests.torch.distributed.ranks import Checks, K, assert_passed, plain_case  # noqa: E402
 from xent.torch.distributed import vocab_parallel_cross_entropy as sharded  # noqa: E402
 from xent.torch.distributed import vocab_parallel_linear_cross_entropy as sharded_linear  # noqa: E402
+from xent.torch.distributed import vocab_parallel_linear_kl_divergence as sharded_divergence  # noqa: E402
+from xent.torch.distributed import vocab_parallel_linear_topk_kl_divergence as sharded_topk  # noqa: E402
 
 # PyTorch warns of its own use of what it has deprecated.
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore:.torch.jit:DeprecationWarning")]
@@ -26,7 +28,18 @@ def compiled() -> None:
     def linear(hidden, weight, bias):
         return 2 * sharded_linear(torch.tanh(hidden), weight, y, bias=bias, group=None)
 
-    for function in (dense, linear):
+    entries = torch.stack([y, (y + 1) % K], -1)
+    constant = hidden.detach()
+
+    def topk(hidden, weight, bias):
+        teacher = entries, torch.full(entries.shape, -1.0)
+        return 2 * sharded_topk(torch.tanh(hidden), weight, *teacher, bias=bias, group=None)
+
+    def divergence(hidden, weight, bias):
+        teacher = constant, weight.detach() + 0.1
+        return 2 * sharded_divergence(torch.tanh(hidden), weight, *teacher, bias=bias, group=None)
+
+    for function in (dense, linear, topk, divergence):
         found = []
         for way in (function, torch.compile(function, backend="eager")):
             loss = way(hidden, weight, bias)
