@@ -39,7 +39,8 @@ def linear_kl_divergence(
 
     With p the teacher's and q the student's probabilities at ``temperature``, ``"forward"`` is
     ``KL(p‖q) = Σ p (log p − log q)`` (Hinton et al., 2015) and ``"reverse"`` is ``KL(q‖p)``. Neither matrix
-    of logits exists whole.
+    of logits exists whole. `linear_topk_kl_divergence` takes a teacher of which only the k largest
+    log-probabilities of each row are known.
 
     Parameters
     ----------

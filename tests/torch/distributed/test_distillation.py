@@ -232,6 +232,23 @@ def what_the_ranks_say() -> None:
 
 
 @CHECKS
+def a_divisor_has_its_gradient() -> None:
+    """Of S/D it is −S/D²."""
+    x, w, _, y, v, _ = tensors()
+    for function, given in (
+        (vocab_parallel_linear_kl_divergence, (y, v[mine()])),
+        (vocab_parallel_linear_topk_kl_divergence, entries()),
+    ):
+        divisor = torch.tensor(3.0, dtype=torch.float64, requires_grad=True)
+        hidden = x.clone().requires_grad_()
+        loss = function(hidden, w[mine()], *given, group=None, denominator=divisor)
+        slopes = torch.autograd.grad(loss, (divisor, hidden))
+        torch.testing.assert_close(slopes[0], -loss.detach() / 3)
+        plain = function(hidden, w[mine()], *given, group=None, denominator=3.0)
+        torch.testing.assert_close(slopes[1], torch.autograd.grad(plain, hidden)[0])
+
+
+@CHECKS
 def a_nan_is_on_every_rank() -> None:
     x, w, _, y, v, _ = tensors()
     w[-1, 0] = torch.nan  # of the last rank's classes

@@ -147,7 +147,7 @@ def _loss(call: Distillation, shard: Shard, kl: Any, function: Any) -> Tensor:
     rows = counted_rows(flat, kl.sample_weight, True, None)
     divergences = function(kl, rows, shard)
     dtype = devices.loss_dtype(flat.inputs)
-    if call.reduction != "none":
+    if call.reduction != "none" and not modes.are_derived(call.divisor):
         return cast(Tensor, divergences.scaled_sum(flat, scale).to(dtype))
     return call.reduced(divergences.values(flat)[0], scale).to(dtype)
 
