@@ -181,6 +181,10 @@ def rows_that_are_left_out_hold_anything() -> None:
         hidden.requires_grad_(), shard(w), teacher, v[mine()], labels=torch.full(ROWS, -100), group=None
     )
     assert everything.item() == 0
+    for rows in (slice(0), (slice(None), slice(0))):  # no rows at all
+        teacher = indices[rows], log_probs[rows]
+        assert not vocab_parallel_linear_topk_kl_divergence(x[rows], shard(w), *teacher, group=None)
+        assert not vocab_parallel_linear_kl_divergence(x[rows], shard(w), y[rows], v[mine()], group=None)
     assert not torch.autograd.grad(everything, hidden)[0].any()
 
 

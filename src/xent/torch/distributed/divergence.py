@@ -10,6 +10,7 @@ from typing import Any, cast
 import torch
 import torch.distributed as dist
 
+from xent.engine import valid_rows
 from xent.torch import devices, modes
 from xent.torch.distributed.shards import Shard
 from xent.torch.linear.bins import Bins
@@ -124,7 +125,7 @@ class ShardedTopKDivergences(ShardedFunction, RowTopKDivergences):
 
 def linear_kl_divergence(call: Distillation, teacher: Operands, shard: Shard) -> Tensor:
     """The divergence of a checked call, whose operands and ``teacher`` are those of a shard."""
-    flat = teacher._replace(inputs=teacher.inputs.reshape(-1, teacher.inputs.shape[-1]))
+    flat = teacher._replace(inputs=valid_rows.as_matrix(teacher.inputs))
     kl = Divergence(*flat, call.row_factors(), call.temperature, call.is_reverse, call.chunking)
     return _loss(call, shard, kl, ShardedDivergences)
 
