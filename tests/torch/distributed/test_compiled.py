@@ -10,6 +10,7 @@ from tests.torch.distributed.ranks import Checks, K, assert_passed, plain_case  
 from xent.torch.distributed import vocab_parallel_cross_entropy as sharded  # noqa: E402
 from xent.torch.distributed import vocab_parallel_linear_cross_entropy as sharded_linear  # noqa: E402
 from xent.torch.distributed import vocab_parallel_linear_kl_divergence as sharded_divergence  # noqa: E402
+from xent.torch.distributed import vocab_parallel_linear_row_statistics as sharded_statistics  # noqa: E402
 from xent.torch.distributed import vocab_parallel_linear_topk_kl_divergence as sharded_topk  # noqa: E402
 
 # PyTorch warns of its own use of what it has deprecated.
@@ -39,7 +40,12 @@ def compiled() -> None:
         teacher = constant, weight.detach() + 0.1
         return 2 * sharded_divergence(torch.tanh(hidden), weight, *teacher, bias=bias, group=None)
 
-    for function in (dense, linear, topk, divergence):
+    def statistics(hidden, weight, bias):
+        want = ("log_prob", "entropy", "log_sum_sq_probs")
+        stats = sharded_statistics(2 * hidden, weight, y, bias=bias, group=None, want=want)
+        return (stats.log_prob * stats.entropy + stats.log_sum_sq_probs).sum()
+
+    for function in (dense, linear, topk, divergence, statistics):
         found = []
         for way in (function, torch.compile(function, backend="eager")):
             loss = way(hidden, weight, bias)
