@@ -14,13 +14,13 @@ import torch
 from torch.autograd import Function
 from torch.utils.checkpoint import checkpoint
 
-from xent.engine.chunked_projection import BLOCK_BYTES, Gradients, Wanted
+from xent.engine.chunked_projection import Gradients, Wanted
 from xent.torch import devices, modes
 from xent.torch.linear.products import Chunking, TensorProjection, linear
 
 Tensor = torch.Tensor
 
-CUDA_BLOCK_BYTES = 64 << 20  # of the logits of a block of rows
+CPU_BLOCK_BYTES, CUDA_BLOCK_BYTES = 1 << 20, 64 << 20  # of the logits of a block of rows
 DERIVED = 6  # matrices of a chunk's size, if its gradient is computed by PyTorch operations
 TWICE_DERIVED = 16  # matrices of a chunk's size that autograd keeps for a second derivative
 
@@ -131,7 +131,7 @@ def _is_derived(operands: Operands) -> bool:
 
 def row_blocks(logits: Tensor, part: slice) -> Iterator[tuple[slice, slice]]:
     """(slice of a chunk's rows, the same rows among all) of few rows, for operations with temporaries."""
-    size = BLOCK_BYTES if logits.device.type == "cpu" else CUDA_BLOCK_BYTES
+    size = CPU_BLOCK_BYTES if logits.device.type == "cpu" else CUDA_BLOCK_BYTES
     num_rows, rows = logits.shape[0], max(1, size // max(1, logits[:1].nbytes))
     for start in range(0, max(1, num_rows), rows):
         stop = min(start + rows, num_rows)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple
 
 import torch
 
@@ -205,7 +205,16 @@ class Statistics(ChunkedFunction):
 
 
 def _entropy_grad(logits: Tensor, labels: Tensor | None, link: Link, dentropy: Tensor) -> Tensor:
-    return cast(Tensor, Softmax(logits, labels, None, link).entropy_grad(dentropy))
+    """Equation (26) times ``dentropy``, in float32 or float64, by few operations in place."""
+    wide = devices.widened(logits)
+    entropy = devices.row_stats(logits, labels, None, link, ("entropy",)).entropy.to(wide.dtype)
+    log_p = torch.log_softmax(link.value(wide, torch), -1)
+    p = log_p.exp()
+    factor = -link.slope(wide, torch) * dentropy[:, None].to(wide.dtype)
+    # A finite minimum: p = 0 makes its product 0.
+    product = log_p.clamp_(min=torch.finfo(wide.dtype).min / 2).add_(entropy[:, None]).mul_(p).mul_(factor)
+    unread = dentropy == 0 if labels is None else (dentropy == 0) | (labels < 0)
+    return product.masked_fill_(unread[:, None], 0.0)
 
 
 def _log_sum_sq_probs_grad(logits: Tensor, labels: Tensor | None, link: Link, dcolumn: Tensor) -> Tensor:
