@@ -38,6 +38,7 @@ GOOD: dict[str, Any] = {
     "pos_weight": np.array(2.0),
     "indices": np.array([[3, 0], [1, 2], [0, 1]]),
     "log_probs": np.log([[0.5, 0.3], [0.9, 0.1], [0.2, 0.1]]),
+    "model_or_linear": torch.nn.Linear(D, K),
     "p": Q[0],
     "q": Q[0],
     "loss": 1.0,
@@ -86,6 +87,7 @@ BAD: dict[str, list[Any]] = {
     "direction": ["up", None],
     "tail": ["drop", None],
     "want": ["lse", None, 3, (), ("text",), (None,), {"lse"}],
+    "model_or_linear": ["text", None, 1.0, [1.0], torch.nn.Embedding(K, D), torch.ones(K, D)],
     "out": [[1.0], np.zeros(9), np.zeros((N, K), "f4"), "text"],
     "p": [[-0.5, 1.0], [NAN, 1.0], [1.5, 0.0], "text", Q[0] + 0j, Q[0] > 0],
     # Whatever is true or false, or nothing that can be wrong.

@@ -1,8 +1,8 @@
 """`xent` for PyTorch: its losses under its own names, every option, the whole autograd contract.
 
 `functional`, `binary`, `distillation` and `modules` have the public functions and modules; `linear` computes
-the loss of a linear layer without its whole logits, `distributed` that of logits split over processes. `xent`
-itself calls `api` for tensors.
+the loss of a linear layer without its whole logits, `distributed` that of logits split over processes. `fused`
+makes a model's own output layer and loss do so. `xent` itself calls `api` for tensors.
 
 `arguments` checks the arguments of a loss, which form a `Call`; `targets` checks labels and probabilities,
 and makes the `Target` of equation (1); `temperature` divides by a learnt temperature. `dispatch` sends
@@ -21,6 +21,7 @@ from xent.core.contract import RowStatistics
 from xent.torch.binary import binary_cross_entropy_with_logits
 from xent.torch.distillation import linear_kl_divergence, linear_topk_kl_divergence
 from xent.torch.functional import cross_entropy, linear_cross_entropy, row_statistics
+from xent.torch.fused.layer import fuse, unfuse
 from xent.torch.linear.statistics import linear_row_statistics
 from xent.torch.modules import BCEWithLogitsLoss, CrossEntropyLoss, LinearCrossEntropyLoss
 
@@ -31,11 +32,13 @@ __all__ = [
     "RowStatistics",
     "binary_cross_entropy_with_logits",
     "cross_entropy",
+    "fuse",
     "linear_cross_entropy",
     "linear_kl_divergence",
     "linear_row_statistics",
     "linear_topk_kl_divergence",
     "row_statistics",
+    "unfuse",
 ]
 
 
