@@ -241,38 +241,49 @@ def test_per_example_gradients():
         torch.testing.assert_close(found[name], expected[name], rtol=1e-9, atol=1e-12)
 
 
+LOSSES = {
+    "inside": (True, lambda z, y: rows_loss(z, y)),
+    "of float32, inside": (True, lambda z, y: rows_loss(z.float(), y)),
+    "outside": (False, lambda z, y: rows_loss(z, y)),
+}
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-@pytest.mark.parametrize("inside", [True, False], ids=["loss inside", "loss outside"])
-def test_autocast(dtype, inside):
+@pytest.mark.parametrize("name", LOSSES)
+def test_autocast(dtype, name):
     layer, hidden, labels = case()
     twin = xt.fuse(copy.deepcopy(layer))
+    is_inside, use = LOSSES[name]
 
     def run(each):
-        def use(z, y):
-            assert z.dtype == dtype
-            return z if not inside else rows_loss(z.float(), y)
-
+        x = hidden.clone().requires_grad_()
         with torch.autocast("cpu", dtype):
-            x = hidden.clone().requires_grad_()
-            z = use(each(x), labels)
-        loss = z if inside else rows_loss(z, labels)
-        return (loss, torch.autograd.grad(loss, (x, *each.parameters())))
+            z = each(x)
+            assert z.dtype == dtype
+            loss = use(z, labels) if is_inside else None
+        loss = use(z, labels) if loss is None else loss
+        return loss, torch.autograd.grad(loss, (x, *each.parameters()))
 
     (loss, found), (expected_loss, expected) = run(twin), run(layer)
     assert events() == {"fused": 1}
     assert loss.dtype == expected_loss.dtype
-    assert abs(loss.item() - expected_loss.item()) < 2 * torch.finfo(dtype).eps * expected_loss.item()
+    tolerance = torch.finfo(dtype).eps
+    assert abs(loss.item() - expected_loss.item()) < 2 * tolerance * expected_loss.item()
     for f, e in zip(found, expected, strict=True):
         assert f.dtype == e.dtype
-        assert (f - e).abs().max() < 4 * torch.finfo(dtype).eps * e.abs().max()
+        assert (f - e).abs().max() < 4 * tolerance * e.abs().max()
 
 
-def test_autocast_computed_is_the_same():
+@pytest.mark.parametrize("inside", [True, False])
+def test_autocast_where_logits_are_computed(inside):
     layer, hidden, _ = case()
-    twin = xt.fuse(copy.deepcopy(layer))
-    with torch.autocast("cpu", torch.bfloat16):
-        expected, logits = layer(hidden), twin(hidden)
-    assert torch.equal(logits.sigmoid(), expected.sigmoid())
+    found = []
+    for each in (layer, xt.fuse(copy.deepcopy(layer))):
+        with torch.autocast("cpu", torch.bfloat16, enabled=inside):
+            logits = each(hidden)
+        with torch.autocast("cpu", torch.bfloat16, enabled=not inside):
+            found.append(logits.sigmoid())
+    assert torch.equal(*found)
 
 
 # Random chains: an operation takes (logits, labels of its rows) and returns the next pair.
