@@ -142,7 +142,7 @@ class EntropyOfItsOwn(torch.autograd.Function):
 def test_a_function_that_would_lose_the_gradient(function):
     layer, hidden, _ = case()
     rows = hidden.view(-1, D).requires_grad_()
-    with pytest.raises(RuntimeError, match="cannot be an argument of `torch.autograd.Function.apply`"):
+    with pytest.raises(RuntimeError, match="cannot be an argument of"):
         function.apply(xt.fuse(layer)(rows * 1), rows)
 
 
