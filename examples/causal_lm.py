@@ -1,13 +1,13 @@
-"""A causal language model of Hugging Face's trained without its logits: one line in place of `labels=`.
+"""A causal language model of Hugging Face's trained without its logits: `xent.torch.fuse(model)`.
 
 Run it: `python examples/causal_lm.py` (needs `transformers`). A tiny random Llama learns Python's help texts
-twice, by the model's own loss and by `xent.torch.linear_cross_entropy`: the losses are the same, and the
-(tokens x vocabulary) matrix of logits is only in memory for the first.
+twice, as it is and fused: the losses are the same, and the (tokens x vocabulary) matrix of logits is only in
+memory for the first.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Iterator
 from pydoc_data.topics import topics
 from typing import Any
 
@@ -17,13 +17,12 @@ from transformers import LlamaConfig, LlamaForCausalLM
 import xent.torch
 
 Tensor = torch.Tensor
-Loss = Callable[[Any, Tensor, Tensor], Tensor]
 
 
-def make_model(seed: int = 0) -> Any:
+def make_model(fused: bool, seed: int = 0) -> Any:
     """Two layers, random weights; bytes are the tokens."""
     torch.manual_seed(seed)
-    return LlamaForCausalLM(
+    model = LlamaForCausalLM(
         LlamaConfig(
             vocab_size=256,
             hidden_size=64,
@@ -34,20 +33,10 @@ def make_model(seed: int = 0) -> Any:
             max_position_embeddings=128,
         )
     )
+    return xent.torch.fuse(model) if fused else model
 
 
-def theirs(model: Any, tokens: Tensor, labels: Tensor) -> Tensor:
-    """The model's own loss."""
-    return model(tokens, labels=labels).loss
-
-
-def ours(model: Any, tokens: Tensor, labels: Tensor) -> Tensor:
-    """The same, from the last hidden state: position t predicts token t + 1."""
-    hidden = model.model(tokens).last_hidden_state
-    return xent.torch.linear_cross_entropy(hidden, model.lm_head.weight, labels, shift=1)
-
-
-def batches(steps: int, size: int = 8, length: int = 64, seed: int = 0) -> Any:
+def batches(steps: int, size: int = 8, length: int = 64, seed: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
     """(tokens, labels) of random places of the text; the first tokens, a prompt, are not learnt."""
     text = torch.tensor(list("\n".join(topics[name] for name in sorted(topics)).encode()))
     generator = torch.Generator().manual_seed(seed)
@@ -59,26 +48,26 @@ def batches(steps: int, size: int = 8, length: int = 64, seed: int = 0) -> Any:
         yield tokens, labels
 
 
-def train(loss: Loss, steps: int = 30) -> list[float]:
+def train(fused: bool, steps: int = 30) -> list[float]:
     """The loss before each step."""
-    model = make_model()
+    model = make_model(fused)
     optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
     values = []
     for tokens, labels in batches(steps):
-        value = loss(model, tokens, labels)
+        loss = model(tokens, labels=labels).loss
         optimizer.zero_grad()
-        value.backward()
+        loss.backward()
         optimizer.step()
-        values.append(value.item())
+        values.append(loss.item())
     return values
 
 
 def main() -> None:
-    pairs = list(zip(train(theirs), train(ours), strict=True))
-    print("step   the model's loss   xent's")
+    pairs = list(zip(train(fused=False), train(fused=True), strict=True))
+    print("step   as it is    fused")
     for step, (a, b) in enumerate(pairs):
         if step % 5 == 0 or step == len(pairs) - 1:
-            print(f"{step:4d} {a:18.4f} {b:8.4f}")
+            print(f"{step:4d} {a:10.4f} {b:8.4f}")
 
 
 if __name__ == "__main__":
