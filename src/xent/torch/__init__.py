@@ -1,8 +1,8 @@
 """`xent` for PyTorch: its losses under its own names, every option, the whole autograd contract.
 
 `functional`, `binary`, `distillation` and `modules` have the public functions and modules; `linear` computes
-the loss of a linear layer without its whole logits, `distributed` that of logits split over processes. `fused`
-makes a model's own output layer and loss do so. `xent` itself calls `api` for tensors.
+the loss of a linear layer without its whole logits, `fused` makes a model's own loss do so, and `distributed`
+computes that of logits split over processes. `xent` itself calls `api` for tensors.
 
 `arguments` checks the arguments of a loss, which form a `Call`; `targets` checks labels and probabilities,
 and makes the `Target` of equation (1); `temperature` divides by a learnt temperature. `dispatch` sends

@@ -7,11 +7,12 @@ from dataclasses import asdict
 from typing import Any, Unpack
 
 import torch
+from torch.overrides import handle_torch_function, has_torch_function_unary
 
 from xent.core.contract import RowStatistics
 from xent.core.spec import ExtraOptions, with_options
 from xent.engine import row_columns
-from xent.torch import arguments, devices, dispatch, statistics
+from xent.torch import arguments, devices, dispatch, modes, statistics
 from xent.torch.arguments import Call
 from xent.torch.linear import loss as linear_loss
 from xent.torch.linear.products import Chunking
@@ -20,6 +21,11 @@ from xent.torch.targets import kernel_labels, require_labels, zero_if_valid
 from xent.torch.temperature import divided
 
 Tensor = torch.Tensor
+
+
+def _is_stand_in(x: Any) -> bool:
+    """Whether ``x`` is no tensor but takes part in PyTorch's functions, as logits of a fused layer do."""
+    return not isinstance(x, Tensor) and has_torch_function_unary(x)
 
 
 @with_options(omit=("class_weight", "sample_weight", "ignore_index", "label_smoothing"))
@@ -81,6 +87,10 @@ def cross_entropy(
     >>> round(loss.item(), 4), z.grad.numpy().round(4)
     (1.4076, array([[ 0.09  , -0.7553,  0.6652]], dtype=float32))
     """
+    if type(input) not in modes.PLAIN and _is_stand_in(input):
+        given = (input, target, weight, size_average, ignore_index, reduce, reduction, label_smoothing)
+        named = {"sample_weight": sample_weight, "denominator": denominator, "validate": validate}
+        return handle_torch_function(cross_entropy, (input,), *given, **named, **options)
     try:
         if size_average is not None or reduce is not None:
             reduction = arguments.legacy_reduction(size_average, reduce, reduction)

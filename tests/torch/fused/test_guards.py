@@ -142,7 +142,7 @@ class EntropyOfItsOwn(torch.autograd.Function):
 def test_a_function_that_would_lose_the_gradient(function):
     layer, hidden, _ = case()
     rows = hidden.view(-1, D).requires_grad_()
-    with pytest.raises(RuntimeError, match="cannot be an argument of"):
+    with pytest.raises(RuntimeError, match="cannot be an argument or a result"):
         function.apply(xt.fuse(layer)(rows * 1), rows)
 
 
@@ -185,11 +185,61 @@ def test_a_checkpoint_of_logits(use_reentrant):
         rows_loss, logits, labels, use_reentrant=use_reentrant
     )
     if use_reentrant:
-        with pytest.raises(RuntimeError, match="cannot be an argument"):
+        with pytest.raises(RuntimeError, match="cannot be an argument or a result"):
             call()
     else:
         call().backward()
         assert layer.weight.grad.any()
+
+
+@pytest.mark.parametrize("use_reentrant", [True, False])
+def test_logits_out_of_a_checkpoint(use_reentrant):
+    layer, hidden, labels = case()
+    hidden.requires_grad_()
+    logits = torch.utils.checkpoint.checkpoint(xt.fuse(layer), hidden, use_reentrant=use_reentrant)
+    if use_reentrant:
+        for use in (lambda: rows_loss(logits, labels) + hidden.sum(), lambda: logits.sum() + hidden.sum()):
+            with pytest.raises(RuntimeError, match="cannot be an argument or a result"):
+                use()
+    else:
+        rows_loss(logits, labels).backward()
+        assert layer.weight.grad.any()
+
+
+OF_THE_GRADIENT = {
+    "retain_grad": lambda z, loss: z.retain_grad(),
+    "register_hook": lambda z, loss: z.register_hook(lambda g: g),
+    "grad": lambda z, loss: torch.autograd.grad(loss, [z], allow_unused=True),
+    "backward": lambda z, loss: torch.autograd.backward(loss, inputs=[z]),
+}
+
+
+@pytest.mark.parametrize("name", OF_THE_GRADIENT)
+def test_the_gradient_of_logits_after_their_loss(name):
+    layer, hidden, labels = case()
+    logits = xt.fuse(layer)(hidden)
+    loss = rows_loss(logits, labels)
+    with pytest.raises(
+        RuntimeError, match=f"`{name}` of logits of a fused layer must come before their loss"
+    ):
+        OF_THE_GRADIENT[name](logits, loss)
+
+
+@pytest.mark.parametrize("way", ["retain_grad", "register_hook", "grad"])
+def test_the_gradient_of_logits_before_their_loss(way):
+    layer, hidden, labels = case()
+    found = []
+    for each in (layer, xt.fuse(copy.deepcopy(layer))):
+        logits, seen = each(hidden), []
+        if way == "grad":
+            logits = logits + 0
+            seen = list(torch.autograd.grad(rows_loss(logits, labels), [logits]))
+        else:
+            getattr(logits, way)(*([seen.append] if way == "register_hook" else []))
+            rows_loss(logits, labels).backward()
+            seen = seen or [logits.grad]
+        found.append(seen[0])
+    assert torch.equal(*found)
 
 
 def by_pytorch(layer, x, reason):

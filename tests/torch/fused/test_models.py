@@ -298,6 +298,7 @@ TRAINERS = {
     "plain": ({}, "fused"),
     "accumulation": ({"gradient_accumulation_steps": 2}, "fused"),
     "checkpointing": ({"gradient_checkpointing": True}, "fused"),
+    "autocast": ({"bf16": True, "learning_rate": 1e-3}, "fused"),
     "label smoothing": ({"label_smoothing_factor": 0.1}, "computed"),
 }
 
@@ -314,7 +315,6 @@ def test_trainer(name, tmp_path):
             str(tmp_path),
             max_steps=3,
             per_device_train_batch_size=2,
-            learning_rate=1e-2,
             logging_steps=1,
             save_strategy="no",
             report_to=[],
@@ -322,7 +322,7 @@ def test_trainer(name, tmp_path):
             disable_tqdm=True,
             eval_strategy="steps",
             eval_steps=3,
-            **options,
+            **{"learning_rate": 1e-2} | options,
         )
         trainer = transformers.Trainer(
             xt.fuse(model) if is_fused else model,
@@ -335,7 +335,7 @@ def test_trainer(name, tmp_path):
         log = trainer.state.log_history
         losses.append([e[k] for e in log for k in ("loss", "eval_loss", "eval_accuracy") if k in e])
     assert len(losses[0]) == 5
-    assert losses[1] == pytest.approx(losses[0], rel=2e-4)
+    assert losses[1] == pytest.approx(losses[0], rel=5e-3 if name == "autocast" else 2e-4)
     assert any(event.startswith(expected) for event in events())
 
 

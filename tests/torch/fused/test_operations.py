@@ -8,6 +8,7 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
+import xent.torch as xt  # noqa: E402
 from tests.torch.fused.comparisons import B, D, K, T, assert_close, events, twins  # noqa: E402
 
 F = torch.nn.functional
@@ -64,6 +65,15 @@ FUSED = {
     "class weights": lambda z, y: ce(z, y, weight=torch.linspace(0.5, 2, K), label_smoothing=0.1),
     "ignore_index": lambda z, y: ce(z, y.clamp_min(0), ignore_index=3),
     "a module": lambda z, y: torch.nn.CrossEntropyLoss(label_smoothing=0.1)(z.view(-1, K), y.view(-1)),
+    "xent's loss": lambda z, y: xt.cross_entropy(z.view(-1, K), y.view(-1), z_loss=0.1, softcap=2.0),
+    "xent's loss of a scale": lambda z, y: xt.cross_entropy(
+        (z / 2).view(-1, K),
+        y.view(-1),
+        z_loss=0.1,
+        sample_weight=torch.linspace(0, 1, B * T),
+        denominator=3.0,
+    ),
+    "xent's module": lambda z, y: xt.CrossEntropyLoss(focal_gamma=2.0)(z.view(-1, K), y.view(-1)),
     "all of it": lambda z, y: ce(
         (0.5 * (z + torch.ones(K)).float()[:, :-1, :8] / 1.5).tanh() * 3, y[:, 1:] % 8, reduction="none"
     ),
@@ -133,6 +143,8 @@ COMPUTED = {
     "a mask of elements": (lambda z, y: z[z > 0], "gt"),
     "a new axis": (lambda z, y: z[None], "getitem"),
     "probabilities": (lambda z, y: F.cross_entropy(z.view(-1, K), EVEN), "cross_entropy"),
+    "xent's link of a scale": (lambda z, y: xt.cross_entropy((z / 2)[0], y[0], softcap=2.0), "cross_entropy"),
+    "xent's loss of probabilities": (lambda z, y: xt.cross_entropy(z.view(-1, K), EVEN), "cross_entropy"),
     "an old reduction": (lambda z, y: ce(z, y, reduce=True), "cross_entropy"),
     "labels of 8 bits": (lambda z, y: ce(z, CLASS_LABELS.byte()), "cross_entropy"),
     "log_softmax and gather": (lambda z, y: z.log_softmax(-1).gather(-1, y[..., None] % K), "log_softmax"),

@@ -58,7 +58,7 @@ def autocast_operands(operands: Operands) -> Operands:
 class Source:
     """The operands of one call of a layer, and what shows later whether they have changed."""
 
-    __slots__ = ("depth", "operands", "requires_grad", "samples", "versions", "watchers")
+    __slots__ = ("depth", "has_loss", "operands", "requires_grad", "samples", "versions", "watchers")
 
     def __init__(self, operands: Operands, watchers: tuple[Any, ...]) -> None:
         tensors = [x for x in operands if x is not None]
@@ -66,7 +66,7 @@ class Source:
         if not torch.is_grad_enabled():
             detached: Any = (None if x is None else x.detach() for x in operands)
             operands = Operands(*detached)
-        self.operands, self.watchers = operands, watchers
+        self.operands, self.watchers, self.has_loss = operands, watchers, False
         is_compiled = torch.compiler.is_compiling()
         self.versions = None if is_compiled else [x._version for x in tensors]
         self.depth = 0 if is_compiled else _function_depth()
@@ -76,10 +76,11 @@ class Source:
         """Raise if the logits might no longer be those that the layer would have returned."""
         if torch.compiler.is_compiling():
             return
-        if self.requires_grad and _function_depth() > self.depth:
+        depth = _function_depth()
+        if depth < self.depth or (depth > self.depth and self.requires_grad):
             raise RuntimeError(
-                "logits of a fused layer cannot be an argument of `torch.autograd.Function.apply`: it finds "
-                "no tensor there, and would lose the gradient; give it `logits + 0`, or `unfuse` the layer"
+                "logits of a fused layer cannot be an argument or a result of an autograd.Function: it finds "
+                "no tensor there, and would lose the gradient; use `logits + 0`, or `unfuse` the layer"
             )
         tensors = [x for x in self.operands if x is not None]
         if modes.is_transformed():

@@ -113,16 +113,32 @@ def call(function: Any, args: Any, kwargs: dict[str, Any]) -> Any:
     """``function`` of arguments with logits among them: folded into a formula, or of computed logits."""
     first, *others = args or (None,)
     if type(first) is Logits and first.is_lazy() and not any(type(x) is Logits for x in others):
-        if function is F.cross_entropy:
+        if function in operations.LOSSES:
             first.memory.source.require_unchanged()
-            loss = operations.cross_entropy(first.formula, first.meta, *others, **kwargs)
+            loss = operations.cross_entropy(function, first.formula, first.meta, *others, **kwargs)
             if loss is not None:
                 report.count("fused")
+                first.memory.source.has_loss = True
                 return first.memory.source.watched(loss)
         elif (after := operations.change(function, first.formula, first.meta, others, kwargs)) is not None:
             return first.followed_by(Step(function, tuple(others), kwargs), *after)
     name = getattr(function, "__name__", str(function))
+    if function in _OF_GRADIENTS and _have_loss((args, kwargs)):
+        raise RuntimeError(
+            f"`{name}` of logits of a fused layer must come before their loss, which was computed without "
+            "them; move it there, or `unfuse` the layer"
+        )
     return function(*_computed(args, name), **_computed(kwargs, name))
+
+
+_OF_GRADIENTS = (Tensor.register_hook, Tensor.retain_grad, torch.autograd.grad, torch.autograd.backward)
+
+
+def _have_loss(x: Any) -> bool:
+    if type(x) is Logits:
+        return x.memory.source.has_loss
+    values = x.values() if type(x) is dict else x if type(x) in (list, tuple) else ()
+    return any(_have_loss(value) for value in values)
 
 
 def _computed(x: Any, name: str) -> Any:

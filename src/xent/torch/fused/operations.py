@@ -10,11 +10,13 @@ from typing import Any
 
 import torch
 
-from xent.torch import modes
+from xent.torch import functional, modes
 from xent.torch.fused.formula import Formula
 
 Tensor = torch.Tensor
 F = torch.nn.functional
+
+LINK = ("softcap", "temperature")  # options that are the formula's
 
 Change = tuple[Formula, Tensor] | None
 """The formula and the ``meta`` tensor (shape, strides, dtype) after an operation."""
@@ -141,7 +143,11 @@ def change(function: Any, formula: Formula, meta: Tensor, args: Any, kwargs: dic
     return rule(function, formula, meta, *args, **kwargs)
 
 
+LOSSES = (F.cross_entropy, functional.cross_entropy)
+
+
 def cross_entropy(
+    function: Any,
     formula: Formula,
     meta: Tensor,
     target: Any,
@@ -151,8 +157,9 @@ def cross_entropy(
     reduce: Any = None,
     reduction: str = "mean",
     label_smoothing: float = 0.0,
+    **options: Any,
 ) -> Tensor | None:
-    """`torch.nn.functional.cross_entropy` of labels; None for what is to be computed from the logits."""
+    """One of `LOSSES` of labels; None for what is to be computed from the logits."""
     if meta.ndim != 2 or size_average is not None or reduce is not None:
         return None
     if type(target) not in modes.PLAIN or target.dtype != torch.int64 or target.shape != meta.shape[:1]:
@@ -166,11 +173,16 @@ def cross_entropy(
         or weight.requires_grad
     ):
         return None
+    if (formula.scale != 1.0 or formula.cap is not None) and not options.keys().isdisjoint(LINK):
+        return None
     loss = formula.cross_entropy(
         target,
         weight=weight,
         ignore_index=ignore_index,
         reduction=reduction,
         label_smoothing=label_smoothing,
+        **options,
     )
+    if function is functional.cross_entropy:
+        return loss
     return loss.to(torch.float32 if torch.is_autocast_enabled(device.type) else meta.dtype)
