@@ -193,6 +193,25 @@ def the_older_shards() -> None:
     )
 
 
+@CHECKS
+def compiled() -> None:
+    """What is around a compiled layer is not seen from within it: the wrappers are asked instead."""
+    for wrap in (
+        lambda model: DistributedDataParallel(model, static_graph=True),
+        lambda model: fully_shard(model),
+    ):
+
+        def prepare(model, wrap=wrap):
+            torch._dynamo.reset()
+            return torch.compile(wrap(model), backend="eager")
+
+        for use in (inside, outside):
+            plain = steps(wrap, use)
+            for found, e in zip(steps(prepare, use, "before"), plain, strict=True):
+                for a, b in zip(found, e, strict=True):
+                    assert (a - b).abs().max() <= 1e-6 * b.abs().max()
+
+
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     return tmp_path_factory.mktemp("ranks")

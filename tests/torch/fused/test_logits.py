@@ -160,6 +160,13 @@ def in_place_beside_a_copy(z, y):
     return rows_loss(z, y) + rows_loss(scaled, y) + rows_loss(picked, y[:, :-1])
 
 
+def in_place_of_a_vector(z, y):
+    vector = torch.linspace(0, 1, K)
+    moved = z + vector
+    vector.zero_()
+    return rows_loss(moved, y) + moved.sigmoid().sum()
+
+
 def in_place_by_data(z, y):
     rows, scaled = z.view(-1, K), z * 2
     z.data.mul_(3.0)
@@ -187,7 +194,7 @@ def augmented(z, y):
     "use",
     [
         *(in_place, in_place_of_a_view, in_place_beside_a_view, in_place_beside_a_copy, in_place_by_data),
-        *(in_place_of_a_result_of_contiguous, in_place_after_the_loss, augmented),
+        *(in_place_of_a_vector, in_place_of_a_result_of_contiguous, in_place_after_the_loss, augmented),
     ],
     ids=lambda use: use.__name__,
 )

@@ -140,6 +140,8 @@ COMPUTED = {
     "some classes": (lambda z, y: ce(z[..., 2:], (y - 2).clamp_min(0)), "getitem"),
     "a class": (lambda z, y: z[..., 3], "getitem"),
     "rows by numbers": (lambda z, y: ce(z[torch.tensor([1, 0, 1])], y[[1, 0, 1]]), "getitem"),
+    "a mask of given elements": (lambda z, y: z[torch.ones(B, T, K, dtype=torch.bool)], "getitem"),
+    "a mask of nothing": (lambda z, y: z[torch.tensor(True)], "getitem"),
     "a mask of elements": (lambda z, y: z[z > 0], "gt"),
     "a new axis": (lambda z, y: z[None], "getitem"),
     "probabilities": (lambda z, y: F.cross_entropy(z.view(-1, K), EVEN), "cross_entropy"),
@@ -178,6 +180,7 @@ ERRORS = {
     "a reduction that is none": lambda z, y: ce(z, y, reduction="avg"),
     "class weights of another dtype": lambda z, y: ce(z, y, weight=torch.ones(K, dtype=torch.float64)),
     "class weights of another length": lambda z, y: ce(z, y, weight=torch.ones(K - 1)),
+    "class weights with a gradient": lambda z, y: ce(z, y, weight=torch.ones(K, requires_grad=True)),
     "no such attribute": lambda z, y: z.no_such_attribute,
 }
 
@@ -203,6 +206,12 @@ def test_no_row_counts():
     assert expected[0].isnan()
     assert found[0] == 0
     assert not any(g.any() for g in found[1])
+
+
+@pytest.mark.filterwarnings("ignore:Initializing zero-element tensors:UserWarning")
+def test_no_class():
+    logits = xt.fuse(torch.nn.Linear(D, 0))(torch.ones(2, 3, D))
+    assert logits.view(7, 0).shape == (7, 0)
 
 
 def test_no_row_at_all():

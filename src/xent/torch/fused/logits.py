@@ -68,13 +68,10 @@ class Logits:
         """Whether no element exists, and the caller's gradient mode is that of the layer's forward."""
         if self.memory.tensor is not None:
             return False
-        if torch.is_grad_enabled() or not self.requires_grad:
-            return True
-        if (
-            torch.compiler.is_compiling()
-        ):  # perhaps in an autograd.Function, which `require_unchanged` refuses
-            torch._dynamo.graph_break()
-        return False
+        is_lazy = torch.is_grad_enabled() or not self.requires_grad
+        if not is_lazy and torch.compiler.is_compiling():
+            torch._dynamo.graph_break()  # this may be an autograd.Function, for `require_unchanged` to refuse
+        return is_lazy
 
     def computed(self, name: str) -> Tensor:
         """The logits as a tensor, for the operation ``name``, by PyTorch's operations.
@@ -120,8 +117,11 @@ def call(function: Any, args: Any, kwargs: dict[str, Any]) -> Any:
                 report.count("fused")
                 first.memory.source.has_loss = True
                 return first.memory.source.watched(loss)
-        elif (after := operations.change(function, first.formula, first.meta, others, kwargs)) is not None:
-            return first.followed_by(Step(function, tuple(others), kwargs), *after)
+        elif operations.is_change(function):
+            kept = tuple(x.clone() if isinstance(x, Tensor) else x for x in others)  # may be written later
+            after = operations.change(function, first.formula, first.meta, kept, kwargs)
+            if after is not None:
+                return first.followed_by(Step(function, kept, kwargs), *after)
     name = getattr(function, "__name__", str(function))
     if function in _OF_GRADIENTS and _have_loss((args, kwargs)):
         raise RuntimeError(

@@ -135,10 +135,15 @@ _RULES: dict[Any, tuple[Callable[..., Change], int | None]] = {
 """For each operation what it does, and the number of arguments after the logits; None if that checks them."""
 
 
+def is_change(function: Any) -> bool:
+    """Whether ``function`` may change the formula only; `change` says for which arguments."""
+    return function in _RULES
+
+
 def change(function: Any, formula: Formula, meta: Tensor, args: Any, kwargs: dict[str, Any]) -> Change:
     """What ``function(logits, *args, **kwargs)`` changes; None if the logits are to be computed for it."""
-    rule, arity = _RULES.get(function, (None, 0))
-    if rule is None or (arity is not None and (kwargs or len(args) != arity)):
+    rule, arity = _RULES[function]
+    if arity is not None and (kwargs or len(args) != arity):
         return None
     return rule(function, formula, meta, *args, **kwargs)
 

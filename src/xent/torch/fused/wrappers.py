@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 import torch
-from torch.nn.modules import module as torch_modules
+from torch.nn.modules import module as hooks
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils._pytree import tree_leaves, tree_map
 
@@ -33,11 +33,11 @@ def around(layer: Any) -> Around:
         if getattr(layer, "_is_fsdp_managed_module", False) or (ddp is not None and _looks(ddp)):
             return Around(reason="FSDP or DistributedDataParallel, compiled")
         return Around()
-    if torch_modules._global_forward_hooks or torch_modules._global_backward_hooks:
+    if hooks._global_forward_hooks or hooks._global_backward_hooks or hooks._global_backward_pre_hooks:
         return Around(reason="a hook on all modules")
     watchers = []
     for module in guards.running_modules():
-        if type(module).__name__ == "FullyShardedDataParallel":
+        if any(cls.__name__ == "FullyShardedDataParallel" for cls in type(module).__mro__):
             return Around(reason="FullyShardedDataParallel")
         if not _looks(module):
             continue
