@@ -255,6 +255,23 @@ def test_eval_mode():
     assert torch.equal(by_pytorch(xt.fuse(layer).eval(), hidden, "eval mode"), expected)
 
 
+def test_a_replica_of_data_parallel():
+    """It has a copy of the attributes, and so the method of the layer that it was made from."""
+    layer, hidden, _ = case()
+    replica = xt.fuse(layer)._replicate_for_data_parallel()
+    replica.weight, replica.bias = layer.weight + 1, layer.bias + 1
+    found = by_pytorch(replica, hidden, "a replica of DataParallel")
+    assert torch.equal(found, F.linear(hidden, replica.weight, replica.bias))
+
+
+def test_a_forward_called_by_another_module():
+    layer, hidden, _ = case()
+    xt.fuse(layer)
+    outer = torch.nn.Identity()
+    outer.forward = layer.forward  # and outer has no weight
+    assert torch.equal(outer(hidden) + 0, F.linear(hidden, layer.weight, layer.bias))
+
+
 def test_inference_mode():
     layer, hidden, _ = case()
     with torch.inference_mode():

@@ -17,11 +17,22 @@ Tensor = torch.Tensor
 SAMPLES = 32  # rows and columns of a weight that are compared
 
 
+def called(layer: Any) -> Any:
+    """The module that is called: ``layer``, or a replica by DataParallel, which shares its ``forward``."""
+    if torch.compiler.is_compiling():
+        return layer
+    running = next(running_modules(), layer)
+    is_replica = type(running) is type(layer) and getattr(running, "_is_replica", False)
+    return running if is_replica else layer
+
+
 def reason_for_pytorch(layer: Any, operands: Operands) -> str | None:
     """Why PyTorch is to compute this call of the layer; None if it need not."""
     inputs, weight, _ = operands
     if not layer.training:
         return "eval mode"
+    if getattr(layer, "_is_replica", False):
+        return "a replica of DataParallel"
     if torch.compiler.is_exporting() or modes.is_traced() or modes.is_forward():
         return "an exported or traced graph, or forward mode"
     if not torch.compiler.is_compiling() and torch.is_inference_mode_enabled():

@@ -109,10 +109,11 @@ def unfuse(model_or_linear: Model) -> Model:
 
 def forward(self: Linear, input: Tensor) -> Any:
     """In place of `torch.nn.Linear.forward`: `Logits`, or the tensor where PyTorch is to compute it."""
-    weight, bias = self.weight, self.bias
+    layer = guards.called(self)
+    weight, bias = layer.weight, layer.bias
     operands = guards.autocast_operands(Operands(input, weight, bias))
-    reason = guards.reason_for_pytorch(self, operands)
-    surroundings = wrappers.around(self) if reason is None else wrappers.Around(reason=reason)
+    reason = guards.reason_for_pytorch(layer, operands)
+    surroundings = wrappers.around(layer) if reason is None else wrappers.Around(reason=reason)
     if surroundings.reason is not None:
         report.count(f"by PyTorch: {surroundings.reason}")
         return torch.nn.functional.linear(input, weight, bias)
