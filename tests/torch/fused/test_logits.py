@@ -173,6 +173,11 @@ def in_place_by_data(z, y):
     return rows_loss(rows, y) + rows_loss(scaled, y)
 
 
+def in_place_by_setting_data(z, y):
+    z.data = z.data * 2
+    return rows_loss(z, y)
+
+
 def in_place_of_a_result_of_contiguous(z, y):
     same = z.contiguous()  # no copy
     same.mul_(2.0)
@@ -194,7 +199,8 @@ def augmented(z, y):
     "use",
     [
         *(in_place, in_place_of_a_view, in_place_beside_a_view, in_place_beside_a_copy, in_place_by_data),
-        *(in_place_of_a_vector, in_place_of_a_result_of_contiguous, in_place_after_the_loss, augmented),
+        *(in_place_of_a_vector, in_place_by_setting_data, in_place_of_a_result_of_contiguous),
+        *(in_place_after_the_loss, augmented),
     ],
     ids=lambda use: use.__name__,
 )

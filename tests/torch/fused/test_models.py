@@ -304,7 +304,16 @@ TRAINERS = {
 
 
 @pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize("name", TRAINERS)
+@pytest.mark.parametrize(
+    "name",
+    [
+        "plain",
+        "autocast",
+        "label smoothing",
+        pytest.param("accumulation", marks=pytest.mark.slow),
+        pytest.param("checkpointing", marks=pytest.mark.slow),
+    ],
+)
 def test_trainer(name, tmp_path):
     pytest.importorskip("accelerate")
     options, expected = TRAINERS[name]

@@ -23,9 +23,10 @@ def fuse(model_or_linear: Model) -> Model:
     In training the output layer then returns an object that stands for its logits. Their
     `torch.nn.functional.cross_entropy`, by whatever code, is computed by `linear_cross_entropy`: of labels,
     with any reduction, class weights and label smoothing, also after a change of shape, slices and masks of
-    rows, a conversion to float32, a product with a positive number, and a softcap by tanh. For every other
-    operation the logits are computed, by the same operations as without ``fuse``, and kept; the first time
-    there is a warning. `xent.torch.fused.counts` says how often each happened.
+    rows, a conversion to float32, a product with a positive number, and a softcap by tanh. So is their
+    `xent.torch.cross_entropy`, with its options. For every other operation the logits are computed, by the
+    same operations as without ``fuse``, and kept; the first time there is a warning.
+    `xent.torch.fused.counts` says how often each happened.
 
     Parameters
     ----------

@@ -158,65 +158,43 @@ def _after(x: Any, steps: tuple[Step, ...]) -> Any:
     return x
 
 
-def _method(name: str) -> Callable[..., Any]:
-    attribute = getattr(Tensor, name)
+# What is known without an element: of a method or property, where it is.
+_KNOWN = {
+    **dict.fromkeys(("size", "dim", "numel", "stride", "is_contiguous", "element_size"), "meta"),
+    **dict.fromkeys(("is_floating_point", "is_complex"), "meta"),
+    **dict.fromkeys(("shape", "dtype", "ndim", "layout", "itemsize", "nbytes"), "meta"),
+    **dict.fromkeys(("device", "is_cpu", "is_cuda", "is_sparse", "is_nested"), "rows"),
+}
+_OF_OBJECTS = ("__eq__", "__ne__", "__lt__", "__le__", "__gt__", "__ge__", "__format__", "__reduce_ex__")
+
+
+def _attribute(name: str) -> Any:
+    """The method or property ``name`` of a tensor for `Logits`."""
+    attribute, known = getattr(Tensor, name), _KNOWN.get(name)
 
     def method(self: Logits, *args: Any, **kwargs: Any) -> Any:
+        if known is not None:
+            return getattr(self.meta, name)(*args, **kwargs)
         return call(attribute, (self, *args), kwargs)
 
-    return method
-
-
-def _method_of_meta(name: str) -> Callable[..., Any]:
-    def method(self: Logits, *args: Any, **kwargs: Any) -> Any:
-        return getattr(self.meta, name)(*args, **kwargs)
-
-    return method
-
-
-def _property(name: str) -> property:
     def get(self: Logits) -> Any:
+        if known is not None:
+            return getattr(self.meta if known == "meta" else self.formula.rows, name)
         return getattr(self.computed(name), name)
 
     def put(self: Logits, value: Any) -> None:
         setattr(self.computed(name), name, value)
 
-    return property(get, put)
-
-
-def _property_of_meta(name: str) -> property:
-    def get(self: Logits) -> Any:
-        return getattr(self.meta, name)
-
-    return property(get)
-
-
-def _property_of_rows(name: str) -> property:
-    def get(self: Logits) -> Any:
-        return getattr(self.formula.rows, name)
-
-    return property(get)
-
-
-# What is known without an element.
-_KNOWN = {
-    **dict.fromkeys(("size", "dim", "numel", "stride", "is_contiguous", "element_size"), _method_of_meta),
-    **dict.fromkeys(("is_floating_point", "is_complex"), _method_of_meta),
-    **dict.fromkeys(("shape", "dtype", "ndim", "layout", "itemsize", "nbytes"), _property_of_meta),
-    **dict.fromkeys(("device", "is_cpu", "is_cuda", "is_sparse", "is_nested"), _property_of_rows),
-}
-_OF_OBJECTS = ("__eq__", "__ne__", "__lt__", "__le__", "__gt__", "__ge__", "__format__", "__reduce_ex__")
+    return method if callable(attribute) else property(get, put)
 
 
 def _add_attributes() -> None:
     """Give `Logits` the methods and properties of a tensor, except those that every object has."""
     for name in dir(Tensor):
         is_of_object = hasattr(object, name) and name not in _OF_OBJECTS
-        if name in vars(Logits) or is_of_object or name.startswith("__torch_"):
-            continue
-        make = _method if callable(getattr(Tensor, name)) else _property
-        if make is _method or not name.startswith("__"):
-            setattr(Logits, name, _KNOWN.get(name, make)(name))
+        is_data = name.startswith("__") and not callable(getattr(Tensor, name))
+        if not (name in vars(Logits) or is_of_object or is_data or name.startswith("__torch_")):
+            setattr(Logits, name, _attribute(name))
 
 
 _add_attributes()
