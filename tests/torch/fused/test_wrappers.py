@@ -106,6 +106,36 @@ def test_forward_hooks_see_tensors(inside):
     assert events() == ({"fused": 1} if inside else {"computed for the output of Model": 1})
 
 
+def test_a_hook_that_is_to_run_first_sees_tensors_too():
+    tokens, _ = batch()
+    _, model = models()
+    seen = []
+    model.register_forward_hook(lambda module, given, output: seen.append(output), prepend=True)
+    for _ in range(2):
+        model(tokens)
+    assert [type(x) for x in seen] == [torch.Tensor, torch.Tensor]
+
+
+class WithHidden(Model):
+    def forward(self, tokens, labels=None):
+        hidden = self.embedding(tokens).tanh()
+        return {"hidden": hidden, "logits": self.head(hidden)}
+
+
+def test_other_tensors_in_the_output_are_no_loss():
+    tokens, labels = batch()
+    found = []
+    for is_fused in (False, True):
+        model = WithHidden()
+        if is_fused:
+            xt.fuse(model)
+        model.register_forward_hook(lambda module, given, output: None)
+        rows_loss(model(tokens)["logits"], labels).backward()
+        found.append(gradients(model).values())
+    assert_same(found[1], found[0], 0)
+    assert events() == {"computed for the output of WithHidden": 1}
+
+
 def test_hooks_on_a_module_further_out():
     tokens, labels = batch()
     found = []

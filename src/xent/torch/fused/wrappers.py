@@ -1,7 +1,7 @@
 """Modules around a fused layer that look for tensors in their output, where they would overlook logits.
 
 Such are FSDP, DistributedDataParallel in two of its modes, and modules with hooks. Logits that leave one are
-computed by a hook that runs before they look, unless the loss is among the output.
+computed by a hook that runs before they look, unless their loss was computed within.
 """
 
 from __future__ import annotations
@@ -65,8 +65,8 @@ def _has_backward_hooks(module: Any) -> bool:
 
 def watch(module: Any) -> None:
     """Have `compute_outputs` run first among the hooks on the output of ``module``."""
-    if compute_outputs not in module._forward_hooks.values():
-        module.register_forward_hook(compute_outputs, prepend=True)
+    unwatch(module)
+    module.register_forward_hook(compute_outputs, prepend=True)
 
 
 def unwatch(module: Any) -> None:
@@ -77,18 +77,18 @@ def unwatch(module: Any) -> None:
 
 
 def compute_outputs(module: Any, args: Any, output: Any) -> Any:
-    """A hook: the output with tensors for logits that ``module`` is to see, None if there are none."""
+    """A hook: the output with tensors in the place of logits that are to be seen; None if there are none."""
     if torch.compiler.is_compiling():
         return None
-    leaves = tree_leaves(output)
-    if not any(_is_watched(x, module) for x in leaves):
-        return None
-    has_loss = any(isinstance(x, Tensor) and x.requires_grad for x in leaves)
-    if has_loss and not _has_backward_hooks(module):
+    has_hooks = _has_backward_hooks(module)
+
+    def is_seen(x: Any) -> bool:
+        if type(x) is not Logits:
+            return False
+        source = x.memory.source
+        return any(w is module for w in source.watchers) and (has_hooks or not source.has_loss)
+
+    if not any(map(is_seen, tree_leaves(output))):
         return None
     name = f"the output of {type(module).__name__}"
-    return tree_map(lambda x: x.computed(name) if _is_watched(x, module) else x, output)
-
-
-def _is_watched(x: Any, module: Any) -> bool:
-    return type(x) is Logits and any(w is module for w in x.memory.source.watchers)
+    return tree_map(lambda x: x.computed(name) if is_seen(x) else x, output)
