@@ -16,8 +16,6 @@ from torch.utils._pytree import tree_leaves, tree_map
 from xent.torch.fused import guards
 from xent.torch.fused.logits import Logits
 
-Tensor = torch.Tensor
-
 
 class Around(NamedTuple):
     """The modules around a call that look into their output; a reason why PyTorch is to compute it."""
