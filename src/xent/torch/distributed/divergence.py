@@ -5,6 +5,7 @@ The ranks combine a few numbers for each row: see `ShardedDivergences` and `Shar
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any, cast
 
 import torch
@@ -14,7 +15,7 @@ from xent.engine import valid_rows
 from xent.torch import devices, modes
 from xent.torch.distributed.shards import Shard
 from xent.torch.linear.bins import Bins
-from xent.torch.linear.chunked import ChunkedFunction, Operands
+from xent.torch.linear.chunked import DERIVED, ChunkedFunction, Operands
 from xent.torch.linear.distillation import CountedRows, Distillation, counted_rows
 from xent.torch.linear.divergence import Divergence, RowDivergences, divergence_and_slopes
 from xent.torch.linear.products import TensorProjection
@@ -56,9 +57,15 @@ class ShardedFunction(ChunkedFunction):
 class ShardedDivergences(ShardedFunction, RowDivergences):
     """`RowDivergences` of a shard, from a teacher with the same classes."""
 
+    copies = DERIVED
+
     def __init__(self, divergence: Divergence, rows: CountedRows, shard: Shard) -> None:
         super().__init__(divergence, Operands(*divergence[:3]), rows, None)
         self.shard = shard
+
+    def blocks(self, logits: Tensor, part: slice) -> Iterable[tuple[slice, slice]]:
+        """The whole chunk: its rows share two all-reduces."""
+        return [(slice(0, logits.shape[0]), part)]
 
     def losses_and_slopes(self, logits: Tensor, teacher_logits: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """The divergences over all classes, and the slopes in the logits of the shard.

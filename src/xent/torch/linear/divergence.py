@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple, cast
 
 import torch
@@ -13,7 +13,7 @@ from xent.engine import valid_rows
 from xent.engine.chunked_projection import Gradients
 from xent.torch import arguments, devices, operators
 from xent.torch.linear import operators as linear_operators
-from xent.torch.linear.chunked import DERIVED, ChunkedFunction, Operands, finished
+from xent.torch.linear.chunked import ChunkedFunction, Operands, finished, row_blocks
 from xent.torch.linear.distillation import (
     STUDENT,
     TEACHER,
@@ -74,7 +74,7 @@ class Divergence(NamedTuple):
 class RowDivergences(ChunkedFunction):
     """One column: ω·KL of each row of the student's logits. The teacher's logits are computed by chunks."""
 
-    copies = DERIVED
+    copies = 2  # the student's and the teacher's
 
     def __init__(
         self,
@@ -93,24 +93,38 @@ class RowDivergences(ChunkedFunction):
         return (losses if self.omega is None else self.omega[part] * losses,)
 
     def evaluate_chunk(self, logits: Tensor, part: slice, dloss: Any) -> tuple[tuple[Tensor, ...], Any]:
-        """The columns of a chunk, and its gradient if ``dloss`` is given."""
+        """The columns of a chunk, and its gradient if ``dloss`` is given; in blocks of rows."""
         teacher_logits = self._teacher_logits(part)
+        if dloss is not None:
+            dloss = torch.as_tensor(dloss, dtype=torch.float64, device=logits.device).expand(len(logits))
+        columns = [
+            self._evaluate_block(
+                logits[block], teacher_logits[block], rows, None if dloss is None else dloss[block]
+            )
+            for block, rows in self.blocks(logits, part)
+        ]
+        if dloss is not None and self.dteacher is not None:
+            _add(self.dteacher, self.teacher, self._input_rows(part), teacher_logits)
+        return (torch.cat(columns),), None if dloss is None else logits
+
+    def blocks(self, logits: Tensor, part: slice) -> Iterable[tuple[slice, slice]]:
+        """The blocks of rows that are computed at a time: see `row_blocks`."""
+        return row_blocks(logits, part)
+
+    def _evaluate_block(
+        self, logits: Tensor, teacher_logits: Tensor, part: slice, dloss: Tensor | None
+    ) -> Tensor:
+        """The column of some rows; with ``dloss`` their logits are overwritten by the gradients in them."""
         factor = None if self.omega is None else self.omega[part]
         losses, *slopes = self.losses_and_slopes(logits, teacher_logits)
-        column = head.multiply(factor, losses, torch)
-        if dloss is None:
-            return (column,), None
-        upstream = torch.as_tensor(dloss, dtype=torch.float64, device=logits.device)
-        upstream = head.multiply(factor, upstream, torch) / self.temperature
-        upstream = upstream.expand(losses.shape)[:, None].to(slopes[0].dtype)
-        dstudent, dteacher_logits = (
-            head.multiply(upstream, slope, torch) for slope in (slopes if self.is_reverse else slopes[::-1])
-        )
-        if self.dteacher is not None:
-            _add(
-                self.dteacher, self.teacher, self._input_rows(part), dteacher_logits.to(teacher_logits.dtype)
-            )
-        return (column,), dstudent.to(logits.dtype)
+        if dloss is not None:
+            upstream = head.multiply(factor, dloss, torch) / self.temperature
+            upstream = upstream[:, None].to(slopes[0].dtype)
+            student, teacher = slopes if self.is_reverse else slopes[::-1]
+            logits.copy_(head.multiply(upstream, student, torch))
+            if self.dteacher is not None:
+                teacher_logits.copy_(head.multiply(upstream, teacher, torch))
+        return cast(Tensor, head.multiply(factor, losses, torch))
 
     def losses_and_slopes(self, logits: Tensor, teacher_logits: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """`divergence_and_slopes` of a chunk's logits."""
