@@ -5,6 +5,8 @@ BIN := $(VENV)/bin
 LOWEST := .venv-lowest
 NATIVE := $(wildcard native/*.h native/*/*.h native/*/*.cpp)
 SOURCES := pyproject.toml CMakeLists.txt $(NATIVE)
+# For examples/torchtitan_loss.py, without the loggers and services that its trainer needs.
+TITAN := torchtitan==0.3.0 spmd_types==0.2.3 tyro==1.0.17 docstring_parser==0.18.0 typeguard==4.6.1
 # A worker for each core; tests of one file share what is slow to start, a browser or a group of ranks.
 PARALLEL := -n auto --dist loadfile
 
@@ -61,6 +63,7 @@ $(VENV)/.demo: $(BIN)/python $(SOURCES)
 # The package is installed by then; only what it is tested with is missing.
 $(VENV)/.test: $(VENV)/.demo
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check "xent[fit,test]"
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps $(TITAN)
 	touch $@
 
 $(LOWEST)/.test: $(BIN)/python $(SOURCES)
