@@ -79,6 +79,7 @@ BAD: dict[str, list[Any]] = {
     "label_smoothing": [*NUMBER, 1.5],
     "smoothing_over": ["some", None, 1],
     "focal_gamma": NUMBER,
+    "alpha": [*NUMBER, 1.5],
     "poly1_epsilon": [x for x in NUMBER if x != -1.0] + [-1.5],
     "z_loss": NUMBER,
     "softcap": [*NUMBER, 0.0],

@@ -21,6 +21,8 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "focal 0.5": {"focal_gamma": 0.5, "pos_weight": 2.5},
     "poly-1": {"poly1_epsilon": 1.5},
     "z-loss": {"z_loss": 0.1, "pos_weight": 2.5},
+    "alpha": {"alpha": 0.3},
+    "focal + alpha + z-loss": {"focal_gamma": 2.0, "alpha": 0.25, "pos_weight": 2.5, "z_loss": 0.1},
     "focal + cap + z-loss": {"focal_gamma": 2.0, "softcap": 4.0, "temperature": 1.5, "z_loss": 0.1},
 }
 each_option = pytest.mark.parametrize("option", OPTIONS)
@@ -42,7 +44,10 @@ def exact(z: Array, y: Array, options: dict[str, Any]) -> tuple[Array, ...]:
     lse, p1 = np.logaddexp(np.longdouble(0), u), 1 / (1 + np.exp(-u))
     z_loss = options.get("z_loss", 0.0)
     one, two = alpha * derivative * sign * rest, 2 * z_loss * lse * p1
-    return alpha * losses + z_loss * lse**2, slope * (one + two), slope, abs(one) + abs(two)
+    factor = np.where(y, options["alpha"], 1 - options["alpha"]) if "alpha" in options else np.longdouble(1)
+    one, two = factor * one, factor * two
+    losses = factor * (alpha * losses + z_loss * lse**2)
+    return losses, slope * (one + two), slope, abs(one) + abs(two)
 
 
 def make(shape: tuple[int, ...], dtype: str, scale: float = 3.0) -> tuple[Array, Array]:
@@ -117,6 +122,51 @@ def test_labels_that_are_none_and_elements_that_do_not_count(option: str) -> Non
     for values in (losses, grad):
         np.testing.assert_array_equal(np.isnan(values), [True, False, False, True, False, True])
         np.testing.assert_array_equal(values[[1, 2, 4]], 0)
+
+
+@each_option
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_float_labels_are_the_labels(option: str, dtype: str) -> None:
+    z, y = make((7, 9), dtype)
+    labels = np.where(np.arange(9) % 4 == 1, -100, y)
+    z[:, 1] = np.nan
+    for reduction in ("mean", "sum", "none"):
+        expected = xent.binary_cross_entropy_with_grad(z, labels, reduction=reduction, **OPTIONS[option])
+        for kind in (dtype, "float64"):
+            q = labels.astype(DTYPES[kind])
+            found = xent.binary_cross_entropy_with_grad(z, q, reduction=reduction, **OPTIONS[option])
+            np.testing.assert_array_equal(found[0], expected[0])
+            np.testing.assert_array_equal(found[1], expected[1])
+    assert np.isfinite(expected[0]).all()
+    assert not expected[1][:, [1, 5]].any()
+
+
+@each_option
+def test_floats_that_are_no_labels(option: str) -> None:
+    z, q = np.zeros(4), np.array([0.0, 1.0, 0.25, -100.0])
+    if {"focal_gamma", "poly1_epsilon"} & OPTIONS[option].keys():
+        with pytest.raises(ValueError, match=r"`targets` must be 0 or 1, .* got 0\.25 at row 2"):
+            xent.binary_cross_entropy(z, q, **OPTIONS[option])
+        losses, grad = xent.binary_cross_entropy_with_grad(
+            z, q, reduction="none", validate=False, **OPTIONS[option]
+        )
+        for values in (losses, grad):
+            np.testing.assert_array_equal(np.isnan(values), [False, False, True, False])
+    else:
+        assert np.isfinite(xent.binary_cross_entropy(z, q, **OPTIONS[option]))
+    with pytest.raises(ValueError, match=r"`targets` must be in \[0, 1\]; got -100.0 at row 3"):
+        xent.binary_cross_entropy(z, q, ignore_index=7, **OPTIONS[option])
+
+
+def test_alpha_and_probabilities() -> None:
+    z, q = np.array([0.3, -1.0, 2.0]), np.array([0.0, 0.25, 1.0])
+    losses = xent.binary_cross_entropy(z, q, reduction="none")
+    found = xent.binary_cross_entropy(z, q, reduction="none", alpha=0.3)
+    np.testing.assert_allclose(found, losses * [0.7, 0.6, 0.3], rtol=1e-15)
+    np.testing.assert_allclose(xent.binary_cross_entropy(z, q, alpha=0.3), found.mean(), rtol=1e-15)
+    z[2] = np.nan
+    losses, grad = xent.binary_cross_entropy_with_grad(z, np.array([0, 0, 1]), reduction="none", alpha=0.0)
+    assert losses[2] == grad[2] == 0
 
 
 @pytest.mark.parametrize("options", [{}, {"focal_gamma": 2.0}, {"z_loss": 0.1}], ids=str)

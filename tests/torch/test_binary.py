@@ -101,6 +101,75 @@ def test_an_ignored_element_is_not_read(way):  # noqa: F811
     assert grad.isfinite().all()
 
 
+def sigmoid_focal_loss(z, q, alpha, gamma):
+    """The losses of RetinaNet (Lin et al., 2017), from their definition."""
+    p = torch.sigmoid(z)
+    cross_entropy = F.binary_cross_entropy_with_logits(z, q, reduction="none")
+    p_t, alpha_t = p * q + (1 - p) * (1 - q), alpha * q + (1 - alpha) * (1 - q)
+    return alpha_t * cross_entropy * (1 - p_t) ** gamma
+
+
+@pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
+@pytest.mark.parametrize("gamma", [0.0, 2.0])
+def test_the_sigmoid_focal_loss(gamma, reduction, way):  # noqa: F811
+    z = torch.randn(7, 3, dtype=torch.float64)
+    q = torch.randint(0, 2, (7, 3)).double()
+    z[2], q[2], q[4, 1] = torch.nan, -7.0, -7.0
+    counts = q != -7
+    kept = torch.where(counts, z, 0.0).requires_grad_()
+    truth = torch.where(counts, sigmoid_focal_loss(kept, torch.where(counts, q, 0.0), 0.25, gamma), 0.0)
+    truth = {"mean": truth.sum() / counts.sum(), "sum": truth.sum(), "none": truth}[reduction]
+    z.requires_grad_()
+    for target in (q, q.bfloat16(), q.long()):
+        loss = bce(z, target, focal_gamma=gamma, alpha=0.25, ignore_index=-7, reduction=reduction)
+        torch.testing.assert_close(loss, truth, rtol=1e-12, atol=1e-15)
+        upstream = torch.rand(loss.shape, dtype=torch.float64)
+        found, expected = (
+            torch.autograd.grad(x, y, upstream, create_graph=True)[0] for x, y in ((loss, z), (truth, kept))
+        )
+        torch.testing.assert_close(found, expected, rtol=1e-11, atol=1e-15)
+        assert not found[~counts].any()
+        found, expected = (
+            torch.autograd.grad(g, y, torch.ones_like(y), retain_graph=True)[0]
+            for g, y in ((found, z), (expected, kept))
+        )
+        torch.testing.assert_close(found, expected, rtol=1e-10, atol=1e-14)
+
+
+def test_ignored_elements_and_alpha_compiled():
+    torch._dynamo.reset()
+    z = torch.tensor([0.5, torch.nan, -1.0, 2.0], requires_grad=True)
+    for q in (torch.tensor([1.0, -100.0, 0.0, 0.0]), torch.tensor([1, -100, 0, 0])):
+        for options in ({}, {"focal_gamma": 2.0}):
+
+            def f(z, q, options=options):
+                return bce(z, q, alpha=0.25, ignore_index=-100, **options)
+
+            loss = torch.compile(f, fullgraph=True, backend="aot_eager")(z, q)
+            torch.testing.assert_close(loss, f(z, q))
+            (found,), (expected,) = (torch.autograd.grad(x, z) for x in (loss, f(z, q)))
+            torch.testing.assert_close(found, expected)
+            assert found[1] == 0
+
+
+def test_a_mean_over_no_element_is_0(way):  # noqa: F811
+    z = torch.tensor([0.5, torch.nan], requires_grad=True)
+    loss = bce(z, torch.full((2,), -1.0), ignore_index=-1, focal_gamma=2.0, alpha=0.25)
+    assert loss == 0
+    assert torch.autograd.grad(loss, z)[0].tolist() == [0.0, 0.0]
+
+
+def test_values_between_the_labels(way):  # noqa: F811
+    z = torch.zeros(3, requires_grad=True)
+    for q in (torch.tensor([0.0, 1.0, 0.5]), torch.tensor([0, 1, 5])):
+        with pytest.raises(ValueError, match=r"`target` must be (0 or 1|in \[0, 1\])[^;]*; got (0\.5|5\.0)"):
+            bce(z, q, focal_gamma=2.0)
+        losses = bce(z, q, focal_gamma=2.0, alpha=0.25, reduction="none", validate=False)
+        assert losses.isnan().tolist() == [False, False, True]
+    with pytest.raises(ValueError, match="`target` must not require a gradient where `focal_gamma`"):
+        bce(z, torch.ones(3, requires_grad=True), focal_gamma=2.0)
+
+
 def test_memory_is_that_of_the_gradient():
     z = np.zeros((1 << 11, 1 << 11), np.float32)
     tracemalloc.start()

@@ -99,7 +99,7 @@ class LossSpec:
                 "`focal_gamma` and `poly1_epsilon` cannot be combined: each is a loss of the label; got "
                 f"focal_gamma={self.focal_gamma} and poly1_epsilon={self.poly1_epsilon}"
             )
-        if self.label_smoothing and (name := self._needs_labels()):
+        if self.label_smoothing and (name := self.labels_option()):
             raise ValueError(
                 f"`{name}` and `label_smoothing` cannot be combined: `{name}` is defined for labels, not for "
                 f"smoothed ones; got {name}={getattr(self, name)} and label_smoothing={self.label_smoothing}"
@@ -156,13 +156,13 @@ class LossSpec:
 
     def require_labels(self, name: str) -> None:
         """Raise ValueError if an option is set that needs labels; ``name`` has probabilities."""
-        if option := self._needs_labels():
+        if option := self.labels_option():
             raise ValueError(
                 f"`{option}` and probability `{name}` cannot be combined: `{option}` is defined for labels; "
                 f"got {option}={getattr(self, option)} and floating `{name}`"
             )
 
-    def _needs_labels(self) -> str | None:
+    def labels_option(self) -> str | None:
         """The name of an option that is set and needs labels; None if there is none."""
         function = self.label_function
         if not function.needs_labels:

@@ -112,19 +112,28 @@ def from_probabilities(
 
 
 def from_pairs(q: Array, pos_weight: Array | None, weight: Array | None, spec: LossSpec, xp: Any) -> Target:
-    """The measure of rows (0, z): ``q`` (...) are probabilities of z's class, or labels where f needs them.
+    """The measure of rows (0, z): ``q`` (...) are probabilities of z's class; where f needs labels, 0 or 1.
 
-    ``dense`` is the pair of its masses (1 − q, πq), each (...).
+    ``dense`` is the pair of its masses (1 − q, πq), each (...). Of labels any other value is out of range.
     """
     total, rows = totals(math.prod(q.shape), weight, None, xp)
     if spec.label_function.needs_labels:
         alpha = 1.0 if pos_weight is None else xp.where(q == 1, pos_weight, 1.0)
-        return Target(q, alpha, None, 0.0, weight, total, rows)
+        labels = xp.where(q == 1, 1, xp.where(q == 0, 0, 2))
+        return Target(labels, alpha, None, 0.0, weight, total, rows)
     smoothing = uniform_smoothing(spec, 2)
     if smoothing:
         q = (1.0 - smoothing) * q + smoothing / 2
     dense = (1.0 - q, q if pos_weight is None else pos_weight * q)
     return Target(None, 0.0, dense, 1.0, weight, total, rows)
+
+
+def pair_weight(q: Array, weight: Array | None, alpha: float | None) -> Array | None:
+    """ω times ``αq + (1−α)(1−q)`` of rows (0, z) with the probabilities ``q``; ω itself without an α."""
+    if alpha is None:
+        return weight
+    factor = alpha * q + (1.0 - alpha) * (1.0 - q)
+    return factor if weight is None else weight * factor
 
 
 def smoothed(probabilities: Array, num_classes: int, spec: LossSpec) -> Array:

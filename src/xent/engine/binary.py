@@ -171,13 +171,11 @@ class Pairs:
 
     def _target(self, q: Array, pos_weight: Any, weight: Any) -> Target:
         """The target of a block, from its labels or probabilities."""
-        if self.spec.label_function.needs_labels:
-            return target.from_pairs(q.astype(np.int64, copy=False), pos_weight, weight, self.spec, np)
         dtype = np.dtype(np.float64) if self.is_wide else self.dtype
         if isinstance(pos_weight, np.ndarray):
             pos_weight = pos_weight.astype(dtype, copy=False)
-        measure = target.from_pairs(_probabilities(q, dtype), pos_weight, weight, self.spec, np)
-        return measure._replace(dense=np.stack(measure.dense).T)
+        measure = target.from_pairs(as_probabilities(q, dtype), pos_weight, weight, self.spec, np)
+        return measure if measure.dense is None else measure._replace(dense=np.stack(measure.dense).T)
 
     def _write(self, out: Array, write: Callable[[slice, Problem, Array], None]) -> None:
         bits = out if self.is_wide else _bits(out)
@@ -211,7 +209,7 @@ def _block_slice(column: Any, block: slice) -> Any:
     return column if column is None or isinstance(column, float) else column[block]
 
 
-def _probabilities(q: Array, dtype: Any) -> Array:
+def as_probabilities(q: Array, dtype: Any) -> Array:
     """Labels, probabilities or bits of bfloat16 as ``dtype``; NaN for integers other than 0 and 1."""
     if q.dtype == np.uint16:
         return (q.astype(np.uint32) << 16).view(np.float32).astype(dtype, copy=False)

@@ -204,6 +204,17 @@ def check_probabilities(q: Array, name: str = "targets", upper: float = math.inf
         raise ValueError(f"`{name}` must be {expected}; got {q[where]} at {describe_index(where)}")
 
 
+def check_pair_targets(q: Array, name: str = "targets", option: str | None = None) -> None:
+    """Raise ValueError at an entry of ``q`` outside [0, 1], or not 0 or 1 if an ``option`` needs labels."""
+    check_probabilities(q, name, upper=1.0)
+    if option is not None and (bad := (q != 0) & (q != 1)).any():
+        where = np.unravel_index(int(bad.argmax()), q.shape)
+        raise ValueError(
+            f"`{name}` must be 0 or 1, the labels that `{option}` needs; got {q[where]} at "
+            f"{describe_index(where)}"
+        )
+
+
 def as_out(out: Any, like: Array, *inputs: Any) -> Array:
     """The caller's buffer for a gradient, checked; or a new one that keeps the layout of ``like``.
 
@@ -276,6 +287,19 @@ def as_pos_weight(pos_weight: Any) -> float:
     if not 0 <= weight < float("inf"):
         raise ValueError(f"`pos_weight` must be finite and >= 0; got {reprlib.repr(pos_weight)}")
     return weight
+
+
+def as_alpha(alpha: Any) -> float | None:
+    """None, or a number in [0, 1]."""
+    if alpha is None:
+        return None
+    require_no_gradient("alpha", alpha)
+    number = as_float(alpha)
+    if number is None:
+        raise TypeError(f"`alpha` must be None or a number in [0, 1]; got {alpha!r}")
+    if not 0 <= number <= 1:
+        raise ValueError(f"`alpha` must be None or in [0, 1]; got {reprlib.repr(alpha)}")
+    return number
 
 
 def describe_index(index: tuple[Any, ...]) -> str:

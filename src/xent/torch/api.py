@@ -6,15 +6,14 @@ from typing import Any
 
 import torch
 
-from xent.core import target as targeting
 from xent.core.spec import Options
 from xent.engine import checks
-from xent.torch import arguments, binary, devices, dispatch, modes
+from xent.torch import arguments, binary, devices, dispatch
 from xent.torch.arguments import Call
+from xent.torch.binary import BinaryCall
 from xent.torch.linear import loss as linear_loss
 from xent.torch.linear.products import Chunking
 from xent.torch.linear.rows import Chunks
-from xent.torch.targets import as_int64
 from xent.torch.temperature import divided
 
 Tensor = torch.Tensor
@@ -67,6 +66,7 @@ def binary_cross_entropy(
     logits: Tensor,
     targets: Any,
     pos_weight: Any,
+    alpha: float | None,
     reduction: str,
     denominator: Any,
     validate: bool,
@@ -88,11 +88,6 @@ def binary_cross_entropy(
     check = _validation_mode(validate)
     arguments.require_together(logits=logits, targets=targets, sample_weight=weight, pos_weight=pos_weight)
     arguments.require_rows(weight, logits.shape, check)
-    if not targets.is_floating_point() and targets.dtype in (torch.bool, *arguments.INTEGERS):
-        ignored = as_int64(targets) == spec.ignore_index
-        if not modes.is_readable(targets) or bool(ignored.any()):
-            ones = torch.ones_like(logits, dtype=devices.loss_dtype(logits)) if weight is None else weight
-            weight, targets = torch.where(ignored, 0.0, ones), torch.where(ignored, 0, targets)
     if pos_weight is not None:
         if isinstance(pos_weight, Tensor):
             like = logits.shape, "logits"
@@ -100,17 +95,10 @@ def binary_cross_entropy(
         else:
             pos_weight = checks.as_pos_weight(pos_weight)
         pos_weight = torch.as_tensor(pos_weight, dtype=torch.float64, device=logits.device)
-    total: Any = logits.numel()
-    rows = total
-    if weight is not None:
-        total, rows = weight.double().sum(), torch.count_nonzero(weight)
-        if modes.is_readable(weight) and not weight.requires_grad:
-            total, rows = total.item(), rows.item()
-    divisor = targeting.divisor(total, rows, reduction, arguments.as_denominator(denominator))
     names = arguments.OURS._replace(weight="sample_weight")
-    return binary.elementwise_loss(
-        logits, targets, weight, pos_weight, spec, reduction, divisor, check, names
-    )
+    factors, index = (weight, pos_weight, alpha), spec.ignore_index
+    call = BinaryCall(targets, *factors, spec, index, reduction, denominator, check, True, names)
+    return binary.elementwise_loss(logits, call)
 
 
 def _validation_mode(validate: bool) -> bool | None:

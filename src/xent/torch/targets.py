@@ -128,15 +128,31 @@ def zero_if_valid(
     return check_targets(x.detach(), num_classes, ignore_index, name) if _is_asked(x, validate) else None
 
 
-def zero_if_valid_binary(x: Tensor, name: str, validate: bool | None) -> Tensor | None:
-    """As `zero_if_valid`, for targets in [0, 1] of a binary loss."""
+def split_ignored(q: Tensor, ignore_index: int | None) -> tuple[Tensor, Tensor | None]:
+    """(``q`` with 0 where it equals ``ignore_index``, the mask of these elements), of binary targets.
+
+    The mask is None where it is known that there are none.
+    """
+    if ignore_index is None:
+        return q, None
+    is_soft, is_readable = q.is_floating_point(), modes.is_readable(q)
+    if is_soft and is_readable and ignore_index not in (0, 1) and checks.all_within(devices.view(q), 1.0):
+        return q, None
+    ignored = (q if is_soft else as_int64(q)) == ignore_index
+    if is_readable and not bool(ignored.any()):
+        return q, None
+    return torch.where(ignored, 0, q), ignored
+
+
+def zero_if_valid_binary(x: Tensor, option: str | None, name: str, validate: bool | None) -> Tensor | None:
+    """As `zero_if_valid`, for targets in [0, 1] of a binary loss; 0 or 1 if an ``option`` needs labels."""
     if validate is False or x.dtype == torch.bool:
         return None
     if modes.looks_at(x, validate):
-        _require_probabilities(x, name)
+        _require_pair_targets(x, option, name)
         if not modes.is_graphed():
             return None
-    return check_binary_targets(x.detach(), name) if _is_asked(x, validate) else None
+    return check_binary_targets(x.detach(), option or "", name) if _is_asked(x, validate) else None
 
 
 def zero_if_valid_topk(
@@ -194,10 +210,10 @@ def _is_asked(x: Tensor, validate: bool | None) -> bool:
     return is_free and not modes.is_transformed() and not torch.compiler.is_exporting()
 
 
-def _require_probabilities(q: Tensor, name: str) -> None:
+def _require_pair_targets(q: Tensor, option: str | None, name: str) -> None:
     host = q if q.is_cpu else q.cpu()
-    if not q.is_floating_point() or not checks.all_within(devices.view(host), 1.0):
-        checks.check_probabilities(devices.view(host.to(devices.loss_dtype(host))), name, upper=1.0)
+    if option or not q.is_floating_point() or not checks.all_within(devices.view(host), 1.0):
+        checks.check_pair_targets(devices.view(host.to(devices.loss_dtype(host))), name, option or None)
 
 
 @torch.library.custom_op("xent::check_targets", mutates_args=())
@@ -208,9 +224,9 @@ def check_targets(x: Tensor, num_classes: int, ignore_index: int, name: str) -> 
 
 
 @torch.library.custom_op("xent::check_binary_targets", mutates_args=())
-def check_binary_targets(x: Tensor, name: str) -> Tensor:
-    """0 if all of ``x`` is in [0, 1]; else raises."""
-    _require_probabilities(x, name)
+def check_binary_targets(x: Tensor, option: str, name: str) -> Tensor:
+    """0 if all of ``x`` is in [0, 1], or is 0 or 1 if an ``option`` needs labels; else raises."""
+    _require_pair_targets(x, option, name)
     return x.new_zeros((), dtype=torch.float32)
 
 
