@@ -218,6 +218,8 @@ def test_a_value_out_of_range(value: float) -> None:
 @pytest.mark.parametrize("bad", [torch.ones(2), torch.ones(2, requires_grad=True), torch.ones(0)], ids=str)
 def test_not_one_number(bad: Any) -> None:
     with pytest.raises(TypeError, match="`temperature` must be a number"):
+        xt.binary_cross_entropy_with_logits(Z, BINARY, temperature=bad)
+    with pytest.raises(ValueError, match="`temperature` must be a number, or a tensor of one number or of"):
         xt.cross_entropy(Z, Y, temperature=bad)
 
 

@@ -162,6 +162,26 @@ def linear_soft(**options: Any) -> Loss:
     return linear(**options)._replace(targets="probabilities", ways=ways)
 
 
+def dense_by_row(**options: Any) -> Loss:
+    return Loss(
+        lambda x, y, w, _: xt.cross_entropy(x[0], y, sample_weight=w, temperature=x[1], **options),
+        (2 * random(N, K), 0.5 + random(N).abs()),
+        rows=(0, 1),
+    )
+
+
+def linear_by_row(**options: Any) -> Loss:
+    return Loss(
+        lambda x, y, w, shift: xt.linear_cross_entropy(
+            x[0], x[1], y, linear_bias=x[2], sample_weight=w, temperature=x[3], shift=shift, chunk_bytes=48,
+            **options,
+        ),
+        (random(N, D), random(K, D), random(K), 0.5 + random(N).abs()),
+        rows=(0, 3),
+        ways=("ignored", "weight 0", "learnt weight 0", "shifted"),
+    )  # fmt: skip
+
+
 def divergence(direction: str, **excluded: Any) -> Loss:
     return Loss(
         lambda x, y, w, _: xt.linear_kl_divergence(
@@ -245,6 +265,11 @@ LOSSES = {
     ),
     "linear, soft": linear_soft(),
     "linear, soft, every option": linear_soft(weight=FACTORS, label_smoothing=0.1, **EVERY),
+    "temperatures of rows": dense_by_row(softcap=5.0, z_loss=0.1),
+    "linear, temperatures of rows": linear_by_row(softcap=5.0, z_loss=0.1),
+    "linear, soft, temperatures of rows": linear_by_row(label_smoothing=0.1)._replace(
+        targets="probabilities", ways=("weight 0", "learnt weight 0", "shifted")
+    ),
     "forward divergence": divergence("forward"),
     "reverse divergence": divergence("reverse"),
     "reverse divergence, a class excluded": divergence("reverse", bias=EXCLUDED, teacher_bias=EXCLUDED),
@@ -284,6 +309,7 @@ FULLEST = (
         "reverse top-k",
         "binary, focal",
         "linear_row_statistics, softcap",
+        "linear, temperatures of rows",
     ),
 )
 FEW = ("backward", "create_graph", "func.grad")

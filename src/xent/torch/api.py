@@ -14,7 +14,7 @@ from xent.torch.binary import BinaryCall
 from xent.torch.linear import loss as linear_loss
 from xent.torch.linear.products import Chunking
 from xent.torch.linear.rows import Chunks
-from xent.torch.temperature import divided
+from xent.torch.temperature import divided, split
 
 Tensor = torch.Tensor
 
@@ -24,16 +24,17 @@ def cross_entropy(
 ) -> Tensor:
     """`xent.cross_entropy` of a tensor."""
     try:
-        spec, class_weight, sample_weight, logits = _checked(logits, targets, options)
+        spec, class_weight, sample_weight, by_row, logits = _checked(logits, targets, options)
     except Exception as error:
         dispatch.refuse(error, logits)
     check, names = _validation_mode(validate), arguments.OURS
-    call = Call(targets, class_weight, sample_weight, spec, reduction, denominator, check, names)
+    tensors = targets, class_weight, sample_weight
+    call = Call(*tensors, spec, reduction, denominator, check, names, by_row)
     return dispatch.cross_entropy(logits, call)
 
 
 def _checked(logits: Tensor, targets: Any, options: Options) -> tuple[Any, ...]:
-    """(scalar options, class_weight, sample_weight, logits), checked; see `_split`."""
+    """(scalar options, class_weight, sample_weight, temperatures of rows, logits), checked; see `_split`."""
     arguments.require_tensor(targets, "targets")
     if logits.dtype not in devices.FLOATING:
         raise arguments.ArgumentError(
@@ -53,13 +54,18 @@ def _checked(logits: Tensor, targets: Any, options: Options) -> tuple[Any, ...]:
 
 
 def _split(options: Options, *parts: Any, keep_dtype: bool = False) -> tuple[Any, ...]:
-    """(scalar options, class_weight, sample_weight, *parts); `temperature.divided` scales the parts."""
+    """(scalar options, class_weight, sample_weight, temperatures of rows or None, *parts).
+
+    `temperature.divided` scales the parts.
+    """
     scalars: dict[str, Any] = dict(options)
     class_weight, sample_weight = (scalars.pop(name, None) for name in ("class_weight", "sample_weight"))
+    by_row = None
     if "temperature" in scalars:
-        scalars["temperature"], *others = divided(scalars["temperature"], *parts, keep_dtype=keep_dtype)
+        temperature, by_row = split(scalars["temperature"])
+        scalars["temperature"], *others = divided(temperature, *parts, keep_dtype=keep_dtype)
         parts = tuple(others)
-    return arguments.spec_of(**scalars), class_weight, sample_weight, *parts
+    return arguments.spec_of(**scalars), class_weight, sample_weight, by_row, *parts
 
 
 def binary_cross_entropy(
@@ -121,10 +127,12 @@ def linear_cross_entropy(
     """`xent.linear_cross_entropy` of tensors."""
     try:
         operands = linear_loss.checked(inputs, weight, bias, ("inputs", "weight", "bias"))
-        spec, class_weight, sample_weight, x, b = _split(options, operands[0], operands[2], keep_dtype=True)
+        x, b = operands.inputs, operands.bias
+        spec, class_weight, sample_weight, by_row, x, b = _split(options, x, b, keep_dtype=True)
         operands = operands._replace(inputs=x, bias=b)
     except Exception as error:
         dispatch.refuse(error, inputs, weight)
     check, names = _validation_mode(validate), arguments.OURS._replace(logits="inputs")
-    call = Call(targets, class_weight, sample_weight, spec, reduction, denominator, check, names)
+    tensors = targets, class_weight, sample_weight
+    call = Call(*tensors, spec, reduction, denominator, check, names, by_row)
     return dispatch.linear_cross_entropy(operands, call, Chunks(shift, Chunking(chunk_bytes)))

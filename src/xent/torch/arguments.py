@@ -47,6 +47,7 @@ class Call(NamedTuple):
     denominator: Any
     validate: bool | None
     names: Names = TORCH
+    temperature: Tensor | None = None  # (...), one for each row; that of all rows is in ``spec``
 
     @property
     def is_soft(self) -> bool:
@@ -67,6 +68,7 @@ class Call(NamedTuple):
             self.names.weight: self.class_weight,
             "sample_weight": self.sample_weight,
             "denominator": self.denominator,
+            "temperature": self.temperature,
         }
 
     def checked(self, shape: tuple[int, ...]) -> Call:
@@ -78,6 +80,9 @@ class Call(NamedTuple):
             require_weight(self.class_weight, shape[-1], self.names.weight, self.validate)
         if self.sample_weight is not None:
             require_rows(self.sample_weight, shape[:-1], self.validate)
+        if self.temperature is not None:
+            expected = "be a number, or a tensor of one number or of"
+            _require_row_shape(self.temperature, "temperature", shape[:-1], expected)
         if self.denominator is None:
             return self
         return self._replace(denominator=as_denominator(self.denominator))
@@ -230,14 +235,17 @@ def require_rows(sample_weight: Tensor | None, rows: tuple[int, ...], validate: 
     """Raise unless ``sample_weight`` is None or has the shape of the rows."""
     if sample_weight is None:
         return
-    _require_real(sample_weight, "sample_weight")
-    if sample_weight.shape != rows:
-        raise ArgumentError(
-            "`sample_weight` must have the shape of the rows, "
-            f"{tuple(rows)}; got {tuple(sample_weight.shape)}"
-        )
+    _require_row_shape(sample_weight, "sample_weight", rows)
     if modes.looks_at(sample_weight, validate):
         require_finite(sample_weight, "sample_weight")
+
+
+def _require_row_shape(x: Tensor, name: str, rows: tuple[int, ...], expected: str = "have") -> None:
+    _require_real(x, name)
+    if x.shape != rows:
+        raise ArgumentError(
+            f"`{name}` must {expected} the shape of the rows, {tuple(rows)}; got {tuple(x.shape)}"
+        )
 
 
 def require_factor(

@@ -16,6 +16,7 @@ from xent.engine import checks, memory
 from xent.engine.batch_loss import Problem, mean_loss_and_grad
 from xent.torch import arguments, devices, modes, operators, statistics, targets
 from xent.torch.arguments import Call
+from xent.torch.temperature import divided_rows
 
 Tensor = torch.Tensor
 
@@ -23,6 +24,10 @@ Tensor = torch.Tensor
 def cross_entropy(logits: Tensor, call: Call) -> Tensor:
     """The loss of ``logits (..., K)``, by the fastest path that the active modes allow."""
     call = call.checked(logits.shape)
+    if call.temperature is not None:
+        arguments.require_local(**{call.names.logits: logits}, **call.by_name)
+        arguments.require_together(**{call.names.logits: logits}, **call.by_name)
+        logits, call = divided_rows(logits, call), call._replace(temperature=None)
     fixed = call.tensors
     is_plain = modes.is_plain((logits,), fixed) and not modes.has_saved_tensor_hooks()
     if is_plain and fixed[3] is None and devices.are_arrays(logits, *fixed):
@@ -161,7 +166,7 @@ class CpuCrossEntropy(CpuLoss):
 
     def problem(self, logits: Tensor) -> Problem:
         """The `Problem` on views of the tensors."""
-        labels, class_weight, sample_weight, spec, _, _, validate, names = self.call
+        labels, class_weight, sample_weight, spec, _, _, validate, names, _ = self.call
         z = devices.view(logits)
         factors = None if class_weight is None else devices.view(class_weight.double())
         rows = None if sample_weight is None else devices.view(sample_weight.double())
@@ -190,7 +195,7 @@ class CpuCrossEntropy(CpuLoss):
 
 def _mean_loss_and_grad(logits: Tensor, call: Call) -> tuple[Tensor, Tensor] | None:
     """`batch_loss.mean_loss_and_grad` of tensors; None if the call has options or unusual dtypes."""
-    labels, class_weight, sample_weight, spec, reduction, denominator, validate, _ = call
+    labels, class_weight, sample_weight, spec, reduction, denominator, validate, *_ = call
     if spec is not arguments.NO_OPTIONS or class_weight is not None or sample_weight is not None:
         return None
     if reduction != "mean" or denominator is not None or validate is False:

@@ -18,7 +18,7 @@ from xent.torch.linear import loss as linear_loss
 from xent.torch.linear.products import Chunking
 from xent.torch.linear.rows import Chunks
 from xent.torch.targets import kernel_labels, require_labels, zero_if_valid
-from xent.torch.temperature import divided
+from xent.torch.temperature import divided, split
 
 Tensor = torch.Tensor
 
@@ -78,6 +78,12 @@ def cross_entropy(
     ValueError
         Also an instance of RuntimeError (of IndexError for a label), as PyTorch would raise.
 
+    Notes
+    -----
+    ``temperature`` may also be a tensor of the shape of the rows, one for each, and gets its gradient:
+    equation (22). The logits are then copied. A value that is not finite and positive, in a row that counts,
+    raises on the CPU and gives NaN in that row on a GPU.
+
     Examples
     --------
     >>> import torch, xent.torch
@@ -96,15 +102,18 @@ def cross_entropy(
             reduction = arguments.legacy_reduction(size_average, reduce, reduction)
         logits, targets = arguments.classes_last(input, target)
         is_smoothed = type(label_smoothing) is not float or label_smoothing != 0.0
+        by_row = None
         if options or is_smoothed or ignore_index != -100:
             if "temperature" in options:
-                options["temperature"], logits = divided(options["temperature"], logits)
+                temperature, by_row = split(options["temperature"])
+                options["temperature"], logits = divided(temperature, logits)
             spec = arguments.spec_of(ignore_index=ignore_index, label_smoothing=label_smoothing, **options)
         else:
             spec = arguments.NO_OPTIONS
     except Exception as error:
         dispatch.refuse(error, input)
-    call = Call(targets, weight, sample_weight, spec, reduction, denominator, validate)
+    tensors = targets, weight, sample_weight
+    call = Call(*tensors, spec, reduction, denominator, validate, temperature=by_row)
     return dispatch.cross_entropy(logits, call)
 
 
@@ -176,6 +185,10 @@ def linear_cross_entropy(
     forward mode PyTorch keeps what it needs of all rows. Products are computed in the dtype of the operands,
     float16 on the CPU in float32; gradients are summed over chunks in float32.
 
+    ``temperature`` may also be a tensor of the shape of the rows, as for `cross_entropy`: with ``shift``, T
+    at position t divides the logits of that position. It costs no product and no copy; if it requires a
+    gradient, it copies the inputs, and beside a bias the weight.
+
     Examples
     --------
     >>> import torch, xent.torch
@@ -186,9 +199,11 @@ def linear_cross_entropy(
     del options
     index = -100 if ignore_index is None else ignore_index
     try:
+        by_row = None
         if "temperature" in extra:
+            temperature, by_row = split(extra["temperature"])
             extra["temperature"], input, linear_bias = divided(
-                extra["temperature"], input, linear_bias, keep_dtype=True
+                temperature, input, linear_bias, keep_dtype=True
             )
         spec = arguments.spec_of(ignore_index=index, label_smoothing=label_smoothing, **extra)
         arguments.require_tensor(linear_weight, "linear_weight")
@@ -215,9 +230,10 @@ def linear_cross_entropy(
             sample_weight=sample_weight,
             denominator=denominator,
             validate=validate,
-            **asdict(spec),
+            **asdict(spec) | ({} if by_row is None else {"temperature": by_row}),
         )
-    call = Call(target, weight, sample_weight, spec, reduction, denominator, validate)
+    tensors = target, weight, sample_weight
+    call = Call(*tensors, spec, reduction, denominator, validate, temperature=by_row)
     chunks = Chunks(shift, Chunking(chunk_bytes, logits_dtype))
     return dispatch.linear_cross_entropy(operands, call, chunks)
 

@@ -13,7 +13,7 @@ import torch
 from xent.core import head, target
 from xent.core.spec import LossSpec
 from xent.core.target import Target
-from xent.engine import checks
+from xent.engine import checks, valid_rows
 from xent.torch import arguments, devices, modes
 from xent.torch.arguments import Call
 
@@ -65,6 +65,19 @@ def weight_and_rows(call: Call, num_classes: int) -> tuple[Any, Any]:
     y = kernel_labels(call.targets, num_classes, call.spec.ignore_index)
     t = target.from_labels(y, y < 0, num_classes, factors, weight, call.spec, torch)
     return t.total, t.rows
+
+
+def counted_rows(call: Call, shift: int = 0) -> Tensor:
+    """Mask (M,) of the rows whose target, ``shift`` positions later, is not ignored and has a weight."""
+    labels, weight = call.targets, call.sample_weight
+    if call.is_soft:
+        counts = torch.ones(labels.shape[:-1], dtype=torch.bool, device=labels.device)
+    else:
+        counts = as_int64(labels) != call.spec.ignore_index
+    if weight is not None:
+        counts = counts & (weight != 0)
+    mask: Tensor = valid_rows.align_targets(counts, shift, False, torch)
+    return mask
 
 
 def kernel_labels(labels: Tensor, num_classes: int, ignore_index: int) -> Tensor:

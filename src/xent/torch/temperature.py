@@ -1,14 +1,56 @@
-"""A temperature that is a tensor: it gets its derivative through the tensors that it scales."""
+"""A temperature that is a tensor, of one number or of one for each row, and its derivative.
+
+A single number gets its derivative through the tensors that it scales.
+"""
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
+import numpy as np
 import torch
 
+from xent.engine import checks
 from xent.torch import devices, modes
+from xent.torch.arguments import ArgumentError, Call
+from xent.torch.targets import counted_rows
 
 Tensor = torch.Tensor
+
+
+def split(temperature: Any) -> tuple[Any, Tensor | None]:
+    """(the temperature of all rows, that of each row or None)."""
+    if isinstance(temperature, Tensor) and temperature.numel() != 1:
+        return 1.0, temperature
+    return temperature, None
+
+
+def row_temperature(call: Call, shift: int = 0) -> Tensor:
+    """The temperature (M,) of each row, float64; NaN where it is out of range.
+
+    Out of range in a row that does not count it is 1. Values are checked if the host need not wait.
+    """
+    given = cast(Tensor, call.temperature)
+    t, counts = given.double().reshape(-1), counted_rows(call, shift)
+    in_range = (t >= 1e-30) & (t <= 1e30)
+    if modes.looks_at(given, call.validate) and bool((wrong := counts & ~in_range).any()):
+        place = np.unravel_index(int(wrong.int().argmax()), given.shape)
+        raise ArgumentError(
+            "`temperature` must be finite and > 0 (1e-30 to 1e30) in every row that counts; got "
+            f"{given[tuple(map(int, place))].item()} at {checks.describe_index(place)}"
+        )
+    return torch.where(in_range, t, torch.where(counts, torch.nan, 1.0))
+
+
+def divided_rows(logits: Tensor, call: Call) -> Tensor:
+    """The ``logits (..., K)`` divided by the temperatures of their rows: a copy, derivable in both.
+
+    Half precision becomes float32.
+    """
+    t = row_temperature(call).reshape(logits.shape[:-1])[..., None]
+    if modes.is_derived(t):
+        return scaled(logits, 1.0 / t)
+    return devices.widened(logits) / t.to(devices.loss_dtype(logits))
 
 
 def divided(temperature: Any, *parts: Any, keep_dtype: bool = False) -> tuple[Any, ...]:
@@ -39,7 +81,7 @@ def divided(temperature: Any, *parts: Any, keep_dtype: bool = False) -> tuple[An
     else:  # NaN instead of an error, for which the host would have to wait
         t = torch.where((t >= 1e-30) & (t <= 1e30), t, torch.nan)
     ratio = number / t
-    return number, *(_scale(x, ratio, keep_dtype) for x in parts)
+    return number, *(scaled(x, ratio, keep_dtype) for x in parts)
 
 
 def _is_number(temperature: Tensor) -> bool:
@@ -49,11 +91,11 @@ def _is_number(temperature: Tensor) -> bool:
     return not modes.is_derived(temperature)
 
 
-def _scale(x: Any, ratio: Tensor, keep_dtype: bool) -> Any:
+def scaled(x: Any, ratio: Tensor, keep_dtype: bool = False) -> Any:
     """``x · ratio``; infinite elements are unchanged and do not contribute to the derivative."""
     if not isinstance(x, Tensor) or x.dtype not in devices.FLOATING:
         return x
     wide = devices.widened(x)
     finite = wide.isfinite()
-    product = torch.where(finite, torch.where(finite, wide, 0.0) * ratio.to(x.device), wide)
+    product = torch.where(finite, torch.where(finite, wide, 0.0) * ratio.to(x.device, wide.dtype), wide)
     return product.to(x.dtype) if keep_dtype else product

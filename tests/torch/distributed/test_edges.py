@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import itertools
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ import torch.distributed as dist  # noqa: E402
 from torch.multiprocessing.reductions import StorageWeakRef  # noqa: E402
 
 import xent  # noqa: E402
+import xent.torch as xt  # noqa: E402
 from tests.tables.variants import VARIANTS  # noqa: E402
 from tests.torch.distributed.ranks import (  # noqa: E402
     ROWS,
@@ -326,6 +328,46 @@ def shift() -> None:
             loss = sharded_linear(leaf(x), leaf(w[mine()]), part, shift=1, **keywords)
             assert loss.shape == np.shape(expected)
             np.testing.assert_allclose(loss.detach().numpy(), expected, rtol=1e-13)
+
+
+@CHECKS
+def temperatures_of_rows() -> None:
+    hidden, weight, bias, labels = plain_case()
+    x, w, b = (leaf(a) for a in arrays((*ROWS, 5), (K, 5), (K,)))
+    labels[0, 1] = -100
+    options = {"label_smoothing": 0.1, "z_loss": 0.1}
+    for reduction, is_learnt in itertools.product(("mean", "none"), (False, True)):
+        t, own_t = (torch.linspace(0.5, 2, 12, dtype=torch.float64).reshape(ROWS) for _ in range(2))
+        t[0, 1] = own_t[0, 1] = torch.nan
+        learnt, own_learnt = (a.requires_grad_(is_learnt) for a in (t, own_t))
+        more = {"reduction": reduction, "chunk_bytes": 300, "shift": 0, **options}
+        expected = xt.linear_cross_entropy(x, w, labels, linear_bias=b, temperature=learnt, **more).sum()
+        loss = sharded_linear(
+            hidden, weight, labels, bias=bias, group=None, temperature=own_learnt, **more
+        ).sum()
+        torch.testing.assert_close(loss, expected, rtol=1e-12, atol=1e-14)
+        found = torch.autograd.grad(loss, (hidden, weight, bias, own_t)[: 3 + is_learnt])
+        whole = torch.autograd.grad(expected, (x, w, b, t)[: 3 + is_learnt])
+        whole = (whole[0], whole[1][mine()], whole[2][mine()], *whole[3:])
+        torch.testing.assert_close(found, whole, rtol=1e-11, atol=1e-14)
+    z = torch.nn.functional.linear(x, w, b).detach()
+    shard = z[..., mine()].clone().requires_grad_()
+    loss = sharded(shard, labels, group=None, temperature=t.detach(), **options)
+    z.requires_grad_()
+    expected = xt.cross_entropy(z.movedim(-1, 1), labels, temperature=t.detach(), **options)
+    torch.testing.assert_close(loss, expected, rtol=1e-12, atol=1e-14)
+    (found,), (whole_grad,) = torch.autograd.grad(loss, shard), torch.autograd.grad(expected, z)
+    torch.testing.assert_close(found, whole_grad[..., mine()], rtol=1e-11, atol=1e-14)
+    with pytest.raises(NotImplementedError, match="`temperature` of logits"):
+        sharded(shard, labels, group=None, temperature=t)
+    wrong = torch.ones(ROWS)
+    wrong[1, 1] = 0.0
+    for call in (
+        lambda: sharded(shard, labels, group=None, temperature=wrong),
+        lambda: sharded_linear(hidden, weight, labels, bias=bias, group=None, temperature=wrong),
+    ):
+        with pytest.raises(ValueError, match=r"`temperature` must be finite and > 0 .* at row 1, column 1"):
+            call()
 
 
 @pytest.fixture(scope="module")

@@ -55,20 +55,21 @@ def case():
     y = torch.tensor([0, 6, 3, -100, 2])
     q = torch.tensor(np.random.default_rng(0).dirichlet(np.ones(K), N))
     tensors = {"input": x, "linear_weight": w, "linear_bias": b, "logits": z, "labels": y, "probabilities": q}
-    return {**tensors, "sample_weight": omega.abs(), "weight": c.abs()}
+    factors = {"sample_weight": omega.abs(), "weight": c.abs()}
+    return {**tensors, **factors, "temperature": 0.5 + omega.abs().flip(0)}
 
 
 def dense(tensors, **options):
     """`xt.cross_entropy` of the tensors by their names."""
     target = tensors.get("labels", tensors.get("probabilities"))
-    given = {name: x for name, x in tensors.items() if name in ("sample_weight", "weight")}
+    given = {name: x for name, x in tensors.items() if name in ("sample_weight", "weight", "temperature")}
     return xt.cross_entropy(tensors["logits"], target, **given, **options)
 
 
 def linear(tensors, **options):
     """`xt.linear_cross_entropy` likewise."""
     target = tensors.get("labels", tensors.get("probabilities"))
-    names = ("linear_bias", "sample_weight", "weight")
+    names = ("linear_bias", "sample_weight", "weight", "temperature")
     given = {name: x for name, x in tensors.items() if name in names}
     return xt.linear_cross_entropy(tensors["input"], tensors["linear_weight"], target, **given, **options)
 
@@ -115,6 +116,7 @@ OTHERS = {  # than the operands: their layouts
     "probabilities": LAYOUTS,
     "sample_weight": ("plain", "whole", "first axis", "partial sums"),
     "weight": ("plain", "whole", "first axis", "partial sums"),
+    "temperature": ("plain", "whole", "first axis", "partial sums"),
 }
 
 

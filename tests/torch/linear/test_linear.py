@@ -201,6 +201,8 @@ def sweep(way, num_rows, num_classes):
         loss = xt.linear_kl_divergence(x, w, x.detach().cos(), w.detach(), **small)
     else:
         reduction = "none" if way == "none" else "mean"
+        if way == "temperatures":
+            small["temperature"] = torch.ones(num_rows, requires_grad=True)
         loss = xt.linear_cross_entropy(
             x, w, y, reduction=reduction, label_smoothing=0.1, z_loss=0.1, **small
         ).sum()
@@ -225,7 +227,7 @@ for way in sys.argv[1:]:  # each in a process of its own, for which PyTorch is i
         os._exit(0)
     assert os.wait()[1] == 0, way
 """
-WAYS = ["mean", "none", "second order", "soft", "statistics", "divergence", "top-k"]
+WAYS = ["mean", "none", "temperatures", "second order", "soft", "statistics", "divergence", "top-k"]
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="asks Linux for the peak")

@@ -56,6 +56,7 @@ class DistributedRows:
             targets=self.local_rows(call.targets),
             class_weight=self.replicated(call.class_weight),
             sample_weight=self.local_rows(call.sample_weight),
+            temperature=self.local_rows(call.temperature),
             validate=False,
         )
         return local._replace(reduction="sum", denominator=None) if self.is_all_sum(call.reduction) else local

@@ -66,7 +66,7 @@ def cross_entropy(logits: Any, call: Call) -> Tensor:
     def check() -> LocalCheck[Call]:
         own = checked(call, tuple(logits.shape), **{logits_name: logits})
         if not by_rows:
-            require_derivable(own)
+            require_derivable(own, own.temperature)
         require_layouts(logits.device_mesh, **{logits_name: logits}, **own.by_name)
         require_values(own, logits.shape[-1])
         facts = {logits_name: tensor_kind(logits), **call_facts(own)}
@@ -111,7 +111,7 @@ def linear_cross_entropy(operands: Operands, call: Call, chunks: Chunks) -> Tens
                 tensors[inputs_name] = row_checksums(own, inputs, shift)
         else:
             DistributedRows(inputs, shift)
-        require_values(own, linear_weight.shape[0])
+        require_values(own, linear_weight.shape[0], shift)
         return LocalCheck(own, math.prod(inputs.shape[:-1]), facts, tensors)
 
     mesh = MESH if by_rows else mesh_of_classes(first, inputs_name, weight_name, names.targets)
@@ -213,6 +213,7 @@ def _local(call: Call, like: Any, shard: Shard) -> Call:
         targets=class_columns(call.targets, like, shard, -1) if call.is_soft else as_whole(call.targets),
         class_weight=class_columns(call.class_weight, like, shard, 0),
         sample_weight=as_whole(call.sample_weight),
+        temperature=as_whole(call.temperature),
         denominator=as_whole(call.denominator),
         validate=False,
     )

@@ -8,11 +8,12 @@ import torch
 from torch.autograd import Function
 
 from xent.core.contract import Cotangents, RowStats
-from xent.engine.chunked_projection import Gradients, Wanted
+from xent.engine.chunked_projection import ChunkEvaluator, Gradients, Wanted
 from xent.torch.distributed.shards import CombinedRows, ShardRows
 from xent.torch.linear import chunked
 from xent.torch.linear.chunked import Operands
 from xent.torch.linear.products import Chunking, TensorProjection
+from xent.torch.linear.tempered import of_divided_logits
 
 Tensor = torch.Tensor
 
@@ -44,6 +45,7 @@ class Projected(NamedTuple):
 
     row_index: Tensor | None  # the rows that count
     chunking: Chunking
+    temperature: Tensor | None = None  # (n,), of the rows that count
 
     def stats(self, rows: ShardRows, operands: Any) -> RowStats:
         """The row statistics of the shard; one product."""
@@ -51,7 +53,7 @@ class Projected(NamedTuple):
         def chunk_stats(logits: Tensor, part: slice, _: Any) -> Any:
             return tuple(s for s in rows.row_slice(part).stats(logits) if s is not None), None
 
-        columns, _ = self._projection(rows, operands).sweep(chunk_stats)
+        columns, _ = self._sweep(rows, operands, chunk_stats)
         is_present = [True, rows.labels is not None, *2 * [bool(rows.smoothing) or rows.labels is None]]
         present = iter(c if self.row_index is None else c[self.row_index] for c in columns)
         return RowStats(*(next(present) if p else None for p in is_present))
@@ -67,7 +69,7 @@ class Projected(NamedTuple):
             slopes = Cotangents(*(_slice_column(c, part) for c in cotangents))
             return (), rows.row_slice(part).grad(logits, chunk_rows, slopes, logits)
 
-        _, gradients = self._projection(rows, operands).sweep(chunk_grad, None, wanted)
+        _, gradients = self._sweep(rows, operands, chunk_grad, wanted)
         return chunked.finished(self._reduced(rows, gradients), Operands(*operands), None)
 
     def sums_and_gradients(
@@ -83,7 +85,7 @@ class Projected(NamedTuple):
             ones = torch.ones_like(combined.losses)
             return (), chunk.grad(logits, combined, chunk.cotangents(combined, ones), logits)
 
-        _, gradients = self._projection(rows, operands).sweep(chunk_loss, None, wanted)
+        _, gradients = self._sweep(rows, operands, chunk_loss, wanted)
         return LossSums(*(sum(column) for column in zip(*sums, strict=True))), self._reduced(rows, gradients)
 
     def _reduced(self, rows: ShardRows, gradients: Gradients) -> Gradients:
@@ -92,11 +94,16 @@ class Projected(NamedTuple):
             rows.shard.reduce(gradients.inputs)
         return gradients
 
-    def _projection(self, rows: ShardRows, operands: Any) -> TensorProjection:
+    def _sweep(
+        self, rows: ShardRows, operands: Any, evaluate: ChunkEvaluator, wanted: Wanted | None = None
+    ) -> tuple[Any, Gradients]:
+        if self.temperature is not None:
+            evaluate = of_divided_logits(evaluate, self.temperature)
         # Counted for the largest shard: the same chunks on every rank.
-        return TensorProjection(
+        projection = TensorProjection(
             *Operands(*operands), self.row_index, self.chunking, num_classes=rows.shard.largest
         )
+        return projection.sweep(evaluate, None, wanted)
 
 
 Layer = Dense | Projected

@@ -28,7 +28,9 @@ from xent.torch.linear import loss as linear_loss
 from xent.torch.linear.chunked import Operands
 from xent.torch.linear.products import Chunking
 from xent.torch.linear.rows import Chunks
+from xent.torch.linear.tempered import with_derivative
 from xent.torch.targets import kernel_labels, require_labels, require_targets
+from xent.torch.temperature import divided_rows, row_temperature, split
 
 Tensor = torch.Tensor
 T = TypeVar("T")
@@ -110,15 +112,17 @@ def vocab_parallel_cross_entropy(
     def check() -> LocalCheck[Call]:
         arguments.require_tensor(logits_shard, "logits_shard")
         arguments.require_local(logits_shard=logits_shard)
+        options["temperature"], by_row = split(options.get("temperature", 1.0))
         spec = arguments.spec_of(ignore_index=ignore_index, label_smoothing=label_smoothing, **options)
         if logits_shard.dtype not in devices.FLOATING or not logits_shard.ndim:
             raise arguments.ArgumentError(
                 "`logits_shard` must be (..., K_s) of float64, float32, float16 or bfloat16; got "
                 f"{logits_shard.dtype} of shape {tuple(logits_shard.shape)}"
             )
-        call = Call(labels, weight, sample_weight, spec, reduction, denominator, validate, NAMES)
+        given = labels, weight, sample_weight
+        call = Call(*given, spec, reduction, denominator, validate, NAMES, by_row)
         call = checked(call, logits_shard.shape, logits_shard=logits_shard)
-        require_derivable(call)
+        require_derivable(call, call.temperature)
         require_values(call)
         facts = {"logits_shard": tensor_kind(logits_shard), **call_facts(call)}
         tensors = shared_tensors(call) if sizes is None else {}
@@ -191,15 +195,17 @@ def vocab_parallel_linear_cross_entropy(
     """
 
     def check() -> LocalCheck[tuple[Call, Operands, Chunks]]:
+        options["temperature"], by_row = split(options.get("temperature", 1.0))
         spec = arguments.spec_of(ignore_index=ignore_index, label_smoothing=label_smoothing, **options)
         operands = linear_loss.checked(hidden, weight_shard, bias, ("hidden", "weight_shard", "bias"))
         chunking = Chunking(chunk_bytes, logits_dtype).checked(operands.inputs)
         arguments.require_local(hidden=hidden, weight_shard=weight_shard, bias=bias)
         valid_rows.shifted_rows(hidden.shape[:-1], shift, torch, hidden.device)
-        call = Call(labels, weight, sample_weight, spec, reduction, denominator, validate, NAMES)
+        given = labels, weight, sample_weight
+        call = Call(*given, spec, reduction, denominator, validate, NAMES, by_row)
         call = checked(call, (*hidden.shape[:-1], weight_shard.shape[0]), hidden=hidden)
         require_derivable(call)
-        require_values(call)
+        require_values(call, shift=shift)
         kinds = zip(("hidden", "weight_shard", "bias"), map(tensor_kind, operands), strict=True)
         facts = {**dict(kinds), **call_facts(call), "shift": shift, **chunking._asdict()}
         tensors = {}
@@ -231,14 +237,17 @@ def checked(call: Call, shape: tuple[int, ...], **first: Tensor) -> Call:
     return call
 
 
-def require_derivable(call: Call) -> None:
-    """Raise if a gradient is required that a loss of classes in shards does not compute."""
-    others = call.tensors[:3]
+def require_derivable(call: Call, temperature: Tensor | None = None) -> None:
+    """Raise if a gradient is required that a loss of classes in shards does not compute.
+
+    ``temperature`` is that of the rows of logits in shards, each of which would have a part of its gradient.
+    """
+    others = *call.tensors[:3], temperature
     if torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in others):
         raise NotImplementedError(
             "a loss whose classes are split over processes is derivable in logits, hidden states and "
-            f"weights of the projection; `{call.names.targets}`, `weight` and `sample_weight` must not "
-            "require gradients"
+            f"weights of the projection; `{call.names.targets}`, `weight`, `sample_weight` and the "
+            "`temperature` of logits must not require gradients"
         )
     if modes.is_transformed():
         raise NotImplementedError(
@@ -246,8 +255,8 @@ def require_derivable(call: Call) -> None:
         )
 
 
-def require_values(call: Call, num_classes: int | None = None) -> None:
-    """Raise for labels outside ``num_classes``, and for negative or NaN probabilities.
+def require_values(call: Call, num_classes: int | None = None, shift: int = 0) -> None:
+    """Raise for labels outside ``num_classes``, negative or NaN probabilities, and temperatures out of range.
 
     Of a DTensor each rank checks its local part. Without ``num_classes`` labels are not checked.
     """
@@ -259,6 +268,16 @@ def require_values(call: Call, num_classes: int | None = None) -> None:
         if name in parts and modes.looks_at(parts[name], call.validate):
             arguments.require_finite(parts[name], name, is_signed=name != "class_weight")
     arguments.as_denominator(parts.get("denominator"))
+    if call.temperature is not None:
+        local = call._replace(
+            targets=parts.get(call.names.targets, call.targets),
+            sample_weight=parts.get("sample_weight", call.sample_weight),
+            temperature=parts.get("temperature", call.temperature),
+        )
+        shape = local.targets.shape[:-1] if call.is_soft else local.targets.shape
+        rows = (local.temperature, local.sample_weight)
+        if all(x is None or x.shape == shape for x in rows):  # else a value out of range gives NaN
+            row_temperature(local, shift)
 
 
 def _validates(call: Call) -> bool:
@@ -287,6 +306,8 @@ def _mean(call: Call, sums: LossSums) -> Tensor:
 
 def cross_entropy(logits: Tensor, call: Call, shard: Shard) -> Tensor:
     """The loss of a shard's ``logits (..., K_s)`` for a checked call."""
+    if call.temperature is not None:
+        logits = divided_rows(logits, call)
     omega = None if call.sample_weight is None else call.sample_weight.double()
     if call.is_soft:
         shard_rows = _shard_rows(call, shard, None, call.targets, None, omega)
@@ -316,7 +337,11 @@ def linear_cross_entropy(operands: Operands, call: Call, chunks: Chunks, shard: 
         row_index, (y, omega) = valid_rows.select_rows(y < 0, omega, row_index, (y, omega), torch)
         shard_rows = _shard_rows(call, shard, y, None, None, omega)
     flat = Operands(hidden.reshape(shape.numel(), hidden.shape[-1]), weight, bias)
-    layer = layers.Projected(row_index, chunking)
+    temperature = None
+    if call.temperature is not None:
+        flat, temperature = with_derivative(flat, row_temperature(call, shift))
+        temperature = temperature if row_index is None else temperature[row_index]
+    layer = layers.Projected(row_index, chunking, temperature)
     if call.reduction != "none" and layers.is_derived(flat):
         return _mean(call, layers.loss_sums(shard_rows, layer, flat)).to(dtype)
     losses, sums = layers.losses(shard_rows, layer, flat)

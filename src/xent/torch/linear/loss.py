@@ -15,7 +15,9 @@ from xent.torch.linear import chunked, row_stats
 from xent.torch.linear import rows as linear_rows
 from xent.torch.linear.chunked import Operands
 from xent.torch.linear.rows import Chunks, LossProgram, RowLosses, call_rows
+from xent.torch.linear.tempered import multiplied, tempered, with_derivative
 from xent.torch.targets import kernel_labels, mask_silent_rows, zero_if_valid
+from xent.torch.temperature import row_temperature
 
 Tensor = torch.Tensor
 
@@ -78,7 +80,10 @@ def linear_cross_entropy(operands: Operands, call: Call, chunks: Chunks) -> Tens
     arguments.require_local(**call.by_name, bias=bias)
     arguments.require_together(**{call.names.logits: input}, **call.by_name)
     flat = Operands(valid_rows.as_matrix(input), weight, bias)
-    is_plain = chunked.is_plain(flat, *call.tensors)
+    if call.temperature is not None:
+        flat, constant = with_derivative(flat, row_temperature(call, chunks.shift))
+        call = call._replace(temperature=constant)
+    is_plain = chunked.is_plain(flat, *call.tensors, call.temperature)
     zero = zero_if_valid(call.targets, num_classes, call.spec.ignore_index, call.names.targets, call.validate)
     loss_shape, rows = call_rows(call, chunks.shift, num_classes, dtype, is_plain, flat.inputs)
     scale = call.scale(rows.full_target.total, rows.full_target.rows)
@@ -91,7 +96,7 @@ def linear_cross_entropy(operands: Operands, call: Call, chunks: Chunks) -> Tens
             return (loss if zero is None else loss + zero).to(dtype)
         losses = linear_rows.losses(flat, program) if is_constant else _derived_losses(flat, program, shape)
     else:
-        function = RowLosses(rows, call.spec, chunks.chunking)
+        function = tempered(RowLosses(rows, call.spec, chunks.chunking), call.temperature)
         if is_reduced and is_plain:
             return function.scaled_sum(flat, scale).to(dtype)
         (losses,) = function.values(flat) if is_plain else function.derivable(flat)
@@ -103,6 +108,8 @@ def _derived_losses(operands: Operands, program: LossProgram, shape: tuple[int, 
     """The losses (M,) in a graph in which targets or weights require gradients."""
     call, (shift, chunking) = program
     targets, class_weight, sample_weight, spec = call[:4]
+    if call.temperature is not None:
+        operands = multiplied(operands, 1.0 / call.temperature)
     factors = None if class_weight is None else class_weight.double()
     counts = valid_rows.align_targets(
         torch.ones(shape, dtype=torch.bool, device=targets.device), shift, False, torch

@@ -17,6 +17,7 @@ from xent.torch.arguments import Call
 from xent.torch.linear.chunked import ChunkedFunction, Operands
 from xent.torch.linear.operators import CHUNKING, column_operator, sum_operator
 from xent.torch.linear.products import Chunking
+from xent.torch.linear.tempered import tempered
 from xent.torch.targets import kernel_labels, mask_silent_rows
 
 Tensor = torch.Tensor
@@ -103,7 +104,7 @@ class RowLosses(ChunkedFunction):
 
 
 SCHEMA = (  # of the result of `LossProgram.packed`
-    "Tensor targets, Tensor? class_weight, Tensor? sample_weight, SymInt ignore_index, "
+    "Tensor targets, Tensor? class_weight, Tensor? sample_weight, Tensor? temperature, SymInt ignore_index, "
     f"float[] options, Tensor? moving, SymInt shift, {CHUNKING}"
 )
 
@@ -116,23 +117,26 @@ class LossProgram(NamedTuple):
 
     def packed(self, device: torch.device) -> tuple[Any, ...]:
         """The fields as arguments of an operator."""
-        spec, chunks = self.call.spec, self.chunks
+        call, spec, chunks = self.call, self.call.spec, self.chunks
         numbers = operators.spec_numbers(spec, device)
-        return *self.call[:3], spec.ignore_index, *numbers, chunks.shift, *chunks.chunking
+        tensors = *call.tensors[:3], call.temperature
+        return *tensors, spec.ignore_index, *numbers, chunks.shift, *chunks.chunking
 
     @classmethod
     def unpacked(cls, *arguments: Any) -> LossProgram:
         """The inverse of `packed`."""
-        targets, class_weight, sample_weight, ignore_index, *numbers, shift, budget, dtype = arguments
-        spec = LossSpec.from_numbers(operators.as_floats(*numbers), ignore_index)
+        targets, *factors, temperature, ignore_index, options, moving, shift, budget, dtype = arguments
+        class_weight, sample_weight = factors
+        spec = LossSpec.from_numbers(operators.as_floats(options, moving), ignore_index)
         call = Call(targets, class_weight, sample_weight, spec, "none", None, False)
-        return cls(call, Chunks(shift, Chunking(budget, dtype)))
+        return cls(call._replace(temperature=temperature), Chunks(shift, Chunking(budget, dtype)))
 
-    def function(self, operands: Operands) -> RowLosses:
+    def function(self, operands: Operands) -> ChunkedFunction:
         """The function of the operands' rows."""
         dtype, num_classes = devices.loss_dtype(operands.inputs), operands.weight.shape[0]
         _, rows = call_rows(self.call, self.chunks.shift, num_classes, dtype, leave_out=True)
-        return RowLosses(rows, self.call.spec, self.chunks.chunking)
+        function = RowLosses(rows, self.call.spec, self.chunks.chunking)
+        return tempered(function, self.call.temperature)
 
 
 loss_sum = sum_operator("losses", LossProgram, SCHEMA)
