@@ -72,7 +72,8 @@ WRONG_FACTORS = [[NAN], [INF], [1j]]
 BAD: dict[str, list[Any]] = {
     "denominator": [*NUMBER, True, 10**400],
     "reduction": ["avg", None, 1, ["mean"]],
-    "shift": [*INTEGER, -1],
+    "shift": ["text", 1.5, True, 1j, [1, 2.5], [], [-1, 2], -1],
+    "shift_weight": [0.5, "text", [0.5], (1.0, 2.0)],
     "chunk_bytes": [*INTEGER, 0, -5],
     "logits_dtype": ["float32", 32, float],
     "ignore_index": [*INTEGER, 10**30],
@@ -95,6 +96,10 @@ BAD: dict[str, list[Any]] = {
     **{name: [] for name in ("validate", "size_average", "reduce", "options", "loss")},
 }
 BAD["q"] = BAD["p"]
+BAD_OF = {  # where None is the loss alone
+    name: {"want": ["loss", ("loss", "losses"), 3, (), (None,), ("by_shift",), {"loss"}]}
+    for name in ("linear_cross_entropy", "LinearCrossEntropyLoss")
+}
 
 
 def bad_arrays(function: str, name: str) -> list[Any]:
@@ -223,8 +228,9 @@ def of_face(face: str, x: Any) -> Any:
 
 
 def wrong(face: str, name: str) -> Iterator[Any]:
-    if name in BAD:
-        yield from BAD[name]
+    bad = BAD | BAD_OF.get(face.rpartition(" ")[2], {})
+    if name in bad:
+        yield from bad[name]
     else:
         yield from bad_arrays(face, name)
     good = good_value(face, name)

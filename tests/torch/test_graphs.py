@@ -388,7 +388,9 @@ def operator_calls(z: Any, make: Any) -> dict[str, Any]:
     link, moving = [2.0, 3.0], torch.tensor([2.0, 3.0], dtype=torch.float64)
     given = (z, y, v, link, None)
     x, w, b = z, make(4, k).to(z.dtype), torch.randn(4, dtype=z.dtype)
-    loss = (y, None, None, -100, LossSpec(label_smoothing=0.1).to_numbers(), None, 0, 40, None)
+    tensors = (y, None, None, torch.ones(n, dtype=torch.float64))
+    shifts = ([0, 1], torch.tensor([1.0, 0.5], dtype=torch.float64), "plain,accuracy")
+    loss = (*tensors, -100, LossSpec(label_smoothing=0.1).to_numbers(), None, *shifts, 40, None)
     teacher = (x, w, b, torch.ones(n, dtype=torch.float64), [1.0], None, False, 100, None)
     statistics = (torch.rand(4), y, None, 0, [1.0], moving, " ".join(COLUMNS), 40, None)
     entries, log_probs = torch.tensor([[0, 2]]).expand(n, 2), torch.full((n, 2), -1.0)
@@ -404,19 +406,19 @@ def operator_calls(z: Any, make: Any) -> dict[str, Any]:
         "row_grad_ahead": (*given, columns[2], *columns[:2]),
         "binary_losses": (*binary, True),
         "binary_grad": (*binary, torch.tensor(2.0)),
-        "linear_losses": (x, w, b, *loss),
+        "linear_losses": (x, w, b, *loss, 5),
         "linear_losses_grad": (columns[0], x, w, b, *loss, [True] * 3),
-        "linear_losses_total": (x, w, b, *loss, [True, True, False]),
+        "linear_losses_total": (x, w, b, *loss, 5, [True, True, False]),
         "linear_divergences": (x, w, b, *teacher),
         "linear_divergences_grad": (columns[0], x, w, b, *teacher, [True] * 6),
-        "linear_divergences_total": (x, w, b, *teacher, [True] * 3),
+        "linear_divergences_total": (x, w, b, *teacher, 1, [True] * 3),
         "linear_bins": (x, w, b, *bins),
         "linear_bins_grad": (torch.rand(n, 3, dtype=torch.float64), x, w, b, *bins, [True] * 3),
-        "linear_topk_divergences_total": (x, w, b, *topk, [True, True, False]),
+        "linear_topk_divergences_total": (x, w, b, *topk, 1, [True, True, False]),
         "linear_statistics": (x, w, b, *statistics),
         "linear_statistics_grad": (some, x, w, b, *statistics, [True] * 4),
         "check_targets": (y, 1, -100, "labels"),
-        "check_binary_targets": (z.sigmoid(), "targets"),
+        "check_binary_targets": (z.sigmoid(), "", "targets"),
         "check_indices": (entries, 4),
         "check_log_probs": (log_probs,),
     }

@@ -309,7 +309,6 @@ FULLEST = (
         "reverse top-k",
         "binary, focal",
         "linear_row_statistics, softcap",
-        "linear, temperatures of rows",
     ),
 )
 FEW = ("backward", "create_graph", "func.grad")

@@ -156,6 +156,19 @@ FUNCTIONS: dict[str, Callable[..., Any]] = {
         bias=torch.where(torch.arange(7, device=x.device) < 4, 0.0, -torch.inf).double(),
         direction="reverse",
     ),
+    "sigmoid focal": lambda z, y, q, x, w: xent.torch.binary_cross_entropy_with_logits(
+        z, torch.where(q < 0.3, -1.0, q.round()), focal_gamma=2.0, alpha=0.25, ignore_index=-1
+    ),
+    "temperatures": lambda z, y, q, x, w: xent.torch.linear_cross_entropy(
+        x, w, y, temperature=y.abs() + 1.0, z_loss=0.1
+    ),
+    "dense temperatures": lambda z, y, q, x, w: xent.torch.cross_entropy(z, y, temperature=y.abs() + 1.0),
+    "values": lambda z, y, q, x, w: sum(
+        xent.torch.linear_cross_entropy(x, w, y, want=("loss", "plain", "z_loss", "accuracy"), z_loss=0.1)[:4]
+    ),
+    "shifts": lambda z, y, q, x, w: xent.torch.linear_cross_entropy(
+        x, w, y, shift=(0, 1, 3), shift_weight=(1.0, 0.5, 0.25), z_loss=0.1
+    ),
 }
 
 

@@ -23,12 +23,14 @@ from xent.torch.distillation import linear_kl_divergence, linear_topk_kl_diverge
 from xent.torch.functional import cross_entropy, linear_cross_entropy, row_statistics
 from xent.torch.fused.layer import fuse, unfuse
 from xent.torch.linear.statistics import linear_row_statistics
+from xent.torch.linear.values import LossValues
 from xent.torch.modules import BCEWithLogitsLoss, CrossEntropyLoss, LinearCrossEntropyLoss
 
 __all__ = [
     "BCEWithLogitsLoss",
     "CrossEntropyLoss",
     "LinearCrossEntropyLoss",
+    "LossValues",
     "RowStatistics",
     "binary_cross_entropy_with_logits",
     "cross_entropy",

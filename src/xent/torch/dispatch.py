@@ -30,8 +30,8 @@ def cross_entropy(logits: Tensor, call: Call) -> Tensor:
     return dense.cross_entropy(logits, call)
 
 
-def linear_cross_entropy(operands: Operands, call: Call, chunks: Chunks) -> Tensor:
-    """The loss of the operands' rows, whole or split over processes."""
+def linear_cross_entropy(operands: Operands, call: Call, chunks: Chunks) -> Any:
+    """The loss of the operands' rows, or the values that are wanted, whole or split over processes."""
     if _is_sharded(*operands[:2]):
         from xent.torch.distributed import dtensors
 

@@ -132,11 +132,13 @@ def linear_cross_entropy(
     sample_weight: Tensor | None = None,
     denominator: Any = None,
     validate: bool | None = None,
-    shift: int = 0,
+    shift: int | Sequence[int] = 0,
+    shift_weight: Sequence[float] | None = None,
+    want: Sequence[str] | None = None,
     chunk_bytes: int | None = None,
     logits_dtype: torch.dtype | None = None,
     **extra: Unpack[ExtraOptions],
-) -> Tensor:
+) -> Any:
     """`cross_entropy` of ``input @ linear_weight.T + linear_bias``, which never exists whole.
 
     Loss and gradients take three matrix products in all (``reduction="none"``: four); frozen operands cost
@@ -152,9 +154,24 @@ def linear_cross_entropy(
         None is -100.
     options
         Taken for PyTorch's sake and not needed: see ``chunk_bytes``.
-    shift : int, default 0
+    shift : int or sequence of int, default 0
         Position t of the last row axis predicts the target (and ``sample_weight``) at t + ``shift``: the loss
-        of ``input[..., :-shift, :]`` and ``target[..., shift:]``, without slicing either.
+        of ``input[..., :-shift, :]`` and ``target[..., shift:]``, without slicing either. Of several shifts
+        (multi-token prediction) the loss is the weighted sum of their losses, each with a mean of its own, in
+        three products: equation (23). Labels and reduction "mean" or "sum" only.
+    shift_weight : sequence of float >= 0, default None
+        The weight of each of several shifts; None is 1.
+    want : sequence of str, default None
+        Return a `LossValues` with these fields, the others None, from the same pass; no product is added.
+        Reduced like the loss; all but "loss" are detached, and one for each of several shifts, (S,):
+
+        - "loss": the loss, as without ``want``; without it nothing is derived.
+        - "plain": ``−log p`` of the label: the loss of the same call without class weights, smoothing, focal
+          and poly-1 loss and z-loss. Rows whose class has weight 0 do not count.
+        - "z_loss": the term ``λ·logsumexp²`` of the loss.
+        - "accuracy": the share of the rows of "plain" whose largest logit is the label's, whatever their
+          ``sample_weight`` (0 or 1 for reduction "none", their number for "sum").
+        - "by_shift": the loss of each of several shifts, without its weight.
     chunk_bytes : int, default None
         Budget for the logits that exist at a time; one row at least. None: what the weight's gradient takes,
         but no more than a quarter of all logits or 1024 rows of them (8192 on a GPU), and at least 16
@@ -172,7 +189,7 @@ def linear_cross_entropy(
     -------
     Tensor
         float64 for float64 ``input``, float32 for all others; (...) for reduction "none", shorter by
-        ``shift`` on its last axis.
+        ``shift`` on its last axis. With ``want`` a `LossValues`.
 
     Raises
     ------
@@ -195,6 +212,9 @@ def linear_cross_entropy(
     >>> x, w = torch.eye(2), torch.zeros(3, 2)
     >>> round(xent.torch.linear_cross_entropy(x, w, torch.tensor([0, 2])).item(), 4)
     1.0986
+    >>> values = xent.torch.linear_cross_entropy(x, w, torch.tensor([0, 2]), want=("loss", "accuracy"))
+    >>> values.accuracy
+    tensor(0.5000)
     """
     del options
     index = -100 if ignore_index is None else ignore_index
@@ -213,11 +233,13 @@ def linear_cross_entropy(
     except Exception as error:
         dispatch.refuse(error, input, linear_weight)
     if operands is None:  # every position has a projection of its own
-        if shift or chunk_bytes is not None or logits_dtype is not None:
+        chunked: dict[str, Any] = {"chunk_bytes": chunk_bytes, "logits_dtype": logits_dtype}
+        chunked |= {"shift_weight": shift_weight, "want": want}
+        if shift or any(x is not None for x in chunked.values()):
+            got = ", ".join(f"{name}={value!r}" for name, value in {"shift": shift, **chunked}.items())
             raise arguments.ArgumentError(
-                "`shift` must be 0, `chunk_bytes` and `logits_dtype` None for a `linear_weight` of more than "
-                f"two axes, whose logits are held whole; got shift={shift!r}, chunk_bytes={chunk_bytes!r} "
-                f"and logits_dtype={logits_dtype!r}"
+                "`shift` must be 0, and " + ", ".join(f"`{name}`" for name in chunked) + " None, for a "
+                f"`linear_weight` of more than two axes, whose logits are held whole; got {got}"
             )
         x, w, b = linear_loss.checked(input, linear_weight, linear_bias, linear_loss.OPERANDS, is_stack=True)
         logits = torch.nn.functional.linear(x, w.flatten(0, -2), None if b is None else b.flatten())
@@ -234,7 +256,7 @@ def linear_cross_entropy(
         )
     tensors = target, weight, sample_weight
     call = Call(*tensors, spec, reduction, denominator, validate, temperature=by_row)
-    chunks = Chunks(shift, Chunking(chunk_bytes, logits_dtype))
+    chunks = Chunks(shift, Chunking(chunk_bytes, logits_dtype), shift_weight, want)
     return dispatch.linear_cross_entropy(operands, call, chunks)
 
 

@@ -67,6 +67,25 @@ def weight_and_rows(call: Call, num_classes: int) -> tuple[Any, Any]:
     return t.total, t.rows
 
 
+def plain_weight_and_rows(call: Call, num_classes: int, shift: int = 0) -> tuple[Tensor, Tensor]:
+    """As `weight_and_rows` of labels, without class weights; rows whose class has weight 0 do not count."""
+    y = kernel_labels(valid_rows.flatten_rows(call.targets, shift), num_classes, call.spec.ignore_index)
+    counts, omega = y >= 0, valid_rows.flatten_rows(call.sample_weight, shift)
+    if call.class_weight is not None:
+        counts = counts & (label_weights(y, call.class_weight) != 0)
+    weight = counts.double() if omega is None else torch.where(counts, omega.double(), 0.0)
+    return weight.sum(), torch.count_nonzero(weight)
+
+
+def label_weights(labels: Tensor, class_weight: Tensor) -> Tensor:
+    """The weight of the class of each label as kernels read them, 1 out of range."""
+    num_classes = class_weight.shape[0]
+    if not num_classes:
+        return torch.ones(labels.shape, dtype=class_weight.dtype, device=labels.device)
+    in_range = (labels >= 0) & (labels < num_classes)
+    return torch.where(in_range, class_weight[torch.where(in_range, labels, 0)], 1.0)
+
+
 def counted_rows(call: Call, shift: int = 0) -> Tensor:
     """Mask (M,) of the rows whose target, ``shift`` positions later, is not ignored and has a weight."""
     labels, weight = call.targets, call.sample_weight

@@ -25,13 +25,15 @@ def split(temperature: Any) -> tuple[Any, Tensor | None]:
     return temperature, None
 
 
-def row_temperature(call: Call, shift: int = 0) -> Tensor:
-    """The temperature (M,) of each row, float64; NaN where it is out of range.
+def row_temperature(call: Call, shift: Any = 0) -> Tensor:
+    """The temperature (M,) of each row, float64; NaN where it is out of range. ``shift`` may be several.
 
     Out of range in a row that does not count it is 1. Values are checked if the host need not wait.
     """
     given = cast(Tensor, call.temperature)
-    t, counts = given.double().reshape(-1), counted_rows(call, shift)
+    shifts = shift if isinstance(shift, tuple) else (shift,)
+    counts = torch.stack([counted_rows(call, s) for s in shifts]).any(0)
+    t = given.double().reshape(-1)
     in_range = (t >= 1e-30) & (t <= 1e30)
     if modes.looks_at(given, call.validate) and bool((wrong := counts & ~in_range).any()):
         place = np.unravel_index(int(wrong.int().argmax()), given.shape)

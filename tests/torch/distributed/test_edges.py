@@ -23,6 +23,7 @@ from tests.torch.distributed.ranks import (  # noqa: E402
     K,
     arrays,
     assert_passed,
+    assert_same_everywhere,
     leaf,
     made,
     mine,
@@ -368,6 +369,50 @@ def temperatures_of_rows() -> None:
     ):
         with pytest.raises(ValueError, match=r"`temperature` must be finite and > 0 .* at row 1, column 1"):
             call()
+
+
+@CHECKS
+def several_values_and_shifts() -> None:
+    hidden, weight, bias, labels = plain_case()
+    x, w, b = (leaf(a) for a in arrays((*ROWS, 5), (K, 5), (K,)))
+    labels[0, 1] = labels[2] = -100
+    omega = torch.linspace(0, 2, 12, dtype=torch.float64).reshape(ROWS)
+    factors = torch.linspace(0, 2, K, dtype=torch.float64)
+    weights = {"sample_weight": omega, "weight": factors}
+    want = ("loss", "plain", "z_loss", "accuracy")
+    smoothed = {"label_smoothing": 0.1, "z_loss": 0.1}
+    cases = [
+        {"want": want, **smoothed},
+        {"want": want, "reduction": "none", "shift": 1, **weights, **smoothed},
+        {"want": want, "denominator": "rows", **weights},
+        {"want": ("accuracy",), "reduction": "sum", **weights},
+        {"shift": (1, 2), "shift_weight": (1.0, 0.5), **smoothed},
+        {"want": (*want, "by_shift"), "shift": (0, 1, 3), **weights, **smoothed},
+        {"want": (*want, "by_shift"), "shift": (2, 1), "temperature": omega + 0.5, "focal_gamma": 2.0},
+    ]
+    for case in cases:
+        own = case | ({"weight": factors[mine()]} if "weight" in case else {})
+        expected = xt.linear_cross_entropy(x, w, labels, linear_bias=b, **case)
+        found = sharded_linear(hidden, weight, labels, bias=bias, group=None, chunk_bytes=300, **own)
+        loss, whole = (a if isinstance(a, torch.Tensor) else a.loss for a in (found, expected))
+        if "want" in case:
+            for value, other in zip(found, expected, strict=True):
+                assert (value is None) == (other is None)
+                if value is not None:
+                    torch.testing.assert_close(value, other, rtol=1e-12, atol=1e-14)
+                    assert_same_everywhere(value)
+        if whole is None:
+            continue
+        torch.testing.assert_close(loss, whole, rtol=1e-12, atol=1e-14)
+        upstream = torch.linspace(1, 2, whole.numel(), dtype=torch.float64).reshape(whole.shape)
+        gradients = torch.autograd.grad(loss, (hidden, weight, bias), upstream)
+        dx, dw, db = torch.autograd.grad(whole, (x, w, b), upstream)
+        torch.testing.assert_close(gradients, (dx, dw[mine()], db[mine()]), rtol=1e-11, atol=1e-14)
+    with torch.no_grad():
+        loss = sharded_linear(hidden, weight, labels, bias=bias, group=None, **cases[4])
+        torch.testing.assert_close(loss, xt.linear_cross_entropy(x, w, labels, linear_bias=b, **cases[4]))
+    with pytest.raises(ValueError, match="`want` must be None or a sequence"):
+        sharded_linear(hidden, weight, labels, bias=bias, group=None, want=("losses",))
 
 
 @pytest.fixture(scope="module")

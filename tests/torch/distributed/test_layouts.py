@@ -188,6 +188,34 @@ def float32_logits() -> None:
         assert abs(whole(xt.linear_cross_entropy(*tensors)) / expected - 1) > 1e-5
 
 
+@CHECKS
+def values_and_shifts() -> None:
+    """Several values, and several shifts of sequences whose rows are sharded."""
+    x, w, y = (torch.tensor(a) for a in arrays((N, 4, D), (K, D), (N, 4)))
+    y = (10 * y).long() % K
+    y[1, 2] = y[3] = -100
+    c = torch.linspace(0, 2, K, dtype=torch.float64)
+    want = ("loss", "plain", "z_loss", "accuracy")
+    shifts = {"want": (*want, "by_shift"), "shift": (1, 2), "shift_weight": (1.0, 0.5)}
+    options = [{"want": want}, {"want": want, "reduction": "none"}, shifts, {**shifts, "reduction": "sum"}]
+    options += [{**shifts, "denominator": "rows"}, {**shifts, "denominator": 20.0}]
+    pairs = [("plain", "first axis"), ("first axis", "whole"), ("whole", "whole"), ("whole", "first axis")]
+    for (inputs, weight), more in itertools.product(pairs, options):
+        found = []
+        for lay in (laid_out, lambda a, layout: a.detach().clone()):
+            operands = lay(x, inputs).requires_grad_(), lay(w, weight).requires_grad_()
+            values = xt.linear_cross_entropy(*operands, y, weight=c, z_loss=0.1, **more)
+            assert values._fields == ("loss", "plain", "z_loss", "accuracy", "by_shift")
+            whole(values.loss).sum().backward()
+            numbers = [None if v is None else whole(v).detach() for v in values]
+            found.append([*numbers, *(whole(a.grad) for a in operands)])
+        for one, other in zip(*found, strict=True):
+            assert (one is None) == (other is None), more
+            if one is not None:
+                text = f"{inputs} {weight} {more}"
+                torch.testing.assert_close(one, other, rtol=1e-11, atol=1e-14, msg=lambda m, t=text: t + m)
+
+
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     return tmp_path_factory.mktemp("ranks")

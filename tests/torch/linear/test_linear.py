@@ -203,9 +203,14 @@ def sweep(way, num_rows, num_classes):
         reduction = "none" if way == "none" else "mean"
         if way == "temperatures":
             small["temperature"] = torch.ones(num_rows, requires_grad=True)
+        if way == "shifts":
+            small["shift"] = (1, 2, 3)
+        if way == "values":
+            small["want"] = ("loss", "plain", "z_loss", "accuracy")
         loss = xt.linear_cross_entropy(
             x, w, y, reduction=reduction, label_smoothing=0.1, z_loss=0.1, **small
-        ).sum()
+        )
+        loss = (loss.loss if way == "values" else loss).sum()
     if way == "second order":
         loss = torch.autograd.grad(loss, w, create_graph=True)[0].square().sum()
     loss.backward()
@@ -227,7 +232,8 @@ for way in sys.argv[1:]:  # each in a process of its own, for which PyTorch is i
         os._exit(0)
     assert os.wait()[1] == 0, way
 """
-WAYS = ["mean", "none", "temperatures", "second order", "soft", "statistics", "divergence", "top-k"]
+LOSSES = ["mean", "none", "temperatures", "values", "shifts", "second order", "soft"]
+WAYS = [*LOSSES, "statistics", "divergence", "top-k"]
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="asks Linux for the peak")

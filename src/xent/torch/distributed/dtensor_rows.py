@@ -69,15 +69,20 @@ class DistributedRows:
         ``totals`` gives the two divisors of a mean over this rank's rows: their weight and their number.
         """
         if not self.is_all_sum(reduction):
-            return self._as_dtensor(loss, self.placement, self.shape if reduction == "none" else ())
-        loss_sum = self._all_sum(loss)
-        if reduction == "mean":
-            divisor = denominator
-            if divisor is None or isinstance(divisor, str):
-                counted = torch.as_tensor(totals()[divisor == "rows"], dtype=torch.float64)
-                divisor = self._all_sum(counted.to(loss_sum.device))
-            loss_sum = loss_sum * arguments.inverse(divisor)
-        return self._as_dtensor(loss_sum, Replicate(), ())
+            return self.own_dtensor(loss, reduction)
+        return self.replicated_sum(loss, self.scale(reduction, denominator, totals, loss.device))
+
+    def scale(
+        self, reduction: str, denominator: Any, totals: Callable[[], tuple[Any, Any]], device: torch.device
+    ) -> Any:
+        """1/D of the rows of all ranks, from the ``totals`` of this rank's."""
+        if reduction != "mean":
+            return 1.0
+        divisor = denominator
+        if divisor is None or isinstance(divisor, str):
+            counted = torch.as_tensor(totals()[divisor == "rows"], dtype=torch.float64)
+            divisor = self._all_sum(counted.to(device))
+        return arguments.inverse(divisor)
 
     def by_row(self, column: Tensor) -> Any:
         """A column of this rank's rows as a DTensor."""
@@ -87,9 +92,18 @@ class DistributedRows:
         """Whether the loss is a sum over the ranks."""
         return isinstance(self.placement, Shard) and reduction != "none"
 
+    def replicated_sum(self, x: Tensor, scale: Any) -> Tensor:
+        """The sum of ``x`` over the ranks times ``scale``, as a DTensor."""
+        return cast(Tensor, self._as_dtensor((self._all_sum(x) * scale).to(x.dtype), Replicate(), x.shape))
+
+    def own_dtensor(self, x: Tensor, reduction: str) -> Tensor:
+        """A DTensor of the rows of each rank for reduction "none"; else of a value that all ranks have."""
+        shape = self.shape if reduction == "none" else tuple(x.shape)
+        return cast(Tensor, self._as_dtensor(x, self.placement, shape))
+
     def _all_sum(self, x: Tensor) -> Tensor:
         """The sum of ``x`` over the ranks, on every rank."""
-        return cast(Tensor, self._as_dtensor(x, Partial(), ()).full_tensor())
+        return cast(Tensor, self._as_dtensor(x, Partial(), tuple(x.shape)).full_tensor())
 
     def _whole(self, x: Any) -> Any:
         if isinstance(x, DTensor):

@@ -10,11 +10,9 @@ from typing import Any, cast
 
 import torch
 
-from xent.engine.valid_rows import shifted_rows
 from xent.torch import arguments, dense
 from xent.torch.arguments import Call
-from xent.torch.distributed import handshake
-from xent.torch.distributed import loss as sharded
+from xent.torch.distributed import dtensor_linear, handshake, sharded
 from xent.torch.distributed.dtensor_rows import DistributedRows
 from xent.torch.distributed.handshake import (
     LocalCheck,
@@ -25,11 +23,12 @@ from xent.torch.distributed.handshake import (
     row_checksums,
     tensor_kind,
 )
-from xent.torch.distributed.loss import checked, require_derivable, require_values
+from xent.torch.distributed.loss import checked, checked_chunks, require_derivable, require_values
 from xent.torch.distributed.shards import Shard
 from xent.torch.linear import loss as linear_loss
 from xent.torch.linear.chunked import Operands
 from xent.torch.linear.rows import Chunks
+from xent.torch.linear.values import LossValues
 from xent.torch.targets import weight_and_rows
 
 Tensor = torch.Tensor
@@ -84,34 +83,33 @@ def cross_entropy(logits: Any, call: Call) -> Tensor:
     return _reduced(rows, loss, call, local, num_classes)
 
 
-def linear_cross_entropy(operands: Operands, call: Call, chunks: Chunks) -> Tensor:
+def linear_cross_entropy(operands: Operands, call: Call, chunks: Chunks) -> Any:
     """The loss with a DTensor for a weight (K, D): one of ``Shard(0)``, or a replicated one.
 
     With a weight of ``Shard(0)`` inputs of any placement are gathered, and a bias is sharded as the weight
     is. With a replicated weight the rows stay where they are.
     """
-    names, (shift, chunking) = call.names, chunks
+    names = call.names
     operand_names = linear_loss.OPERANDS if names == arguments.TORCH else ("inputs", "weight", "bias")
     inputs, linear_weight, bias = cast(Any, operands)
     inputs_name, weight_name, bias_name = operand_names
     first, by_rows = first_and_by_rows(operands, operand_names)
 
     def check() -> LocalCheck[Call]:
-        chunking.checked(inputs)
-        shifted_rows(inputs.shape[:-1], shift, torch, inputs.device)
         own = checked(call, (*inputs.shape[:-1], linear_weight.shape[0]), **{inputs_name: inputs})
         require_layouts(first.device_mesh, **dict(zip(operand_names, operands, strict=True)), **own.by_name)
         facts = {n: tensor_kind(x) for n, x in zip(operand_names, operands, strict=True)}
-        facts |= {"shift": shift, **chunking._asdict(), **call_facts(own)}
+        given = checked_chunks(chunks, own, inputs)
+        facts |= {**given.facts, **call_facts(own)}
         tensors = plain_tensors(**own.by_name, **{bias_name: bias})
         if not by_rows:
             require_class_shards(operands, operand_names)
             require_derivable(own)
             if not is_sharded(inputs):
-                tensors[inputs_name] = row_checksums(own, inputs, shift)
+                tensors[inputs_name] = row_checksums(own, inputs, given.shifts)
         else:
-            DistributedRows(inputs, shift)
-        require_values(own, linear_weight.shape[0], shift)
+            DistributedRows(inputs, max(given.shifts))
+        require_values(own, linear_weight.shape[0], given.shift)
         return LocalCheck(own, math.prod(inputs.shape[:-1]), facts, tensors)
 
     mesh = MESH if by_rows else mesh_of_classes(first, inputs_name, weight_name, names.targets)
@@ -119,21 +117,17 @@ def linear_cross_entropy(operands: Operands, call: Call, chunks: Chunks) -> Tens
     if not by_rows:
         columns = class_columns(bias, linear_weight, shard, 0)
         local = Operands(as_whole(inputs), linear_weight.to_local(), columns)
-        chunks = chunks._replace(chunking=chunking.checked(local.inputs))
-        loss = sharded.linear_cross_entropy(local, _local(call, linear_weight, shard), chunks, shard)
-        return replicated(loss, linear_weight)
+        own = _local(call, linear_weight, shard)
+        loss = sharded.linear_cross_entropy(local, own, chunks.checked(own, local.inputs), shard)
+        if not isinstance(loss, LossValues):
+            return replicated(loss, linear_weight)
+        return LossValues(*(None if x is None else replicated(x, linear_weight) for x in loss))
     if not DistributedRows.is_row_layout(inputs):
         inputs = gathered(inputs)
-    rows, call = DistributedRows(inputs, shift), call._replace(denominator=as_whole(call.denominator))
+    chunks, call = chunks.checked(call, inputs), call._replace(denominator=as_whole(call.denominator))
+    rows = DistributedRows(inputs, max(chunks.shifts))
     whole = Operands(inputs.to_local(), rows.replicated(linear_weight), rows.replicated(bias))
-    own = rows.local_call(call)
-    loss = linear_loss.linear_cross_entropy(whole, own, chunks)
-    targets, sample_weight = own.targets, own.sample_weight
-    counted = own._replace(
-        targets=targets[..., shift:, :] if own.is_soft else targets[..., shift:],
-        sample_weight=None if sample_weight is None else sample_weight[..., shift:],
-    )
-    return _reduced(rows, loss, call, counted, linear_weight.shape[0])
+    return dtensor_linear.cross_entropy(rows, whole, call, chunks)
 
 
 def first_and_by_rows(operands: Operands, names: Sequence[str]) -> tuple[Any, bool]:

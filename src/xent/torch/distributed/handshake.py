@@ -151,8 +151,12 @@ def shared_tensors(call: Call) -> dict[str, Tensor]:
     return plain_tensors(**{name: x for name, x in call.by_name.items() if name not in class_arguments})
 
 
-def row_checksums(call: Call, inputs: Tensor, shift: int) -> Tensor:
-    """Checksums (R,) of the rows of ``inputs``, 0 for rows that do not count."""
+def row_checksums(call: Call, inputs: Tensor, shifts: Sequence[int]) -> Tensor:
+    """Checksums of the rows of ``inputs``, (R,) for each shift, 0 for rows that do not count for it."""
+    return torch.cat([_counted_checksums(call, inputs, shift) for shift in shifts])
+
+
+def _counted_checksums(call: Call, inputs: Tensor, shift: int) -> Tensor:
     whole = plain_tensors(labels=call.targets, sample_weight=call.sample_weight)
     labels = None if call.is_soft else whole.get("labels")
     sums = input_checksums(inputs, shift, labels, call.spec.ignore_index)

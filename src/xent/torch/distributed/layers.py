@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple, cast
 
 import torch
@@ -9,29 +10,44 @@ from torch.autograd import Function
 
 from xent.core.contract import Cotangents, RowStats
 from xent.engine.chunked_projection import ChunkEvaluator, Gradients, Wanted
-from xent.torch.distributed.shards import CombinedRows, ShardRows
-from xent.torch.linear import chunked
+from xent.torch.distributed.shards import CombinedRows, Shard, ShardRows
+from xent.torch.linear import chunked, values
 from xent.torch.linear.chunked import Operands
 from xent.torch.linear.products import Chunking, TensorProjection
+from xent.torch.linear.shifts import LogitsCopies, matrices
 from xent.torch.linear.tempered import of_divided_logits
+from xent.torch.targets import label_weights
 
 Tensor = torch.Tensor
 
 
 class LossSums(NamedTuple):
-    """The terms of equation (4): Σ ℓ and the two divisors of a mean."""
+    """The terms of equation (4): Σ ℓ and the two divisors of a mean; with the sums of the wanted columns."""
 
-    losses: Tensor
+    losses: Tensor  # with the factors of several shifts
     total: Any
     rows: Any
+    columns: Tensor | None = None  # (shifts, names of `Projected`)
+
+
+class WeightedRows(NamedTuple):
+    """The rows of each shift, and the factors of their losses."""
+
+    each: Sequence[ShardRows]
+    factors: Sequence[Any] = (1.0,)
+
+    @property
+    def shard(self) -> Shard:
+        """The classes of this rank."""
+        return self.each[0].shard
 
 
 class Dense(NamedTuple):
     """Logits in memory; ``operands`` are ``(logits (..., K_s),)``."""
 
-    def stats(self, rows: ShardRows, operands: Any) -> RowStats:
-        """The row statistics of the shard."""
-        return rows.stats(operands[0])
+    def combined(self, rows: ShardRows, operands: Any) -> CombinedRows:
+        """The statistics over all classes."""
+        return rows.combine(rows.stats(operands[0]))
 
     def gradients(
         self, rows: ShardRows, combined: CombinedRows, dlosses: Tensor, operands: Any, wanted: Wanted
@@ -46,17 +62,32 @@ class Projected(NamedTuple):
     row_index: Tensor | None  # the rows that count
     chunking: Chunking
     temperature: Tensor | None = None  # (n,), of the rows that count
+    names: tuple[str, ...] = ()  # of the columns that are wanted beside the loss: see `linear.values`
+    class_weight: Tensor | None = None  # (K,), of all ranks, for these columns
 
-    def stats(self, rows: ShardRows, operands: Any) -> RowStats:
-        """The row statistics of the shard; one product."""
+    def combined(self, rows: ShardRows, operands: Any) -> CombinedRows:
+        """The statistics over all classes; one product."""
 
         def chunk_stats(logits: Tensor, part: slice, _: Any) -> Any:
-            return tuple(s for s in rows.row_slice(part).stats(logits) if s is not None), None
+            chunk = rows.row_slice(part)
+            return (*(s for s in chunk.stats(logits) if s is not None), *self._top_class(chunk, logits)), None
 
-        columns, _ = self._sweep(rows, operands, chunk_stats)
+        columns, _ = self._sweep(rows.shard, operands, chunk_stats)
         is_present = [True, rows.labels is not None, *2 * [bool(rows.smoothing) or rows.labels is None]]
         present = iter(c if self.row_index is None else c[self.row_index] for c in columns)
-        return RowStats(*(next(present) if p else None for p in is_present))
+        stats = RowStats(*(next(present) if p else None for p in is_present))
+        return _combine(rows, stats, tuple(present))
+
+    def columns(self, rows: ShardRows, combined: CombinedRows) -> tuple[Tensor, ...]:
+        """The columns ``names`` of the rows."""
+        label_weight = None
+        if rows.labels is not None and self.class_weight is not None:
+            label_weight = label_weights(rows.labels, self.class_weight)
+        given = rows.labels, rows.weight, label_weight, rows.spec, combined.losses
+        return values.columns(self.names, combined.stats, *given)
+
+    def _top_class(self, rows: ShardRows, logits: Tensor) -> tuple[Tensor, ...]:
+        return rows.top_class(logits) if "accuracy" in self.names else ()
 
     def gradients(
         self, rows: ShardRows, combined: CombinedRows, dlosses: Tensor, operands: Any, wanted: Wanted
@@ -69,60 +100,91 @@ class Projected(NamedTuple):
             slopes = Cotangents(*(_slice_column(c, part) for c in cotangents))
             return (), rows.row_slice(part).grad(logits, chunk_rows, slopes, logits)
 
-        _, gradients = self._sweep(rows, operands, chunk_grad, wanted)
-        return chunked.finished(self._reduced(rows, gradients), Operands(*operands), None)
+        _, gradients = self._sweep(rows.shard, operands, chunk_grad, wanted)
+        return chunked.finished(_reduced(rows.shard, gradients), Operands(*operands), None)
 
     def sums_and_gradients(
-        self, rows: ShardRows, operands: Any, wanted: Wanted
+        self, rows: WeightedRows, operands: Any, wanted: Wanted
     ) -> tuple[LossSums, Gradients]:
         """Σ ℓ and its gradients; three products, with the all-reduces of the statistics in each chunk."""
-        sums = []
+        sums: list[LossSums] = []
+        copies, needs_gradient = LogitsCopies(len(rows.each)), any(wanted)
 
         def chunk_loss(logits: Tensor, part: slice, _: Any) -> Any:
-            chunk = rows.row_slice(part)
-            combined = chunk.combine(chunk.stats(logits))
-            sums.append(LossSums(combined.losses.sum(), combined.target.total, combined.target.rows))
-            ones = torch.ones_like(combined.losses)
-            return (), chunk.grad(logits, combined, chunk.cotangents(combined, ones), logits)
+            own, dlogits = [], None
+            for k, (whole, factor) in enumerate(zip(rows.each, rows.factors, strict=True)):
+                chunk = whole.row_slice(part)
+                combined = _combine(chunk, chunk.stats(logits), self._top_class(chunk, logits))
+                columns = [c.sum() for c in self.columns(chunk, combined)]
+                stacked = torch.stack(columns) if columns else combined.losses.new_zeros(0)
+                target = combined.target
+                own.append(LossSums(factor * combined.losses.sum(), target.total, target.rows, stacked))
+                if needs_gradient:
+                    z = copies.of(logits, k)
+                    cotangents = chunk.cotangents(combined, factor * torch.ones_like(combined.losses))
+                    slope = chunk.grad(z, combined, cotangents, z)
+                    dlogits = slope if dlogits is None else dlogits.add_(slope)
+            losses = sum([s.losses for s in own[1:]], own[0].losses)
+            every = torch.stack([cast(Tensor, s.columns) for s in own])
+            sums.append(own[0]._replace(losses=losses, columns=every))
+            return (), dlogits
 
-        _, gradients = self._sweep(rows, operands, chunk_loss, wanted)
-        return LossSums(*(sum(column) for column in zip(*sums, strict=True))), self._reduced(rows, gradients)
-
-    def _reduced(self, rows: ShardRows, gradients: Gradients) -> Gradients:
-        """The gradients, with that of ``hidden`` summed over the ranks."""
-        if gradients.inputs is not None:
-            rows.shard.reduce(gradients.inputs)
-        return gradients
+        asked, count = wanted if needs_gradient else None, matrices(len(rows.each))
+        _, gradients = self._sweep(rows.shard, operands, chunk_loss, asked, count)
+        added = LossSums(*(sum(column) for column in zip(*sums, strict=True)))
+        return added, _reduced(rows.shard, gradients)
 
     def _sweep(
-        self, rows: ShardRows, operands: Any, evaluate: ChunkEvaluator, wanted: Wanted | None = None
+        self,
+        shard: Shard,
+        operands: Any,
+        evaluate: ChunkEvaluator,
+        wanted: Wanted | None = None,
+        copies: int = 1,
     ) -> tuple[Any, Gradients]:
         if self.temperature is not None:
             evaluate = of_divided_logits(evaluate, self.temperature)
         # Counted for the largest shard: the same chunks on every rank.
-        projection = TensorProjection(
-            *Operands(*operands), self.row_index, self.chunking, num_classes=rows.shard.largest
-        )
+        given = *Operands(*operands), self.row_index, self.chunking
+        projection = TensorProjection(*given, num_classes=shard.largest, copies=copies)
         return projection.sweep(evaluate, None, wanted)
+
+
+def _combine(rows: ShardRows, local: RowStats, top: tuple[Tensor, ...]) -> CombinedRows:
+    """The statistics over all classes; with argmax, if the `top_class` of this rank is given."""
+    combined = rows.combine(local)
+    if not top:
+        return combined
+    return combined._replace(stats=combined.stats._replace(argmax=rows.argmax(*top)))
+
+
+def _reduced(shard: Shard, gradients: Gradients) -> Gradients:
+    """The gradients, with that of ``hidden`` summed over the ranks."""
+    if gradients.inputs is not None:
+        shard.reduce(gradients.inputs)
+    return gradients
 
 
 Layer = Dense | Projected
 
 
-def losses(rows: ShardRows, layer: Layer, operands: tuple[Any, ...]) -> tuple[Tensor, LossSums]:
-    """(losses (...), float64, derivable once in the operands; their sums)."""
+def losses(rows: ShardRows, layer: Layer, operands: tuple[Any, ...]) -> tuple[Tensor, CombinedRows]:
+    """(losses (...), float64, derivable once in the operands; the statistics over all classes)."""
     with torch.no_grad(), torch.autocast(operands[0].device.type, enabled=False):
-        combined = rows.combine(layer.stats(rows, operands))
+        combined = layer.combined(rows, operands)
     column = combined.losses
     if is_derived(operands):
         column = cast(Tensor, _Losses.apply(combined, rows, layer, *operands))
-    return column, LossSums(column.sum(), combined.target.total, combined.target.rows)
+    return column, combined
 
 
-def loss_sums(rows: ShardRows, layer: Projected, operands: tuple[Any, ...]) -> LossSums:
+def loss_sums(rows: WeightedRows, layer: Projected, operands: tuple[Any, ...]) -> LossSums:
     """The sums, derivable once in the operands; the gradients are computed with the loss."""
+    wanted = _wanted(operands) if torch.is_grad_enabled() else (False, False, False)
     with torch.no_grad(), torch.autocast(operands[0].device.type, enabled=False):
-        sums, gradients = layer.sums_and_gradients(rows, operands, _wanted(operands))
+        sums, gradients = layer.sums_and_gradients(rows, operands, wanted)
+    if not any(wanted):
+        return sums
     ready = [gradients]  # used once
     return sums._replace(losses=_LossSum.apply(sums.losses, ready, rows, layer, *operands))
 
@@ -158,7 +220,7 @@ class _LossSum(Function):
         ctx: Any,
         value: Tensor,
         ready: list[Gradients],
-        rows: ShardRows,
+        rows: WeightedRows,
         layer: Projected,
         *operands: Tensor | None,
     ) -> Tensor:

@@ -1,10 +1,10 @@
-"""Losses whose classes are split over the processes of a group: public functions, and their computation."""
+"""Losses whose classes are split over the processes of a group: public functions, and their checks."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Any, TypeVar, Unpack, cast
+from typing import Any, TypeVar, Unpack
 
 import torch
 
@@ -12,7 +12,7 @@ from xent.core.spec import ExtraOptions, require_reduction, with_options
 from xent.engine import valid_rows
 from xent.torch import arguments, devices, modes
 from xent.torch.arguments import Call, Names
-from xent.torch.distributed import layers
+from xent.torch.distributed import sharded
 from xent.torch.distributed.handshake import (
     LocalCheck,
     RankGroup,
@@ -22,15 +22,14 @@ from xent.torch.distributed.handshake import (
     shared_tensors,
     tensor_kind,
 )
-from xent.torch.distributed.layers import LossSums
-from xent.torch.distributed.shards import Shard, ShardRows
+from xent.torch.distributed.sharded import validates
 from xent.torch.linear import loss as linear_loss
+from xent.torch.linear import values
 from xent.torch.linear.chunked import Operands
 from xent.torch.linear.products import Chunking
 from xent.torch.linear.rows import Chunks
-from xent.torch.linear.tempered import with_derivative
-from xent.torch.targets import kernel_labels, require_labels, require_targets
-from xent.torch.temperature import divided_rows, row_temperature, split
+from xent.torch.targets import require_labels, require_targets
+from xent.torch.temperature import row_temperature, split
 
 Tensor = torch.Tensor
 T = TypeVar("T")
@@ -129,7 +128,7 @@ def vocab_parallel_cross_entropy(
         return LocalCheck(call, math.prod(logits_shard.shape[:-1]), facts, tensors)
 
     call, shard = agree(check, group, sizes, *size_and_device(logits_shard, -1), GROUP)
-    return outside_graphs(cross_entropy)(logits_shard, call, shard)
+    return outside_graphs(sharded.cross_entropy)(logits_shard, call, shard)
 
 
 @with_options(omit=("class_weight", "sample_weight", "ignore_index", "label_smoothing"))
@@ -147,18 +146,21 @@ def vocab_parallel_linear_cross_entropy(
     sample_weight: Tensor | None = None,
     denominator: Any = None,
     validate: bool | None = None,
-    shift: int = 0,
+    shift: int | Sequence[int] = 0,
+    shift_weight: Sequence[float] | None = None,
+    want: Sequence[str] | None = None,
     chunk_bytes: int | None = None,
     logits_dtype: torch.dtype | None = None,
     sizes: Sequence[int] | None = None,
     **options: Unpack[ExtraOptions],
-) -> Tensor:
+) -> Any:
     """The loss of the logits ``hidden @ weight_shard.T + bias`` of all ranks, no rank's ever whole in memory.
 
     Loss and gradients take three matrix products in all, as on one process, and the all-reduces of
     `vocab_parallel_cross_entropy` for every chunk of rows; with ``reduction="none"`` four, and the two
     all-reduces once. The gradient of ``hidden`` takes one more, of its own size and dtype; those of
-    ``weight_shard`` and ``bias`` none. Rows that are ignored or of weight 0 are left out of all.
+    ``weight_shard`` and ``bias`` none. Rows that are ignored or of weight 0 are left out of all. Several
+    shifts take the all-reduces for each; the accuracy takes two more, of 16 bytes a row.
 
     Parameters
     ----------
@@ -169,7 +171,7 @@ def vocab_parallel_linear_cross_entropy(
     weight_shard : (K_s, D) tensor
     bias : (K_s,) tensor, default None
         This rank's; all ranks have one or none.
-    shift, chunk_bytes, logits_dtype
+    shift, shift_weight, want, chunk_bytes, logits_dtype
         As for `xent.torch.linear_cross_entropy`.
     labels, group, weight, sizes, and all others
         As for `vocab_parallel_cross_entropy`.
@@ -179,7 +181,7 @@ def vocab_parallel_linear_cross_entropy(
     Returns
     -------
     Tensor
-        float64 for float64 ``hidden``, float32 for all others.
+        float64 for float64 ``hidden``, float32 for all others; with ``want`` a `LossValues`.
 
     Raises
     ------
@@ -198,25 +200,23 @@ def vocab_parallel_linear_cross_entropy(
         options["temperature"], by_row = split(options.get("temperature", 1.0))
         spec = arguments.spec_of(ignore_index=ignore_index, label_smoothing=label_smoothing, **options)
         operands = linear_loss.checked(hidden, weight_shard, bias, ("hidden", "weight_shard", "bias"))
-        chunking = Chunking(chunk_bytes, logits_dtype).checked(operands.inputs)
         arguments.require_local(hidden=hidden, weight_shard=weight_shard, bias=bias)
-        valid_rows.shifted_rows(hidden.shape[:-1], shift, torch, hidden.device)
         given = labels, weight, sample_weight
         call = Call(*given, spec, reduction, denominator, validate, NAMES, by_row)
         call = checked(call, (*hidden.shape[:-1], weight_shard.shape[0]), hidden=hidden)
+        chunks = Chunks(shift, Chunking(chunk_bytes, logits_dtype), shift_weight, want)
+        chunks = checked_chunks(chunks, call, operands.inputs)
         require_derivable(call)
-        require_values(call, shift=shift)
+        require_values(call, shift=chunks.shift)
         kinds = zip(("hidden", "weight_shard", "bias"), map(tensor_kind, operands), strict=True)
-        facts = {**dict(kinds), **call_facts(call), "shift": shift, **chunking._asdict()}
+        facts = {**dict(kinds), **call_facts(call), **chunks.facts}
         tensors = {}
         if sizes is None:
-            tensors = {**shared_tensors(call), "hidden": row_checksums(call, hidden, shift)}
-        return LocalCheck(
-            (call, operands, Chunks(shift, chunking)), math.prod(hidden.shape[:-1]), facts, tensors
-        )
+            tensors = {**shared_tensors(call), "hidden": row_checksums(call, hidden, chunks.shifts)}
+        return LocalCheck((call, operands, chunks), math.prod(hidden.shape[:-1]), facts, tensors)
 
     (call, operands, chunks), shard = agree(check, group, sizes, *size_and_device(weight_shard, 0), GROUP)
-    return outside_graphs(linear_cross_entropy)(operands, call, chunks, shard)
+    return outside_graphs(sharded.linear_cross_entropy)(operands, call, chunks, shard)
 
 
 def checked(call: Call, shape: tuple[int, ...], **first: Tensor) -> Call:
@@ -237,6 +237,16 @@ def checked(call: Call, shape: tuple[int, ...], **first: Tensor) -> Call:
     return call
 
 
+def checked_chunks(chunks: Chunks, call: Call, inputs: Any) -> Chunks:
+    """The chunks, checked for a checked call and ``inputs (..., D)``."""
+    chunks = chunks.checked(call, inputs)
+    for shift in chunks.shifts:
+        valid_rows.shifted_rows(inputs.shape[:-1], shift, torch, inputs.device)
+    if chunks.want is not None:
+        values.checked_names(chunks.want, call, isinstance(chunks.shift, tuple))
+    return chunks
+
+
 def require_derivable(call: Call, temperature: Tensor | None = None) -> None:
     """Raise if a gradient is required that a loss of classes in shards does not compute.
 
@@ -255,14 +265,14 @@ def require_derivable(call: Call, temperature: Tensor | None = None) -> None:
         )
 
 
-def require_values(call: Call, num_classes: int | None = None, shift: int = 0) -> None:
+def require_values(call: Call, num_classes: int | None = None, shift: Any = 0) -> None:
     """Raise for labels outside ``num_classes``, negative or NaN probabilities, and temperatures out of range.
 
     Of a DTensor each rank checks its local part. Without ``num_classes`` labels are not checked.
     """
     parts = {name: x.to_local() for name, x in call.by_name.items() if hasattr(x, "to_local")}
     name = call.names.targets
-    if _validates(call) and (call.is_soft or num_classes is not None):
+    if validates(call) and (call.is_soft or num_classes is not None):
         require_targets(parts.get(name, call.targets), num_classes or 0, call.spec.ignore_index, name)
     for name in (call.names.weight, "sample_weight"):
         if name in parts and modes.looks_at(parts[name], call.validate):
@@ -278,78 +288,6 @@ def require_values(call: Call, num_classes: int | None = None, shift: int = 0) -
         rows = (local.temperature, local.sample_weight)
         if all(x is None or x.shape == shape for x in rows):  # else a value out of range gives NaN
             row_temperature(local, shift)
-
-
-def _validates(call: Call) -> bool:
-    return call.targets.is_cpu if call.validate is None else call.validate
-
-
-def _labels(call: Call, num_classes: int) -> Tensor:
-    """The labels as kernels read them, checked if the call validates."""
-    if _validates(call):
-        require_targets(call.targets, num_classes, call.spec.ignore_index, "labels")
-    return kernel_labels(call.targets, num_classes, call.spec.ignore_index)
-
-
-def _shard_rows(
-    call: Call, shard: Shard, labels: Tensor | None, q: Tensor | None, row_index: Tensor | None, omega: Any
-) -> ShardRows:
-    """The rows with the class weights of the shard."""
-    factors = None if call.class_weight is None else call.class_weight.double()
-    return ShardRows(shard, labels, q, row_index, factors, omega, call.spec)
-
-
-def _mean(call: Call, sums: LossSums) -> Tensor:
-    """The mean or sum of equation (4)."""
-    return cast(Tensor, sums.losses * call.scale(sums.total, sums.rows))
-
-
-def cross_entropy(logits: Tensor, call: Call, shard: Shard) -> Tensor:
-    """The loss of a shard's ``logits (..., K_s)`` for a checked call."""
-    if call.temperature is not None:
-        logits = divided_rows(logits, call)
-    omega = None if call.sample_weight is None else call.sample_weight.double()
-    if call.is_soft:
-        shard_rows = _shard_rows(call, shard, None, call.targets, None, omega)
-    else:
-        shard_rows = _shard_rows(call, shard, _labels(call, shard.num_classes), None, None, omega)
-    losses, sums = layers.losses(shard_rows, layers.Dense(), (logits,))
-    return (losses if call.reduction == "none" else _mean(call, sums)).to(devices.loss_dtype(logits))
-
-
-def linear_cross_entropy(operands: Operands, call: Call, chunks: Chunks, shard: Shard) -> Tensor:
-    """The loss of ``hidden (..., D)`` and a shard's weight and bias for a checked call."""
-    hidden, weight, bias = operands
-    shift, chunking = chunks
-    shape, dtype = hidden.shape[:-1], devices.loss_dtype(hidden)
-    loss_shape, row_index = valid_rows.shifted_rows(shape, shift, torch, hidden.device)
-    omega = valid_rows.flatten_rows(
-        None if call.sample_weight is None else call.sample_weight.double(), shift
-    )
-    if call.is_soft:
-        row_index, (omega,) = valid_rows.select_rows(None, omega, row_index, (omega,), torch)
-        q = call.targets.reshape(shape.numel(), shard.size)
-        shard_rows = _shard_rows(
-            call, shard, None, q, None if row_index is None else row_index + shift, omega
-        )
-    else:
-        y = valid_rows.flatten_rows(_labels(call, shard.num_classes), shift)
-        row_index, (y, omega) = valid_rows.select_rows(y < 0, omega, row_index, (y, omega), torch)
-        shard_rows = _shard_rows(call, shard, y, None, None, omega)
-    flat = Operands(hidden.reshape(shape.numel(), hidden.shape[-1]), weight, bias)
-    temperature = None
-    if call.temperature is not None:
-        flat, temperature = with_derivative(flat, row_temperature(call, shift))
-        temperature = temperature if row_index is None else temperature[row_index]
-    layer = layers.Projected(row_index, chunking, temperature)
-    if call.reduction != "none" and layers.is_derived(flat):
-        return _mean(call, layers.loss_sums(shard_rows, layer, flat)).to(dtype)
-    losses, sums = layers.losses(shard_rows, layer, flat)
-    if call.reduction != "none":
-        return _mean(call, sums).to(dtype)
-    if row_index is not None:
-        losses = losses.new_zeros(shape.numel()).index_put((row_index,), losses)
-    return valid_rows.unflatten_rows(losses, shape, loss_shape).to(dtype)
 
 
 def size_and_device(shard: Any, axis: int) -> tuple[int, torch.device]:

@@ -122,6 +122,22 @@ class ShardRows:
         stats = devices.row_stats(logits, self.read, dense, self.link, want)
         return stats._replace(lse=devices.lse_or_empty(logits, stats.lse))
 
+    def top_class(self, logits: Tensor) -> tuple[Tensor, Tensor]:
+        """(the largest logit of this rank, its class among all); argmax of them is `argmax`."""
+        if not self.shard.size:
+            low = torch.full(logits.shape[:-1], -torch.inf, dtype=torch.float64, device=logits.device)
+            return low, torch.full_like(low, self.shard.num_classes, dtype=torch.int64)
+        index = devices.row_stats(logits, None, None, self.link, ("argmax",)).argmax
+        return logits.gather(-1, index[..., None])[..., 0].double(), index + self.shard.offset
+
+    def argmax(self, top: Tensor, index: Tensor) -> Tensor:
+        """The class of the largest logit of all ranks, the first of several, from their `top_class`."""
+        most = top.clone()
+        self.shard.reduce(most, dist.ReduceOp.MAX)
+        first = torch.where(top == most, index, self.shard.num_classes + 1)
+        self.shard.reduce(first, dist.ReduceOp.MIN)
+        return first
+
     def cotangents(self, combined: CombinedRows, dlosses: Tensor) -> Cotangents:
         """The cotangents of the statistics for upstream ``dlosses`` (...); 0 in rows that are not read."""
         cotangents = head.cotangents(combined.stats, combined.target, self.spec, dlosses, torch)

@@ -41,6 +41,7 @@ class ChunkedFunction:
     """
 
     copies = 1  # matrices of the size of a chunk's logits that exist at a time, with the logits
+    num_derived: int | None = None  # of so many columns, the first; None: of all columns of floats
 
     def __init__(self, row_index: Tensor | None, chunking: Chunking, silent: Tensor | None = None) -> None:
         self.row_index, self.chunking, self.silent = row_index, chunking, silent
@@ -61,14 +62,19 @@ class ChunkedFunction:
 
         It takes three products with the gradient, one without.
         """
+        return self.scaled_sum_and_columns(operands, scale)[0]
+
+    def scaled_sum_and_columns(self, operands: Operands, scale: Any) -> tuple[Tensor, ...]:
+        """`scaled_sum`, and the other columns, which have no derivative."""
         if isinstance(scale, Tensor) and scale.device.type == "cpu":
             scale = scale.item()
         if modes.has_saved_tensor_hooks():
-            return self.values(operands)[0].sum() * scale
+            first, *others = self.values(operands)
+            return first.sum() * scale, *others
         if _is_derived(operands):
-            return cast(Tensor, _ScaledSum.apply(*operands, self, scale))
-        (losses, *_), _ = self.sweep(operands)
-        return cast(Tensor, losses.sum() * scale)
+            return cast("tuple[Tensor, ...]", _ScaledSum.apply(*operands, self, scale))
+        (first, *others), _ = self.sweep(operands)
+        return first.sum() * scale, *others
 
     def values(self, operands: Operands) -> tuple[Tensor, ...]:
         """The columns (M,) in plain reverse mode: one product, and three in the backward."""
@@ -103,6 +109,10 @@ class ChunkedFunction:
         """`Projection.sweep` without autograd; the gradients have the dtype in which they were summed."""
         with torch.no_grad(), torch.autocast(operands.inputs.device.type, enabled=False):
             return self.projection(operands).sweep(self.evaluate_chunk, dloss, wanted)
+
+    def derived_columns(self, columns: tuple[Tensor, ...]) -> list[Tensor]:
+        """Those of the columns that have a derivative."""
+        return [c for c in columns[: self.num_derived] if c.is_floating_point()]
 
     def projection(self, operands: Operands, copies: int = 1) -> TensorProjection:
         """The projection to logits; ``copies`` matrices of a chunk's size share the budget."""
@@ -142,17 +152,19 @@ class _ScaledSum(Function):
     @staticmethod
     def forward(
         ctx: Any, inputs: Tensor, weight: Tensor, bias: Tensor | None, function: ChunkedFunction, scale: Any
-    ) -> Tensor:
+    ) -> tuple[Tensor, ...]:
         operands = Operands(inputs, weight, bias)
         ctx.save_for_backward(*operands)
         ctx.function, ctx.scale = function, scale
         # In float16 1/D would make small entries of dlogits 0: it is applied last, in float32.
         ctx.early = 1.0 if inputs.dtype == torch.float16 or isinstance(scale, Tensor) else scale
-        (losses, *_), ctx.gradients = function.sweep(operands, ctx.early, tuple(ctx.needs_input_grad[:3]))
-        return losses.sum() * scale
+        wanted = tuple(ctx.needs_input_grad[:3])
+        (losses, *others), ctx.gradients = function.sweep(operands, ctx.early, wanted)
+        ctx.mark_non_differentiable(*others)
+        return losses.sum() * scale, *others
 
     @staticmethod
-    def backward(ctx: Any, dloss: Tensor) -> Any:
+    def backward(ctx: Any, dloss: Tensor, *_: Any) -> Any:
         operands = Operands(*ctx.saved_tensors)  # raises if they were written since
         if torch.is_grad_enabled() or modes.is_batched(dloss):
             dcolumn = (dloss * ctx.scale).expand(operands.inputs.shape[0])
@@ -173,8 +185,8 @@ class _Columns(Function):
         ctx.save_for_backward(*operands)
         ctx.function = function
         values, _ = function.sweep(operands)
-        ctx.derived = [k for k, v in enumerate(values) if v.is_floating_point()]
-        ctx.mark_non_differentiable(*(v for v in values if not v.is_floating_point()))
+        ctx.derived = [k for k, v in enumerate(values[: function.num_derived]) if v.is_floating_point()]
+        ctx.mark_non_differentiable(*(v for k, v in enumerate(values) if k not in ctx.derived))
         return tuple(values)
 
     @staticmethod
@@ -261,7 +273,7 @@ def _curvature(
         with torch.enable_grad():
             z = linear(x, weight, bias, function.chunking.logits_dtype).detach().requires_grad_()
             upstream = [d[row_index].detach().requires_grad_() for d in dcolumns]
-            columns = [c for c in function.columns(z, part) if c.is_floating_point()]
+            columns = function.derived_columns(function.columns(z, part))
             (dlogits,) = torch.autograd.grad(columns, z, upstream, create_graph=True)
             hvp, *derivatives = torch.autograd.grad((dlogits * r).sum(), [z, *upstream], allow_unused=True)
         hvp, dlogits = hvp.to(weight.dtype), dlogits.detach().to(weight.dtype)
@@ -287,7 +299,7 @@ def _vjp(
 ) -> tuple[Tensor | None, ...]:
     """As `_slope`, in ordinary operations."""
     with torch.enable_grad():
-        columns = [c for c in function.derivable(operands) if c.is_floating_point()]
+        columns = function.derived_columns(function.derivable(operands))
     derived = [x for x in operands if x is not None and x.requires_grad]
     gradients = iter(
         torch.autograd.grad(columns, derived, dcolumns, create_graph=create_graph, allow_unused=True)

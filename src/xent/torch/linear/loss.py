@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
+from typing import Any, cast
+
 import torch
 
 from xent.core import head
 from xent.core import target as targeting
 from xent.core.contract import RowStats
-from xent.core.spec import as_index
 from xent.engine import valid_rows
 from xent.torch import arguments, devices, modes
 from xent.torch.arguments import Call
-from xent.torch.linear import chunked, row_stats
-from xent.torch.linear import rows as linear_rows
+from xent.torch.linear import chunked, row_stats, values
 from xent.torch.linear.chunked import Operands
-from xent.torch.linear.rows import Chunks, LossProgram, RowLosses, call_rows
-from xent.torch.linear.tempered import multiplied, tempered, with_derivative
-from xent.torch.targets import kernel_labels, mask_silent_rows, zero_if_valid
+from xent.torch.linear.program import LossProgram, loss_sums, losses
+from xent.torch.linear.rows import Chunks
+from xent.torch.linear.shifts import relative
+from xent.torch.linear.tempered import multiplied, with_derivative
+from xent.torch.linear.values import LossValues, Reduction
+from xent.torch.targets import kernel_labels, label_weights, mask_silent_rows, zero_if_valid
 from xent.torch.temperature import row_temperature
 
 Tensor = torch.Tensor
@@ -70,43 +73,77 @@ def _autocast(x: Tensor, dtype: torch.dtype) -> Tensor:
     return x.to(dtype) if x.is_floating_point() and x.dtype != torch.float64 else x
 
 
-def linear_cross_entropy(operands: Operands, call: Call, chunks: Chunks) -> Tensor:
-    """The loss of the operands' rows; see `functional.linear_cross_entropy`."""
+def linear_cross_entropy(operands: Operands, call: Call, chunks: Chunks) -> Any:
+    """The loss of the operands' rows, or the `LossValues` that are wanted: `functional` describes them."""
     input, weight, bias = operands
-    chunks = Chunks(as_index("shift", chunks.shift), chunks.chunking.checked(input))
-    shape, num_classes, dtype = input.shape[:-1], weight.shape[0], devices.loss_dtype(input)
+    shape, num_classes = input.shape[:-1], weight.shape[0]
     _require_targets(call.targets, (*shape, num_classes), call.names.targets)
     call = call.checked((*shape, num_classes))
     arguments.require_local(**call.by_name, bias=bias)
     arguments.require_together(**{call.names.logits: input}, **call.by_name)
+    chunks = chunks.checked(call, input)
+    are_several, is_reduced = isinstance(chunks.shift, tuple), call.reduction != "none"
+    names = () if chunks.want is None else values.checked_names(chunks.want, call, are_several)
+    if are_several and modes.is_recorded() and modes.are_derived(*call.tensors[:3]):
+        return _one_by_one(operands, call, chunks, names)
     flat = Operands(valid_rows.as_matrix(input), weight, bias)
+    if chunks.want is not None and "loss" not in chunks.want:
+        flat = Operands(*(x if x is None else x.detach() for x in flat))  # type: ignore[arg-type]
     if call.temperature is not None:
         flat, constant = with_derivative(flat, row_temperature(call, chunks.shift))
         call = call._replace(temperature=constant)
     is_plain = chunked.is_plain(flat, *call.tensors, call.temperature)
     zero = zero_if_valid(call.targets, num_classes, call.spec.ignore_index, call.names.targets, call.validate)
-    loss_shape, rows = call_rows(call, chunks.shift, num_classes, dtype, is_plain, flat.inputs)
-    scale = call.scale(rows.full_target.total, rows.full_target.rows)
-    is_reduced = call.reduction != "none"
+    program = LossProgram(call, chunks, names)
+    rows = program.rows(flat, is_plain, flat.inputs)
+    scales = [call.scale(r.full_target.total, r.full_target.rows) for r in rows]
+    scale = scales[0]
+    if are_several:
+        weighted = [w * s for w, s in zip(chunks.shift_weight, scales, strict=True)]
+        scale, factors = relative(weighted)
+        program = program._replace(factors=factors)
+    dtype, is_scaled = devices.loss_dtype(input), False
     if modes.is_recorded():
-        program = LossProgram(call, chunks)
         is_constant = not modes.are_derived(*call.tensors[:3])
         if is_constant and is_reduced and modes.knows_its_gradients():
-            loss = linear_rows.loss_sum(flat, program) * scale
-            return (loss if zero is None else loss + zero).to(dtype)
-        losses = linear_rows.losses(flat, program) if is_constant else _derived_losses(flat, program, shape)
+            first, *others = loss_sums(flat, program).unbind()
+        elif is_constant:
+            first, *others = losses(flat, program)
+        else:
+            first, *others = _derived_columns(flat, program, shape)
     else:
-        function = tempered(RowLosses(rows, call.spec, chunks.chunking), call.temperature)
-        if is_reduced and is_plain:
-            return function.scaled_sum(flat, scale).to(dtype)
-        (losses,) = function.values(flat) if is_plain else function.derivable(flat)
-    loss = losses.sum() * scale if is_reduced else valid_rows.unflatten_rows(losses, shape, loss_shape)
-    return (loss if zero is None else loss + zero).to(dtype)
+        function, is_scaled = program.of_rows(rows), is_reduced and is_plain
+        if is_scaled:
+            first, *others = function.scaled_sum_and_columns(flat, scale)
+        else:
+            first, *others = function.values(flat) if is_plain else function.derivable(flat)
+    result = Reduction(call, chunks, names, shape, num_classes, dtype)
+    loss = first if is_scaled else result.reduced(first, scale, chunks.shift)
+    loss = (loss if zero is None else loss + zero).to(dtype)
+    return result.results(loss, others, scales)
 
 
-def _derived_losses(operands: Operands, program: LossProgram, shape: tuple[int, ...]) -> Tensor:
-    """The losses (M,) in a graph in which targets or weights require gradients."""
-    call, (shift, chunking) = program
+def _one_by_one(operands: Operands, call: Call, chunks: Chunks, names: tuple[str, ...]) -> Any:
+    """The loss of several shifts in a graph in which targets or weights require gradients."""
+    singles = []
+    for shift in chunks.shift:
+        want = ("loss", *(name for name in names if name != "by_shift"))
+        one = chunks._replace(shift=shift, shift_weight=None, want=want)
+        singles.append(cast(LossValues, linear_cross_entropy(operands, call, one)))
+    by_shift = torch.stack([cast(Tensor, single.loss) for single in singles])
+    loss = (by_shift * by_shift.new_tensor(chunks.shift_weight)).sum()
+    if chunks.want is None:
+        return loss
+    found = {name: [getattr(single, name) for single in singles] for name in names if name != "by_shift"}
+    stacked = {name: torch.stack(each) for name, each in found.items()}
+    if "by_shift" in names:
+        stacked["by_shift"] = by_shift.detach()
+    return LossValues(loss if "loss" in chunks.want else None, **stacked)
+
+
+def _derived_columns(operands: Operands, program: LossProgram, shape: tuple[int, ...]) -> tuple[Tensor, ...]:
+    """The columns (M,) in a graph in which targets or weights require gradients."""
+    call, (shift, chunking, *_), names, _ = program
     targets, class_weight, sample_weight, spec = call[:4]
     if call.temperature is not None:
         operands = multiplied(operands, 1.0 / call.temperature)
@@ -127,10 +164,17 @@ def _derived_losses(operands: Operands, program: LossProgram, shape: tuple[int, 
     is_learnt = modes.are_derived(class_weight, sample_weight)
     t = mask_silent_rows(t, spec, operands.inputs.isfinite().all(-1) if is_learnt else None)
     sources = {"log_prob": t.labels, "dense_log_prob": t.dense}
-    names = ("lse", *(name for name, source in sources.items() if source is not None))
-    columns = row_stats.row_stats(operands, t.labels, t.dense, counts, shift, spec.link, names, chunking)
-    stats = RowStats(**dict(zip(names, columns, strict=True)))
-    return head.row_losses(stats, t, spec, torch)
+    read = ["lse", *(name for name, source in sources.items() if source is not None)]
+    read += [name for name in values.required_stats(names, spec) if name not in read]
+    columns = row_stats.row_stats(
+        operands, t.labels, t.dense, counts, shift, spec.link, tuple(read), chunking
+    )
+    stats = RowStats(**dict(zip(read, columns, strict=True)))
+    column = head.row_losses(stats, t, spec, torch)
+    label_weight = None
+    if t.labels is not None and factors is not None:
+        label_weight = label_weights(t.labels, factors)
+    return column, *values.columns(names, stats, t.labels, t.weight, label_weight, spec, column)
 
 
 def _require_targets(targets: Tensor, shape: tuple[int, ...], name: str) -> None:

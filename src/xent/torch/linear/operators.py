@@ -21,7 +21,7 @@ CHUNKING = "SymInt? chunk_bytes, ScalarType? logits_dtype"  # of the fields of `
 
 
 class Program(Protocol):
-    """The tensors and options that define a `ChunkedFunction` of one column."""
+    """The tensors and options that define a `ChunkedFunction` whose first column alone has a derivative."""
 
     def packed(self, device: torch.device) -> tuple[Any, ...]:
         """The fields as arguments of an operator."""
@@ -38,7 +38,18 @@ class Program(Protocol):
 
 
 def sum_operator(name: str, program: type[Program], schema: str) -> Callable[[Operands, Program], Tensor]:
-    """Register the sum of the column, with its gradients, as ``xent::linear_NAME_total``.
+    """As `sums_operator`, of a function of one column."""
+    sums = sums_operator(name, program, schema)
+    return lambda operands, program: sums(operands, program)[0]
+
+
+def sums_operator(
+    name: str,
+    program: type[Program],
+    schema: str,
+    num_columns: Callable[[Any], int] = lambda program: 1,
+) -> Callable[[Operands, Any], Tensor]:
+    """Register the sums of the columns, with the gradients of the first, as ``xent::linear_NAME_total``.
 
     It takes three products. ``schema`` is that of the result of `Program.packed`.
     """
@@ -46,60 +57,69 @@ def sum_operator(name: str, program: type[Program], schema: str) -> Callable[[Op
     @torch.library.custom_op(
         f"xent::linear_{name}_total",
         mutates_args=(),
-        schema=f"({OPERANDS}, {schema}, bool[] wanted) -> (Tensor, Tensor, Tensor, Tensor)",
+        schema=f"({OPERANDS}, {schema}, int num_columns, bool[] wanted) -> (Tensor, Tensor, Tensor, Tensor)",
     )
-    def column_sum(*inputs: Any) -> tuple[Tensor, ...]:
-        *arguments, wanted = inputs
+    def column_sums(*inputs: Any) -> tuple[Tensor, ...]:
+        *arguments, _, wanted = inputs
         operands = Operands(*arguments[:3])
         function = program.unpacked(*arguments[3:]).function(operands)
-        (column, *_), gradients = function.sweep(operands, 1.0, tuple(wanted) if any(wanted) else None)
+        columns, gradients = function.sweep(operands, 1.0, tuple(wanted) if any(wanted) else None)
         empty, wide = operands.inputs.new_empty, devices.loss_dtype(operands.inputs)
         dinputs, *others = (empty(0) if g is None else g for g in gradients)
-        return column.sum(), dinputs, *(g.to(wide) if g.numel() else g for g in others)
+        sums = torch.stack([column.sum() for column in columns])
+        return sums, dinputs, *(g.to(wide) if g.numel() else g for g in others)
 
-    @column_sum.register_fake
+    @column_sums.register_fake
     def _(x: Tensor, w: Tensor, b: Tensor | None, *arguments: Any) -> Any:
-        *_, wanted = arguments
+        *_, count, wanted = arguments
         wide = devices.loss_dtype(x)
         inner = torch.float32 if x.dtype == torch.float16 and x.device.type == "cpu" else x.dtype
         like = zip((x, w, b), (inner, wide, wide), wanted, strict=True)
         gradients = (
             x.new_empty(0) if a is None or not want else x.new_empty(a.shape, dtype=d) for a, d, want in like
         )
-        return (x.new_empty((), dtype=torch.float64), *gradients)
+        return (x.new_empty(count, dtype=torch.float64), *gradients)
 
     def keep(ctx: Any, inputs: Any, output: Any) -> None:
         ctx.dtypes = [None if x is None else x.dtype for x in inputs[:3]]
         ctx.wanted, ctx.count = inputs[-1], len(inputs)
         ctx.save_for_backward(*output[1:])
 
-    def backward(ctx: Any, dtotal: Tensor, *_: Any) -> Any:
+    def backward(ctx: Any, dsums: Tensor, *_: Any) -> Any:
         saved = zip(ctx.saved_tensors, ctx.dtypes, ctx.wanted, strict=True)
         # In float32: half precision would round a factor such as 1/D, or make it 0.
-        scaled = [(devices.widened(g) * dtotal).to(dtype) if want else None for g, dtype, want in saved]
+        scaled = [(devices.widened(g) * dsums[0]).to(dtype) if want else None for g, dtype, want in saved]
         return *scaled, *([None] * (ctx.count - 3))
 
     def call(operands: Operands, program: Program) -> Tensor:
         wanted = [torch.is_grad_enabled() and x is not None and x.requires_grad for x in operands]
-        return cast(Tensor, column_sum(*operands, *program.packed(operands.inputs.device), wanted)[0])
+        packed = program.packed(operands.inputs.device)
+        return cast(Tensor, column_sums(*operands, *packed, num_columns(program), wanted)[0])
 
-    column_sum.register_autograd(backward, setup_context=keep)
+    column_sums.register_autograd(backward, setup_context=keep)
     return call
 
 
-def column_operator(name: str, program: type[Program], schema: str) -> Callable[[Operands, Program], Tensor]:
-    """Register the float64 column as ``xent::linear_NAME``, its gradient as ``xent::linear_NAME_grad``."""
+def columns_operator(
+    name: str, program: type[Program], schema: str, num_columns: Callable[[Any], int]
+) -> Callable[[Operands, Any], list[Tensor]]:
+    """Register the float64 columns as ``xent::linear_NAME``.
+
+    ``xent::linear_NAME_grad`` is the gradient of the first; the others have none.
+    """
     inputs = f"{OPERANDS}, {schema}"
 
-    @torch.library.custom_op(f"xent::linear_{name}", mutates_args=(), schema=f"({inputs}) -> Tensor")
-    def column(*arguments: Any) -> Tensor:
+    @torch.library.custom_op(
+        f"xent::linear_{name}", mutates_args=(), schema=f"({inputs}, int num_columns) -> Tensor[]"
+    )
+    def columns(*arguments: Any) -> list[Tensor]:
         operands = Operands(*arguments[:3])
-        (values,), _ = program.unpacked(*arguments[3:]).function(operands).sweep(operands)
-        return cast(Tensor, values)
+        values, _ = program.unpacked(*arguments[3:-1]).function(operands).sweep(operands)
+        return list(values)
 
-    @column.register_fake
-    def _(x: Tensor, *arguments: Any) -> Tensor:
-        return x.new_empty(x.shape[:1], dtype=torch.float64)
+    @columns.register_fake
+    def _(x: Tensor, *arguments: Any) -> list[Tensor]:
+        return [x.new_empty(x.shape[:1], dtype=torch.float64) for _ in range(arguments[-1])]
 
     @torch.library.custom_op(
         f"xent::linear_{name}_grad",
@@ -114,8 +134,25 @@ def column_operator(name: str, program: type[Program], schema: str) -> Callable[
         return [g for g in finished(slopes, operands, None) if g is not None]
 
     gradients.register_fake(like_inputs)
-    column.register_autograd(backward_by(gradients, 3), setup_context=keep_inputs)
-    return lambda operands, program: cast(Tensor, column(*operands, *program.packed(operands.inputs.device)))
+
+    def backward(ctx: Any, dcolumns: list[Tensor]) -> Any:
+        tensors, others = iter(ctx.saved_tensors), iter(ctx.others[:-1])
+        given = [next(tensors if is_tensor else others) for is_tensor in ctx.is_tensor[:-1]]
+        wanted = list(ctx.needs_input_grad[:3])
+        results = iter(gradients(dcolumns[0], *given, wanted))
+        return *(next(results) if want else None for want in wanted), *([None] * (len(given) - 2))
+
+    def keep(ctx: Any, inputs: Any, output: Any) -> None:
+        keep_inputs(ctx, inputs, None)
+        ctx.mark_non_differentiable(*output[1:])
+
+    columns.register_autograd(backward, setup_context=keep)
+
+    def call(operands: Operands, program: Program) -> list[Tensor]:
+        packed = program.packed(operands.inputs.device)
+        return cast("list[Tensor]", columns(*operands, *packed, num_columns(program)))
+
+    return call
 
 
 def like_inputs(upstream: Any, *inputs: Any) -> list[Tensor]:

@@ -2,32 +2,97 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
 
 from xent.core import head
 from xent.core import target as targeting
-from xent.core.spec import LossSpec
+from xent.core.spec import LossSpec, as_float, as_index, require_no_gradient
 from xent.core.target import Target
 from xent.engine import valid_rows
 from xent.engine.valid_rows import ChunkLoss, ValidRows
-from xent.torch import devices, modes, operators, statistics
+from xent.torch import arguments, devices, modes, statistics
 from xent.torch.arguments import Call
-from xent.torch.linear.chunked import ChunkedFunction, Operands
-from xent.torch.linear.operators import CHUNKING, column_operator, sum_operator
+from xent.torch.linear.chunked import ChunkedFunction
 from xent.torch.linear.products import Chunking
-from xent.torch.linear.tempered import tempered
 from xent.torch.targets import kernel_labels, mask_silent_rows
 
 Tensor = torch.Tensor
 
+TEXT = (str, bytes)  # a tuple: PyTorch's compiler rejects a union of types
+
 
 class Chunks(NamedTuple):
-    """The distance of a row's target, and how logits are computed chunk by chunk."""
+    """The distances of a row's targets, how logits are computed chunk by chunk, and what is returned."""
 
-    shift: int = 0
+    shift: Any = 0  # an int, or a tuple of several
     chunking: Chunking = Chunking()
+    shift_weight: Any = None  # a tuple of floats, one for each of several shifts
+    want: Any = None  # names of `values.LossValues`; None: the loss alone
+
+    def checked(self, call: Call, inputs: Tensor) -> Chunks:
+        """Itself with checked shifts, their weights and chunking."""
+        shift, weight = self.shift, self.shift_weight
+        if not _is_sequence(shift):
+            if weight is not None:
+                raise arguments.ArgumentError(
+                    f"`shift_weight` needs a sequence of several for `shift`; got shift={shift!r}"
+                )
+            shift = as_index("shift", shift)
+        else:
+            shift, weight = self._several(call)
+        return self._replace(shift=shift, shift_weight=weight, chunking=self.chunking.checked(inputs))
+
+    @property
+    def shifts(self) -> tuple[int, ...]:
+        """The shift, or all of several."""
+        return self.shift if isinstance(self.shift, tuple) else (self.shift,)
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """The fields that all ranks must share."""
+        options = {"shift": self.shift, "shift_weight": self.shift_weight, "want": self.want}
+        return {**options, **self.chunking._asdict()}
+
+    def _several(self, call: Call) -> tuple[tuple[int, ...], tuple[float, ...]]:
+        shift, weight = tuple(as_index("shift", s) for s in self.shift), self.shift_weight
+        rows = call.targets.shape
+        if not shift or min(shift) < 0 or (max(shift) > 0 and not len(rows)):
+            raise arguments.ArgumentError(
+                f"`shift` must be integers >= 0, at least one, and 0 for a single row; got {list(shift)}"
+            )
+        if call.reduction == "none":
+            raise arguments.ArgumentError(
+                '`reduction` must be "mean" or "sum" for several of `shift`, whose losses differ in shape; '
+                f'got reduction="none" and shift={list(shift)}'
+            )
+        if call.is_soft:
+            raise arguments.ArgumentError(
+                f"several of `shift` need labels; got `{call.names.targets}` of {call.targets.dtype}"
+            )
+        if weight is None:
+            return shift, (1.0,) * len(shift)
+        if not _is_sequence(weight) or len(weight) != len(shift):
+            raise arguments.ArgumentError(
+                f"`shift_weight` must be a sequence of {len(shift)} numbers, as `shift` is; got {weight!r}"
+            )
+        factors = []
+        for w in weight:
+            require_no_gradient("shift_weight", w)
+            number = as_float(w)
+            if number is None:
+                raise TypeError(f"`shift_weight` must be numbers, finite and >= 0; got {w!r}")
+            if not 0 <= number < math.inf:
+                raise arguments.ArgumentError(f"`shift_weight` must be finite and >= 0; got {w!r}")
+            factors.append(number)
+        return shift, tuple(factors)
+
+
+def _is_sequence(x: Any) -> bool:
+    return isinstance(x, Sequence) and not isinstance(x, TEXT)
 
 
 def call_rows(
@@ -101,43 +166,3 @@ class RowLosses(ChunkedFunction):
         t = self.rows.target(part)
         stats = statistics.row_stats(logits, t.labels, t.dense, self.spec.link)
         return (head.row_losses(stats, t, self.spec, torch),)
-
-
-SCHEMA = (  # of the result of `LossProgram.packed`
-    "Tensor targets, Tensor? class_weight, Tensor? sample_weight, Tensor? temperature, SymInt ignore_index, "
-    f"float[] options, Tensor? moving, SymInt shift, {CHUNKING}"
-)
-
-
-class LossProgram(NamedTuple):
-    """The arguments of the losses of rows: an `operators.Program`."""
-
-    call: Call
-    chunks: Chunks
-
-    def packed(self, device: torch.device) -> tuple[Any, ...]:
-        """The fields as arguments of an operator."""
-        call, spec, chunks = self.call, self.call.spec, self.chunks
-        numbers = operators.spec_numbers(spec, device)
-        tensors = *call.tensors[:3], call.temperature
-        return *tensors, spec.ignore_index, *numbers, chunks.shift, *chunks.chunking
-
-    @classmethod
-    def unpacked(cls, *arguments: Any) -> LossProgram:
-        """The inverse of `packed`."""
-        targets, *factors, temperature, ignore_index, options, moving, shift, budget, dtype = arguments
-        class_weight, sample_weight = factors
-        spec = LossSpec.from_numbers(operators.as_floats(options, moving), ignore_index)
-        call = Call(targets, class_weight, sample_weight, spec, "none", None, False)
-        return cls(call._replace(temperature=temperature), Chunks(shift, Chunking(budget, dtype)))
-
-    def function(self, operands: Operands) -> ChunkedFunction:
-        """The function of the operands' rows."""
-        dtype, num_classes = devices.loss_dtype(operands.inputs), operands.weight.shape[0]
-        _, rows = call_rows(self.call, self.chunks.shift, num_classes, dtype, leave_out=True)
-        function = RowLosses(rows, self.call.spec, self.chunks.chunking)
-        return tempered(function, self.call.temperature)
-
-
-loss_sum = sum_operator("losses", LossProgram, SCHEMA)
-losses = column_operator("losses", LossProgram, SCHEMA)

@@ -22,7 +22,7 @@ class Tempered(ChunkedFunction):
 
     def __init__(self, function: ChunkedFunction, temperature: Tensor) -> None:
         super().__init__(function.row_index, function.chunking, function.silent)
-        self.function, self.copies = function, function.copies
+        self.function, self.copies, self.num_derived = function, function.copies, function.num_derived
         self.temperature = temperature if self.row_index is None else temperature[self.row_index]
 
     def evaluate_chunk(self, logits: Tensor, part: slice, dloss: Any) -> tuple[tuple[Tensor, ...], Any]:
