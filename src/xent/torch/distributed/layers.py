@@ -69,8 +69,8 @@ class Projected(NamedTuple):
         """The statistics over all classes; one product."""
 
         def chunk_stats(logits: Tensor, part: slice, _: Any) -> Any:
-            chunk = rows.row_slice(part)
-            return (*(s for s in chunk.stats(logits) if s is not None), *self._top_class(chunk, logits)), None
+            local, top = self._local(rows.row_slice(part), logits)
+            return (*(s for s in local if s is not None), *top), None
 
         columns, _ = self._sweep(rows.shard, operands, chunk_stats)
         is_present = [True, rows.labels is not None, *2 * [bool(rows.smoothing) or rows.labels is None]]
@@ -86,8 +86,12 @@ class Projected(NamedTuple):
         given = rows.labels, rows.weight, label_weight, rows.spec, combined.losses
         return values.columns(self.names, combined.stats, *given)
 
-    def _top_class(self, rows: ShardRows, logits: Tensor) -> tuple[Tensor, ...]:
-        return rows.top_class(logits) if "accuracy" in self.names else ()
+    def _local(self, rows: ShardRows, logits: Tensor) -> tuple[RowStats, tuple[Tensor, ...]]:
+        """(the statistics of this rank, its `top_class` if the accuracy is wanted)."""
+        if "accuracy" not in self.names:
+            return rows.stats(logits), ()
+        local = rows.stats(logits, ("argmax",))
+        return local._replace(argmax=None), rows.top_class(logits, local.argmax)
 
     def gradients(
         self, rows: ShardRows, combined: CombinedRows, dlosses: Tensor, operands: Any, wanted: Wanted
@@ -114,7 +118,7 @@ class Projected(NamedTuple):
             own, dlogits = [], None
             for k, (whole, factor) in enumerate(zip(rows.each, rows.factors, strict=True)):
                 chunk = whole.row_slice(part)
-                combined = _combine(chunk, chunk.stats(logits), self._top_class(chunk, logits))
+                combined = _combine(chunk, *self._local(chunk, logits))
                 columns = [c.sum() for c in self.columns(chunk, combined)]
                 stacked = torch.stack(columns) if columns else combined.losses.new_zeros(0)
                 target = combined.target

@@ -11,7 +11,6 @@ from dataclasses import replace
 from typing import Any, NamedTuple, cast
 
 import torch
-import torch.distributed as dist
 from torch.autograd import Function
 
 from xent.core import softmax
@@ -126,7 +125,7 @@ class ShardStatistics:
             mean = torch.where(rows.labels < self.shard.num_classes, mean, torch.nan)
         stats = stats._replace(entropy=sums.get("entropy"))
         if finds_top:
-            stats = stats._replace(argmax=self._argmax(logits, local.argmax))
+            stats = stats._replace(argmax=rows.argmax(*rows.top_class(logits, local.argmax)))
         terms: tuple[RowStats, ...] = ()
         if "log_sum_sq_probs" in self.names:
             wide = devices.widened(logits)
@@ -135,20 +134,6 @@ class ShardStatistics:
                 for _, likeliest in self._likeliest_rows(stats.argmax, rows.labels)
             )
         return Combined(stats, terms, mean)
-
-    def _argmax(self, logits: Tensor, argmax: Tensor) -> Tensor:
-        """The first class of all ranks with the largest logit, from this rank's; NaN counts as −inf."""
-        if self.shard.size:
-            top = logits.gather(-1, argmax[:, None])[:, 0].double()
-            top, index = torch.where(top.isnan(), -torch.inf, top), argmax + self.shard.offset
-        else:
-            top, index = argmax.new_full(argmax.shape, -torch.inf, dtype=torch.float64), argmax
-        largest = top.clone()
-        self.shard.reduce(largest, dist.ReduceOp.MAX)
-        last = max(0, self.shard.num_classes - 1)
-        index = torch.where(top == largest, index, last) if self.shard.size else torch.full_like(argmax, last)
-        self.shard.reduce(index, dist.ReduceOp.MIN)
-        return index
 
     def _chunk_grad(
         self, logits: Tensor, rows: ShardRows, combined: Combined, upstream: dict[str, Tensor]

@@ -122,19 +122,18 @@ class ShardRows:
         stats = devices.row_stats(logits, self.read, dense, self.link, want)
         return stats._replace(lse=devices.lse_or_empty(logits, stats.lse))
 
-    def top_class(self, logits: Tensor) -> tuple[Tensor, Tensor]:
-        """(the largest logit of this rank, its class among all); argmax of them is `argmax`."""
+    def top_class(self, logits: Tensor, argmax: Tensor) -> tuple[Tensor, Tensor]:
+        """(the largest logit of this rank, its class among all), from this rank's ``argmax``."""
         if not self.shard.size:
-            low = torch.full(logits.shape[:-1], -torch.inf, dtype=torch.float64, device=logits.device)
-            return low, torch.full_like(low, self.shard.num_classes, dtype=torch.int64)
-        index = devices.row_stats(logits, None, None, self.link, ("argmax",)).argmax
-        return logits.gather(-1, index[..., None])[..., 0].double(), index + self.shard.offset
+            return argmax.new_full(argmax.shape, -torch.inf, dtype=torch.float64), argmax
+        top = logits.gather(-1, argmax[..., None])[..., 0].double()
+        return torch.where(top.isnan(), -torch.inf, top), argmax + self.shard.offset
 
     def argmax(self, top: Tensor, index: Tensor) -> Tensor:
-        """The class of the largest logit of all ranks, the first of several, from their `top_class`."""
-        most = top.clone()
-        self.shard.reduce(most, dist.ReduceOp.MAX)
-        first = torch.where(top == most, index, self.shard.num_classes + 1)
+        """The first class of all ranks with the largest logit, from `top_class`; NaN counts as −inf."""
+        largest, last = top.clone(), max(0, self.shard.num_classes - 1)
+        self.shard.reduce(largest, dist.ReduceOp.MAX)
+        first = torch.where(top == largest, index, last) if self.shard.size else torch.full_like(index, last)
         self.shard.reduce(first, dist.ReduceOp.MIN)
         return first
 
