@@ -1,4 +1,4 @@
-"""A temperature of each row of logits: equation (22), its gradient, its errors, in every dtype."""
+"""A temperature of each row of logits: equation (28), its gradient, its errors, in every dtype."""
 
 from __future__ import annotations
 

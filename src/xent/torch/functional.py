@@ -81,7 +81,7 @@ def cross_entropy(
     Notes
     -----
     ``temperature`` may also be a tensor of the shape of the rows, one for each, and gets its gradient:
-    equation (22). The logits are then copied. A value that is not finite and positive, in a row that counts,
+    equation (28). The logits are then copied. A value that is not finite and positive, in a row that counts,
     raises on the CPU and gives NaN in that row on a GPU.
 
     Examples
@@ -158,7 +158,7 @@ def linear_cross_entropy(
         Position t of the last row axis predicts the target (and ``sample_weight``) at t + ``shift``: the loss
         of ``input[..., :-shift, :]`` and ``target[..., shift:]``, without slicing either. Of several shifts
         (multi-token prediction) the loss is the weighted sum of their losses, each with a mean of its own, in
-        three products: equation (23). Labels and reduction "mean" or "sum" only.
+        three products: equation (29). Labels and reduction "mean" or "sum" only.
     shift_weight : sequence of float >= 0, default None
         The weight of each of several shifts; None is 1.
     want : sequence of str, default None

@@ -1,4 +1,4 @@
-"""The losses of several shifts of one hidden state: equation (23), each chunk of logits computed once."""
+"""The losses of several shifts of one hidden state: equation (29), each chunk of logits computed once."""
 
 from __future__ import annotations
 

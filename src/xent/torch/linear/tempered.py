@@ -1,6 +1,6 @@
 """A function of a linear layer's logits divided by a temperature of each row, chunk by chunk.
 
-Equation (22). Divided inputs would round in half precision, and would leave a bias undivided.
+Equation (28). Divided inputs would round in half precision, and would leave a bias undivided.
 """
 
 from __future__ import annotations

@@ -78,7 +78,7 @@ def columns(
         for factor in (weight, label_weight):
             counts = counts if factor is None else counts & (factor != 0)
         if "plain" in names:
-            found["plain"] = torch.where(counts, head.multiply(weight, -stats.log_prob, torch), 0.0)
+            found["plain"] = torch.where(counts, head.multiply(weight, 0.0 - stats.log_prob, torch), 0.0)
         if "accuracy" in names:
             found["accuracy"] = (counts & (stats.argmax == labels)).double()
     return tuple(found[name].detach() for name in names)
