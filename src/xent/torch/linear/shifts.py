@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from xent.core import head
 from xent.core.target import Target
 from xent.engine import valid_rows
 from xent.engine.valid_rows import LabelRows, ValidRows
@@ -56,7 +57,8 @@ class SeveralShifts(ChunkedFunction):
             self._copies = LogitsCopies(len(self.functions))
 
     def _joined(self, found: Sequence[tuple[Tensor, ...]]) -> tuple[Tensor, ...]:
-        weighted = [factor * losses for factor, (losses, *_) in zip(self.factors, found, strict=True)]
+        pairs = zip(self.factors, found, strict=True)
+        weighted = [head.multiply(factor, losses, torch) for factor, (losses, *_) in pairs]
         return sum(weighted[1:], weighted[0]), *(c for _, *others in found for c in others)
 
 
