@@ -156,8 +156,9 @@ class _ScaledSum(Function):
         operands = Operands(inputs, weight, bias)
         ctx.save_for_backward(*operands)
         ctx.function, ctx.scale = function, scale
-        # In float16 1/D would make small entries of dlogits 0: it is applied last, in float32.
-        ctx.early = 1.0 if inputs.dtype == torch.float16 or isinstance(scale, Tensor) else scale
+        # In half precision 1/D is applied last. In float16 small entries of dlogits would be 0; in bfloat16
+        # those of the labels, which are near -1, would all be rounded alike.
+        ctx.early = 1.0 if inputs.dtype.itemsize == 2 or isinstance(scale, Tensor) else scale
         wanted = tuple(ctx.needs_input_grad[:3])
         (losses, *others), ctx.gradients = function.sweep(operands, ctx.early, wanted)
         ctx.mark_non_differentiable(*others)
