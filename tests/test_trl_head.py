@@ -25,7 +25,7 @@ def theirs(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def outputs_and_gradients(temperature: float, softcap: float | None, dtype: Any) -> Any:
-    model = causal_lm.make_model().to(dtype)
+    model = causal_lm.make_model(fused=False).to(dtype)
     model.config.final_logit_softcapping = softcap
     model.config.logit_scale = 1.5
     utils.add_fused_lm_head(model, temperature=temperature, outputs=trl_head.FIELDS)
@@ -49,7 +49,7 @@ def test_outputs_and_gradients_are_those_of_trl(temperature: float, softcap: flo
 
 def test_what_is_not_asked_for_is_none() -> None:
     trl_head.use_xent()
-    model = causal_lm.make_model()
+    model = causal_lm.make_model(fused=False)
     utils.add_fused_lm_head(model)
     found = model(TOKENS, labels=LABELS, fused_lm_head=True)
     assert [getattr(found, name) is None for name in trl_head.FIELDS] == [False, True, True, True, True]
@@ -89,7 +89,7 @@ def sft_losses(tmp_path: Any) -> list[float]:
         disable_tqdm=True,
     )
     data = Dataset.from_dict({"input_ids": TOKENS.tolist()})
-    trainer = SFTTrainer(causal_lm.make_model(), config, train_dataset=data, processing_class=tokenizer)
+    trainer = SFTTrainer(causal_lm.make_model(fused=False), config, train_dataset=data, processing_class=tokenizer)
     trainer.train()
     return [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
 
