@@ -36,6 +36,7 @@ class Projected:
         yield "three products", Provider(self._products, work, 0.0)
         ours = xent.torch.linear_cross_entropy
         yield "xent", Provider(self._training(ours), work, TOLERANCE)
+        yield "xent, rounded logits", Provider(self._training(self._rounded), work, TOLERANCE)
         yield "xent, compiled", Provider(self._training(torch.compile(ours, fullgraph=True)), work, TOLERANCE)
         plain: Callable[..., Tensor] = lambda x, w, y: F.cross_entropy(F.linear(x, w), y)  # noqa: E731
         yield "torch, eager", Provider(self._training(plain), work, LOOSE)
@@ -52,6 +53,11 @@ class Projected:
             from cut_cross_entropy import linear_cross_entropy
 
             yield "cut-cross-entropy", Provider(self._training(linear_cross_entropy), work, LOOSE)
+
+    @staticmethod
+    def _rounded(x: Tensor, w: Tensor, y: Tensor) -> Tensor:
+        """xent's, with logits in the dtype of the operands; its default on a GPU is float32."""
+        return xent.torch.linear_cross_entropy(x, w, y, logits_dtype=x.dtype)
 
     def _products(self) -> dict[str, Tensor]:
         """The logits of as many rows as fit in 2 GiB at a time, and the products with both operands."""

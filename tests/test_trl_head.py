@@ -89,7 +89,9 @@ def sft_losses(tmp_path: Any) -> list[float]:
         disable_tqdm=True,
     )
     data = Dataset.from_dict({"input_ids": TOKENS.tolist()})
-    trainer = SFTTrainer(causal_lm.make_model(fused=False), config, train_dataset=data, processing_class=tokenizer)
+    trainer = SFTTrainer(
+        causal_lm.make_model(fused=False), config, train_dataset=data, processing_class=tokenizer
+    )
     trainer.train()
     return [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
 

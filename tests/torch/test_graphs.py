@@ -49,6 +49,7 @@ def kept(node: Any, seen: set[Any]) -> int:
 
 LARGE = 500
 HEAD = torch.randn(LARGE, 4)
+VALUES = ("loss", "plain", "z_loss", "accuracy")
 OF_ANY_ROWS = {
     "statistics": lambda x, w, y: xt.linear_row_statistics(x, w, y, chunk_bytes=1 << 18).log_prob.sum(),
     "all statistics": lambda x, w, y: joined(
@@ -65,6 +66,18 @@ OF_ANY_ROWS = {
         x, w, y, weight=w[:, 0].exp(), sample_weight=x[:, 0].exp(), chunk_bytes=1 << 18
     ),
     "loss of each row": lambda x, w, y: xt.linear_cross_entropy(x, w, y, reduction="none").sum(),
+    "values": lambda x, w, y: sum(
+        xt.linear_cross_entropy(x, w, y, z_loss=0.1, chunk_bytes=1 << 18, want=VALUES)[:4]
+    ),
+    "shifts": lambda x, w, y: xt.linear_cross_entropy(
+        x, w, y, shift=(0, 2), shift_weight=(1.0, 0.3), chunk_bytes=1 << 18
+    ),
+    "temperatures": lambda x, w, y: xt.linear_cross_entropy(
+        x, w, y, temperature=1.0 + y / LARGE, chunk_bytes=1 << 18
+    ),
+    "float32 logits": lambda x, w, y: xt.linear_cross_entropy(
+        x.bfloat16(), w.bfloat16(), y, logits_dtype=torch.float32, chunk_bytes=1 << 18
+    ),
 }
 
 
