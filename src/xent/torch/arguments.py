@@ -80,9 +80,7 @@ class Call(NamedTuple):
             require_weight(self.class_weight, shape[-1], self.names.weight, self.validate)
         if self.sample_weight is not None:
             require_rows(self.sample_weight, shape[:-1], self.validate)
-        if self.temperature is not None:
-            expected = "be a number, or a tensor of one number or of"
-            _require_row_shape(self.temperature, "temperature", shape[:-1], expected)
+        require_row_temperature(self.temperature, shape[:-1])
         if self.denominator is None:
             return self
         return self._replace(denominator=as_denominator(self.denominator))
@@ -238,6 +236,13 @@ def require_rows(sample_weight: Tensor | None, rows: tuple[int, ...], validate: 
     _require_row_shape(sample_weight, "sample_weight", rows)
     if modes.looks_at(sample_weight, validate):
         require_finite(sample_weight, "sample_weight")
+
+
+def require_row_temperature(temperature: Tensor | None, rows: tuple[int, ...]) -> None:
+    """Raise unless ``temperature`` is None or has the shape of the rows; its values are not checked."""
+    if temperature is not None:
+        expected = "be a number, or a tensor of one number or of"
+        _require_row_shape(temperature, "temperature", rows, expected)
 
 
 def _require_row_shape(x: Tensor, name: str, rows: tuple[int, ...], expected: str = "have") -> None:

@@ -16,7 +16,7 @@ from xent.engine import checks, memory
 from xent.engine.batch_loss import Problem, mean_loss_and_grad
 from xent.torch import arguments, devices, modes, operators, statistics, targets
 from xent.torch.arguments import Call
-from xent.torch.temperature import divided_rows
+from xent.torch.temperature import divided_rows, row_temperature
 
 Tensor = torch.Tensor
 
@@ -27,7 +27,7 @@ def cross_entropy(logits: Tensor, call: Call) -> Tensor:
     if call.temperature is not None:
         arguments.require_local(**{call.names.logits: logits}, **call.by_name)
         arguments.require_together(**{call.names.logits: logits}, **call.by_name)
-        logits, call = divided_rows(logits, call), call._replace(temperature=None)
+        logits, call = divided_rows(logits, row_temperature(call)), call._replace(temperature=None)
     fixed = call.tensors
     is_plain = modes.is_plain((logits,), fixed) and not modes.has_saved_tensor_hooks()
     if is_plain and fixed[3] is None and devices.are_arrays(logits, *fixed):

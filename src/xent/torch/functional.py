@@ -18,7 +18,7 @@ from xent.torch.linear import loss as linear_loss
 from xent.torch.linear.products import Chunking
 from xent.torch.linear.rows import Chunks
 from xent.torch.targets import kernel_labels, require_labels, zero_if_valid
-from xent.torch.temperature import divided, split
+from xent.torch.temperature import checked_rows, divided, divided_rows, split
 
 Tensor = torch.Tensor
 
@@ -266,7 +266,7 @@ def row_statistics(
     *,
     ignore_index: int = -100,
     softcap: float | None = None,
-    temperature: float = 1.0,
+    temperature: float | Tensor = 1.0,
     validate: bool | None = None,
     want: Sequence[str] = row_columns.DEFAULT,
 ) -> RowStatistics:
@@ -278,6 +278,9 @@ def row_statistics(
         Classes on the last axis.
     labels : (...) tensor of integers, default None
         Without them ``log_prob`` is None. Rows whose label is ``ignore_index`` are 0 throughout.
+    temperature : float, or (...) tensor, default 1.0
+        As for `cross_entropy`: a number, a tensor of one number, or one for each row (equation (28)), which
+        ignored rows do not read. A tensor gets its gradient; one for each row copies the logits.
     validate : bool, default None
         As for `cross_entropy`. Without it a label out of range gives NaN.
     want
@@ -299,16 +302,22 @@ def row_statistics(
     tensor([[-0.5000,  0.5000]])
     """
     wanted = row_columns.require_want(want, labels)
+    temperature, by_row = split(temperature)
     number, logits = divided(temperature, logits)
     spec = arguments.spec_of(ignore_index=ignore_index, softcap=softcap, temperature=number)
     arguments.require_tensor(logits, "logits")
-    arguments.require_local(logits=logits, labels=labels)
-    arguments.require_together(logits=logits, labels=labels)
+    tensors = {"logits": logits, "labels": labels, "temperature": by_row}
+    arguments.require_local(**tensors)
+    arguments.require_together(**tensors)
     zero: Tensor | None = None
     if labels is not None:
         require_labels(labels, logits.shape[:-1])
         zero = zero_if_valid(labels, logits.shape[-1], spec.ignore_index, "labels", validate)
         labels = kernel_labels(labels, logits.shape[-1], spec.ignore_index)
+    if by_row is not None:
+        arguments.require_row_temperature(by_row, logits.shape[:-1])
+        counts = torch.ones_like(by_row, dtype=torch.bool) if labels is None else labels >= 0
+        logits = divided_rows(logits, checked_rows(by_row, counts.reshape(-1), validate))
     names = row_columns.column_names(wanted)
     columns = row_columns.columns(
         statistics.row_stats, logits, labels, None, spec.link, names, devices.widened, torch

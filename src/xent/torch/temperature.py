@@ -26,30 +26,35 @@ def split(temperature: Any) -> tuple[Any, Tensor | None]:
 
 
 def row_temperature(call: Call, shift: Any = 0) -> Tensor:
-    """The temperature (M,) of each row, float64; NaN where it is out of range. ``shift`` may be several.
-
-    Out of range in a row that does not count it is 1. Values are checked if the host need not wait.
-    """
-    given = cast(Tensor, call.temperature)
+    """`checked_rows` of the temperature of a loss. ``shift`` may be several."""
     shifts = shift if isinstance(shift, tuple) else (shift,)
     counts = torch.stack([counted_rows(call, s) for s in shifts]).any(0)
-    t = given.double().reshape(-1)
+    return checked_rows(cast(Tensor, call.temperature), counts, call.validate)
+
+
+def checked_rows(temperature: Tensor, counts: Tensor, validate: bool | None) -> Tensor:
+    """``temperature (...)`` as (M,), float64; NaN where it is out of range.
+
+    Out of range in a row that does not count, by ``counts (M,)``, it is 1. Values are checked if the host
+    need not wait.
+    """
+    t = temperature.double().reshape(-1)
     in_range = (t >= 1e-30) & (t <= 1e30)
-    if modes.looks_at(given, call.validate) and bool((wrong := counts & ~in_range).any()):
-        place = np.unravel_index(int(wrong.int().argmax()), given.shape)
+    if modes.looks_at(temperature, validate) and bool((wrong := counts & ~in_range).any()):
+        place = np.unravel_index(int(wrong.int().argmax()), temperature.shape)
         raise ArgumentError(
             "`temperature` must be finite and > 0 (1e-30 to 1e30) in every row that counts; got "
-            f"{given[tuple(map(int, place))].item()} at {checks.describe_index(place)}"
+            f"{temperature[tuple(map(int, place))].item()} at {checks.describe_index(place)}"
         )
     return torch.where(in_range, t, torch.where(counts, torch.nan, 1.0))
 
 
-def divided_rows(logits: Tensor, call: Call) -> Tensor:
-    """The ``logits (..., K)`` divided by the temperatures of their rows: a copy, derivable in both.
+def divided_rows(logits: Tensor, temperature: Tensor) -> Tensor:
+    """The ``logits (..., K)`` divided by the ``temperature (M,)`` of their rows: a copy, derivable in both.
 
     Half precision becomes float32.
     """
-    t = row_temperature(call).reshape(logits.shape[:-1])[..., None]
+    t = temperature.reshape(logits.shape[:-1])[..., None]
     if modes.is_derived(t):
         return scaled(logits, 1.0 / t)
     return devices.widened(logits) / t.to(devices.loss_dtype(logits))

@@ -277,6 +277,55 @@ def dtensors() -> None:
 
 
 @CHECKS
+def temperatures_of_rows() -> None:
+    from torch.distributed.tensor import Replicate, Shard, distribute_tensor, init_device_mesh
+
+    mesh = init_device_mesh("cpu", (len(sizes()),))
+    deal = lambda a, placement: distribute_tensor(a.detach(), mesh, [placement]).requires_grad_()  # noqa: E731
+    x, w, b = arrays((*ROWS, 5), (K, 5), (K,))
+    y = torch.arange(12).reshape(ROWS) % K
+    t = torch.linspace(0.5, 2, 12, dtype=torch.float64).reshape(ROWS)
+    y[2, 1], t[2, 1] = -100, torch.nan
+    whole = [leaf(a) for a in (x, w, b, t)]
+    expected = xt.linear_row_statistics(*whole[:2], y, bias=whole[2], temperature=whole[3], want=ALL)
+    exact = torch.autograd.grad(weighted(expected, DERIVED), whole)
+    own = [leaf(a) for a in (x, w[mine()], b[mine()], t)]
+    for learnt in (own[3], own[3].detach()):
+        given = {"bias": own[2], "temperature": learnt, "want": ALL, "chunk_bytes": max(sizes()) * 192}
+        found = sharded(*own[:2], y, group=None, **given)
+        assert_equal(found, expected)
+        grads = torch.autograd.grad(weighted(found, DERIVED), own[: 3 + learnt.requires_grad])
+        parts = (exact[0], exact[1][mine()], exact[2][mine()], exact[3])
+        torch.testing.assert_close(grads, parts[: len(grads)], rtol=1e-11, atol=1e-13)
+    # Placements of (inputs, weight, temperature), None for a plain tensor.
+    layouts = ((None, Shard(0), None), (Shard(0), Replicate(), None), (Shard(0), Replicate(), Shard(1)))
+    for of_x, of_w, of_t in (*layouts, (Shard(0), Shard(0), Shard(0))):
+        inputs, learnt = (leaf(a) if p is None else deal(leaf(a), p) for a, p in ((x, of_x), (t, of_t)))
+        weight, bias = deal(leaf(w), of_w), deal(leaf(b), of_w)
+        found = xt.linear_row_statistics(inputs, weight, y, bias=bias, temperature=learnt, want=ALL)
+        assert_equal_dtensors(found, expected)
+        by_rank = xt.RowStatistics(*(column.full_tensor() for column in found))
+        grads = torch.autograd.grad(weighted(by_rank, DERIVED), (inputs, weight, bias, learnt))
+        grads = tuple(g.full_tensor() if hasattr(g, "full_tensor") else g for g in grads)
+        torch.testing.assert_close(grads, exact, rtol=1e-11, atol=1e-13)
+    wrong = torch.ones(ROWS)
+    wrong[1, 1] = 0.0
+    head = deal(leaf(w), Shard(0))
+    for call in (
+        lambda: sharded(*own[:2], y, group=None, temperature=wrong),
+        lambda: xt.linear_row_statistics(leaf(x), head, y, temperature=wrong),
+        lambda: xt.linear_row_statistics(
+            deal(leaf(x), Shard(1)), deal(leaf(w), Replicate()), temperature=wrong
+        ),
+    ):
+        with pytest.raises(ValueError, match=r"`temperature` must be finite and > 0 .* at row 1, column 1"):
+            call()
+    differs = wrong + 1 + (dist.get_rank() == 0)
+    with pytest.raises(ValueError, match="`temperature` must be the same on every rank"):
+        sharded(*own[:2], y, group=None, temperature=differs)
+
+
+@CHECKS
 def ignored_rows_and_no_rows() -> None:
     hidden, weight, bias, y = plain_case()
     y[1] = -100

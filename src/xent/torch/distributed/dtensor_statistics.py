@@ -29,11 +29,11 @@ def linear_row_statistics(operands: Operands, request: Request) -> RowStatistics
     first, by_rows = dtensors.first_and_by_rows(operands, OPERANDS)
 
     def check() -> LocalCheck[Request]:
-        own, labels = request.checked(inputs), cast(Any, request.labels)
+        own, labels, temperature = request.checked(inputs), cast(Any, request.labels), request.temperature
         named = dict(zip(OPERANDS, operands, strict=True))
-        dtensors.require_layouts(first.device_mesh, **named, labels=labels)
+        dtensors.require_layouts(first.device_mesh, **named, labels=labels, temperature=temperature)
         facts = {**{n: tensor_kind(x) for n, x in named.items()}, **statistics.request_facts(own)}
-        tensors = plain_tensors(labels=labels, bias=bias)
+        tensors = plain_tensors(labels=labels, bias=bias, temperature=temperature)
         if by_rows:
             DistributedRows(inputs, own.shift)
         else:
@@ -45,6 +45,7 @@ def linear_row_statistics(operands: Operands, request: Request) -> RowStatistics
         if labels is not None:
             part = labels.to_local() if is_sharded(labels) else labels
             statistics.require_values(part, weight.shape[0], own.spec.ignore_index, own.validate)
+        _require_temperature(own)
         return LocalCheck(own, math.prod(inputs.shape[:-1]), facts, tensors)
 
     mesh = MESH if by_rows else dtensors.mesh_of_classes(first, *OPERANDS[:2], "labels")
@@ -53,13 +54,27 @@ def linear_row_statistics(operands: Operands, request: Request) -> RowStatistics
     if not by_rows:
         columns = dtensors.class_columns(bias, weight, shard, 0)
         local = Operands(as_whole(inputs), weight.to_local(), columns)
-        whole_rows = request._replace(labels=as_whole(request.labels))
+        whole_rows = request._replace(
+            labels=as_whole(request.labels), temperature=as_whole(request.temperature)
+        )
         stats = statistics.row_statistics(local, whole_rows, shard)
         return RowStatistics(*(None if s is None else dtensors.replicated(s, weight) for s in stats))
     if not DistributedRows.is_row_layout(inputs):
         inputs = dtensors.gathered(inputs)
     rows = DistributedRows(inputs, request.shift)
     local = Operands(inputs.to_local(), rows.replicated(weight), rows.replicated(bias))
-    own_rows = request._replace(labels=rows.local_rows(request.labels))
+    own_rows = request._replace(
+        labels=rows.local_rows(request.labels), temperature=rows.local_rows(request.temperature)
+    )
     stats = row_stats.linear_row_statistics(local, own_rows)
     return RowStatistics(*(None if s is None else rows.by_row(s) for s in stats))
+
+
+def _require_temperature(request: Request) -> None:
+    """Raise for temperatures of this rank's rows out of range."""
+    labels, temperature = (
+        cast(Any, x).to_local() if is_sharded(x) else x for x in (request.labels, request.temperature)
+    )
+    # Rows of different placements are not compared: a value out of range gives NaN.
+    if temperature is not None and (labels is None or labels.shape == temperature.shape):
+        request._replace(labels=labels).row_temperature(temperature)

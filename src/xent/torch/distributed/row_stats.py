@@ -18,13 +18,14 @@ from xent.core.contract import Cotangents, RowStats
 from xent.core.link import Link
 from xent.core.spec import LossSpec
 from xent.engine import row_columns
-from xent.engine.chunked_projection import Wanted
+from xent.engine.chunked_projection import ChunkEvaluator, Gradients, Wanted
 from xent.torch import devices
 from xent.torch.distributed import layers
 from xent.torch.distributed.shards import CombinedRows, Shard, ShardRows
 from xent.torch.linear import chunked
 from xent.torch.linear.chunked import DERIVED, Operands
 from xent.torch.linear.products import Chunking, TensorProjection
+from xent.torch.linear.tempered import of_divided_logits
 
 Tensor = torch.Tensor
 
@@ -48,7 +49,7 @@ class ShardStatistics:
     """The statistics of the rows that count: ``row_index (n,)`` of those of ``hidden``, None for all.
 
     ``labels (n,)`` are among all classes, from `targets.kernel_labels`, and ``names`` among
-    `row_columns.COLUMNS`.
+    `row_columns.COLUMNS`. The logits are divided by the ``temperature (n,)`` of their rows.
     """
 
     def __init__(
@@ -59,9 +60,11 @@ class ShardStatistics:
         spec: LossSpec,
         names: tuple[str, ...],
         chunking: Chunking,
+        temperature: Tensor | None = None,
     ) -> None:
         self.shard, self.labels, self.row_index = shard, labels, row_index
         self.spec, self.names, self.chunking = spec, names, chunking
+        self.temperature = temperature
 
     def values(self, operands: Operands) -> tuple[Tensor, ...]:
         """The columns (M,), derivable once in the operands."""
@@ -81,7 +84,7 @@ class ShardStatistics:
             slopes = {name: d[part] for name, d in upstream.items()}
             return (), self._chunk_grad(logits, self._rows(part), _row_slice(combined, part), slopes)
 
-        _, gradients = self._projection(operands).sweep(chunk_grad, None, wanted)
+        gradients = self._sweep_logits(operands, chunk_grad, wanted)
         if gradients.inputs is not None:
             self.shard.reduce(gradients.inputs)
         return chunked.finished(gradients, operands, None)
@@ -94,7 +97,7 @@ class ShardStatistics:
             pieces.append(self._chunk_columns(logits, self._rows(part)))
             return (), None
 
-        self._projection(operands).sweep(chunk_columns)
+        self._sweep_logits(operands, chunk_columns)
         return _joined(pieces)
 
     def _columns(self, combined: Combined, num_rows: int) -> tuple[Tensor, ...]:
@@ -192,10 +195,16 @@ class ShardStatistics:
         """The part of the classes that this rank has."""
         return self.shard.size / max(1, self.shard.num_classes)
 
-    def _projection(self, operands: Operands) -> TensorProjection:
+    def _sweep_logits(
+        self, operands: Operands, evaluate: ChunkEvaluator, wanted: Wanted | None = None
+    ) -> Gradients:
+        """The gradients of `Projection.sweep` of this rank's logits."""
+        if self.temperature is not None:
+            evaluate = of_divided_logits(evaluate, self.temperature)
         # Counted for the largest shard: the same chunks on every rank.
-        largest = self.shard.largest
-        return TensorProjection(*operands, self.row_index, self.chunking, copies=DERIVED, num_classes=largest)
+        given = *operands, self.row_index, self.chunking
+        projection = TensorProjection(*given, copies=DERIVED, num_classes=self.shard.largest)
+        return projection.sweep(evaluate, None, wanted)[1]
 
 
 def _entropy_part(local: RowStats, stats: RowStats) -> Tensor:

@@ -28,7 +28,7 @@ Tensor = torch.Tensor
 def cross_entropy(logits: Tensor, call: Call, shard: Shard) -> Tensor:
     """The loss of a shard's ``logits (..., K_s)`` for a checked call."""
     if call.temperature is not None:
-        logits = divided_rows(logits, call)
+        logits = divided_rows(logits, row_temperature(call))
     omega = None if call.sample_weight is None else call.sample_weight.double()
     if call.is_soft:
         shard_rows = _shard_rows(call, shard, None, call.targets, None, omega)

@@ -27,6 +27,7 @@ from xent.torch.linear.chunked import Operands
 from xent.torch.linear.products import Chunking
 from xent.torch.linear.row_stats import Request
 from xent.torch.targets import kernel_labels, require_targets
+from xent.torch.temperature import split
 
 Tensor = torch.Tensor
 
@@ -40,7 +41,7 @@ def vocab_parallel_linear_row_statistics(
     bias: Tensor | None = None,
     ignore_index: int = -100,
     softcap: float | None = None,
-    temperature: float = 1.0,
+    temperature: float | Tensor = 1.0,
     validate: bool | None = None,
     shift: int = 0,
     chunk_bytes: int | None = None,
@@ -98,18 +99,23 @@ def vocab_parallel_linear_row_statistics(
 
     def check() -> LocalCheck[tuple[Operands, Request]]:
         wanted = row_columns.require_want(want, labels)
-        spec = arguments.spec_of(ignore_index=ignore_index, softcap=softcap, temperature=temperature)
+        number, by_row = split(temperature)
+        spec = arguments.spec_of(ignore_index=ignore_index, softcap=softcap, temperature=number)
         names = ("hidden", "weight_shard", "bias")
         operands = linear_loss.checked(hidden, weight_shard, bias, names)
-        arguments.require_local(hidden=hidden, weight_shard=weight_shard, bias=bias, labels=labels)
+        arguments.require_local(hidden=hidden, weight_shard=weight_shard, bias=bias)
+        arguments.require_local(labels=labels, temperature=by_row)
         require_no_transforms()
         chunking = Chunking(chunk_bytes, logits_dtype)
-        request = Request(labels, spec, wanted, shift, chunking, validate).checked(operands.inputs, "hidden")
+        request = Request(labels, spec, wanted, shift, chunking, validate, by_row)
+        request = request.checked(operands.inputs, "hidden")
+        if by_row is not None:
+            request.row_temperature(by_row)
         kinds = dict(zip(names, map(tensor_kind, operands), strict=True))
         tensors = {}
         if sizes is None:
             sums = input_checksums(hidden, shift, labels, ignore_index)
-            tensors = {**plain_tensors(labels=labels), "hidden": sums}
+            tensors = {**plain_tensors(labels=labels, temperature=by_row), "hidden": sums}
         num_rows = math.prod(hidden.shape[:-1])
         return LocalCheck((operands, request), num_rows, {**kinds, **request_facts(request)}, tensors)
 
@@ -119,7 +125,7 @@ def vocab_parallel_linear_row_statistics(
 
 def row_statistics(operands: Operands, request: Request, shard: Shard) -> RowStatistics:
     """The statistics of ``hidden (..., D)`` and a shard's weight and bias for a checked request."""
-    hidden, (labels, spec, wanted, shift, chunking, validate) = operands.inputs, request
+    hidden, (labels, spec, wanted, shift, chunking, validate, _) = operands.inputs, request
     _, row_index = valid_rows.shifted_rows(hidden.shape[:-1], shift, torch, hidden.device)
     y: Tensor | None = None
     if labels is not None:
@@ -127,8 +133,10 @@ def row_statistics(operands: Operands, request: Request, shard: Shard) -> RowSta
         y = kernel_labels(valid_rows.flatten_rows(labels, shift), shard.num_classes, spec.ignore_index)
         row_index, (y,) = valid_rows.select_rows(y < 0, None, row_index, (y,), torch)
     names = row_columns.column_names(wanted)
-    statistics = ShardStatistics(shard, y, row_index, spec, names, chunking)
-    columns = statistics.values(operands._replace(inputs=valid_rows.as_matrix(hidden)))
+    flat, t = request.tempered_operands(operands._replace(inputs=valid_rows.as_matrix(hidden)))
+    t = t if t is None or row_index is None else t[row_index]
+    statistics = ShardStatistics(shard, y, row_index, spec, names, chunking, t)
+    columns = statistics.values(flat)
     return request.collect(columns, hidden, shard.num_classes)
 
 
@@ -140,11 +148,12 @@ def require_values(labels: Tensor, num_classes: int, ignore_index: int, validate
 
 def request_facts(request: Request) -> dict[str, Any]:
     """The properties of a request, except values of tensors, that all ranks must share."""
-    labels = request.labels
+    labels, temperature = request.labels, request.temperature
     rows = None if labels is None else tuple(labels.shape)
     options = {"want": request.wanted, "shift": request.shift, "validate": request.validate}
     options |= {**asdict(request.spec), **request.chunking._asdict()}
-    return {"labels": tensor_kind(labels), "shape of `labels`": rows, **options}
+    kinds = {"labels": tensor_kind(labels), "temperature of each row": tensor_kind(temperature)}
+    return {**kinds, "shape of `labels`": rows, **options}
 
 
 def require_no_transforms() -> None:

@@ -17,7 +17,7 @@ from xent.torch.linear.chunked import Operands
 from xent.torch.linear.program import LossProgram, loss_sums, losses
 from xent.torch.linear.rows import Chunks
 from xent.torch.linear.shifts import relative
-from xent.torch.linear.tempered import multiplied, with_derivative
+from xent.torch.linear.tempered import with_derivative
 from xent.torch.linear.values import LossValues, Reduction
 from xent.torch.targets import kernel_labels, label_weights, mask_silent_rows, zero_if_valid
 from xent.torch.temperature import row_temperature
@@ -145,8 +145,6 @@ def _derived_columns(operands: Operands, program: LossProgram, shape: tuple[int,
     """The columns (M,) in a graph in which targets or weights require gradients."""
     call, (shift, chunking, *_), names, _ = program
     targets, class_weight, sample_weight, spec = call[:4]
-    if call.temperature is not None:
-        operands = multiplied(operands, 1.0 / call.temperature)
     factors = None if class_weight is None else class_weight.double()
     counts = valid_rows.align_targets(
         torch.ones(shape, dtype=torch.bool, device=targets.device), shift, False, torch
@@ -167,7 +165,7 @@ def _derived_columns(operands: Operands, program: LossProgram, shape: tuple[int,
     read = ["lse", *(name for name, source in sources.items() if source is not None)]
     read += [name for name in values.required_stats(names, spec) if name not in read]
     columns = row_stats.row_stats(
-        operands, t.labels, t.dense, counts, shift, spec.link, tuple(read), chunking
+        operands, t.labels, t.dense, counts, call.temperature, shift, spec.link, tuple(read), chunking
     )
     stats = RowStats(**dict(zip(read, columns, strict=True)))
     column = head.row_losses(stats, t, spec, torch)

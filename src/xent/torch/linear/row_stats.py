@@ -17,14 +17,16 @@ from xent.torch.linear import chunked
 from xent.torch.linear import operators as linear_operators
 from xent.torch.linear.chunked import ChunkedFunction, Operands, finished, row_blocks
 from xent.torch.linear.products import Chunking
+from xent.torch.linear.tempered import tempered, with_derivative
 from xent.torch.softmax_derivatives import Softmax
-from xent.torch.targets import kernel_labels, require_labels, zero_if_valid
+from xent.torch.targets import as_int64, kernel_labels, require_labels, zero_if_valid
+from xent.torch.temperature import checked_rows
 
 Tensor = torch.Tensor
 
 SCHEMA = (
-    "Tensor x, Tensor w, Tensor? b, Tensor? dense, Tensor? labels, Tensor? counts, SymInt shift, "
-    f"float[] link, Tensor? moving, str names, {linear_operators.CHUNKING}"
+    "Tensor x, Tensor w, Tensor? b, Tensor? dense, Tensor? labels, Tensor? counts, Tensor? temperature, "
+    f"SymInt shift, float[] link, Tensor? moving, str names, {linear_operators.CHUNKING}"
 )
 
 OPERANDS = ("inputs", "weight", "bias")
@@ -39,14 +41,31 @@ class Request(NamedTuple):
     shift: int
     chunking: Chunking
     validate: bool | None
+    temperature: Tensor | None = None  # (...), one for each row; that of all rows is in ``spec``
 
     def checked(self, inputs: Tensor, name: str = OPERANDS[0]) -> Request:
         """Itself with defaults filled in, checked against ``inputs (..., D)``, but for the labels' values."""
         valid_rows.shifted_rows(inputs.shape[:-1], self.shift, torch, inputs.device)
         if self.labels is not None:
             require_labels(self.labels, inputs.shape[:-1])
-            arguments.require_together(**{name: inputs}, labels=self.labels)
+        arguments.require_row_temperature(self.temperature, inputs.shape[:-1])
+        arguments.require_together(**{name: inputs}, labels=self.labels, temperature=self.temperature)
         return self._replace(chunking=self.chunking.checked(inputs))
+
+    def tempered_operands(self, operands: Operands) -> tuple[Operands, Tensor | None]:
+        """`with_derivative` of operands with inputs (M, D); without temperatures of rows, None for them."""
+        if self.temperature is None:
+            return operands, None
+        return with_derivative(operands, self.row_temperature(self.temperature))
+
+    def row_temperature(self, temperature: Tensor) -> Tensor:
+        """The ``temperature (...)`` as (M,), by `checked_rows`."""
+        if self.labels is None:
+            counts = torch.ones_like(temperature, dtype=torch.bool)
+        else:
+            counts = as_int64(self.labels) != self.spec.ignore_index
+        counts = valid_rows.align_targets(counts, self.shift, False, torch)
+        return checked_rows(temperature, counts, self.validate)
 
     def collect(self, columns: tuple[Tensor, ...], inputs: Tensor, num_classes: int) -> RowStatistics:
         """The statistics from their columns (M,), of the rows of ``inputs (..., D)``."""
@@ -64,12 +83,13 @@ class Request(NamedTuple):
 def linear_row_statistics(operands: Operands, request: Request) -> RowStatistics:
     """The statistics of the operands' rows; see `statistics.linear_row_statistics`."""
     inputs, weight, bias = operands
-    arguments.require_local(inputs=inputs, weight=weight, bias=bias, labels=request.labels)
+    given = {"labels": request.labels, "temperature": request.temperature}
+    arguments.require_local(inputs=inputs, weight=weight, bias=bias, **given)
     request = request.checked(inputs)
-    labels, spec, wanted, shift, chunking, validate = request
+    labels, spec, wanted, shift, chunking, validate, _ = request
     shape, num_classes, names = inputs.shape[:-1], weight.shape[0], row_columns.column_names(wanted)
-    flat = operands._replace(inputs=valid_rows.as_matrix(inputs))
-    is_plain = chunked.is_plain(flat, labels)
+    flat, t = request.tempered_operands(operands._replace(inputs=valid_rows.as_matrix(inputs)))
+    is_plain = chunked.is_plain(flat, labels, t)
     zero = y = None
     if labels is not None:
         zero = zero_if_valid(labels, num_classes, spec.ignore_index, "labels", validate)
@@ -80,7 +100,7 @@ def linear_row_statistics(operands: Operands, request: Request) -> RowStatistics
             y = valid_rows.align_targets(y, shift, -1, torch)
         elif shift:
             counts = valid_rows.align_targets(inputs.new_ones(shape, dtype=torch.bool), shift, False, torch)
-        columns = row_stats(flat, y, None, counts, 0, spec.link, names, chunking)
+        columns = row_stats(flat, y, None, counts, t, 0, spec.link, names, chunking)
     else:
         _, index = valid_rows.shifted_rows(shape, shift, torch, inputs.device)
         if labels is not None:
@@ -88,7 +108,7 @@ def linear_row_statistics(operands: Operands, request: Request) -> RowStatistics
             if is_plain and not modes.is_captured(y):
                 index, (y,) = valid_rows.select_rows(y < 0, None, index, (y,), torch)
         silent = None if y is None or is_plain else y < 0
-        function = Statistics(index, y, None, 0, spec.link, names, chunking, silent)
+        function = tempered(Statistics(index, y, None, 0, spec.link, names, chunking, silent), t)
         columns = function.values(flat) if is_plain else function.derivable(flat)
     if zero is not None:
         columns = tuple(column + zero.to(column.dtype) for column in columns)
@@ -254,6 +274,7 @@ def row_stats(
     labels: Tensor | None,
     dense: Tensor | None,
     counts: Tensor | None,
+    temperature: Tensor | None,
     shift: int,
     link: Link,
     names: tuple[str, ...],
@@ -261,17 +282,19 @@ def row_stats(
 ) -> tuple[Tensor, ...]:
     """The columns (M,) of `Statistics` in a graph; derivable once in the operands and ``dense``.
 
-    Rows with a negative label in ``labels (M,)``, or False in ``counts (M,)``, are 0.
+    Rows with a negative label in ``labels (M,)``, or False in ``counts (M,)``, are 0. The logits are divided
+    by the ``temperature (M,)`` of their rows, a constant, if there is one.
     """
     numbers = operators.link_numbers(link, operands.inputs.device)
     # One text: torch.jit does not trace a list of them.
     words = " ".join(names)
-    return tuple(linear_statistics(*operands, dense, labels, counts, shift, *numbers, words, *chunking))
+    tensors = dense, labels, counts, temperature
+    return tuple(linear_statistics(*operands, *tensors, shift, *numbers, words, *chunking))
 
 
-def _function(inputs: Sequence[Any], ddense: Tensor | None = None) -> tuple[Operands, Statistics]:
+def _function(inputs: Sequence[Any], ddense: Tensor | None = None) -> tuple[Operands, ChunkedFunction]:
     """The operands and the function, from the arguments of the operators below."""
-    x, w, b, dense, labels, counts, shift, numbers, moving, words, *chunking = inputs
+    x, w, b, dense, labels, counts, temperature, shift, numbers, moving, words, *chunking = inputs
     ignored = None if labels is None else labels < 0
     index = silent = None
     if not modes.is_captured(x):
@@ -286,7 +309,7 @@ def _function(inputs: Sequence[Any], ddense: Tensor | None = None) -> tuple[Oper
     link = Link(*operators.as_floats(numbers, moving))
     names = tuple(words.split())
     function = Statistics(index, labels, dense, shift, link, names, Chunking(*chunking), silent, ddense)
-    return Operands(x, w, b), function
+    return Operands(x, w, b), tempered(function, temperature)
 
 
 @torch.library.custom_op("xent::linear_statistics", mutates_args=(), schema=f"({SCHEMA}) -> Tensor[]")
@@ -318,8 +341,9 @@ def linear_statistics_grad(dcolumns: list[Tensor], *inputs: Any) -> list[Tensor]
         else None
     )
     operands, function = _function(arguments, ddense)
+    *_, words, _, _ = arguments
     derived = torch.stack(
-        [d for d, name in zip(dcolumns, function.names, strict=True) if name != "argmax"], -1
+        [d for d, name in zip(dcolumns, words.split(), strict=True) if name != "argmax"], -1
     )
     _, gradients = function.sweep(operands, derived, tuple(wanted[:3]))
     results = [g for g in finished(gradients, operands, None) if g is not None]

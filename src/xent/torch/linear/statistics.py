@@ -13,7 +13,7 @@ from xent.torch.linear import loss as linear_loss
 from xent.torch.linear import row_stats
 from xent.torch.linear.products import Chunking
 from xent.torch.linear.row_stats import Request
-from xent.torch.temperature import divided
+from xent.torch.temperature import divided, split
 
 Tensor = torch.Tensor
 
@@ -26,7 +26,7 @@ def linear_row_statistics(
     bias: Tensor | None = None,
     ignore_index: int = -100,
     softcap: float | None = None,
-    temperature: float = 1.0,
+    temperature: float | Tensor = 1.0,
     validate: bool | None = None,
     shift: int = 0,
     chunk_bytes: int | None = None,
@@ -44,8 +44,11 @@ def linear_row_statistics(
     labels : (...) tensor of integers, default None
         Without them ``log_prob`` is None. Ignored rows are 0 throughout and cost nothing.
     bias : (K,) tensor, default None
-    softcap, temperature, validate, shift, chunk_bytes, logits_dtype
+    softcap, validate, shift, chunk_bytes, logits_dtype
         As for `linear_cross_entropy`. Without ``validate`` a label out of range gives NaN.
+    temperature : float, or (...) tensor, default 1.0
+        As for `linear_cross_entropy`: a number, a tensor of one number, or one for each row (equation (28)),
+        which ignored rows do not read. A tensor gets its gradient.
     want
         As for `xent.row_statistics`. ``argmax`` and ``is_top1`` have no derivatives.
 
@@ -66,10 +69,12 @@ def linear_row_statistics(
     """
     try:
         wanted = row_columns.require_want(want, labels)
+        temperature, by_row = split(temperature)
         number, inputs, bias = divided(temperature, inputs, bias, keep_dtype=True)
         spec = arguments.spec_of(ignore_index=ignore_index, softcap=softcap, temperature=number)
         operands = linear_loss.checked(inputs, weight, bias, row_stats.OPERANDS)
-        request = Request(labels, spec, wanted, shift, Chunking(chunk_bytes, logits_dtype), validate)
+        chunking = Chunking(chunk_bytes, logits_dtype)
+        request = Request(labels, spec, wanted, shift, chunking, validate, by_row)
     except Exception as error:
         dispatch.refuse(error, inputs, weight)
     return dispatch.linear_row_statistics(operands, request)
