@@ -404,11 +404,11 @@ def operator_calls(z: Any, make: Any) -> dict[str, Any]:
     tensors = (y, None, None, torch.ones(n, dtype=torch.float64))
     shifts = ([0, 1], torch.tensor([1.0, 0.5], dtype=torch.float64), "plain,accuracy")
     loss = (*tensors, -100, LossSpec(label_smoothing=0.1).to_numbers(), None, *shifts, 40, None)
-    teacher = (x, w, b, torch.ones(n, dtype=torch.float64), [1.0], None, False, 100, None)
+    teacher = (x, w, b, torch.ones(n, dtype=torch.float64), columns[0], [1.0], None, False, 100, None)
     statistics = (torch.rand(4), y, None, columns[0], 0, [1.0], moving, " ".join(COLUMNS), 40, None)
     entries, log_probs = torch.tensor([[0, 2]]).expand(n, 2), torch.full((n, 2), -1.0)
-    bins = (entries, torch.ones(n, dtype=torch.bool), [2.0], None, True, 40, None)
-    topk = (entries, log_probs, columns[0], [0.0], moving[:1], False, True, 40, None)
+    bins = (entries, torch.ones(n, dtype=torch.bool), columns[0], [2.0], None, True, 40, None)
+    topk = (entries, log_probs, columns[0], columns[0], [0.0], moving[:1], False, True, 40, None)
     some = [torch.rand(n, dtype=torch.float64) for _ in range(6)] + [y]
     binary = (z, z.sigmoid(), None, None, LossSpec(label_smoothing=0.1, temperature=2.0).to_numbers(), None)
     return {

@@ -11,7 +11,7 @@ from xent.torch.linear import loss as linear_loss
 from xent.torch.linear.distillation import STUDENT, TEACHER, Distillation
 from xent.torch.linear.products import Chunking
 from xent.torch.linear.topk import Teacher
-from xent.torch.temperature import divided
+from xent.torch.temperature import divided, split
 
 Tensor = torch.Tensor
 
@@ -24,7 +24,7 @@ def linear_kl_divergence(
     *,
     bias: Tensor | None = None,
     teacher_bias: Tensor | None = None,
-    temperature: float = 1.0,
+    temperature: float | Tensor = 1.0,
     direction: Literal["forward", "reverse"] = "forward",
     labels: Tensor | None = None,
     ignore_index: int = -100,
@@ -47,8 +47,10 @@ def linear_kl_divergence(
     inputs, teacher_inputs : (..., D) and (..., D') tensors
     weight, teacher_weight : (K, D) and (K, D') tensors
     bias, teacher_bias : (K,) tensors, default None
-    temperature : float > 0, default 1.0
-        Divides both logits. The gradient falls with its square; multiply the loss by T² to keep its scale.
+    temperature : float > 0, or (...) tensor, default 1.0
+        Divides both logits: a number, a tensor of one number, or one for each row (equation (28)), which rows
+        that are left out do not read. A tensor gets its gradient. The gradient of the student falls with the
+        square of T; multiply the loss by T² to keep its scale.
     direction : {"forward", "reverse"}, default "forward"
     labels : (...) tensor of integers, default None
         Those of the cross-entropy of the same rows; a row whose label is ``ignore_index`` is left out. The
@@ -78,6 +80,7 @@ def linear_kl_divergence(
     """
     chunking = Chunking(chunk_bytes, logits_dtype)
     try:
+        temperature, by_row = split(temperature)
         number, inputs, bias, teacher_inputs, teacher_bias = divided(
             temperature, inputs, bias, teacher_inputs, teacher_bias, keep_dtype=True
         )
@@ -90,7 +93,7 @@ def linear_kl_divergence(
                 f"{num_classes} classes of the student; got {tuple(teacher.inputs.shape)} and "
                 f"{tuple(teacher.weight.shape)}"
             )
-        options = number, direction, reduction, denominator, validate, chunking
+        options = number, direction, reduction, denominator, validate, chunking, by_row
         call = Distillation(student, labels, sample_weight, ignore_index, *options)
         call = call.checked(STUDENT[0], **dict(zip(TEACHER, teacher, strict=True)))
     except Exception as error:
@@ -106,7 +109,7 @@ def linear_topk_kl_divergence(
     *,
     bias: Tensor | None = None,
     tail: Literal["bin", "renormalise"] = "bin",
-    temperature: float = 1.0,
+    temperature: float | Tensor = 1.0,
     direction: Literal["forward", "reverse"] = "forward",
     labels: Tensor | None = None,
     ignore_index: int = -100,
@@ -142,8 +145,8 @@ def linear_topk_kl_divergence(
         rounding, counts as that: at P = 0 it would be infinite.
     bias : (K,) tensor, default None
     tail : {"bin", "renormalise"}, default "bin"
-    temperature : float > 0, default 1.0
-        Divides the student's logits.
+    temperature : float > 0, or (...) tensor, default 1.0
+        Divides the student's logits: as for `linear_kl_divergence`.
     direction, labels, ignore_index, sample_weight, reduction, denominator, chunk_bytes, logits_dtype
         As for `linear_kl_divergence`. Rows that are left out may hold anything.
     validate : bool, default None
@@ -178,9 +181,10 @@ def linear_topk_kl_divergence(
     """
     chunking = Chunking(chunk_bytes, logits_dtype)
     try:
+        temperature, by_row = split(temperature)
         number, inputs, bias = divided(temperature, inputs, bias, keep_dtype=True)
         student = linear_loss.checked(inputs, weight, bias, STUDENT)
-        options = number, direction, reduction, denominator, validate, chunking
+        options = number, direction, reduction, denominator, validate, chunking, by_row
         call = Distillation(student, labels, sample_weight, ignore_index, *options)
         call = call.checked(STUDENT[0], indices=indices, log_probs=log_probs)
         teacher = Teacher(indices, log_probs, tail).checked(call.shape)

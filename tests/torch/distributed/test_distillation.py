@@ -264,6 +264,46 @@ def a_nan_is_on_every_rank() -> None:
 
 
 @CHECKS
+def temperatures_of_rows() -> None:
+    x, w, b, *_ = tensors()
+    t = torch.linspace(0.5, 2.0, 12, dtype=torch.float64).reshape(ROWS)
+    t[0, 0] = t[1, 0] = torch.nan  # of weight 0, and ignored
+    is_first = int(dist.get_rank() == 0)
+    each = (
+        (dense(xt.linear_kl_divergence), dense(vocab_parallel_linear_kl_divergence), {}),
+        *(
+            (
+                topk(xt.linear_topk_kl_divergence),
+                topk(vocab_parallel_linear_topk_kl_divergence),
+                {"tail": tail},
+            )
+            for tail in TAILS
+        ),
+    )
+    for (one, own, more), direction in itertools.product(each, DIRECTIONS):
+        for reduction in ("mean", "none"):
+            options = {"direction": direction, "reduction": reduction, "chunk_bytes": 700, **more}
+            compare(one, own, temperature=t, **options, **counted())
+        with pytest.raises(ValueError, match=r"`temperature` must be finite and > 0 .* at row 0, column 0"):
+            own(x, w[mine()], bias=b[mine()], group=None, temperature=t)
+        with pytest.raises(ValueError, match="`temperature` must be the same on every rank"):
+            own(x, w[mine()], group=None, temperature=torch.ones(ROWS) + is_first)
+        with pytest.raises(ValueError, match="`temperature` is"):
+            own(x, w[mine()], group=None, temperature=1.0 if is_first else torch.ones(ROWS))
+        learnt, own_learnt = (t.clone().requires_grad_() for _ in range(2))
+        call = {"temperature": own_learnt, "direction": direction, **more, **counted()}
+        if not more:
+            with pytest.raises(NotImplementedError, match="`temperature` of each row, must not require"):
+                own(x, w[mine()], group=None, **call)
+            continue
+        loss = own(x, w[mine()], bias=b[mine()], group=None, **call)
+        (found,) = torch.autograd.grad(loss, own_learnt)
+        expected = one(x, w, bias=b, **{**call, "temperature": learnt})
+        torch.testing.assert_close(found, torch.autograd.grad(expected, learnt)[0])
+        assert_same_everywhere(found)
+
+
+@CHECKS
 def differences_and_mistakes_are_errors_on_every_rank() -> None:
     x, w, _, y, v, _ = tensors()
     indices, log_probs = entries()

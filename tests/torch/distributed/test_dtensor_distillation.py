@@ -34,6 +34,7 @@ def case():
     factors = {
         "labels": torch.tensor([0, 6, -100, 3, 2]),
         "sample_weight": torch.tensor([0.5, 0.0, 1, 2, 1]).double(),
+        "temperature": torch.tensor([0.5, torch.nan, torch.nan, 0.9, 2.0]).double(),
     }
     return {**tensors, "indices": indices, "log_probs": log_probs, **factors}
 
@@ -120,6 +121,29 @@ def rows_in_shards() -> None:
         compare(
             {"inputs": "first axis", "weight": "whole", **teacher, "sample_weight": "first axis"}, derived
         )
+
+
+@CHECKS
+def temperatures_of_rows() -> None:
+    factors, leaves = ("labels", "sample_weight", "temperature"), ("inputs", "weight", "bias")
+    layouts = {"inputs": "first axis", **dict.fromkeys(factors, "first axis")}
+    for operands, reduction in itertools.product((CLASSES, ROWS), ("none", "mean")):
+        for teacher in teachers("first axis", operands["weight"]):
+            is_derived = operands is ROWS or "indices" in teacher
+            derived = (*leaves, "temperature") if is_derived else leaves
+            compare({**layouts, **operands, **teacher}, derived, reduction=reduction, chunk_bytes=300)
+    for teacher in teachers("plain", "first axis"):
+        tensors = {name: laid_out(case()[name], layout) for name, layout in {**CLASSES, **teacher}.items()}
+        tensors["inputs"], t = case()["inputs"], case()["temperature"]
+        with pytest.raises(ValueError, match=r"`temperature` must be finite and > 0 .* at row 1"):
+            divergence(tensors, temperature=t)
+        with pytest.raises(ValueError, match=r"`temperature` must be .* of the shape of the rows"):
+            divergence(tensors, temperature=t[:3])
+    teacher = {name: laid_out(case()[name], "first axis") for name in DENSE}
+    student = {"inputs": case()["inputs"], "weight": laid_out(case()["weight"], "first axis")}
+    learnt = torch.ones(N).double().requires_grad_()
+    with pytest.raises(NotImplementedError, match="a `temperature` of each row, must not require gradients"):
+        divergence({**student, "teacher_inputs": case()["teacher_inputs"], **teacher}, temperature=learnt)
 
 
 @CHECKS

@@ -18,6 +18,7 @@ from xent.torch.linear.chunked import Operands
 from xent.torch.linear.distillation import Distillation
 from xent.torch.linear.products import Chunking
 from xent.torch.linear.topk import Teacher
+from xent.torch.temperature import split
 
 Tensor = torch.Tensor
 
@@ -34,7 +35,7 @@ def vocab_parallel_linear_kl_divergence(
     group: Any,
     bias: Tensor | None = None,
     teacher_bias: Tensor | None = None,
-    temperature: float = 1.0,
+    temperature: float | Tensor = 1.0,
     direction: Literal["forward", "reverse"] = "forward",
     labels: Tensor | None = None,
     ignore_index: int = -100,
@@ -67,7 +68,8 @@ def vocab_parallel_linear_kl_divergence(
     Returns
     -------
     Tensor
-        In nats; float64 for float64 ``hidden``, float32 for all others. Derivable once, in the student.
+        In nats; float64 for float64 ``hidden``, float32 for all others. Derivable once, in the student;
+        not in a ``temperature`` of each row.
 
     Raises
     ------
@@ -97,12 +99,14 @@ def vocab_parallel_linear_kl_divergence(
                 f"{tuple(teacher.weight.shape)}"
             )
         chunking = Chunking(chunk_bytes, logits_dtype)
-        options = temperature, direction, reduction, denominator, validate, chunking
+        number, by_row = split(temperature)
+        options = number, direction, reduction, denominator, validate, chunking, by_row
         call = Distillation(student, labels, sample_weight, ignore_index, *options)
         given = dict(zip(TEACHER, teacher, strict=True))
-        arguments.require_local(**dict(zip(STUDENT, student, strict=True)), **given)
+        arguments.require_local(**dict(zip(STUDENT, student, strict=True)), **given, temperature=by_row)
         call = call.checked(STUDENT[0], **given)
-        divergence.require_derivable(call, *teacher)
+        divergence.require_derivable(call, *teacher, by_row)
+        call.require_temperature()
         shared = {"teacher_hidden": teacher.inputs} if sizes is None else None
         return local_check(call, (call, teacher), STUDENT, given, shared)
 
@@ -119,7 +123,7 @@ def vocab_parallel_linear_topk_kl_divergence(
     group: Any,
     bias: Tensor | None = None,
     tail: Literal["bin", "renormalise"] = "bin",
-    temperature: float = 1.0,
+    temperature: float | Tensor = 1.0,
     direction: Literal["forward", "reverse"] = "forward",
     labels: Tensor | None = None,
     ignore_index: int = -100,
@@ -154,7 +158,8 @@ def vocab_parallel_linear_topk_kl_divergence(
     Returns
     -------
     Tensor
-        In nats; float64 for float64 ``hidden``, float32 for all others. Derivable once, in the student.
+        In nats; float64 for float64 ``hidden``, float32 for all others. Derivable once, in the student
+        and in a ``temperature`` of each row.
 
     Raises
     ------
@@ -176,13 +181,15 @@ def vocab_parallel_linear_topk_kl_divergence(
     def check() -> LocalCheck[tuple[Distillation, Teacher]]:
         student = linear_loss.checked(hidden, weight_shard, bias, STUDENT)
         chunking = Chunking(chunk_bytes, logits_dtype)
-        options = temperature, direction, reduction, denominator, validate, chunking
+        number, by_row = split(temperature)
+        options = number, direction, reduction, denominator, validate, chunking, by_row
         call = Distillation(student, labels, sample_weight, ignore_index, *options)
         entries = {"indices": indices, "log_probs": log_probs}
-        arguments.require_local(**dict(zip(STUDENT, student, strict=True)), **entries)
+        arguments.require_local(**dict(zip(STUDENT, student, strict=True)), **entries, temperature=by_row)
         call = call.checked(STUDENT[0], **entries)
         teacher = Teacher(indices, log_probs, tail).checked(call.shape)
         divergence.require_derivable(call, log_probs)
+        call.require_temperature()
         given = {**entries, "tail": tail, "k": indices.shape[-1]}
         shared = None
         if sizes is None:
@@ -205,8 +212,10 @@ def local_check(
     ``names`` are those of the student's operands. ``teacher`` are the arguments of the teacher, ``shared``
     its tensors with a row for each row, if the ranks have them whole.
     """
-    options = ("temperature", "direction", "reduction", "ignore_index", "validate")
+    options = ("direction", "reduction", "ignore_index", "validate")
     factors = {name: getattr(call, name) for name in ("labels", "sample_weight", "denominator")}
+    of_rows = call.row_temperature
+    factors["temperature"] = call.temperature if of_rows is None else of_rows
     tensors = {**dict(zip(names, call.student, strict=True)), **teacher, **factors}
     facts = {name: tensor_kind(x) for name, x in tensors.items()}
     facts |= {name: getattr(call, name) for name in options} | call.chunking._asdict()

@@ -19,6 +19,7 @@ from xent.torch.linear.chunked import DERIVED, ChunkedFunction, Operands
 from xent.torch.linear.distillation import CountedRows, Distillation, counted_rows
 from xent.torch.linear.divergence import Divergence, RowDivergences, divergence_and_slopes
 from xent.torch.linear.products import TensorProjection
+from xent.torch.linear.tempered import Tempered
 from xent.torch.linear.topk import Entries, RowTopKDivergences, Teacher, TopKDivergence
 from xent.torch.targets import require_indices, require_log_probs, require_targets
 
@@ -67,7 +68,9 @@ class ShardedDivergences(ShardedFunction, RowDivergences):
         """The whole chunk: its rows share two all-reduces."""
         return [(slice(0, logits.shape[0]), part)]
 
-    def losses_and_slopes(self, logits: Tensor, teacher_logits: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def losses_and_slopes(
+        self, logits: Tensor, teacher_logits: Tensor, part: slice
+    ) -> tuple[Tensor, Tensor, Tensor]:
         """The divergences over all classes, and the slopes in the logits of the shard.
 
         With a = u - max u and b = v - max v, the maxima over all classes, KL(p‖q) = G/A - log A + log B for
@@ -75,7 +78,7 @@ class ShardedDivergences(ShardedFunction, RowDivergences):
         three sums take two all-reduces, of 40 bytes a row.
         """
         dtype = devices.loss_dtype(logits)
-        pair = [z.to(dtype) / self.temperature for z in (teacher_logits, logits)]
+        pair = [self.divided(z, part) for z in (teacher_logits, logits)]
         a, b = pair[::-1] if self.is_reverse else pair
         tops = torch.stack([_maximum(a), _maximum(b)])
         self.shard.reduce(tops, dist.ReduceOp.MAX)  # undefined for NaN; the sums are NaN then
@@ -130,28 +133,43 @@ class ShardedTopKDivergences(ShardedFunction, RowTopKDivergences):
         return taken
 
 
+class TemperedDivergences(ShardedFunction, Tempered):
+    """`ShardedTopKDivergences` of logits divided by the temperatures of their rows."""
+
+    def __init__(self, function: ShardedFunction, temperature: Tensor) -> None:
+        super().__init__(function, temperature)
+        self.shard = function.shard
+
+
 def linear_kl_divergence(call: Distillation, teacher: Operands, shard: Shard) -> Tensor:
     """The divergence of a checked call, whose operands and ``teacher`` are those of a shard."""
     flat = teacher._replace(inputs=valid_rows.as_matrix(teacher.inputs))
-    kl = Divergence(*flat, call.row_factors(), call.temperature, call.is_reverse, call.chunking)
-    return _loss(call, shard, kl, ShardedDivergences)
+    t, (student, flat) = call.tempered(call.operands, flat)
+    kl = Divergence(*flat, call.row_factors(), t, call.temperature, call.is_reverse, call.chunking)
+    return _loss(call, student, shard, kl, ShardedDivergences)
 
 
 def linear_topk_kl_divergence(call: Distillation, teacher: Teacher, shard: Shard) -> Tensor:
     """The divergence of a checked call, whose operands are those of a shard, from a checked teacher."""
     teacher.require_classes(shard.num_classes)
-    kl = teacher.divergence(call)
+    t, (student,) = call.tempered(call.operands)
+    kl = teacher.divergence(call, t)
     if validates(call):
         indices, log_probs = teacher.read_entries(call.counts(kl.sample_weight))
         require_indices(indices, shard.num_classes)
         require_log_probs(log_probs)
-    return _loss(call, shard, kl, ShardedTopKDivergences)
+    return _loss(call, student, shard, kl, _topk_divergences)
 
 
-def _loss(call: Distillation, shard: Shard, kl: Any, function: Any) -> Tensor:
+def _topk_divergences(divergence: TopKDivergence, rows: CountedRows, shard: Shard) -> ShardedFunction:
+    function, t = ShardedTopKDivergences(divergence, rows, shard), divergence.row_temperature
+    return function if t is None else TemperedDivergences(function, t)
+
+
+def _loss(call: Distillation, flat: Operands, shard: Shard, kl: Any, function: Any) -> Tensor:
     if call.labels is not None and validates(call):
         require_targets(call.labels, shard.num_classes, call.ignore_index, "labels")
-    flat, scale = call.operands, call.scale(kl.sample_weight)
+    scale = call.scale(kl.sample_weight)
     rows = counted_rows(flat, kl.sample_weight, True, None)
     divergences = function(kl, rows, shard)
     dtype = devices.loss_dtype(flat.inputs)
@@ -170,7 +188,8 @@ def require_derivable(call: Distillation, *teacher: Tensor | None) -> None:
     if torch.is_grad_enabled() and modes.are_derived(*teacher, call.sample_weight):
         raise NotImplementedError(
             "a divergence whose classes are split over processes is derivable in the student's hidden states "
-            "and weights; its teacher and `sample_weight` must not require gradients"
+            "and weights; its teacher and `sample_weight`, and beside a teacher's logits a `temperature` of "
+            "each row, must not require gradients"
         )
     if modes.is_transformed():
         raise NotImplementedError(

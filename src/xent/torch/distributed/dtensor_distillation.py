@@ -100,7 +100,8 @@ def _agreed(call: Distillation, teacher: TeacherTensors) -> Shard | None:
 
     def check() -> LocalCheck[None]:
         factors = {"labels": call.labels, "sample_weight": call.sample_weight}
-        dtensors.require_layouts(first.device_mesh, **tensors, **factors, denominator=call.denominator)
+        factors |= {"temperature": call.row_temperature, "denominator": call.denominator}
+        dtensors.require_layouts(first.device_mesh, **tensors, **factors)
         if by_rows:
             DistributedRows(inputs)
         else:
@@ -112,7 +113,8 @@ def _agreed(call: Distillation, teacher: TeacherTensors) -> Shard | None:
                     raise arguments.ArgumentError(
                         f"`{name}` must be a DTensor with Shard(0), as `weight` is; got a {type(x).__name__}"
                     )
-            sharded.require_derivable(call, *teacher.rows.values(), *teacher.classes.values())
+            of_rows = (call.row_temperature,) if teacher.classes else ()
+            sharded.require_derivable(call, *teacher.rows.values(), *teacher.classes.values(), *of_rows)
         facts = {**teacher.rows, **teacher.classes, **teacher.facts}
         return local_check(call, None, STUDENT, facts, plain_tensors(**teacher.rows))
 
@@ -124,7 +126,7 @@ def _local_classes(call: Distillation, shard: Shard) -> Distillation:
     """The checked call for this rank's classes."""
     inputs, weight, bias = cast(Any, call.student)
     student = Operands(as_whole(inputs), weight.to_local(), class_columns(bias, weight, shard, 0))
-    names = ("labels", "sample_weight", "denominator")
+    names = ("labels", "sample_weight", "denominator", "row_temperature")
     local = call._replace(student=student, **{name: as_whole(getattr(call, name)) for name in names})
     arguments.require_rows(local.sample_weight, local.shape, call.validate)
     return local
@@ -141,12 +143,14 @@ def _by_rows(call: Distillation, of_rows: Callable[[Distillation, DistributedRow
         student=student,
         labels=layout.local_rows(call.labels),
         sample_weight=layout.local_rows(call.sample_weight),
+        row_temperature=layout.local_rows(call.row_temperature),
         denominator=denominator,
         validate=False,
     )
 
     def check() -> None:
         arguments.require_rows(local.sample_weight, local.shape, call.validate)
+        local._replace(validate=call.validate).require_temperature()
         if local.labels is not None and sharded.validates(call):
             require_targets(local.labels, weight.shape[0], call.ignore_index, "labels")
 

@@ -20,7 +20,7 @@ from xent.torch.targets import LabelError, as_int64
 Tensor = torch.Tensor
 T = TypeVar("T")
 
-MOST_TENSORS = 6  # compared at most: of a top-k divergence
+MOST_TENSORS = 7  # compared at most: of a top-k divergence
 ERRORS = (LabelError, arguments.ArgumentError, NotImplementedError, TypeError, ValueError)
 INTEGERS = {2: torch.int16, 4: torch.int32, 8: torch.int64}  # by the bytes of a float
 

@@ -152,8 +152,9 @@ def request_facts(request: Request) -> dict[str, Any]:
     rows = None if labels is None else tuple(labels.shape)
     options = {"want": request.wanted, "shift": request.shift, "validate": request.validate}
     options |= {**asdict(request.spec), **request.chunking._asdict()}
-    kinds = {"labels": tensor_kind(labels), "temperature of each row": tensor_kind(temperature)}
-    return {**kinds, "shape of `labels`": rows, **options}
+    if temperature is not None:
+        options["temperature"] = tensor_kind(temperature)
+    return {"labels": tensor_kind(labels), "shape of `labels`": rows, **options}
 
 
 def require_no_transforms() -> None:

@@ -17,6 +17,7 @@ from xent.torch import devices, modes, operators
 from xent.torch.linear import operators as linear_operators
 from xent.torch.linear.chunked import ChunkedFunction, Operands, finished
 from xent.torch.linear.products import Chunking
+from xent.torch.linear.tempered import tempered
 
 Tensor = torch.Tensor
 
@@ -107,26 +108,37 @@ class RowBins(ChunkedFunction):
 
 
 SCHEMA = (
-    "Tensor x, Tensor w, Tensor? b, Tensor classes, Tensor? counts, float[] link, Tensor? moving, "
-    f"bool has_rest, {linear_operators.CHUNKING}"
+    "Tensor x, Tensor w, Tensor? b, Tensor classes, Tensor? counts, Tensor? temperature, "
+    f"float[] link, Tensor? moving, bool has_rest, {linear_operators.CHUNKING}"
 )
 
 
-def row_bins(operands: Operands, bins: Bins, counts: Tensor | None, chunking: Chunking) -> Tensor:
-    """The logits (M, k + 1) of the bins in a graph, derivable once in the operands; 0 without ``counts``."""
+def row_bins(
+    operands: Operands,
+    bins: Bins,
+    counts: Tensor | None,
+    row_temperature: Tensor | None,
+    chunking: Chunking,
+) -> Tensor:
+    """The logits (M, k + 1) of the bins in a graph, derivable once in the operands; 0 without ``counts``.
+
+    They are also divided by the ``row_temperature (M,)``, a constant, if there is one.
+    """
     numbers = operators.link_numbers(Link(bins.temperature), operands.inputs.device)
-    return linear_bins(*operands, bins.classes, counts, *numbers, bins.has_rest, *chunking)
+    tensors = bins.classes, counts, row_temperature
+    return linear_bins(*operands, *tensors, *numbers, bins.has_rest, *chunking)
 
 
-def _function(inputs: Any) -> tuple[Operands, RowBins]:
-    x, w, b, classes, counts, numbers, moving, has_rest, *chunking = inputs
+def _function(inputs: Any) -> tuple[Operands, ChunkedFunction]:
+    x, w, b, classes, counts, row_temperature, numbers, moving, has_rest, *chunking = inputs
     row_index, silent = None, None if counts is None else ~counts
     if not modes.is_captured(x):
         row_index, _ = valid_rows.select_rows(silent, None, None, (), torch)
         silent = None
     (temperature,) = operators.as_floats(numbers, moving)
     bins = Bins(classes, temperature, has_rest)
-    return Operands(x, w, b), RowBins(bins, row_index, Chunking(*chunking), silent)
+    function = RowBins(bins, row_index, Chunking(*chunking), silent)
+    return Operands(x, w, b), tempered(function, row_temperature)
 
 
 @torch.library.custom_op("xent::linear_bins", mutates_args=(), schema=f"({SCHEMA}) -> Tensor")

@@ -15,7 +15,9 @@ from xent.torch import arguments, devices, modes
 from xent.torch.linear import chunked
 from xent.torch.linear.chunked import Operands
 from xent.torch.linear.products import Chunking
+from xent.torch.linear.tempered import with_derivative
 from xent.torch.targets import as_int64, require_labels, zero_if_valid
+from xent.torch.temperature import checked_rows
 
 Tensor = torch.Tensor
 
@@ -36,6 +38,7 @@ class Distillation(NamedTuple):
     denominator: Any
     validate: bool | None
     chunking: Chunking
+    row_temperature: Tensor | None = None  # (...), one for each row, beside a `temperature` of 1
 
     @property
     def is_reverse(self) -> bool:
@@ -72,8 +75,10 @@ class Distillation(NamedTuple):
             arguments.require_rows(self.sample_weight, self.shape, self.validate)
         if self.labels is not None:
             require_labels(self.labels, self.shape)
+        arguments.require_row_temperature(self.row_temperature, self.shape)
         factors = {"sample_weight": self.sample_weight, "labels": self.labels}
-        arguments.require_together(**{name: self.student.inputs}, **teacher, **factors)
+        given = {**teacher, **factors, "temperature": self.row_temperature}
+        arguments.require_together(**{name: self.student.inputs}, **given)
         return self._replace(
             ignore_index=spec.ignore_index,
             temperature=spec.temperature,
@@ -89,8 +94,30 @@ class Distillation(NamedTuple):
         counts = as_int64(self.labels).reshape(-1) != self.ignore_index
         return counts.double() if omega is None else torch.where(counts, omega, 0.0)
 
+    def tempered(self, *layers: Operands) -> tuple[Tensor | None, list[Operands]]:
+        """(the temperature (M,) of each row, ``layers`` with inputs (M, D) by `with_derivative`).
+
+        Without temperatures of rows they are (None, ``layers``).
+        """
+        if self.row_temperature is None:
+            return None, list(layers)
+        t = self._checked_temperature(self.row_temperature)
+        return t.detach(), [with_derivative(layer, t)[0] for layer in layers]
+
+    def require_temperature(self) -> None:
+        """Raise for a temperature of a row that counts out of range, if values are checked."""
+        if self.row_temperature is not None:
+            self._checked_temperature(self.row_temperature)
+
+    def _checked_temperature(self, temperature: Tensor) -> Tensor:
+        """The ``temperature (...)`` as (M,), by `checked_rows`."""
+        omega = self.row_factors()
+        counts = torch.ones_like(temperature, dtype=torch.bool).reshape(-1) if omega is None else omega != 0
+        return checked_rows(temperature, counts, self.validate)
+
     def loss(
         self,
+        flat: Operands,
         program: Any,
         constants: tuple[Tensor | None, ...],
         column_sum: Callable[[Operands, Any], Tensor],
@@ -98,14 +125,14 @@ class Distillation(NamedTuple):
     ) -> Tensor:
         """The loss from the ``program`` of the row divergences, and its operators in graphs.
 
+        ``flat`` are the student's operands with inputs (M, D), from `tempered`.
         ``constants`` are the tensors of which `ChunkedFunction.values` and ``column_sum`` have no derivative.
         """
-        flat, omega = self.operands, program.sample_weight
-        zero = None
+        omega, zero = program.sample_weight, None
         if self.labels is not None:
             num_classes = flat.weight.shape[0]
             zero = zero_if_valid(self.labels, num_classes, self.ignore_index, "labels", self.validate)
-        is_plain = chunked.is_plain(flat, *constants, self.divisor)
+        is_plain = chunked.is_plain(flat, *constants, program.row_temperature, self.divisor)
         scale, is_total = self.scale(omega), self.reduction != "none"
         if modes.is_recorded():
             if is_total and modes.knows_its_gradients() and not modes.are_derived(*constants):

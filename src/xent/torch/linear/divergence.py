@@ -28,8 +28,8 @@ Tensor = torch.Tensor
 
 
 SCHEMA = (  # of the result of `Divergence.packed`
-    "Tensor teacher_x, Tensor teacher_w, Tensor? teacher_b, Tensor? sample_weight, float[] link, "
-    f"Tensor? moving, bool is_reverse, {linear_operators.CHUNKING}"
+    "Tensor teacher_x, Tensor teacher_w, Tensor? teacher_b, Tensor? sample_weight, Tensor? temperature, "
+    f"float[] link, Tensor? moving, bool is_reverse, {linear_operators.CHUNKING}"
 )
 
 
@@ -40,6 +40,7 @@ class Divergence(NamedTuple):
     teacher_weight: Tensor
     teacher_bias: Tensor | None
     sample_weight: Tensor | None  # (M,)
+    row_temperature: Tensor | None  # (M,), beside a `temperature` of 1
     temperature: float
     is_reverse: bool
     chunking: Chunking
@@ -47,14 +48,15 @@ class Divergence(NamedTuple):
     def packed(self, device: torch.device) -> tuple[Any, ...]:
         """The fields as arguments of an operator."""
         numbers = operators.link_numbers(Link(self.temperature), device)
-        return *self[:4], *numbers, self.is_reverse, *self.chunking
+        return *self[:5], *numbers, self.is_reverse, *self.chunking
 
     @classmethod
     def unpacked(cls, *arguments: Any) -> Divergence:
         """The inverse of `packed`."""
-        x, w, b, sample_weight, link, moving, is_reverse, *chunking = arguments
+        x, w, b, sample_weight, row_temperature, link, moving, is_reverse, *chunking = arguments
         (temperature,) = operators.as_floats(link, moving)
-        return cls(x, w, b, sample_weight, temperature, is_reverse, Chunking(*chunking))
+        options = temperature, is_reverse, Chunking(*chunking)
+        return cls(x, w, b, sample_weight, row_temperature, *options)
 
     def function(
         self, operands: Operands, leave_out: bool = True, dteacher: Gradients | None = None
@@ -86,10 +88,12 @@ class RowDivergences(ChunkedFunction):
         super().__init__(rows.row_index, divergence.chunking, rows.silent)
         self.temperature, self.is_reverse = divergence.temperature, divergence.is_reverse
         self.teacher, self.omega, self.dteacher = teacher, rows.omega, dteacher
+        t = divergence.row_temperature
+        self.row_temperature = t if t is None or rows.row_index is None else t[rows.row_index]
 
     def columns(self, logits: Tensor, part: slice) -> tuple[Tensor, ...]:
         """The columns of a chunk in ordinary operations."""
-        losses = kl_divergence(*self._log_probs(logits, self._teacher_logits(part)))
+        losses = kl_divergence(*self._log_probs(logits, self._teacher_logits(part), part))
         return (losses if self.omega is None else self.omega[part] * losses,)
 
     def evaluate_chunk(self, logits: Tensor, part: slice, dloss: Any) -> tuple[tuple[Tensor, ...], Any]:
@@ -116,9 +120,9 @@ class RowDivergences(ChunkedFunction):
     ) -> Tensor:
         """The column of some rows; with ``dloss`` their logits are overwritten by the gradients in them."""
         factor = None if self.omega is None else self.omega[part]
-        losses, *slopes = self.losses_and_slopes(logits, teacher_logits)
+        losses, *slopes = self.losses_and_slopes(logits, teacher_logits, part)
         if dloss is not None:
-            upstream = head.multiply(factor, dloss, torch) / self.temperature
+            upstream = head.multiply(factor, dloss, torch) / self._temperature(part)
             upstream = upstream[:, None].to(slopes[0].dtype)
             student, teacher = slopes if self.is_reverse else slopes[::-1]
             logits.copy_(head.multiply(upstream, student, torch))
@@ -126,9 +130,20 @@ class RowDivergences(ChunkedFunction):
                 teacher_logits.copy_(head.multiply(upstream, teacher, torch))
         return cast(Tensor, head.multiply(factor, losses, torch))
 
-    def losses_and_slopes(self, logits: Tensor, teacher_logits: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """`divergence_and_slopes` of a chunk's logits."""
-        return divergence_and_slopes(*self._log_probs(logits, teacher_logits))
+    def losses_and_slopes(
+        self, logits: Tensor, teacher_logits: Tensor, part: slice
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """`divergence_and_slopes` of the logits of some rows."""
+        return divergence_and_slopes(*self._log_probs(logits, teacher_logits, part))
+
+    def divided(self, logits: Tensor, part: slice) -> Tensor:
+        """The logits of some rows over their temperature, float64 or float32."""
+        dtype, t = devices.loss_dtype(logits), self._temperature(part)
+        return logits.to(dtype) / (t[:, None].to(dtype) if isinstance(t, Tensor) else t)
+
+    def _temperature(self, part: slice) -> Any:
+        """The temperature of all rows, or those of some rows, (n,)."""
+        return self.temperature if self.row_temperature is None else self.row_temperature[part]
 
     def _input_rows(self, part: slice) -> Any:
         """The index of a chunk's rows into the rows of the inputs."""
@@ -138,12 +153,9 @@ class RowDivergences(ChunkedFunction):
         inputs, weight, bias = self.teacher
         return linear(inputs[self._input_rows(part)], weight, bias, self.chunking.logits_dtype)
 
-    def _log_probs(self, logits: Tensor, teacher_logits: Tensor) -> tuple[Tensor, Tensor]:
+    def _log_probs(self, logits: Tensor, teacher_logits: Tensor, part: slice) -> tuple[Tensor, Tensor]:
         """The log-probabilities of student and teacher, in the order of KL(one‖two)."""
-        dtype = devices.loss_dtype(logits)
-        log_q, log_p = (
-            torch.log_softmax(z.to(dtype) / self.temperature, -1) for z in (logits, teacher_logits)
-        )
+        log_q, log_p = (torch.log_softmax(self.divided(z, part), -1) for z in (logits, teacher_logits))
         return (log_q, log_p) if self.is_reverse else (log_p, log_q)
 
 
@@ -194,7 +206,7 @@ def losses(operands: Operands, divergence: Divergence) -> Tensor:
         counts = omega != 0
         if omega.requires_grad:
             counts = counts | are_finite(operands.inputs, divergence.teacher_inputs)
-    packed = Divergence(*divergence[:3], counts, *divergence[4:]).packed(operands.inputs.device)
+    packed = divergence._replace(sample_weight=counts).packed(operands.inputs.device)
     return cast(Tensor, head.multiply(omega, linear_divergences(*operands, *packed), torch))
 
 
@@ -250,9 +262,9 @@ linear_divergences.register_autograd(
 
 def linear_kl_divergence(call: Distillation, teacher: Operands) -> Tensor:
     """The divergence of a checked call from a teacher with its inputs (..., D')."""
-    arguments.require_local(
-        **dict(zip(STUDENT, call.student, strict=True)), **dict(zip(TEACHER, teacher, strict=True))
-    )
+    given = {**dict(zip(STUDENT, call.student, strict=True)), **dict(zip(TEACHER, teacher, strict=True))}
+    arguments.require_local(**given, temperature=call.row_temperature)
     flat = teacher._replace(inputs=valid_rows.as_matrix(teacher.inputs))
-    kl = Divergence(*flat, call.row_factors(), call.temperature, call.is_reverse, call.chunking)
-    return call.loss(kl, (*flat, kl.sample_weight), divergence_sum, losses)
+    t, (student, flat) = call.tempered(call.operands, flat)
+    kl = Divergence(*flat, call.row_factors(), t, call.temperature, call.is_reverse, call.chunking)
+    return call.loss(student, kl, (*flat, kl.sample_weight), divergence_sum, losses)

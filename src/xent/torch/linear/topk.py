@@ -24,6 +24,7 @@ from xent.torch.linear.distillation import (
 )
 from xent.torch.linear.divergence import kl_divergence
 from xent.torch.linear.products import Chunking
+from xent.torch.linear.tempered import tempered
 from xent.torch.targets import as_int64, zero_if_valid_topk
 
 Tensor = torch.Tensor
@@ -101,8 +102,8 @@ class Entries(NamedTuple):
 REST_FLOOR = (-23 * 0.6931471805599453, -52 * 0.6931471805599453)
 
 SCHEMA = (  # of the result of `TopKDivergence.packed`
-    "Tensor indices, Tensor log_probs, Tensor? sample_weight, float[] link, Tensor? moving, "
-    f"bool is_renormalised, bool is_reverse, {linear_operators.CHUNKING}"
+    "Tensor indices, Tensor log_probs, Tensor? sample_weight, Tensor? temperature, float[] link, "
+    f"Tensor? moving, bool is_renormalised, bool is_reverse, {linear_operators.CHUNKING}"
 )
 
 
@@ -112,6 +113,7 @@ class TopKDivergence(NamedTuple):
     indices: Tensor  # (M, k)
     log_probs: Tensor  # (M, k)
     sample_weight: Tensor | None  # (M,)
+    row_temperature: Tensor | None  # (M,), beside a `temperature` of 1
     temperature: float
     is_renormalised: bool
     is_reverse: bool
@@ -120,24 +122,26 @@ class TopKDivergence(NamedTuple):
     def packed(self, device: torch.device) -> tuple[Any, ...]:
         """The fields as arguments of an operator."""
         numbers = operators.link_numbers(Link(self.temperature), device)
-        return *self[:3], *numbers, self.is_renormalised, self.is_reverse, *self.chunking
+        return *self[:4], *numbers, self.is_renormalised, self.is_reverse, *self.chunking
 
     @classmethod
     def unpacked(cls, *arguments: Any) -> TopKDivergence:
         """The inverse of `packed`."""
-        indices, log_probs, omega, link, moving, is_renormalised, is_reverse, *chunking = arguments
+        indices, log_probs, omega, row_temperature, link, moving, *options = arguments
+        is_renormalised, is_reverse, *chunking = options
         (temperature,) = operators.as_floats(link, moving)
-        options = temperature, is_renormalised, is_reverse, Chunking(*chunking)
-        return cls(indices, log_probs, omega, *options)
+        tensors = indices, log_probs, omega, row_temperature
+        return cls(*tensors, temperature, is_renormalised, is_reverse, Chunking(*chunking))
 
     def entries(self, num_classes: int) -> Entries:
         """The entries of all rows."""
         return Entries(self.indices, self.log_probs, num_classes, self.is_renormalised, self.is_reverse)
 
-    def function(self, operands: Operands, leave_out: bool = True) -> RowTopKDivergences:
+    def function(self, operands: Operands, leave_out: bool = True) -> ChunkedFunction:
         """The function of the student's logits."""
         rows = counted_rows(operands, self.sample_weight, leave_out, lambda: self.have_loss(operands))
-        return RowTopKDivergences(self, self.entries(operands.weight.shape[0]), rows)
+        divergences = RowTopKDivergences(self, self.entries(operands.weight.shape[0]), rows)
+        return tempered(divergences, self.row_temperature)
 
     def have_loss(self, operands: Operands) -> Tensor:
         """Mask (M,) of the rows that hold no NaN and no infinite input."""
@@ -201,8 +205,9 @@ def losses(operands: Operands, divergence: TopKDivergence) -> Tensor:
             counts = counts | divergence.have_loss(operands)
         silent = ~counts
     entries = divergence.entries(operands.weight.shape[0]).rows(slice(None), silent)
-    bins = row_bins(operands, entries.bins(divergence.temperature), counts, divergence.chunking)
-    column = entries.losses(bins)
+    bins = entries.bins(divergence.temperature)
+    logits = row_bins(operands, bins, counts, divergence.row_temperature, divergence.chunking)
+    column = entries.losses(logits)
     if silent is not None:
         column = torch.where(silent, 0.0, column)
     return head.multiply(omega, column, torch)
@@ -253,21 +258,23 @@ class Teacher(NamedTuple):
         distinct = torch.arange(self.indices.shape[-1], device=counts.device, dtype=self.indices.dtype)
         return torch.where(is_read, self.indices, distinct), torch.where(is_read, self.log_probs, 0.0)
 
-    def divergence(self, call: Distillation) -> TopKDivergence:
-        """The divergence of the rows (M,)."""
+    def divergence(self, call: Distillation, row_temperature: Tensor | None) -> TopKDivergence:
+        """The divergence of the rows (M,), with their temperatures from `Distillation.tempered`."""
         shape = call.operands.inputs.shape[0], self.indices.shape[-1]
         indices, log_probs = as_int64(self.indices).reshape(shape), self.log_probs.reshape(shape)
         options = call.temperature, self.tail == "renormalise", call.is_reverse, call.chunking
-        return TopKDivergence(indices, log_probs, call.row_factors(), *options)
+        return TopKDivergence(indices, log_probs, call.row_factors(), row_temperature, *options)
 
 
 def linear_topk_kl_divergence(call: Distillation, teacher: Teacher) -> Tensor:
     """The divergence of a checked call from a checked teacher."""
     tensors = {**dict(zip(STUDENT, call.student, strict=True)), **teacher._asdict()}
-    arguments.require_local(**tensors)
-    kl, num_classes = teacher.divergence(call), call.student.weight.shape[0]
+    arguments.require_local(**tensors, temperature=call.row_temperature)
+    num_classes = call.student.weight.shape[0]
     teacher.require_classes(num_classes)
+    t, (student,) = call.tempered(call.operands)
+    kl = teacher.divergence(call, t)
     entries = teacher.read_entries(call.counts(kl.sample_weight))
     zero = zero_if_valid_topk(*entries, num_classes, call.validate)
-    loss = call.loss(kl, (kl.log_probs, kl.sample_weight), divergence_sum, losses)
+    loss = call.loss(student, kl, (kl.log_probs, kl.sample_weight), divergence_sum, losses)
     return loss if zero is None else loss + zero
