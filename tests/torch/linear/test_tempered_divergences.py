@@ -88,6 +88,8 @@ def test_each_row_has_its_own(case: Any, reduction: str) -> None:
     expected = by_row(case, tensors, t, labels, omega, reduction)
     exact = slopes(expected, (*tensors, t))
     more = {"labels": labels, "sample_weight": omega, "reduction": reduction, **case[2]}
+    for rows in (tensors[0], tensors[3]):  # what is left out may hold anything
+        rows.data[t.isnan()] = torch.nan
     for count in (3, len(tensors)):  # a frozen teacher, a derived one
         held = [a if k < count else a.detach() for k, a in enumerate(tensors)]
         for given in (t, t.detach()):
@@ -140,7 +142,9 @@ def test_derivatives(case: Any) -> None:
 
 
 @pytest.mark.parametrize("case", [CASES["reverse"], CASES["bin"]], ids=["reverse", "bin"])
-@pytest.mark.parametrize("derived", ["operands", "temperature", "teacher"])
+@pytest.mark.parametrize(
+    "derived", [pytest.param("operands", marks=pytest.mark.slow), "temperature", "teacher"]
+)
 @pytest.mark.parametrize("reduction", ["mean", pytest.param("none", marks=pytest.mark.slow)])
 def test_compiled_is_eager(case: Any, derived: str, reduction: str) -> None:
     torch._dynamo.reset()
