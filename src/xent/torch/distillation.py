@@ -49,8 +49,8 @@ def linear_kl_divergence(
     bias, teacher_bias : (K,) tensors, default None
     temperature : float > 0, or (...) tensor, default 1.0
         Divides both logits: a number, a tensor of one number, or one for each row (equation (28)), which rows
-        that are left out do not read. A tensor gets its gradient. The gradient of the student falls with the
-        square of T; multiply the loss by T² to keep its scale.
+        that are left out do not read. A tensor gets its gradient, at the cost of a teacher that is derived.
+        The gradient of the student falls with the square of T; multiply the loss by T² to keep its scale.
     direction : {"forward", "reverse"}, default "forward"
     labels : (...) tensor of integers, default None
         Those of the cross-entropy of the same rows; a row whose label is ``ignore_index`` is left out. The
