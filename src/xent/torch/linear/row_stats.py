@@ -149,9 +149,12 @@ class Statistics(ChunkedFunction):
     ) -> tuple[tuple[Tensor, ...], Any]:
         """The columns of a chunk; or, for ``dloss (n, derived columns)``, its gradient without them.
 
-        In blocks of rows: what PyTorch's operations make of one stays in the cache.
+        Where PyTorch's operations take part, in blocks of rows: what they make of one stays in the cache.
         """
-        blocks = list(row_blocks(logits, part))
+        by_operations = OF_OTHERS.keys() if dloss is not None else WIDENED
+        blocks = [(slice(0, logits.shape[0]), part)]
+        if self.dense is not None or not by_operations.isdisjoint(self.names):
+            blocks = list(row_blocks(logits, part))
         if dloss is not None:
             for block, rows in blocks:
                 self._write_gradient(logits[block], rows, dloss[block])
@@ -260,6 +263,8 @@ def _mean_logits_grad(logits: Tensor, labels: Tensor | None, link: Link, dmean: 
     wide = devices.widened(logits)
     return softmax.mean_logits_grad(wide, labels, link, dmean.to(wide.dtype), torch)
 
+
+WIDENED = {"log_sum_sq_probs", "mean_logits"}  # columns that are computed from a float32 copy of the logits
 
 # The gradients of columns that `devices.row_grad` lacks, from (logits (n, K), labels, link, dcolumn (n,)).
 OF_OTHERS = {
