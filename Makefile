@@ -42,6 +42,8 @@ bench: $(VENV)/.test ## writes bench/results; wants a quiet machine for an hour
 	$(BIN)/python -m bench.run
 	$(BIN)/python -m bench.bounds
 	$(BIN)/python -m bench.binary
+	$(BIN)/python -m bench.linear
+	$(BIN)/python -m bench.log_probs
 	$(BIN)/python -m bench.linear_pass
 	$(BIN)/python -m bench.evaluation
 	$(BIN)/python -m bench.fits

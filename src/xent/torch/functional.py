@@ -178,8 +178,8 @@ def linear_cross_entropy(
         million logits (256 million on a GPU).
     logits_dtype : torch.dtype, default None
         float32 for operands of half precision: their products are not rounded to half precision. None:
-        float32 on a GPU, where it is free; the dtype of the operands on the CPU, where such a product takes
-        as long as one of float32 operands. The products of the gradients stay in half precision.
+        float32 on a GPU, whose products give it; the dtype of the operands on the CPU, where such a product
+        takes as long as one of float32 operands. The products of the gradients stay in half precision.
     weight, reduction, label_smoothing, sample_weight, denominator, validate
         As for `cross_entropy`.
 
