@@ -12,6 +12,9 @@ import xent.torch as xt  # noqa: E402
 from xent.core.spec import LossSpec  # noqa: E402
 from xent.engine.row_columns import COLUMNS  # noqa: E402
 
+# PyTorch warns of its own use of what it has deprecated.
+pytestmark = pytest.mark.filterwarnings("ignore:.torch.jit:DeprecationWarning")
+
 
 @pytest.fixture(autouse=True)
 def _no_graphs() -> None:
