@@ -80,7 +80,7 @@ def bytes_a_row() -> None:
             with Spoken() as spoken:
                 sharded(z, y, group=None, **options)
             assert spoken.calls == 3
-            assert spoken.bytes == rows * expected + once + 80 * len(sizes())
+            assert spoken.bytes == rows * expected + once + 88 * len(sizes())
 
 
 @CHECKS

@@ -77,7 +77,7 @@ def vocab_parallel_cross_entropy(
         Check the range of labels and the sign of probabilities. None: on the CPU.
     sizes : sequence of int, default None
         K_s of each rank. None: the ranks tell each other, with checksums of all that must be the same and
-        whether one of them refuses its arguments (80 bytes a rank; on a GPU the host waits for it). With
+        whether one of them refuses its arguments (88 bytes a rank; on a GPU the host waits for it). With
         ``sizes`` nothing of that is checked: a rank with other rows makes the loss of all wrong, and one that
         raises lets the others wait.
 
