@@ -3,8 +3,9 @@
 `loss`, `distillation` and `statistics` have the public functions. They first call `handshake`, in which the
 ranks compare their arguments. `shards` combines the row statistics of the ranks' classes; `layers` computes
 them from the logits of a rank, which are in memory or projected chunk by chunk. `divergence` computes
-divergences from a teacher in the same way, and `row_stats` statistics. `dtensors` computes losses of
-DTensors, with `dtensor_rows` if their rows are split.
+divergences from a teacher in the same way, and `row_stats` statistics; `sharded` the losses of checked calls.
+`dtensors`, `dtensor_distillation` and `dtensor_statistics` do the same for DTensors, with `dtensor_rows` if
+their rows are split.
 """
 
 from __future__ import annotations
