@@ -5,8 +5,8 @@ the loss of a linear layer without its whole logits, `fused` makes a model's own
 computes that of logits split over processes. `xent` itself calls `api` for tensors.
 
 `arguments` checks the arguments of a loss, which form a `Call`; `targets` checks labels and probabilities,
-and makes the `Target` of equation (1); `temperature` divides by a temperature that is a tensor. `dispatch`
-sends DTensors to `distributed` and other tensors to `dense` or `linear`. `modes` tells which of PyTorch's modes and
+and makes the `Target` of equation (1); `temperature` divides by one that is a tensor. `dispatch` sends
+DTensors to `distributed` and other tensors to `dense` or `linear`. `modes` tells which of PyTorch's modes and
 transforms are active. In plain reverse mode `dense` makes one autograd node, otherwise ordinary operations
 around `statistics`: `operators` and `binary_ops` have the operators of compiled graphs, `softmax_derivatives`
 the higher orders. `devices` calls the kernels.
