@@ -33,9 +33,10 @@ def cross_entropy(
 
     Parameters
     ----------
-    logits : (..., K) array, or torch.Tensor, of float64, float32, float16 or bfloat16
+    logits : (..., K) array, torch.Tensor or jax.Array, of float64, float32, float16 or bfloat16
         Unnormalised log-probabilities, classes on the last axis; any strides. Integers in an array
-        count as float64. Never written. For a tensor the loss is a tensor that autograd differentiates.
+        count as float64. Never written. For a tensor the loss is a tensor that autograd differentiates; for
+        a JAX array it is `xent.jax.cross_entropy`, which can be traced.
     targets : (...) integers, or (..., K) floats
         Labels in [0, K), or a distribution (row of non-negative numbers) for each row.
     reduction : {"mean", "sum", "none"}, default "mean"
@@ -71,6 +72,11 @@ def cross_entropy(
         from xent.torch import api
 
         return api.cross_entropy(logits, targets, reduction, denominator, validate, options)
+    if checks.is_jax_array(logits):
+        from xent import jax
+
+        given = {"reduction": reduction, "denominator": denominator, **options}
+        return jax.cross_entropy(logits, targets, validate=None if validate else False, **given)
     problem = Problem.from_arguments(logits, targets, reduction, denominator, validate, options)
     return problem.loss(problem.stats())
 

@@ -32,7 +32,7 @@ def row_statistics(
 
     Parameters
     ----------
-    logits : (..., K) array or torch.Tensor, as for `cross_entropy`
+    logits : (..., K) array, torch.Tensor or jax.Array, as for `cross_entropy`
     labels : (...) integers, default None
         Without them ``log_prob`` is None. Rows whose label is ``ignore_index`` are 0 throughout.
     ignore_index, softcap, temperature, validate
@@ -73,6 +73,18 @@ def row_statistics(
         from xent.torch import functional
 
         return functional.row_statistics(
+            logits,
+            labels,
+            ignore_index=ignore_index,
+            softcap=softcap,
+            temperature=temperature,
+            validate=None if validate else False,
+            want=want,
+        )
+    if checks.is_jax_array(logits):
+        from xent import jax
+
+        return jax.row_statistics(
             logits,
             labels,
             ignore_index=ignore_index,

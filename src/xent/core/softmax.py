@@ -66,7 +66,7 @@ class Softmax:
         """The first class with the largest logit; NaN counts as −inf."""
         xp, z = self.xp, self.logits
         if not z.shape[-1]:
-            return xp.zeros_like(z.sum(-1), dtype=xp.int64)
+            return xp.zeros_like(z.sum(-1), dtype=int)
         largest = xp.amax(xp.where(xp.isnan(z), -xp.inf, z), -1)[..., None]
         return xp.argmax(xp.where(z == largest, 1, 0), -1)
 
@@ -207,7 +207,7 @@ def mean_logits(logits: Array, labels: Array, link: Link, xp: Any) -> Array:
         row_sum = xp.sum(logits, -1) / link.temperature
     else:
         row_sum = xp.sum(link.value(read_logits(logits, labels, xp), xp), -1)
-    mean = xp.sum(row_sum[..., None], -1, dtype=xp.float64) / max(1, num_classes)
+    mean = xp.sum(row_sum[..., None], -1, dtype=float) / max(1, num_classes)
     if labels is None:
         return mean
     return xp.where(labels < 0, 0.0, xp.where(labels < num_classes, mean, xp.nan))

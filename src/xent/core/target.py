@@ -55,7 +55,7 @@ def signed_from_labels(
     if smoothing:
         dense = class_weight
         if dense is None:
-            dense = xp.ones(num_classes, dtype=xp.float64, device=labels.device)
+            dense = xp.ones(num_classes, dtype=float, **_beside(labels, xp))
     if ignored is not None:
         labels = xp.where(ignored, -1, labels)
     label_weight = None
@@ -93,7 +93,7 @@ def smoothed_labels(
 ) -> Array:
     """v (..., K_s) of labels smoothed over the others, ``factors (K_s,)`` of the classes from ``offset``."""
     y = labels[..., None]
-    classes = xp.arange(offset, offset + factors.shape[-1], device=labels.device)
+    classes = xp.arange(offset, offset + factors.shape[-1], **_beside(labels, xp))
     epsilon = spec.label_smoothing
     dense = xp.where(y == classes, (1.0 - epsilon) * factors, epsilon / (num_classes - 1) * factors)
     return xp.where(y < num_classes, dense, xp.nan)  # NaN: the label is out of range
@@ -183,3 +183,8 @@ def totals(
         return num_rows if label_weight is None else xp.sum(label_weight), num_rows
     weighted = weight if label_weight is None else weight * label_weight
     return xp.sum(weighted), xp.sum(weight != 0)
+
+
+def _beside(x: Array, xp: Any) -> dict[str, Any]:
+    """Where a new array must lie to meet ``x``: on a tensor's device; NumPy and JAX place it themselves."""
+    return {"device": x.device} if hasattr(xp, "Tensor") else {}

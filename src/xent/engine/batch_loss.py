@@ -112,7 +112,7 @@ class Problem:
         stats, dlogits = self.stats_and_grad(1.0, out)
         return self.loss(stats), dlogits
 
-    def stats_and_grad(self, dloss: float | Array, out: Array) -> tuple[RowStats, Array]:
+    def stats_and_grad(self, dloss: float | Array, out: Array | None) -> tuple[RowStats, Array]:
         """Statistics and `grad`, in one read of the logits if (1) is linear."""
         if not self.spec.is_linear:
             stats = self.stats_for_grad()
@@ -123,7 +123,7 @@ class Problem:
             self.logits, self.target.labels, self.target.dense, self.link, cotangents, want, out
         )
 
-    def grad(self, stats: RowStats | None, dloss: float | Array, out: Array) -> Array:
+    def grad(self, stats: RowStats | None, dloss: float | Array, out: Array | None) -> Array:
         """Equation (2), times the upstream gradient ``dloss``: a scalar, or (...) for "none".
 
         ``stats`` may be None if (1) is linear; the bits are then those of `loss_and_grad`.

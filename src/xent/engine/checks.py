@@ -56,6 +56,11 @@ def is_tensor(x: Any) -> bool:
     return type(x) is not np.ndarray and "torch" in sys.modules and isinstance(x, sys.modules["torch"].Tensor)
 
 
+def is_jax_array(x: Any) -> bool:
+    """Whether ``x`` is a jax.Array, traced or not, without loading JAX."""
+    return type(x) is not np.ndarray and "jax" in sys.modules and isinstance(x, sys.modules["jax"].Array)
+
+
 def as_array(x: Any, name: str) -> Array:
     """``x`` as an ndarray, refusing types that would silently lose gradients, masks or sparsity."""
     if type(x) is np.ndarray:

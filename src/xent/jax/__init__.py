@@ -1,0 +1,35 @@
+"""xent for JAX: the loss and its statistics, traceable, with derivatives of every order in every mode.
+
+`functional` is what users call; `arguments` and `targets` check and convert what they pass; `dense` is the
+loss of logits; `softmax` is the softmax whose derivatives keep the tail; `kernels` has the two ways to the
+row statistics; `derivatives` makes first derivatives come with the value.
+"""
+
+from __future__ import annotations
+
+MINIMUM = "0.5.3"
+
+
+def _require_jax() -> None:
+    """Raise ImportError, in one line, unless a JAX that was tried is there."""
+    try:
+        import jax
+    except ImportError as error:
+        raise ImportError(f'xent.jax needs jax >= {MINIMUM}: pip install "xent[jax]" ({error})') from None
+    found = tuple(int(part) for part in jax.__version__.split(".")[:3] if part.isdigit())
+    if found < tuple(map(int, MINIMUM.split("."))):
+        raise ImportError(f"xent.jax needs jax >= {MINIMUM}; found {jax.__version__}")
+
+
+_require_jax()
+
+from xent.jax.functional import cross_entropy, row_statistics  # noqa: E402
+from xent.jax.softmax import log_softmax, logsumexp, softmax  # noqa: E402
+
+__all__ = [
+    "cross_entropy",
+    "log_softmax",
+    "logsumexp",
+    "row_statistics",
+    "softmax",
+]

@@ -1,0 +1,84 @@
+"""The loss of rows of logits: one read for its value and its gradient where equation (1) is linear."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from xent.core import head
+from xent.core import target as targeting
+from xent.core.spec import LossSpec
+from xent.core.target import Target
+from xent.engine.batch_loss import Problem
+from xent.jax.derivatives import with_gradient
+from xent.jax.kernels import Formulas, choose
+
+Array = Any
+
+
+def loss(logits: Array, target: Target, spec: LossSpec, reduction: str, scale: Array | float) -> Array:
+    """Equation (4) with ``scale`` = 1/D, or the loss of each row, (...), for ``reduction`` "none"."""
+    rest, rebuild = split_arrays((target, scale))
+    # Half of float16's range would be lost to 1/D; the other dtypes take it before the gradient is rounded.
+    is_scaled_late = logits.dtype == jnp.float16 and reduction != "none"
+
+    def evaluate(is_formula: bool) -> Callable[..., Any]:
+        def value_and_grads(
+            main: list[Array], rest: list[Array], wanted: tuple[bool, ...] = (False,)
+        ) -> tuple[Array, list[Array]]:
+            (z,), (measure, factor) = main, rebuild(rest)
+            if is_formula:
+                z = without_silent_rows(z, measure, spec)
+            kernels: Any = Formulas if is_formula else choose(z)
+            problem = Problem(z, measure, spec, "none", 1.0, kernels, jnp)
+            if not any(wanted):
+                return reduced(problem.row_losses(problem.stats()), factor), [None]
+            stats, dlogits = problem.stats_and_grad(1.0 if is_scaled_late else factor, None)
+            return reduced(problem.row_losses(stats), factor), [dlogits]
+
+        return value_and_grads
+
+    def reduced(losses: Array, factor: Array | float) -> Array:
+        return losses if reduction == "none" else head.multiply(factor, sum_of_rows(losses), jnp)
+
+    function = with_gradient(evaluate(False), evaluate(True))
+    return function([logits], rest)
+
+
+def scale_of(target: Target, reduction: str, denominator: Any, dtype: Any) -> Array | float:
+    """1/D of (4); 0 where D is 0, so that loss and gradient are 0 where no row counts."""
+    divisor = targeting.divisor(target.total, target.rows, reduction, denominator)
+    if isinstance(divisor, (int, float)):
+        return 1.0 / divisor if divisor else 0.0
+    divisor = jnp.asarray(divisor).astype(dtype)
+    return jnp.where(divisor == 0, 0, 1 / jnp.where(divisor == 0, 1, divisor))
+
+
+def split_arrays(tree: Any) -> tuple[list[Array], Callable[[list[Array]], Any]]:
+    """The arrays of a tree, and what puts others in their places; numbers in it stay as they are."""
+    leaves, structure = jax.tree_util.tree_flatten(tree)
+    places = [i for i, leaf in enumerate(leaves) if isinstance(leaf, jax.Array)]
+
+    def rebuild(arrays: list[Array]) -> Any:
+        filled = list(leaves)
+        for i, array in zip(places, arrays, strict=True):
+            filled[i] = array
+        return jax.tree_util.tree_unflatten(structure, filled)
+
+    return [leaves[i] for i in places], rebuild
+
+
+def without_silent_rows(logits: Array, target: Target, spec: LossSpec) -> Array:
+    """The logits with 0 in rows that do not count, whose derivatives could be 0·NaN."""
+    silent = head.silent_rows(target, spec, jnp)
+    if silent is None or target.labels is not None:  # of labels, silent ones are negative
+        return logits
+    return jnp.where(silent[..., None], 0, logits)
+
+
+def sum_of_rows(losses: Array) -> Array:
+    """Σ of all losses, in two steps: a sum in order would lose the last digits of millions of them."""
+    return losses.sum()
