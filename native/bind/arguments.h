@@ -1,4 +1,4 @@
-// Conversion of Python arguments to plain pointers, the chosen kernels, the number of threads of a call, and a sum.
+// Conversion of Python arguments to plain pointers, and a sum.
 #pragma once
 #include <nanobind/nanobind.h>
 #include <nanobind/ndarray.h>
@@ -9,11 +9,8 @@
 #include <new>
 #include <stdexcept>
 
-#ifdef _OPENMP
-#include <omp.h>
-#endif
-
 #include "../rows/job.h"
+#include "sharing.h"
 
 namespace nb = nanobind;
 
@@ -30,9 +27,6 @@ using Labels = nb::ndarray<const int64_t, nb::c_contig, nb::device::cpu>;
 using OutIntegers = nb::ndarray<int64_t, nb::c_contig, nb::device::cpu>;
 template <class A>
 using Maybe = std::optional<A>;
-
-extern const Kernels* chosen;
-extern bool forked;  // an OpenMP pool does not survive fork(): a child uses one thread
 
 // The product of sizes that a caller gives; MemoryError if it exceeds the address space.
 inline int64_t times(std::initializer_list<int64_t> sizes) {
@@ -101,17 +95,6 @@ auto pointer(const Maybe<A>& array, int64_t rows) -> decltype(array->data()) {
   if (!array) return nullptr;
   if (int64_t(array->size()) != rows) throw std::invalid_argument("a statistic needs one value a row");
   return data_of(*array);
-}
-
-// The number of threads for `elements` in `pieces`.
-inline int threads_for(int64_t elements, int64_t pieces) {
-#ifdef _OPENMP
-  constexpr int64_t worth_a_thread = 1 << 15;  // elements; waking the pool costs about 5 µs
-  // OpenMP ends the process if it cannot start the threads of OMP_NUM_THREADS.
-  static const int64_t most = 4 * omp_get_num_procs();
-  if (!forked) return int(std::min<int64_t>({int64_t(omp_get_max_threads()), most, pieces, elements / worth_a_thread}));
-#endif
-  return 1;
 }
 
 // Pairwise sum in NumPy's order, with its bits, but without its 1 µs a call (8 µs in a training loop).

@@ -49,7 +49,7 @@ double binary_loss(const In& z, const In& q, const Maybe<In>& positive, const Ma
   job.positive = cycle(positive), job.weight = cycle(weight), job.upstream = cycle(upstream);
   job.inv_temperature = inv_temperature, job.softcap = softcap, job.scale = scale;
   job.losses = room(losses, computed), job.out = room(out, type);
-  job.stream = out && job.size * int64_t(out->itemsize()) >= 32 << 20 && job.out != job.z;
+  job.stream = out && is_large(job.size * int64_t(out->itemsize())) && job.out != job.z;
   const auto work = chosen->binary->blocks[type];
   nb::gil_scoped_release release;
   const int64_t blocks = (job.size + BINARY_BLOCK - 1) / BINARY_BLOCK, pieces = std::min<int64_t>(blocks, 64);

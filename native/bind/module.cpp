@@ -3,7 +3,6 @@
 #include <nanobind/stl/vector.h>
 
 #include <algorithm>
-#include <atomic>
 #include <new>
 #include <string>
 #include <vector>
@@ -99,9 +98,8 @@ struct Call {
     if (storage(out.dtype()) != type) throw nb::type_error("out has another dtype than the logits");
     job.out = like_logits(out);
     if (overlaps_itself(out)) throw std::invalid_argument("out must own each of its elements");
-    // Bypass the cache if the output does not fit in it, and its lines were not read as input.
-    const int64_t bytes = job.rows() * job.classes * int64_t(out.itemsize());
-    job.stream = bytes >= 32 << 20 && job.out.data != job.z.data;
+    // Lines that were read as input are in the cache.
+    job.stream = is_large(job.rows() * job.classes * int64_t(out.itemsize())) && job.out.data != job.z.data;
   }
   void set_cotangents(nb::handle dl, nb::handle dx, nb::handle ds) {
     job.dl = coefficient(dl, job.rows());
@@ -128,22 +126,12 @@ struct Call {
     if (!enough_memory) throw std::bad_alloc();
   }
 
-  // Shares the rows among threads. A piece of work is a whole number of granules: the bits do not depend on the
-  // threads.
   bool shared(Op op, int64_t granule) const {
     const Rows rows = chosen->rows;
     const int64_t total = job.rows();
-    const int64_t granules = (total + granule - 1) / granule;
-    const int threads = threads_for(total * job.classes, granules);
-    if (threads <= 1) return rows(job, op, 0, total);
-    const int64_t pieces = std::min<int64_t>(granules, int64_t(threads) * 16);
-    std::atomic<bool> ok{true};
-#pragma omp parallel for schedule(dynamic, 1) num_threads(threads)
-    for (int64_t piece = 0; piece < pieces; ++piece) {
-      const int64_t begin = granules * piece / pieces * granule, end = granules * (piece + 1) / pieces * granule;
-      if (!rows(job, op, begin, std::min(end, total))) ok = false;
-    }
-    return ok;
+    return share((total + granule - 1) / granule, total * job.classes, [&](int64_t begin, int64_t end) {
+      return rows(job, op, begin * granule, std::min(end * granule, total));
+    });
   }
 };
 
