@@ -128,5 +128,6 @@ void bind_linear(nb::module_& m);    // linear_module.cpp
 void bind_evaluate(nb::module_& m);  // evaluate_module.cpp
 void bind_sparse(nb::module_& m);    // sparse_module.cpp
 void bind_binary(nb::module_& m);    // binary_module.cpp
+void bind_ffi(nb::module_& m);       // ffi_module.cpp
 
 }  // namespace xent

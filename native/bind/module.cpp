@@ -258,6 +258,7 @@ NB_MODULE(_native, m) {
   bind_evaluate(m);
   bind_sparse(m);
   bind_binary(m);
+  bind_ffi(m);
   m.def("isas", &isas);
   m.def("set_isa", &set_isa, "name"_a);
 }
