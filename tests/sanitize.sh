@@ -13,4 +13,5 @@ PYTHONPATH="$overlay:$packages" OMP_NUM_THREADS=2 \
   ASAN_OPTIONS=detect_leaks=0:allocator_may_return_null=1 UBSAN_OPTIONS=print_stacktrace=1:halt_on_error=1 \
   "$PYTHON" -S -m pytest -p no:cacheprovider -q tests/api/test_arrays.py tests/kernels/test_conformance.py \
   tests/kernels/test_evaluate.py tests/kernels/test_sparse.py tests/kernels/test_binary.py tests/kernels/test_native.py \
-  -k "native or test_evaluate.py or sparse or test_binary.py or arrays or layouts or in_place or row_counts or class_counts or without_leading" "$@"
+  tests/jax/test_ffi.py \
+  -k "native or test_ffi.py or test_evaluate.py or sparse or test_binary.py or arrays or layouts or in_place or row_counts or class_counts or without_leading" "$@"
