@@ -71,13 +71,13 @@ struct Items {
   size_t axes = 0;       // of the items
   bool each_row = true;  // else one item for all rows of a group, or for several groups
 
-  explicit operator bool() const { return data; }
+  explicit operator bool() const { return type != DataType::INVALID; }
 };
 
 struct Result {
   char* data = nullptr;
   DataType type = DataType::INVALID;
-  explicit operator bool() const { return data; }
+  explicit operator bool() const { return type != DataType::INVALID; }
 };
 
 template <class To, class From>

@@ -232,6 +232,15 @@ def test_failure_is_told_once(monkeypatch: pytest.MonkeyPatch) -> None:
         assert not ffi.is_available()
 
 
+def test_without_a_cpu_there_is_nothing_to_tell(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(**options: Any) -> None:
+        raise RuntimeError("Unknown backend cpu")
+
+    monkeypatch.setattr(ffi, "_available", None)
+    monkeypatch.setattr(jax, "local_devices", fail)
+    assert not ffi.is_available()
+
+
 def run_alone(program: str, **environment: str) -> None:
     """In a process of its own, which must end."""
     subprocess.run(
