@@ -13,8 +13,8 @@ from xent.core import target as targeting
 from xent.core.spec import LossSpec
 from xent.core.target import Target
 from xent.engine.batch_loss import Problem
+from xent.jax import kernels
 from xent.jax.derivatives import with_gradient
-from xent.jax.kernels import Formulas, choose
 
 Array = Any
 
@@ -32,8 +32,8 @@ def loss(logits: Array, target: Target, spec: LossSpec, reduction: str, scale: A
             (z,), (measure, factor) = main, rebuild(rest)
             if is_formula:
                 z = without_silent_rows(z, measure, spec)
-            kernels: Any = Formulas if is_formula else choose(z)
-            problem = Problem(z, measure, spec, "none", 1.0, kernels, jnp)
+            row_kernels: Any = kernels.Formulas if is_formula else kernels.choose(z)
+            problem = Problem(z, measure, spec, "none", 1.0, row_kernels, jnp)
             if not any(wanted):
                 return reduced(problem.row_losses(problem.stats()), factor), [None]
             stats, dlogits = problem.stats_and_grad(1.0 if is_scaled_late else factor, None)

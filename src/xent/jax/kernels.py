@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import jax.numpy as jnp
+from jax import lax
 
 from xent.core.contract import Cotangents, RowStats
 from xent.core.link import Link
+from xent.jax import ffi
 from xent.jax.softmax import Softmax
 
 Array = Any
+
+LEAST = 1 << 13  # logits from which the C++ kernels are faster
 
 
 class Formulas:
@@ -51,9 +56,32 @@ class Formulas:
         return stats, cls.row_grad(logits, labels, dense, link, stats, cotangents)
 
 
+class ByPlatform:
+    """The C++ kernels in programs for the CPU, the formulas in those for other devices."""
+
+    @staticmethod
+    def row_stats(*arguments: Any) -> RowStats:
+        """As `Formulas.row_stats`."""
+        return _by_platform(ffi.row_stats, Formulas.row_stats, *arguments)
+
+    @staticmethod
+    def row_grad(*arguments: Any) -> Array:
+        """As `Formulas.row_grad`."""
+        return _by_platform(ffi.row_grad, Formulas.row_grad, *arguments)
+
+    @staticmethod
+    def row_stats_and_grad(*arguments: Any) -> tuple[RowStats, Array]:
+        """As `Formulas.row_stats_and_grad`."""
+        return _by_platform(ffi.row_stats_and_grad, Formulas.row_stats_and_grad, *arguments)
+
+
 def choose(logits: Array) -> Any:
-    """What computes rows of these logits: the formulas."""
-    return Formulas
+    """What computes rows of these logits, by their size: a call of the kernels costs some microseconds."""
+    return ByPlatform if logits.size >= LEAST and ffi.is_available() else Formulas
+
+
+def _by_platform(kernel: Callable[..., Any], formula: Callable[..., Any], *arguments: Any) -> Any:
+    return lax.platform_dependent(cpu=lambda: kernel(*arguments), default=lambda: formula(*arguments))
 
 
 def _is_read(cotangents: Cotangents) -> Array:
