@@ -9,8 +9,9 @@ import scipy.sparse
 from tests.tables.variants import VARIANTS
 from xent.core.spec import LossSpec
 from xent.engine import checks
-from xent.regression import objective
+from xent.regression import objective, partition_sums
 from xent.regression.objective import Objective
+from xent.regression.partitions import Local, Partition
 
 torch = pytest.importorskip("torch")
 
@@ -38,7 +39,8 @@ def data(num_classes, soft=False, weighted=False, seed=0):
 def make(X, y, class_weight, weight, num_classes, *, intercept=True, alpha=0.1, **options):
     spec = LossSpec(**options)
     target = checks.as_target(y, np.zeros((len(y), num_classes)), spec, class_weight, weight)
-    return Objective(X, target, spec, float(target.total), alpha, intercept, num_classes)
+    partitions = Local([Partition(X, target)])
+    return Objective(partitions, spec, float(target.total), alpha, intercept, num_classes)
 
 
 def on(path, X, *rest, monkeypatch, **options):
@@ -46,8 +48,8 @@ def on(path, X, *rest, monkeypatch, **options):
     if path == "blocks":
         monkeypatch.setattr(objective, "FUSED_SCORES", 0)
     monkeypatch.setattr(objective, "SMALL", 0)
-    monkeypatch.setattr(objective, "BLOCK", 8 * FEATURES)
-    monkeypatch.setattr(objective, "SPARSE_BLOCK", 24)
+    monkeypatch.setattr(partition_sums, "BLOCK", 8 * FEATURES)
+    monkeypatch.setattr(partition_sums, "SPARSE_BLOCK", 24)
     return make(scipy.sparse.csr_array(X) if path == "csr" else X, *rest, **options)
 
 

@@ -11,7 +11,7 @@ from sklearn.exceptions import ConvergenceWarning
 
 import xent
 from xent.regression import solvers
-from xent.regression.solvers.certificate import norm
+from xent.regression.partition_sums import norm
 
 X = np.array([[-1.0, 0], [-2, 1], [1, 0], [2, 1]])
 Y = np.array([0, 0, 1, 1])

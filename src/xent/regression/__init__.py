@@ -1,8 +1,10 @@
 """Softmax regression: the estimator, its objective and its solvers.
 
 `estimator` is the scikit-learn classifier; `parameters`, `features` and `class_targets` check its arguments.
-`objective` is the penalised loss, which `fused_loss` computes in one native pass for dense features and few
-classes. `solvers` minimise it and bound the distance to the minimum. `calibration` fits a temperature.
+`partitions` are the rows, in one memory or several; `partition_sums` is what each computes, where features
+are dense and classes few by `fused_loss` in one native pass; `objective` is the penalised loss over all.
+`solvers` minimise it and bound the distance to the minimum. `fitting` sets an estimator's attributes to the
+result. `threads` limits thread pools. `calibration` fits a temperature.
 `serialization` converts an estimator to tensors and JSON; `model_file` saves it with its preprocessing.
 """
 

@@ -1,4 +1,4 @@
-"""Convert y, sample_weight and class_weight to the classes and a Target."""
+"""Convert y, sample_weight and class_weight to the classes and a Target, for all rows or a partition."""
 
 from __future__ import annotations
 
@@ -59,10 +59,16 @@ def read_targets(X: Any, y: Any, sample_weight: Any = None, classes: Array | Non
     if sample_weight is not None:
         sample_weight = _check_sample_weight(sample_weight, X, dtype=np.float64, ensure_non_negative=True)
     targets = ClassTargets(all_classes, labels, probabilities, sample_weight)
-    if classes is None and np.count_nonzero(targets.mass) < 2:
-        only = all_classes.tolist()[targets.mass.argmax()]
-        raise ValueError(f"`y` must hold at least 2 classes of a weight > 0; got one class, {only!r}")
+    if classes is None:
+        require_two_classes(all_classes, targets.mass)
     return targets
+
+
+def require_two_classes(classes: Array, mass: Array) -> None:
+    """Raise ValueError unless two classes have a ``mass (K,)`` > 0, their weight in all rows."""
+    if np.count_nonzero(mass) < 2:
+        only = classes.tolist()[mass.argmax()]
+        raise ValueError(f"`y` must hold at least 2 classes of a weight > 0; got one class, {only!r}")
 
 
 def _labels(y: Any, classes: Array | None) -> tuple[Array, Array]:
@@ -135,44 +141,44 @@ def _probabilities(y: Any, classes: Array | None) -> tuple[Array, None, Array]:
     return all_classes, None, np.ascontiguousarray(q, np.float64)
 
 
-def make_target(
-    targets: ClassTargets, class_weight: Any, spec: LossSpec, earlier_mass: Array | float = 0.0
-) -> Target:
-    """The Target of these rows; "balanced" adds ``earlier_mass``, the class weights of earlier batches."""
-    factors = _class_weight(class_weight, targets, earlier_mass)
-    with np.errstate(over="ignore"):
-        if targets.labels is None:
-            result = target.from_probabilities(targets.probabilities, factors, targets.weight, spec, np)
-        else:
-            labels, num_classes = targets.labels, len(targets.classes)
-            result = target.signed_from_labels(labels, None, num_classes, factors, targets.weight, spec, np)
-    if not result.total > 0:
-        raise ValueError("`sample_weight` times `class_weight` must not be 0 in every row")
-    if not LEAST_TOTAL <= result.total <= 1 / LEAST_TOTAL:
-        raise ValueError(
-            f"`sample_weight` times `class_weight` must sum to {LEAST_TOTAL:g} to {1 / LEAST_TOTAL:g}; got "
-            f"{float(result.total):g}"
-        )
-    return result
+def class_factors(class_weight: Any, classes: Array, mass: Array) -> Array | None:
+    """(K,) factors, None for 1; ``class_weight`` is None, "balanced" or a dict of numbers.
 
-
-def _class_weight(class_weight: Any, targets: ClassTargets, earlier_mass: Array | float) -> Array | None:
-    """(K,) factors, None for 1; ``class_weight`` is None, "balanced" or a dict of numbers."""
+    ``mass (K,)`` is the weight of each class in all rows, for "balanced".
+    """
     if class_weight is None:
         return None
-    factors = np.ones(len(targets.classes))
+    factors = np.ones(len(classes))
     if isinstance(class_weight, str):  # balanced: Σω / (K·Σω_k)
-        mass = targets.mass + earlier_mass
         np.divide(mass.mean(), mass, out=factors, where=mass > 0)
         return factors
-    index = {label: k for k, label in enumerate(targets.classes.tolist())}
+    index = {label: k for k, label in enumerate(classes.tolist())}
     for label, factor in class_weight.items():
         if label not in index:
-            raise ValueError(
-                f"`class_weight` names {label!r}, which is no label of `y`: {listed(targets.classes)}"
-            )
+            raise ValueError(f"`class_weight` names {label!r}, which is no label of `y`: {listed(classes)}")
         factors[index[label]] = factor
     return factors
+
+
+def as_target(targets: ClassTargets, factors: Array | None, spec: LossSpec) -> Target:
+    """The Target of these rows, which may be some of the rows of a fit; ``factors`` as `class_factors`."""
+    with np.errstate(over="ignore"):
+        if targets.labels is None:
+            return target.from_probabilities(targets.probabilities, factors, targets.weight, spec, np)
+        labels, num_classes = targets.labels, len(targets.classes)
+        return target.signed_from_labels(labels, None, num_classes, factors, targets.weight, spec, np)
+
+
+def require_total(total: float) -> float:
+    """``total``, what the mean divides by; ValueError if it is 0, tiny or infinite."""
+    if not total > 0:
+        raise ValueError("`sample_weight` times `class_weight` must not be 0 in every row")
+    if not LEAST_TOTAL <= total <= 1 / LEAST_TOTAL:
+        raise ValueError(
+            f"`sample_weight` times `class_weight` must sum to {LEAST_TOTAL:g} to {1 / LEAST_TOTAL:g}; got "
+            f"{total:g}"
+        )
+    return total
 
 
 def _unique(y: Array) -> tuple[Array, Array]:

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, Self
+from typing import Any, Literal, Self
 
 import numpy as np
 
@@ -14,32 +13,30 @@ from xent.api.cross_entropy import log_softmax
 
 try:
     from sklearn.base import BaseEstimator, ClassifierMixin
-    from sklearn.exceptions import ConvergenceWarning
     from sklearn.utils.validation import check_is_fitted, validate_data
 
     from xent.files import storage
     from xent.regression import features, serialization
     from xent.regression.calibration import fit_temperature
-    from xent.regression.class_targets import ClassTargets, listed, make_target, read_targets, require_labels
-    from xent.regression.objective import Objective, as_logits
+    from xent.regression.class_targets import (
+        ClassTargets,
+        as_target,
+        class_factors,
+        listed,
+        read_targets,
+        require_labels,
+    )
+    from xent.regression.fitting import Step, fit_objective, objective_of, set_parameters, start
+    from xent.regression.objective import Objective
     from xent.regression.parameters import check_parameters
-    from xent.regression.solvers import minimise
+    from xent.regression.partition_sums import as_logits
+    from xent.regression.partitions import Local, Partition
     from xent.regression.solvers.sgd import one_pass
 except ModuleNotFoundError as error:
     message = f"SoftmaxRegression needs {error.name}: pip install 'xent[fit]'"
     raise ModuleNotFoundError(message, name=error.name) from error
 
 Array = np.ndarray[Any, Any]
-
-
-class Step(NamedTuple):
-    """One step of the training, as a ``callback`` receives it."""
-
-    iteration: int
-    objective: float  # mean loss + penalty, nats
-    coef: Array  # as `coef_`, float64
-    intercept: Array
-    optimality_gap: float | None  # bound on the relative distance from the optimum, if there is one
 
 
 class SoftmaxRegression(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
@@ -119,6 +116,10 @@ class SoftmaxRegression(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
     array([[0.5, 0.5]])
     """
 
+    classes_: Array
+    loss_curve_: list[float]
+    n_iter_: int
+
     def __init__(
         self,
         *,
@@ -160,34 +161,7 @@ class SoftmaxRegression(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         sample_weight : (N,) array >= 0, default None for 1
         """
         targets, objective, attributes = self._prepare(X, y, sample_weight)
-        curve: list[float] = []
-
-        def on_step(parameters: Array, value: float, gap: float | None) -> None:
-            curve.append(value)
-            step = Step(len(curve), value, *objective.unpack(parameters), gap)
-            if self.verbose:
-                print(_progress(step))
-            if self.callback is not None:
-                self.callback(step)
-
-        result = minimise(
-            objective,
-            self._start(objective, targets.classes, warm=self.warm_start),
-            solver=self.solver,
-            max_iter=self.max_iter,
-            tol=self.tol,
-            random_state=self.random_state,
-            on_step=on_step,
-        )
-        self._set_result(objective, result.params, attributes)
-        self.classes_ = targets.classes
-        self.loss_curve_ = [result.start_value, *curve]
-        self.n_iter_ = result.n_iter
-        self.optimality_gap_ = result.optimality_gap
-        self.solver_ = result.solver
-        self.__dict__.pop("_stream", None)
-        if result.message:
-            warnings.warn(f"SoftmaxRegression {result.message}", ConvergenceWarning, stacklevel=2)
+        fit_objective(self, objective, targets.classes, attributes)
         return self
 
     def calibrate_temperature(self, X: Any, y: Any, sample_weight: Any = None) -> Self:
@@ -227,10 +201,10 @@ class SoftmaxRegression(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         all_classes = self._all_classes(classes, y)
         targets, objective, attributes = self._prepare(X, y, sample_weight, all_classes, earlier_mass)
         curve, passes = ([], 0) if state is None else (self.loss_curve_, self.n_iter_)
-        start = self._start(objective, targets.classes, warm=True)
-        value = objective(start)[0]
-        parameters, state = one_pass(objective, start, state, self.random_state)
-        self._set_result(objective, parameters, attributes)
+        point = start(self, objective, targets.classes, warm=True)
+        value = objective(point)[0]
+        parameters, state = one_pass(objective, point, state, self.random_state)
+        set_parameters(self, objective, parameters, attributes)
         self._stream = (state, earlier_mass + targets.mass)
         self.classes_ = targets.classes
         self.loss_curve_, self.n_iter_ = [*curve, value], passes + 1
@@ -314,7 +288,7 @@ class SoftmaxRegression(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         classes: Array | None = None,
         earlier_mass: Array | float = 0.0,
     ) -> tuple[ClassTargets, Objective, dict[str, Any]]:
-        """(targets, objective, feature attributes for `_set_result`) from checked arguments.
+        """(targets, objective, feature attributes for `set_parameters`) from checked arguments.
 
         ``classes`` is None if ``y`` has all of them. An error leaves the estimator unchanged.
         """
@@ -324,9 +298,9 @@ class SoftmaxRegression(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         reset = classes is None or not hasattr(self, "coef_")
         X, attributes = features.check(self, X, order="C", reset=reset)
         targets = read_targets(X, y, sample_weight, classes)
-        target = make_target(targets, self.class_weight, spec, earlier_mass)
-        divisor, num_classes = float(target.total), len(targets.classes)
-        objective = Objective(X, target, spec, divisor, float(self.alpha), self.fit_intercept, num_classes)
+        factors = class_factors(self.class_weight, targets.classes, targets.mass + earlier_mass)
+        partitions = Local([Partition(X, as_target(targets, factors, spec))])
+        objective = objective_of(self, partitions, len(targets.classes), spec)
         return targets, objective, attributes
 
     def _all_classes(self, classes: Any, y: Any) -> Array | None:
@@ -348,29 +322,6 @@ class SoftmaxRegression(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
             raise ValueError(f"`classes` must be at least 2; got {listed(given)}")
         return given
 
-    def _start(self, objective: Objective, classes: Array, warm: bool) -> Array:
-        """Zeros; if ``warm``, the last parameters for classes that the estimator has already."""
-        coef = np.zeros((objective.num_scores, objective.num_features))
-        intercept = np.zeros(objective.num_scores)
-        if warm and hasattr(self, "coef_") and self.coef_.shape[1] == objective.num_features:
-            old = {label: k for k, label in enumerate(self.classes_.tolist())}
-            common = [(k, old[label]) for k, label in enumerate(classes.tolist()) if label in old]
-            rows = np.concatenate([_class_rows(self.coef_), _class_rows(self.intercept_[:, None])], axis=1)
-            new = np.zeros((len(classes), rows.shape[1]))
-            new[[k for k, _ in common]] = rows[[k for _, k in common]]
-            new = new if objective.num_scores > 1 else new[1:] - new[:1]
-            coef, intercept = new[:, :-1], new[:, -1]
-        return objective.pack(coef, intercept)
-
-    def _set_result(self, objective: Objective, parameters: Array, attributes: dict[str, Any]) -> None:
-        dtype = objective.features.dtype
-        coef, intercept = objective.unpack(parameters)
-        if len(intercept) > 1:  # a constant added to all rows changes no probability: take mean 0
-            coef, intercept = coef - coef.mean(0), intercept - intercept.mean()
-        coef, intercept = features.as_weights(coef, dtype), features.as_weights(intercept, dtype)
-        self.coef_, self.intercept_, self.temperature_ = coef, intercept, 1.0
-        features.set_attributes(self, attributes)
-
     def _scores(self, X: Any) -> Array:
         check_is_fitted(self)
         return features.scores(features.check(self, X, reset=False)[0], self.coef_, self.intercept_)
@@ -384,15 +335,3 @@ class SoftmaxRegression(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
 def versions() -> dict[str, str]:
     """Versions of xent and of the libraries that its numbers depend on."""
     return {name: version(name) for name in ("xent", "numpy", "scipy", "scikit-learn")}
-
-
-def _class_rows(coef: Array) -> Array:
-    """One row for each class; a single row w becomes (−w/2, w/2), the two rows of least norm."""
-    return coef if len(coef) > 1 else np.concatenate([-coef / 2, coef / 2])
-
-
-def _progress(step: Step) -> str:
-    gap = (
-        "" if step.optimality_gap is None else f", at most {step.optimality_gap:.1e} of it above the minimum"
-    )
-    return f"step {step.iteration}: objective {step.objective:.6f}{gap}"

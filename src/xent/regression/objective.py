@@ -1,8 +1,12 @@
-"""Objective: the penalised mean loss of a linear model, its gradient and Hessian product, block by block."""
+"""Objective: the penalised mean loss of a linear model over partitions of the rows.
+
+The partitions compute sums over their rows: `partition_sums`. What is added here: the order of the parameters
+in one vector, the penalty, and the removal of shifts.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from copy import copy
 from functools import cached_property
 from typing import Any, Self
@@ -10,23 +14,20 @@ from typing import Any, Self
 import numpy as np
 from scipy.linalg.blas import daxpy, saxpy
 
-from xent.api.cross_entropy import softmax
 from xent.core.spec import LossSpec
-from xent.core.target import Target
-from xent.engine.batch_loss import Problem
-from xent.kernels import cpu_sparse
-from xent.regression.fused_loss import FusedLoss
+from xent.regression import partition_sums as sums
+from xent.regression.partition_sums import RowLoss
+from xent.regression.partitions import Local, Partitions
 
 Array = np.ndarray[Any, Any]
 
-BLOCK = 1 << 19  # elements of X in a block: 2 MiB of float32, a level-2 cache
 # Up to so many scores the fused kernels are faster than BLAS on such narrow matrices: 2.4 times at (784, 10),
 # 1.4 at (512, 40), but 0.85 at (512, 100) in float64.
 FUSED_SCORES = 48
-COPY_BYTES = 64 << 20  # at most so much for float32 copies of X
+COPY_BYTES = 64 << 20  # at most so much for float32 copies of X, in all partitions
+LOGITS_BYTES = 256 << 20  # at most so much for the logits of several partitions
 ADD = {"f": saxpy, "d": daxpy}
 SMALL = 1 << 16  # elements of a small X
-SPARSE_BLOCK = 1 << 22  # logits in a block of a CSR matrix; each block adds a gradient of X's width
 
 
 class Objective:
@@ -38,11 +39,8 @@ class Objective:
 
     Parameters
     ----------
-    features : (N, D) C-contiguous array, or CSR matrix or array, of float32 or float64
-        Never written or made dense; read in blocks of rows, so that a block stays in the cache between
-        its two products.
-    target : Target
-        Labels (N,) in [0, K) or rows of probabilities (N, K), with the row weights.
+    partitions : Partitions
+        The rows: features and targets. Never written or made dense.
     spec : LossSpec
     divisor : float > 0
         D of equation (4).
@@ -52,33 +50,60 @@ class Objective:
 
     Attributes
     ----------
+    totals : Totals
+        Of the partitions.
+    num_rows : int
+        In all partitions.
     dtype
         The dtype of products with X: float64. `rounded` is the same objective in float32.
-    is_convex : bool
-        Whether (1) is convex in the logits for every row.
     """
 
     def __init__(
         self,
-        features: Any,
-        target: Target,
+        partitions: Partitions,
         spec: LossSpec,
         divisor: float,
         alpha: float,
         fit_intercept: bool,
         num_classes: int,
     ) -> None:
-        self.features = features
-        self.target = target
-        self.spec = spec
-        self.divisor = divisor
+        self.partitions = partitions
         self.alpha = alpha
         self.fit_intercept = fit_intercept
-        self.num_classes = num_classes
-        self.dtype: np.dtype[Any] = np.dtype(np.float64)
-        self.is_sparse = hasattr(features, "indptr")
-        self.num_rows, self.num_features = (int(n) for n in features.shape)
+        self.totals = partitions.totals
+        self.num_rows = sum(self.totals.rows)
+        self.num_features = self.totals.num_features
+        self.is_sparse = self.totals.is_sparse
         self.num_scores = num_classes if num_classes > 2 else 1
+        is_fused = not self.is_sparse and self.num_scores <= FUSED_SCORES
+        keeps_copies = not self.is_small and self._copy_bytes() <= COPY_BYTES
+        wide = np.dtype(np.float64)
+        self.row_loss = RowLoss(spec, divisor, num_classes, wide, is_fused, keeps_copies)
+
+    @property
+    def spec(self) -> LossSpec:
+        """Options of the loss."""
+        return self.row_loss.spec
+
+    @property
+    def divisor(self) -> float:
+        """D of equation (4)."""
+        return self.row_loss.divisor
+
+    @property
+    def num_classes(self) -> int:
+        """K."""
+        return self.row_loss.num_classes
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """The dtype of products with X."""
+        return self.row_loss.dtype
+
+    @property
+    def is_fused(self) -> bool:
+        """Whether one native pass computes the products with X and the loss; else they go block by block."""
+        return self.row_loss.is_fused
 
     @property
     def num_parameters(self) -> int:
@@ -87,13 +112,22 @@ class Objective:
 
     @property
     def is_convex(self) -> bool:
-        """False for focal loss, z-loss and softcap."""
+        """Whether (1) is convex in the logits for every row: not for focal loss, z-loss and softcap."""
         return self.spec.is_linear and self.spec.softcap is None
 
     @property
     def ignores_shifts(self) -> bool:
         """Whether a constant added to the scores of all classes leaves the loss unchanged."""
         return self.num_scores > 1 and not self.spec.z_loss and self.spec.softcap is None
+
+    @property
+    def is_small(self) -> bool:
+        """Whether a product with X takes microseconds. For CSR the stored entries count."""
+        return self.totals.entries < SMALL
+
+    def _copy_bytes(self) -> int:
+        """Memory that `rounded` takes; for CSR with the transposes of both."""
+        return (24 if self.is_sparse else 4) * self.totals.entries
 
     @property
     def rounded(self) -> Self:
@@ -106,113 +140,75 @@ class Objective:
     @cached_property
     def _narrow(self) -> Self | None:
         narrow = np.dtype(np.float32)
-        if self.features.dtype == narrow:
-            return None if self.dtype == narrow else self._copy(narrow)
-        if self.is_small or self._copy_bytes() > COPY_BYTES:
+        if self.dtype == narrow or not (self.totals.dtype == narrow or self.row_loss.keeps_copies):
             return None
-        other = self._copy(narrow)
-        if self.is_sparse:
-            other.features = _with_entries(self.features, self.features.data.astype(narrow))
-            other.transposed = _with_entries(self.transposed, self.transposed.data.astype(narrow))
-        else:
-            other.features = self.features.astype(narrow)
+        other = copy(self)
+        other.__dict__.pop("_narrow", None)
+        other.row_loss = self.row_loss._replace(dtype=narrow)
         return other
 
-    @cached_property
-    def transposed(self) -> Any:
-        """Transposed CSR features, for faster products with G; None if X is small or a copy has no room."""
-        if self.is_small or self._copy_bytes() > COPY_BYTES or self.features.dtype != self.dtype:
-            return None
-        return self.features.T.tocsr()
+    def subset(self, rows: Any, divisor: float) -> Self:
+        """The objective of these rows, in memory, whose losses are divided by ``divisor``.
 
-    @property
-    def is_small(self) -> bool:
-        """Whether a product with X takes microseconds. For CSR the stored entries count."""
-        return int(self.features.size) < SMALL
+        ``rows`` are integers, sorted if there are several partitions.
+        """
+        part = self.partitions.sum_over(sums.take, each=self.rows_by_partition(rows), by=sums.stack)
+        return type(self)(Local([part]), self.spec, divisor, self.alpha, self.fit_intercept, self.num_classes)
 
-    def _copy_bytes(self) -> int:
-        """Memory that `rounded` takes; for CSR with the transposes of both."""
-        return 24 * int(self.features.nnz) if self.is_sparse else 4 * int(self.features.size)
+    def rows_by_partition(self, rows: Array) -> list[Array]:
+        """Numbers of rows among all, as numbers within each partition; sorted if there are several."""
+        if len(self.totals.rows) == 1:
+            return [rows]
+        ends = np.cumsum(self.totals.rows)
+        parts = np.split(rows, np.searchsorted(rows, ends[:-1]))
+        return [part - (end - n) for part, end, n in zip(parts, ends, self.totals.rows, strict=True)]
 
-    def subset(self, rows: Array, divisor: float) -> Self:
-        """The objective of these rows (integers, or a slice), whose losses are divided by ``divisor``."""
-        part = self._copy(self.dtype)
-        part.transposed = None
-        part.features = self.features[rows]
-        part.target = _target_rows(self.target, rows)
-        part.num_rows = int(part.features.shape[0])
-        part.divisor = divisor
-        return part
+    def draw(self, count: int, random: np.random.RandomState) -> Array:
+        """``count`` row numbers, sorted; from each partition its share, without replacement."""
+        drawn, start = [], 0
+        for rows in self.totals.rows:
+            stop = start + rows
+            share = stop * count // self.num_rows - start * count // self.num_rows
+            if share:
+                drawn.append(start + np.sort(random.choice(rows, share, replace=False)))
+            start = stop
+        return np.concatenate(drawn)
 
     def __call__(self, parameters: Array) -> tuple[float, Array]:
         """Objective (nats) and its gradient."""
         coef, intercept = self.unpack(parameters)
-        loss, dcoef, dintercept = (self._fused_pass if self.is_fused else self._blocked_pass)(coef, intercept)
+        loss, dcoef, dintercept = self.partitions.sum_over(sums.loss_and_grad, coef, intercept, self.row_loss)
         flat = parameters[: coef.size]
         if self.alpha:  # at alpha = 0 the square must not count: it may overflow
             loss += 0.5 * self.alpha * float(flat @ flat)
-        return loss, self._penalised(dcoef, dintercept, parameters)
-
-    @property
-    def is_fused(self) -> bool:
-        """Whether one native pass computes the products with X and the loss; else they go block by block."""
-        return not self.is_sparse and self.num_scores <= FUSED_SCORES
-
-    @cached_property
-    def _model(self) -> FusedLoss:
-        return FusedLoss(self.features, self.target, self.spec, self.divisor)
-
-    def _fused_pass(self, coef: Array, intercept: Array) -> tuple[float, Array, Array]:
-        return self._model.loss_and_grad(coef.astype(self.dtype, copy=False), intercept)
-
-    def _blocked_pass(self, coef: Array, intercept: Array) -> tuple[float, Array, Array]:
-        weight = np.ascontiguousarray(coef.T, self.dtype)
-        dcoef, dintercept = None, np.zeros_like(intercept)
-        loss = 0.0
-        for x, target in self._blocks():
-            problem = self._problem(self._project(x, weight) + intercept, target)
-            value, dlogits = problem.loss_and_grad(problem.logits)
-            loss += float(value)
-            dscores = dlogits[:, -self.num_scores :]
-            dcoef = _plus(dcoef, self._pull_back(x, dscores), coef)
-            dintercept += dscores.sum(0)
-        return loss, np.zeros_like(coef) if dcoef is None else dcoef, dintercept
+        return float(loss), self._penalised(dcoef, dintercept, parameters)
 
     def hvp(self, parameters: Array, vector: Array) -> Array:
         """The Hessian at ``parameters`` times ``vector``: Xᵀ of equation (3), plus alpha·V."""
         return self.hessian(parameters)(vector)
 
     def hessian(self, parameters: Array) -> Callable[[Array], Array]:
-        """The Hessian at ``parameters`` as a function of a vector, which keeps the logits unless fused."""
-        coef, intercept = self.unpack(parameters)
-        if self.is_fused:
-            narrow = coef.astype(self.dtype, copy=False)
+        """The Hessian at ``parameters`` as a function of a vector.
 
-            def product(vector: Array) -> Array:
-                direction, bias = self.unpack(vector)
-                dcoef, dintercept = self._model.hvp(narrow, intercept, direction, bias)
-                return self._penalised(dcoef, dintercept, vector)
+        The partitions keep their logits, unless the kernels are fused or there is no room.
+        """
+        at = self.unpack(parameters)
+        logits = None
+        if not self.is_fused and self._keeps_logits:
+            logits = self.partitions.map(sums.logits, *at, self.row_loss)
 
-            return product
-        weight = np.ascontiguousarray(coef.T, self.dtype)
-        logits = np.concatenate([self._project(x, weight) for x, _ in self._blocks()])
-        logits += intercept.astype(self.dtype)
-        return lambda vector: self._hessian_product(logits, vector)
+        def product(vector: Array) -> Array:
+            dcoef, dintercept = self.partitions.sum_over(
+                sums.hessian_product, *at, *self.unpack(vector), self.row_loss, each=logits
+            )
+            return self._penalised(dcoef, dintercept, vector)
 
-    def _hessian_product(self, logits: Array, vector: Array) -> Array:
-        coef, intercept = self.unpack(vector)
-        direction = np.ascontiguousarray(coef.T, self.dtype)
-        dcoef, dintercept = None, np.zeros_like(intercept)
-        start = 0
-        for x, target in self._blocks():
-            stop = start + x.shape[0]
-            problem = self._problem(logits[start:stop], target)
-            r = as_logits(self._project(x, direction) + intercept.astype(self.dtype))
-            dscores = problem.hvp(r, r)[:, -self.num_scores :]
-            dcoef = _plus(dcoef, self._pull_back(x, dscores), coef)
-            dintercept += dscores.sum(0, dtype=np.float64)
-            start = stop
-        return self._penalised(np.zeros_like(coef) if dcoef is None else dcoef, dintercept, vector)
+        return product
+
+    @property
+    def _keeps_logits(self) -> bool:
+        size = self.num_rows * self.num_scores * self.dtype.itemsize
+        return len(self.totals.rows) == 1 or size <= LOGITS_BYTES
 
     def _penalised(self, dcoef: Array, dintercept: Array, vector: Array) -> Array:
         """(dcoef, dintercept) plus alpha times ``vector``'s W, as one vector; overwrites ``dcoef``.
@@ -228,56 +224,59 @@ class Objective:
             ADD[result.dtype.char](vector, result, n=dcoef.size, a=self.alpha)
         return result
 
-    def curvature(self, parameters: Array) -> Iterator[tuple[Any, Array]]:
-        """Blocks of X, and the diagonal a m p(1−p) of (3) for their rows and scores, (rows, C) float64.
-
-        It is scaled so that at equal probabilities ``Σ X² ·`` it has exactly the Hessian's eigenvalues.
-        """
-        # At p = 1/K the Hessian of K scores is I/K on vectors that sum to 0; its diagonal is (1−1/K)/K.
-        factor = self.num_classes / (self.num_classes - 1) if self.num_scores > 1 else 1.0
-        for x, target, logits in self.logits(parameters):
-            p = softmax(logits)
-            spread = (p * (1.0 - p))[:, -self.num_scores :]
-            yield x, spread * (factor / self.divisor * row_mass(target, len(p)))[:, None]
-
-    def logits(self, parameters: Array) -> Iterator[tuple[Any, Target, Array]]:
-        """Blocks of X, their target, and their logits (rows, K)."""
-        coef, intercept = self.unpack(parameters)
-        weight = np.ascontiguousarray(coef.T, self.dtype)
-        for x, target in self._blocks():
-            yield x, target, as_logits(self._project(x, weight) + intercept)
-
     @cached_property
     def feature_moments(self) -> tuple[Array, Array]:
         """Mean and variance of the features, (D,) each, in float64; the weight of a row is a m."""
-        mass, sums, squares = 0.0, np.zeros(self.num_features), np.zeros(self.num_features)
-        for x, target in self._in(np.float64)._blocks():
-            weight = row_mass(target, x.shape[0])
-            mass += float(weight.sum())
-            sums += x.T @ weight
-            squares += _squared(x).T @ weight
-        mean = sums / mass
+        mass, total, squares = self.partitions.sum_over(sums.feature_moments, self.row_loss)
+        mean = total / mass
         return mean, np.maximum(squares / mass - mean**2, 0.0)
-
-    def intercept_hessian(self, parameters: Array) -> Array:
-        """The Hessian in the intercept, (C, C), in float64: Σ a m (diag p − ppᵀ)."""
-        hessian = np.zeros((self.num_scores, self.num_scores))
-        for _, target, logits in self.logits(parameters):
-            p = softmax(logits)[:, -self.num_scores :]
-            weighted = p * (row_mass(target, len(p)) / self.divisor)[:, None]
-            hessian += np.diag(weighted.sum(0)) - weighted.T @ p
-        return hessian
 
     def target_moments(self) -> tuple[Array, Array, Array]:
         """(Σ a t (K,), Σ a m xᵀ (D,), Σ a t xᵀ (K, D)), sums over the rows with a = ω/D."""
-        class_mass = np.zeros(self.num_classes)
-        by_class = None
-        for x, target in self._in(np.float64)._blocks():
-            t = _dense_target(target, x.shape[0], self.num_classes) / self.divisor
-            class_mass += t.sum(0)
-            by_class = _plus(by_class, self._pull_back(x, t), t)
-        assert by_class is not None
+        class_mass, by_class = self.partitions.sum_over(sums.target_moments, self.row_loss)
         return class_mass, by_class.sum(0), by_class
+
+    def row_norm(self) -> float:
+        """Root mean square norm of the rows of X."""
+        whole = self.partitions.sum_over(sums.norm_of_features, by=np.hypot)
+        return float(whole / max(1, self.num_rows) ** 0.5)
+
+    def intercept_hessian(self, parameters: Array) -> Array:
+        """The Hessian in the intercept, (C, C), in float64: Σ a m (diag p − ppᵀ)."""
+        at = self.unpack(parameters)
+        hessian: Array = self.partitions.sum_over(sums.intercept_hessian, *at, self.row_loss)
+        return hessian
+
+    def score_curvature(self, parameters: Array) -> Array:
+        """Σ a m p(1−p) of each score, (C,), scaled as `gram`."""
+        at = self.unpack(parameters)
+        curvature: Array = self.partitions.sum_over(sums.score_curvature, *at, self.row_loss)
+        return curvature
+
+    def gram(self, parameters: Array, by_class: bool, rows: Array | None = None) -> Array:
+        """XᵀSX with the intercept's column of ones, (C, D+1, D+1) or, for the mean over the classes, (1, …).
+
+        S is the diagonal of (3), scaled so that at equal probabilities the eigenvalues are the Hessian's.
+        From a sample, sorted row numbers, it is estimated for all rows.
+        """
+        row_loss, each = self.row_loss, None
+        if rows is not None:
+            row_loss = row_loss._replace(divisor=self.divisor * len(rows) / self.num_rows)
+            each = self.rows_by_partition(rows)
+        at = self.unpack(parameters)
+        gram: Array = self.partitions.sum_over(
+            sums.gram, *at, row_loss, by_class, self.fit_intercept, each=each
+        )
+        return gram
+
+    def least_mass_of_one_class(self) -> float:
+        """The least weight ω m > 0 of a row; 0 if the target of a row has several classes."""
+        return float(self.partitions.sum_over(sums.least_mass_of_one_class, by=np.minimum))
+
+    def has_errors(self, parameters: Array) -> bool:
+        """Whether in some row with weight the one true class has not the largest logit, beyond rounding."""
+        at = self.unpack(parameters)
+        return bool(self.partitions.sum_over(sums.has_errors, *at, self.row_loss, by=np.logical_or))
 
     def pack(self, coef: Array, intercept: Array) -> Array:
         """W (C, D) and, if fitted, the intercept (C,) as one vector in the dtype of W."""
@@ -293,96 +292,3 @@ class Objective:
         else:
             coef = parameters[:split].reshape(self.num_scores, self.num_features)
         return coef, parameters[split:] if self.fit_intercept else np.zeros(self.num_scores, parameters.dtype)
-
-    def _in(self, dtype: Any) -> Self:
-        return self if self.dtype == dtype else self._copy(dtype)
-
-    def _copy(self, dtype: Any) -> Self:
-        other = copy(self)
-        for cached in ("_narrow", "transposed", "feature_moments", "_model"):
-            other.__dict__.pop(cached, None)
-        other.dtype = np.dtype(dtype)
-        return other
-
-    def _project(self, x: Any, weight: Array) -> Array:
-        """x @ weight; zeros without a product for sparse x and weight 0, where fits begin."""
-        if self.is_sparse and not weight.any():
-            return np.zeros((x.shape[0], weight.shape[1]), self.dtype)
-        scores: Array = cpu_sparse.product(x, weight) if self.is_sparse else x @ weight
-        return scores
-
-    def _pull_back(self, x: Any, dscores: Array) -> Array:
-        """dscoresᵀ X of a block, (C, D)."""
-        narrow = dscores.astype(self.dtype, copy=False)
-        if not self.is_sparse:
-            product: Array = narrow.T @ x
-            return product
-        if x.shape[0] < self.num_rows or self.transposed is None:
-            transposed: Array = x.T @ narrow
-            return transposed.T
-        return cpu_sparse.product(self.transposed, narrow).T
-
-    def _problem(self, scores: Array, target: Target) -> Problem:
-        return Problem(as_logits(scores), target, self.spec, "mean", self.divisor)
-
-    def _blocks(self) -> Iterator[tuple[Any, Target]]:
-        """(rows of X in the dtype of the products, their target)."""
-        size = SPARSE_BLOCK // self.num_scores if self.is_sparse else BLOCK // max(1, self.num_features)
-        size = max(1, size)
-        for start in range(0, self.num_rows, size):
-            rows = slice(start, start + size)
-            whole = size >= self.num_rows
-            x = self.features if whole else self.features[rows]
-            yield x.astype(self.dtype, copy=False), self.target if whole else _target_rows(self.target, rows)
-
-
-def _plus(total: Array | None, part: Array, like: Array) -> Array:
-    """``total + part`` in the dtype of ``like``; the first part is not copied."""
-    if total is None:
-        return part.astype(like.dtype, copy=False)
-    total += part
-    return total
-
-
-def _squared(x: Any) -> Any:
-    """x∘x, sharing the pattern of a CSR matrix."""
-    return x * x if isinstance(x, np.ndarray) else _with_entries(x, x.data**2)
-
-
-def _with_entries(x: Any, entries: Array) -> Any:
-    """A CSR matrix that shares the pattern of x."""
-    return type(x)((entries, x.indices, x.indptr), shape=x.shape)
-
-
-def as_logits(scores: Array) -> Array:
-    """(N, K) logits; one score is the logit of the second of two classes against 0."""
-    return scores if scores.shape[1] > 1 else np.pad(scores, ((0, 0), (1, 0)))
-
-
-def _dense_target(target: Target, rows: int, num_classes: int) -> Array:
-    """ω t (rows, K), with t = α e_y + β v."""
-    t = np.zeros((rows, num_classes))
-    if target.dense is not None:
-        t += target.beta * target.dense
-    if target.labels is not None:
-        t[np.arange(rows), target.labels] += target.alpha
-    return t if target.weight is None else t * target.weight[:, None]
-
-
-def row_mass(target: Target, rows: int) -> Array:
-    """ω m (rows,), with m = α + β V."""
-    mass = np.broadcast_to(np.asarray(target.alpha, np.float64), rows)
-    if target.dense is not None:
-        mass = mass + target.beta * target.dense.sum(-1)
-    return mass if target.weight is None else mass * target.weight
-
-
-def _target_rows(target: Target, rows: Any) -> Target:
-    """The target of ``rows``. ``total`` still describes all rows; an Objective divides by its own divisor."""
-    alpha, dense, weight = target.alpha, target.dense, target.weight
-    return target._replace(
-        labels=None if target.labels is None else target.labels[rows],
-        alpha=alpha[rows] if isinstance(alpha, np.ndarray) and alpha.ndim else alpha,
-        dense=dense[rows] if dense is not None and dense.ndim > 1 else dense,
-        weight=None if weight is None else weight[rows],
-    )

@@ -17,7 +17,8 @@ from xent.files.preprocess import Preprocessor, describe_surprises
 from xent.files.tables import DataError
 from xent.regression.estimator import SoftmaxRegression
 from xent.regression.model_file import Model
-from xent.regression.objective import Objective, as_logits
+from xent.regression.objective import Objective
+from xent.regression.partition_sums import as_logits
 from xent.report.data_checks import Finding, findings
 from xent.report.diagnosis import Diagnosis, Reason, Summary, diagnose, reasons, summarise
 
@@ -176,7 +177,7 @@ def _check_gradient(objective: Objective, seed: int) -> GradientCheck:
     """Check the gradient at random parameters, on as many rows and parameters as `CHECK_WORK` allows."""
     rng = np.random.default_rng(seed)
     rows, scores, parameters = objective.num_rows, objective.num_scores, objective.num_parameters
-    entries = objective.features.size / rows
+    entries = objective.totals.entries / rows
     point = rng.normal(0.0, 1 / math.sqrt(max(1.0, entries)), parameters)
     fewest, most = (min(parameters, each) for each in CHECK_PARAMETERS)
     of_row, of_parameters = (entries + EXPONENTIAL) * scores, 4 * parameters  # work of one evaluation

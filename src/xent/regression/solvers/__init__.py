@@ -2,7 +2,7 @@
 
 `lbfgs`, `newton_cg` and `sgd` are the solvers. They share `line_search`, `preconditioners` and `progress`,
 which counts steps and decides when to stop. `certificate` bounds the distance to the optimum, `separation`
-detects separable classes, `threads` limits thread pools.
+detects separable classes.
 """
 
 from __future__ import annotations
@@ -13,7 +13,6 @@ import numpy as np
 from sklearn.utils import check_random_state
 
 from xent.regression.objective import Objective
-from xent.regression.solvers.certificate import row_norm
 from xent.regression.solvers.lbfgs import lbfgs
 from xent.regression.solvers.line_search import Point, evaluate
 from xent.regression.solvers.newton_cg import newton_cg
@@ -21,12 +20,13 @@ from xent.regression.solvers.preconditioners import is_whitened
 from xent.regression.solvers.progress import OnStep, Progress
 from xent.regression.solvers.separation import separates
 from xent.regression.solvers.sgd import sgd
-from xent.regression.solvers.threads import few_threads
+from xent.regression.threads import few_threads
 
 Array = np.ndarray[Any, Any]
 
 LARGEST = 1e140  # root mean square norm of the rows above which squares of gradients overflow
-SAMPLED_ROWS = 100  # rows for each parameter, from which a fit starts at the optimum of a sample
+SAMPLED_ROWS = 10  # rows for each parameter in a sample, a tenth of the rows, at whose optimum a fit starts
+SAMPLED_ENTRIES = 1 << 26  # at most so many elements of X in it: 256 MiB of float32
 SOLVERS = ("auto", "lbfgs", "newton-cg", "sgd")
 
 
@@ -59,24 +59,30 @@ def minimise(
         expected = ", ".join(f'"{name}"' for name in SOLVERS)
         raise ValueError(f"`solver` must be one of {expected}; got {solver!r}")
     name = choose(objective) if solver == "auto" else solver
+    parts = len(objective.totals.rows)
+    if name == "sgd" and parts > 1:
+        raise ValueError(
+            '`solver` must be "auto", "lbfgs" or "newton-cg" for rows in several partitions, as "sgd" takes '
+            f'them in any order; got "sgd" and {parts} partitions'
+        )
     # Without a random_state two fits of the same data are equal, except with "sgd".
     random = check_random_state(0 if random_state is None and name != "sgd" else random_state)
     overflow = ValueError("the objective overflowed: bring the features to one scale (StandardScaler)")
-    if objective.features.dtype == np.float64 and not row_norm(objective) < LARGEST:
-        raise overflow
-    progress = Progress(objective, max_iter, tol, on_step)
-    with few_threads(objective.features.size, objective.num_scores), np.errstate(all="ignore"):
+    with few_threads(objective.totals.entries, objective.num_scores, parts), np.errstate(all="ignore"):
+        if objective.totals.dtype == np.float64 and not objective.row_norm() < LARGEST:
+            raise overflow
+        progress = Progress(objective, max_iter, tol, on_step)
         points = [evaluate(objective, start, progress)]
         start_value = points[0].value
         if name != "sgd" and max_iter and not start.any():
             points = [_optimum_of_a_sample(objective, points[0], name, progress, random)]
         del start  # free a vector of the length of the parameters early
         point = _RUN[name](objective, points.pop(), progress, random)
-    if not np.isfinite(point.value):
-        raise overflow
-    progress.evaluated(*point)  # the solver may have evaluated other points after this one
-    if not progress.ended and separates(objective, point.parameters):
-        progress.found_separable()
+        if not np.isfinite(point.value):
+            raise overflow
+        progress.evaluated(*point)  # the solver may have evaluated other points after this one
+        if not progress.ended and separates(objective, point.parameters):
+            progress.found_separable()
     gap = float(progress.gap) if objective.is_convex else None
     return Result(
         point.parameters, progress.steps, gap, name, _message(progress, objective, name), start_value
@@ -100,16 +106,17 @@ def choose(objective: Objective) -> str:
 def _optimum_of_a_sample(
     objective: Objective, start: Point, solver: str, progress: Progress, random: np.random.RandomState
 ) -> Point:
-    """The optimum of a tenth of the rows, as a start for all, if there are many rows for each parameter.
+    """The optimum of a sample, in memory, as a start for all rows, if there are many for each parameter.
 
     Returns ``start`` otherwise, and if the sample lacks a class: the intercept of that class would go to −∞,
     where the curvature is 0.
     """
-    few = objective.num_rows < SAMPLED_ROWS * max(500, objective.num_parameters)
+    one_of = max(10, -(-objective.totals.entries // SAMPLED_ENTRIES))
+    few = objective.num_rows // one_of < SAMPLED_ROWS * max(500, objective.num_parameters)
     if few or not objective.is_convex:
         return start
-    rows = np.sort(random.choice(objective.num_rows, objective.num_rows // 10, replace=False))
-    sample = objective.subset(rows, objective.divisor / 10)
+    rows = objective.draw(objective.num_rows // one_of, random)
+    sample = objective.subset(rows, objective.divisor / one_of)
     if not sample.target_moments()[0].min() > 0:
         return start
     rough = Progress(sample, max_iter=100, tol=1e-3, on_step=lambda params, value, gap: None)

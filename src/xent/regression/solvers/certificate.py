@@ -26,7 +26,8 @@ from typing import Any
 
 import numpy as np
 
-from xent.regression.objective import BLOCK, Objective
+from xent.regression.objective import Objective
+from xent.regression.partition_sums import norm
 
 Array = np.ndarray[Any, Any]
 
@@ -47,7 +48,7 @@ class Certificate:
         # Without a penalty: the ‖W‖ at which scores are one nat, and the part of ‖G‖ that may underflow.
         self.nat = self.lost = 0.0
         if not objective.alpha:
-            rows = row_norm(objective)
+            rows = objective.row_norm()
             self.nat = 1.0 / (rows or 1.0)
             self.lost = TINY * objective.num_rows * objective.num_parameters**0.5 * (1.0 + rows)
 
@@ -110,21 +111,3 @@ class Certificate:
                 r[-scores:, None] * feature_sums[part] - target_features[-scores:, part]
             )
         return (1 - tau) * entropy + tau * float(mass.sum()) * entropy_of_r
-
-
-def norm(x: Array) -> float:
-    """‖x‖, also if its square overflows or underflows."""
-    with np.errstate(over="ignore"):
-        squared = float(x @ x)
-    largest = 1.0
-    if not 1e-280 < squared < 1e300 and x.size:
-        largest = float(max(x.max(), -x.min())) or 1.0
-        squared = float((x / largest) @ (x / largest))
-    return float(largest * squared**0.5)
-
-
-def row_norm(objective: Objective) -> float:
-    """Root mean square norm of the rows of X."""
-    x = (objective.features.data if objective.is_sparse else objective.features).ravel()
-    parts = [norm(x[i : i + BLOCK].astype(np.float64, copy=False)) for i in range(0, x.size, BLOCK)]
-    return float(norm(np.array(parts)) / max(1, objective.num_rows) ** 0.5)

@@ -29,7 +29,7 @@ ROUNDED_TOL = 1e-6  # relative gap below which float32 products are too coarse
 def lbfgs(objective: Objective, point: Point, progress: Progress, random: np.random.RandomState) -> Point:
     """Step from ``point`` until ``progress`` ends, or no step lowers the objective; return the last point."""
     memory = Memory(objective, point.parameters, random)
-    function = objective.rounded if objective.features.dtype == np.float32 else objective
+    function = objective.rounded if objective.totals.dtype == np.float32 else objective
     polished = False
     while not progress.exhausted:
         exact = function is objective

@@ -51,16 +51,8 @@ def whitening(
     """
     width = objective.num_features + objective.fit_intercept
     rows = max(LEAST, ROWS * width, objective.num_rows // SHARE)
-    sample = objective
-    if rows < objective.num_rows:
-        chosen = np.sort(random.choice(objective.num_rows, rows, replace=False))
-        sample = objective.subset(chosen, objective.divisor * rows / objective.num_rows)
-    gram = np.zeros((objective.num_scores if by_class else 1, width, width))
-    for x, weight in sample.curvature(parameters):
-        roots = np.sqrt(weight if by_class else weight.mean(1, keepdims=True))
-        for of_class, root in zip(gram, roots.T[:, :, None], strict=True):
-            scaled = np.concatenate([x * root, root], 1) if objective.fit_intercept else x * root
-            of_class += scaled.T @ scaled
+    sample = objective.draw(rows, random) if rows < objective.num_rows else None
+    gram = objective.gram(parameters, by_class, sample)
     size = np.einsum("kii->ki", gram)  # a view
     size[:, : objective.num_features] += objective.alpha
     # Scale the diagonal to 1 before FLOOR is added, so that FLOOR does not hide features of a small scale.
@@ -106,8 +98,8 @@ def diagonal(objective: Objective, parameters: Array) -> Preconditioner:
     for which plain Jacobi needs 20 and 42.
     """
     mean, variance = objective.feature_moments
-    curvature = sum(weight.sum(0) for _, weight in objective.rounded.curvature(parameters))
-    curvature[curvature <= 0] = 1.0
+    curvature = objective.rounded.score_curvature(parameters)
+    curvature = np.where(curvature > 0, curvature, 1.0)
     dtype = objective.rounded.dtype
     inverse, _ = objective.unpack(np.empty(objective.num_parameters, dtype))
     np.multiply(curvature[:, None], variance, out=inverse, casting="same_kind")

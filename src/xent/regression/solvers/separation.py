@@ -8,7 +8,8 @@ import numpy as np
 
 from xent.core import head
 from xent.core.contract import RowStats
-from xent.regression.objective import Objective, row_mass
+from xent.core.target import Target
+from xent.regression.objective import Objective
 
 Array = np.ndarray[Any, Any]
 
@@ -19,32 +20,17 @@ def least_error(objective: Objective) -> float:
     A lower objective proves that the classes are separable. Returns 0 if there is a minimum in any case:
     with a penalty, or if a row has several classes.
     """
-    target, spec = objective.target, objective.spec
-    if objective.alpha or spec.softcap is not None or spec.z_loss or not _has_one_class_a_row(objective):
+    spec = objective.spec
+    if objective.alpha or spec.softcap is not None or spec.z_loss:
         return 0.0
-    row = target._replace(labels=np.zeros(1, np.int64), alpha=1.0, dense=None, weight=None)
+    mass = objective.least_mass_of_one_class()
+    if not mass:
+        return 0.0
+    row = Target(np.zeros(1, np.int64), 1.0, None, 0.0, None, 1, 1)
     loss = float(head.row_losses(RowStats(log_prob=np.log([0.5])), row, spec, np)[0])
-    mass = row_mass(target, objective.num_rows)
-    return loss * float(mass[mass > 0].min()) / objective.divisor
+    return loss * mass / objective.divisor
 
 
 def separates(objective: Objective, parameters: Array) -> bool:
     """Whether in every row with weight the logit of the true class is the largest, beyond rounding."""
-    if not least_error(objective):
-        return False
-    for x, target, logits in objective.logits(parameters):
-        own = target.labels if target.dense is None else target.dense.argmax(1)
-        rows = np.arange(x.shape[0])
-        above = logits[rows, own]
-        noise = 1e-12 * np.abs(logits).max(1)
-        logits[rows, own] = -np.inf
-        if not (above > logits.max(1) + noise)[row_mass(target, len(rows)) > 0].all():
-            return False
-    return True
-
-
-def _has_one_class_a_row(objective: Objective) -> bool:
-    dense = objective.target.dense
-    if dense is None:
-        return True
-    return objective.target.labels is None and bool((np.count_nonzero(dense, axis=1) <= 1).all())
+    return bool(least_error(objective)) and not objective.has_errors(parameters)

@@ -8,6 +8,7 @@ import numpy as np
 from sklearn.utils import check_random_state
 
 from xent.regression.objective import Objective
+from xent.regression.partitions import Partition
 from xent.regression.solvers.line_search import Point, evaluate, step_of_intercept
 from xent.regression.solvers.progress import Progress
 
@@ -75,18 +76,24 @@ def one_pass(
 
 def _smoothness(objective: Objective) -> float:
     """Curvature of a mini-batch: the mean of ‖Σωxxᵀ/D‖ and its bound from the largest ω‖x‖², plus alpha."""
-    X, target = objective.features, objective.target
+    bound = objective.partitions.sum_over(_smoothness_of_rows, objective.divisor, objective.fit_intercept)
+    return float(bound) + objective.alpha
+
+
+def _smoothness_of_rows(partition: Partition, divisor: float, fit_intercept: bool) -> float:
+    """The same without alpha, for the only partition."""
+    X, target = partition.features, partition.target
     weight = target.alpha + (0.0 if target.dense is None else target.beta * target.dense.sum(-1))
     if target.weight is not None:
         weight = weight * target.weight
-    weight = weight / objective.divisor
-    bias = float(objective.fit_intercept)
-    v = np.ones(objective.num_features + 1)
+    weight = weight / divisor
+    bias = float(fit_intercept)
+    v = np.ones(X.shape[1] + 1)
     for _ in range(10):  # power iteration, a lower bound
         v /= np.linalg.norm(v) or 1.0
         u = weight * (X @ v[:-1] + bias * v[-1])
         v = np.append(X.T @ u, bias * u.sum())
-    squares = X.multiply(X).sum(axis=1) if objective.is_sparse else np.einsum("nd,nd->n", X, X)
+    squares = X.multiply(X).sum(axis=1) if partition.is_sparse else np.einsum("nd,nd->n", X, X)
     rows = weight * (np.asarray(squares, np.float64).ravel() + bias)
     largest = float(rows.max()) * len(rows) / min(BATCH, len(rows))
-    return 0.5 * (float(np.linalg.norm(v)) + largest) + objective.alpha
+    return 0.5 * (float(np.linalg.norm(v)) + largest)
