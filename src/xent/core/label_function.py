@@ -66,13 +66,12 @@ def _focal(x: Array, gamma: float, xp: Any) -> Array:
     impossible = x == -xp.inf
     finite = xp.where(impossible, -1.0, x)
     q = -xp.expm1(finite)
-    f = -xp.where(q == 0, 0.0, xp.where(q == 0, 1.0, q) ** gamma) * finite
-    return xp.where(impossible, -x, f)
+    return xp.where(impossible, -x, -_power(q, gamma, xp) * finite)
 
 
 def _focal_slope(x: Array, gamma: float, xp: Any) -> Array:
     q, ph = _focal_terms(x, xp)
-    return q**gamma * (gamma * ph - 1.0)
+    return _power(q, gamma, xp) * (gamma * ph - 1.0)
 
 
 def _focal_curvature(x: Array, gamma: float, xp: Any) -> Array:
@@ -80,12 +79,16 @@ def _focal_curvature(x: Array, gamma: float, xp: Any) -> Array:
     p = xp.exp(x)
     px = xp.where(p == 0, 0.0, p * xp.where(p == 0, 0.0, x))
     # At q = 0 every use of f'' is multiplied by (e_y − p) = 0, so its pole for γ < 1 counts as 0.
-    power = xp.where(q == 0, 0.0, xp.where(q == 0, 1.0, q) ** (gamma - 1.0))
-    return gamma * power * (2.0 * p + px - (gamma - 1.0) * p * ph)
+    return gamma * _power(q, gamma - 1.0, xp) * (2.0 * p + px - (gamma - 1.0) * p * ph)
 
 
 def _focal_terms(x: Array, xp: Any) -> tuple[Array, Array]:
     """(q, p h), with their limits at x = 0 and x = −inf."""
-    q = -xp.expm1(x)
-    h = xp.where(q == 0, -1.0, x / xp.where(q == 0, 1.0, q))
-    return q, xp.where(x == -xp.inf, 0.0, xp.exp(x) * xp.where(x == -xp.inf, 0.0, h))
+    q, impossible = -xp.expm1(x), x == -xp.inf
+    h = xp.where(q == 0, -1.0, xp.where(impossible, -1.0, x) / xp.where(q == 0, 1.0, q))
+    return q, xp.where(impossible, 0.0, xp.exp(x) * h)
+
+
+def _power(q: Array, exponent: float, xp: Any) -> Array:
+    """q to a power, 0 with derivatives 0 at q = 0."""
+    return xp.where(q == 0, 0.0, xp.where(q == 0, 1.0, q) ** exponent)
