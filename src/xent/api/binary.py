@@ -32,7 +32,8 @@ def binary_cross_entropy(
 
     Parameters
     ----------
-    logits : (...) array of float64, float32, float16 or bfloat16
+    logits : (...) array, torch.Tensor or jax.Array, of float64, float32, float16 or bfloat16
+        For a JAX array the loss is that of `xent.jax.binary_cross_entropy`, which can be traced.
     targets : (...) integers or booleans in {0, 1}, or floats in [0, 1]
         Options that need labels (``focal_gamma``, ``poly1_epsilon``) take floats of 0 and 1. Elements equal
         to ``ignore_index``, also as floats, count nowhere.
@@ -68,6 +69,12 @@ def binary_cross_entropy(
         return api.binary_cross_entropy(
             logits, targets, pos_weight, alpha, reduction, denominator, validate, options
         )
+    if checks.is_jax_array(logits):
+        from xent import jax
+
+        given = {"pos_weight": pos_weight, "alpha": alpha, "reduction": reduction, **options}
+        check = None if validate else False
+        return jax.binary_cross_entropy(logits, targets, denominator=denominator, validate=check, **given)
     return _run(logits, targets, pos_weight, alpha, reduction, denominator, validate, options, None)
 
 

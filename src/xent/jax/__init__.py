@@ -1,8 +1,9 @@
 """xent for JAX: the loss and its statistics, traceable, with derivatives of every order in every mode.
 
 `functional` is what users call; `arguments` and `targets` check and convert what they pass; `dense` is the
-loss of logits; `softmax` is the softmax whose derivatives keep the tail; `kernels` has the two ways to the
-row statistics; `derivatives` makes first derivatives come with the value.
+loss of logits; `binary` is that of single logits, with the functions of `sigmoid`; `softmax` is the softmax
+whose derivatives keep the tail; `kernels` has the two ways to the row statistics; `derivatives` makes first
+derivatives come with the value.
 """
 
 from __future__ import annotations
@@ -23,10 +24,12 @@ def _require_jax() -> None:
 
 _require_jax()
 
+from xent.jax.binary import binary_cross_entropy  # noqa: E402
 from xent.jax.functional import cross_entropy, row_statistics  # noqa: E402
 from xent.jax.softmax import log_softmax, logsumexp, softmax  # noqa: E402
 
 __all__ = [
+    "binary_cross_entropy",
     "cross_entropy",
     "log_softmax",
     "logsumexp",

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from xent.core.spec import as_index
+from xent.core.target import divisor
 from xent.engine import checks
 
 Array = Any
@@ -79,6 +80,16 @@ def as_denominator(value: Any) -> Any:
             checks.as_denominator(np.asarray(value))
         return value
     return checks.as_denominator(value)
+
+
+def split_denominator(value: Any, reduction: str) -> tuple[str | None, Any]:
+    """(None, "rows" or "number"; the number, or None): what is static of ``denominator`` and what is not."""
+    denominator = as_denominator(value)
+    if reduction != "mean":
+        divisor(0, 0, reduction, denominator)  # raises for a denominator
+    if denominator is None or isinstance(denominator, str):
+        return denominator, None
+    return "number", denominator
 
 
 def is_known(*arrays: Any) -> bool:

@@ -19,11 +19,22 @@ from xent.jax.derivatives import with_gradient
 Array = Any
 
 
-def loss(logits: Array, target: Target, spec: LossSpec, reduction: str, scale: Array | float) -> Array:
-    """Equation (4) with ``scale`` = 1/D, or the loss of each row, (...), for ``reduction`` "none"."""
-    rest, rebuild = split_arrays((target, scale))
+def loss(
+    logits: Array,
+    target: Target,
+    spec: LossSpec,
+    reduction: str,
+    scale: Array | float,
+    formulas: Any = None,
+) -> Array:
+    """Equation (4) with ``scale`` = 1/D, or the loss of each row, (...), for ``reduction`` "none".
+
+    ``formulas`` are the kernels of rows of another shape than (..., K), in operations that JAX
+    differentiates.
+    """
     # Half of float16's range would be lost to 1/D; the other dtypes take it before the gradient is rounded.
     is_scaled_late = logits.dtype == jnp.float16 and reduction != "none"
+    rest, rebuild = split_arrays((target, 1.0 if is_scaled_late else scale))
 
     def evaluate(is_formula: bool) -> Callable[..., Any]:
         def value_and_grads(
@@ -32,11 +43,11 @@ def loss(logits: Array, target: Target, spec: LossSpec, reduction: str, scale: A
             (z,), (measure, factor) = main, rebuild(rest)
             if is_formula:
                 z = without_silent_rows(z, measure, spec)
-            row_kernels: Any = kernels.Formulas if is_formula else kernels.choose(z)
+            row_kernels: Any = formulas or (kernels.Formulas if is_formula else kernels.choose(z))
             problem = Problem(z, measure, spec, "none", 1.0, row_kernels, jnp)
             if not any(wanted):
                 return reduced(problem.row_losses(problem.stats()), factor), [None]
-            stats, dlogits = problem.stats_and_grad(1.0 if is_scaled_late else factor, None)
+            stats, dlogits = problem.stats_and_grad(factor, None)
             return reduced(problem.row_losses(stats), factor), [dlogits]
 
         return value_and_grads
@@ -45,7 +56,8 @@ def loss(logits: Array, target: Target, spec: LossSpec, reduction: str, scale: A
         return losses if reduction == "none" else head.multiply(factor, sum_of_rows(losses), jnp)
 
     function = with_gradient(evaluate(False), evaluate(True))
-    return function([logits], rest)
+    value = function([logits], rest)
+    return head.multiply(scale, value, jnp) if is_scaled_late else value
 
 
 def scale_of(target: Target, reduction: str, denominator: Any, dtype: Any) -> Array | float:
@@ -74,7 +86,8 @@ def split_arrays(tree: Any) -> tuple[list[Array], Callable[[list[Array]], Any]]:
 def without_silent_rows(logits: Array, target: Target, spec: LossSpec) -> Array:
     """The logits with 0 in rows that do not count, whose derivatives could be 0·NaN."""
     silent = head.silent_rows(target, spec, jnp)
-    if silent is None or target.labels is not None:  # of labels, silent ones are negative
+    # Silent labels are negative; elements of a binary loss are replaced before it.
+    if silent is None or target.labels is not None or silent.ndim == logits.ndim:
         return logits
     return jnp.where(silent[..., None], 0, logits)
 

@@ -11,7 +11,6 @@ import jax.numpy as jnp
 
 from xent.core.contract import RowStatistics
 from xent.core.spec import LossSpec, Options, require_reduction, with_options
-from xent.core.target import divisor
 from xent.engine import row_columns
 from xent.jax import arguments, dense
 from xent.jax.kernels import Formulas
@@ -82,13 +81,9 @@ def cross_entropy(
     spec, class_weight, sample_weight = LossSpec.from_options(options)
     z = arguments.as_logits(logits)
     batch = Batch.checked(z, targets, axis, where, class_weight, sample_weight, spec, validate)
-    denominator = arguments.as_denominator(denominator)
-    if reduction != "mean":
-        divisor(0, 0, reduction, denominator)  # raises for a denominator
-    by_name = denominator if denominator is None or isinstance(denominator, str) else "number"
-    number = denominator if by_name == "number" else None
+    by, number = arguments.split_denominator(denominator, reduction)
     axis = arguments.checked_axis(axis, z.shape)
-    return _cross_entropy(z, batch, number, axis=axis, spec=spec, reduction=reduction, denominator=by_name)
+    return _cross_entropy(z, batch, number, axis=axis, spec=spec, reduction=reduction, denominator=by)
 
 
 @partial(jax.jit, static_argnames=("axis", "spec", "reduction", "denominator"))
