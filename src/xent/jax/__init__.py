@@ -3,7 +3,7 @@
 `functional` is what users call; `arguments` and `targets` check and convert what they pass; `dense` is the
 loss of logits; `binary` is that of single logits, with the functions of `sigmoid`; `softmax` is the softmax
 whose derivatives keep the tail; `kernels` has the two ways to the row statistics; `derivatives` makes first
-derivatives come with the value.
+derivatives come with the value; `optax` has optax's names.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ def _require_jax() -> None:
 
 _require_jax()
 
+from xent.jax import optax  # noqa: E402
 from xent.jax.binary import binary_cross_entropy  # noqa: E402
 from xent.jax.functional import cross_entropy, row_statistics  # noqa: E402
 from xent.jax.softmax import log_softmax, logsumexp, softmax  # noqa: E402
@@ -33,6 +34,7 @@ __all__ = [
     "cross_entropy",
     "log_softmax",
     "logsumexp",
+    "optax",
     "row_statistics",
     "softmax",
 ]
