@@ -14,7 +14,7 @@ from xent.command.cli import main
 from xent.core.spec import OPTIONS_DOC, LossSpec
 
 ROOT = Path(__file__).parents[1]
-NEEDS = {"README.md": ("sklearn", "torch"), "docs/differences.md": ("torch",)}
+NEEDS = {"README.md": ("sklearn", "torch"), "docs/differences.md": ("torch", "jax", "optax")}
 
 
 def blocks(page: str, language: str) -> list[str]:

@@ -49,9 +49,8 @@ def softmax_cross_entropy(logits: Any, labels: Any, axis: Axes = -1, where: Any 
     Examples
     --------
     >>> import jax.numpy as jnp, xent.jax
-    >>> q = jnp.array([[0.0, 1.0, 0.0]])
-    >>> xent.jax.optax.softmax_cross_entropy(jnp.array([[2.0, 3.0, 4.0]]), q).round(4)
-    Array([1.4076], dtype=float32)
+    >>> xent.jax.optax.softmax_cross_entropy(jnp.zeros((1, 2)), jnp.array([[0.0, 1.0]])).round(4)
+    Array([0.6931], dtype=float32)
     """
     z, q, mask = _distributions(logits, labels, axis, where)
     return functional.cross_entropy(z, q, where=mask, reduction="none", validate=False)
@@ -85,9 +84,9 @@ def softmax_cross_entropy_with_integer_labels(
     Examples
     --------
     >>> import jax.numpy as jnp, xent.jax
-    >>> logits = jnp.array([[2.0, 3.0, 4.0]])
+    >>> logits = jnp.zeros((1, 2))
     >>> xent.jax.optax.softmax_cross_entropy_with_integer_labels(logits, jnp.array([1])).round(4)
-    Array([1.4076], dtype=float32)
+    Array([0.6931], dtype=float32)
     """
     z, y = arguments.as_logits(logits), arguments.as_array(labels, "labels")
     if not jnp.issubdtype(y.dtype, jnp.integer):
@@ -124,9 +123,8 @@ def poly_loss_cross_entropy(
     `softmax_cross_entropy`; ``epsilon``, a number or 0-d array, may be traced.
 
     >>> import jax.numpy as jnp, xent.jax
-    >>> q = jnp.array([0.0, 1.0, 0.0])
-    >>> xent.jax.optax.poly_loss_cross_entropy(jnp.array([2.0, 3.0, 4.0]), q).round(4)
-    Array(2.9181, dtype=float32)
+    >>> xent.jax.optax.poly_loss_cross_entropy(jnp.zeros(2), jnp.array([0.0, 1.0])).round(4)
+    Array(1.6931, dtype=float32)
     """
     z, q, mask = _distributions(logits, labels, axis, where)
     z, q = _masked(z.astype(q.dtype), q, mask)
