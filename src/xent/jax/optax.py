@@ -360,9 +360,8 @@ def _as_mask(where: Any, shape: tuple[int, ...], axes: tuple[int, ...]) -> Array
 
 
 def _masked(logits: Array, labels: Array, mask: Array | None) -> tuple[Array, Array]:
-    """Both without the classes that are left out; all 0 in a row without classes."""
+    """Both without the classes that are left out."""
     if mask is None:
         return logits, labels
     classes = mask if mask.ndim == logits.ndim else mask[..., None]
-    excluded = jnp.where(classes.any(-1, keepdims=True), -jnp.inf, 0)
-    return jnp.where(classes, logits, excluded), jnp.where(classes, labels, 0)
+    return jnp.where(classes, logits, -jnp.inf), jnp.where(classes, labels, 0)
