@@ -84,6 +84,21 @@ def linear_cross_entropy(
         return api.linear_cross_entropy(
             inputs, weight, targets, bias, reduction, denominator, validate, shift, chunk_bytes, options
         )
+    if checks.is_jax_array(inputs):
+        from xent import jax
+
+        return jax.linear_cross_entropy(
+            inputs,
+            weight,
+            targets,
+            bias=bias,
+            reduction=reduction,
+            denominator=denominator,
+            validate=None if validate else False,
+            shift=shift,
+            chunk_bytes=chunk_bytes,
+            **options,
+        )
     x, w, b = _as_operands(inputs, weight, bias)
     problem = _LinearProblem(x, w, targets, shift, reduction, denominator, validate, options)
     losses, _ = problem.project(w, b, chunk_bytes).sweep(problem.evaluate_chunk)
@@ -194,6 +209,22 @@ def linear_row_statistics(
         from xent.torch.linear import statistics as linear_statistics
 
         return linear_statistics.linear_row_statistics(
+            inputs,
+            weight,
+            labels,
+            bias=bias,
+            ignore_index=ignore_index,
+            softcap=softcap,
+            temperature=temperature,
+            validate=None if validate else False,
+            shift=shift,
+            chunk_bytes=chunk_bytes,
+            want=want,
+        )
+    if checks.is_jax_array(inputs):
+        from xent import jax
+
+        return jax.linear_row_statistics(
             inputs,
             weight,
             labels,

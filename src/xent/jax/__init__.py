@@ -27,11 +27,17 @@ _require_jax()
 from xent.jax import optax  # noqa: E402
 from xent.jax.binary import binary_cross_entropy  # noqa: E402
 from xent.jax.functional import cross_entropy, row_statistics  # noqa: E402
+from xent.jax.linear.divergence import linear_kl_divergence  # noqa: E402
+from xent.jax.linear.loss import linear_cross_entropy  # noqa: E402
+from xent.jax.linear.statistics import linear_row_statistics  # noqa: E402
 from xent.jax.softmax import log_softmax, logsumexp, softmax  # noqa: E402
 
 __all__ = [
     "binary_cross_entropy",
     "cross_entropy",
+    "linear_cross_entropy",
+    "linear_kl_divergence",
+    "linear_row_statistics",
     "log_softmax",
     "logsumexp",
     "optax",

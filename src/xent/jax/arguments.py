@@ -40,6 +40,14 @@ def as_logits(x: Any, name: str = "logits") -> Array:
     return array
 
 
+def as_labels(x: Any, name: str = "labels") -> Array:
+    """``x`` as an array of integers."""
+    array = as_array(x, name)
+    if not jnp.issubdtype(array.dtype, jnp.integer):
+        raise TypeError(f"`{name}` must have an integer dtype; got {array.dtype}")
+    return array
+
+
 def loss_dtype(logits: Array) -> Any:
     """float64 for float64 logits, float32 for all others (docs/differences.md, 3)."""
     return logits.dtype if logits.dtype == np.float64 else jnp.dtype(np.float32)

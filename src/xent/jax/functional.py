@@ -151,9 +151,7 @@ def row_statistics(
     axis = arguments.checked_axis(axis, z.shape)
     y = None
     if labels is not None:
-        y = arguments.as_array(labels, "labels")
-        if not jnp.issubdtype(y.dtype, jnp.integer):
-            raise TypeError(f"`labels` must have an integer dtype; got {y.dtype}")
+        y = arguments.as_labels(labels)
         y = Batch.checked(z, y, axis, None, None, None, spec, validate, "labels").targets
     return _row_statistics(z, y, axis=axis, spec=spec, wanted=wanted)
 

@@ -39,9 +39,12 @@ class Batch(NamedTuple):
         validate: bool | None,
         name: str = "targets",
     ) -> Batch:
-        """Raise for shapes and dtypes, and for values if they are known and `arguments.is_checked`."""
-        axis = arguments.checked_axis(axis, logits.shape)
-        shape = jnp.moveaxis(logits, axis, -1).shape
+        """Raise for shapes and dtypes, and for values if they are known and `arguments.is_checked`.
+
+        Of the logits only shape and dtype are read.
+        """
+        axis = arguments.checked_axis(axis, logits.shape) % len(logits.shape)
+        shape = (*logits.shape[:axis], *logits.shape[axis + 1 :], logits.shape[axis])
         dtype = arguments.loss_dtype(logits)
         y = arguments.as_array(targets, name)
         require_fit(y, logits.shape, shape[:-1], name)

@@ -1,0 +1,200 @@
+"""The cross-entropy of the logits of a linear layer, which are never whole."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any, NamedTuple, Unpack
+
+import jax
+import jax.numpy as jnp
+
+from xent.core import head
+from xent.core.spec import LossSpec, Options, require_reduction, with_options
+from xent.core.target import Target, divisor
+from xent.engine.batch_loss import Problem
+from xent.jax import arguments, dense
+from xent.jax.kernels import Formulas, choose
+from xent.jax.linear import batches
+from xent.jax.linear.batches import Plan
+from xent.jax.linear.chunked import loss_sum, row_values
+from xent.jax.linear.layers import Layer, as_form, as_layer, sum_dtype
+from xent.jax.targets import Batch, as_target
+
+Array = Any
+
+
+@with_options()
+def linear_cross_entropy(
+    inputs: Any,
+    weight: Any,
+    targets: Any,
+    *,
+    bias: Any = None,
+    class_axis: int = 0,
+    where: Any = None,
+    reduction: str = "mean",
+    denominator: Any = None,
+    validate: bool | None = None,
+    shift: int = 0,
+    chunk_bytes: int | None = None,
+    logits_dtype: Any = None,
+    **options: Unpack[Options],
+) -> Array:
+    """Cross-entropy of the logits ``inputs @ weight.T + bias``, in nats, without the matrix of logits.
+
+    A mean or a sum takes three products with its gradients, and one without; "none" takes four. Nothing of
+    the size of rows × classes is kept for derivatives of any order.
+
+    Parameters
+    ----------
+    inputs : (..., D) jax.Array of float64, float32, float16 or bfloat16
+        May be traced, as may all arrays.
+    weight : (K, D) array, or (D, K) with ``class_axis=1``
+    targets : (...) integers, or (..., K) floats
+        As for `cross_entropy`.
+    bias : (K,) array, default None
+    class_axis : {0, 1}, default 0
+        The axis of the classes in ``weight``: 0 for an embedding or ``torch.nn.Linear``, 1 for the kernel of
+        a ``flax`` ``Dense``.
+    where : (...) booleans, default None
+        Rows to leave out where it is False.
+    reduction, denominator, validate
+        As for `cross_entropy`.
+    shift : int, default 0
+        Inputs at position t predict the targets (and ``where`` and ``sample_weight``) at t + ``shift`` of
+        the last row axis: the loss of ``inputs[..., :-shift, :]`` and ``targets[..., shift:]``.
+    chunk_bytes : int, default None
+        Memory for the logits of one chunk, which has at least one row. None: on
+        the CPU a tenth of all logits, but at least 8 MiB and at most 256 MiB; elsewhere 1 GiB.
+    logits_dtype : dtype, default None
+        Of the product that gives the logits: float32 (the default; float64 for float64 operands), or the
+        dtype of operands of half precision. The products of the gradients have operands of half precision
+        and float32 sums either way.
+
+    OPTIONS
+
+    Returns
+    -------
+    loss : float64 scalar or array for float64 inputs, float32 for all others
+        As for `cross_entropy` of the logits; for "none" (...), shorter by ``shift`` on the last axis.
+
+    Raises
+    ------
+    TypeError, ValueError
+        As for `cross_entropy`, and for shapes or dtypes that do not go together.
+
+    Notes
+    -----
+    Each chunk has every n-th row. Of rows that are split over devices, `jax.shard_map` adds the gradients in
+    the weight once; without it XLA adds them once for each chunk.
+
+    Examples
+    --------
+    >>> import jax, jax.numpy as jnp, xent.jax
+    >>> x, w = jnp.array([[1.0, 0.0]]), jnp.array([[2.0, 0.0], [3.0, 0.0], [4.0, 0.0]])
+    >>> xent.jax.linear_cross_entropy(x, w, jnp.array([1])).round(4)
+    Array(1.4076, dtype=float32)
+    >>> xent.jax.linear_cross_entropy(x, w.T, jnp.array([1]), class_axis=1).round(4)
+    Array(1.4076, dtype=float32)
+    """
+    require_reduction(reduction)
+    spec, class_weight, sample_weight = LossSpec.from_options(options)
+    layer = as_layer(inputs, weight, bias, class_axis)
+    form = as_form(class_axis, logits_dtype, layer.inputs.dtype)
+    batch = batches.checked(layer, form, targets, where, class_weight, sample_weight, spec, validate)
+    plan = batches.as_plan(form, shift, chunk_bytes, layer)
+    by_name, number = split_denominator(reduction, denominator)
+    static = {"plan": plan, "spec": spec, "reduction": reduction, "denominator": by_name}
+    return _linear_cross_entropy(layer, batch, number, **static)
+
+
+def split_denominator(reduction: str, denominator: Any) -> tuple[str | None, Any]:
+    """(None, "rows" or "number"; the number or None) of a checked denominator."""
+    value = arguments.as_denominator(denominator)
+    if reduction != "mean":
+        divisor(0, 0, reduction, value)  # raises for a denominator
+    return (value, None) if value is None or isinstance(value, str) else ("number", value)
+
+
+@partial(jax.jit, static_argnames=("plan", "spec", "reduction", "denominator"))
+def _linear_cross_entropy(
+    layer: Layer,
+    batch: Batch,
+    number: Array | float | None,
+    *,
+    plan: Plan,
+    spec: LossSpec,
+    reduction: str,
+    denominator: str | None,
+) -> Array:
+    rows = batches.flat_rows(layer, batch, plan)
+    losses = LossOfRows(spec, plan.form.num_classes(layer), sum_dtype(layer.inputs))
+    shared = batch.class_weight
+    if reduction == "none":
+        values = row_values(
+            losses.derivable, [rows.layer], rows.batch, shared, losses.silent, plan.form, rows.chunk_rows
+        )
+        return rows.unflat(values)
+    measure = losses.target(rows.batch, shared)
+    divide_by = number if denominator == "number" else denominator
+    scale = dense.scale_of(measure, reduction, divide_by, losses.dtype)
+    total = loss_sum([rows.layer], rows.batch, shared, losses, plan.form, rows.chunk_rows)
+    # 1/D last: before it, it could take the gradients of float16 out of range.
+    return head.multiply(scale, total, jnp)
+
+
+class LossOfRows(NamedTuple):
+    """Equation (1) of the rows of a chunk: `chunked.RowLosses`; ``rows`` is a `Batch`."""
+
+    spec: LossSpec
+    num_classes: int
+    dtype: Any
+
+    def target(self, rows: Batch, class_weight: Array | None) -> Target:
+        """The measure of the rows."""
+        return as_target(
+            rows.targets,
+            self.num_classes,
+            self.spec,
+            class_weight,
+            rows.sample_weight,
+            rows.where,
+            self.dtype,
+        )
+
+    def silent(self, rows: Batch, class_weight: Array | None) -> Array | None:
+        """Rows that are ignored, left out or of weight 0."""
+        measure = self.target(rows, class_weight)
+        return measure.labels < 0 if measure.labels is not None else head.silent_rows(measure, self.spec, jnp)
+
+    def losses(self, logits: list[Array], rows: Batch, class_weight: Array | None, is_formula: bool) -> Array:
+        """ℓ (M,)."""
+        problem = self._problem(logits, rows, class_weight, is_formula)
+        return problem.row_losses(problem.stats())
+
+    def losses_and_grads(
+        self,
+        logits: list[Array],
+        rows: Batch,
+        class_weight: Array | None,
+        wanted: list[bool],
+        is_formula: bool,
+    ) -> tuple[Array, list[Array]]:
+        """ℓ (M,) and equation (2)."""
+        problem = self._problem(logits, rows, class_weight, is_formula)
+        stats, dlogits = problem.stats_and_grad(1.0, None)
+        return problem.row_losses(stats), [dlogits]
+
+    def derivable(self, logits: list[Array], rows: Batch, class_weight: Array | None) -> Array:
+        """ℓ (M,), differentiated as the loss of logits is."""
+        (z,) = logits
+        return dense.loss(z, self.target(rows, class_weight), self.spec, "none", 1.0)
+
+    def _problem(
+        self, logits: list[Array], rows: Batch, class_weight: Array | None, is_formula: bool
+    ) -> Problem:
+        (z,), measure = logits, self.target(rows, class_weight)
+        if is_formula:
+            z = dense.without_silent_rows(z, measure, self.spec)
+        kernels: Any = Formulas if is_formula else choose(z)
+        return Problem(z, measure, self.spec, "none", 1.0, kernels, jnp)
