@@ -20,18 +20,28 @@ class Softmax:
     All results are 0 in a row with a negative label, which is not read, and NaN in a row with a label ≥ K.
     """
 
-    def __init__(self, logits: Array, labels: Array, dense: Array, link: Link, xp: Any) -> None:
+    def __init__(
+        self,
+        logits: Array,
+        labels: Array,
+        dense: Array,
+        link: Link,
+        xp: Any,
+        num_classes: int | None = None,
+    ) -> None:
+        """``num_classes`` is K where the logits of these rows are not all here."""
         self.xp, self.link, self.labels = xp, link, labels
+        num_classes = logits.shape[-1] if num_classes is None else num_classes
         self.is_read: Array = None
         if labels is not None:
             self.is_read = labels >= 0
-            in_range = self.is_read & (labels < logits.shape[-1])
+            in_range = self.is_read & (labels < num_classes)
             self.index = xp.where(in_range, labels, 0)[..., None]
             if dense is not None and dense.ndim > 1:
                 dense = xp.where(self.is_read[..., None], dense, 0.0)
-        self.logits = read_logits(logits, labels, xp)
+        self.logits = read_logits(logits, labels, xp, num_classes)
         self.dense = dense
-        self.dense_sum: Array = None if dense is None else dense.sum(-1)[..., None]  # V (..., 1)
+        self.dense_sum: Array = None if dense is None else self._class_sum(dense)  # V (..., 1)
         self.log_p = self._log_softmax(link.value(self.logits, xp))
         self.p = xp.exp(self.log_p)
 
@@ -138,7 +148,7 @@ class Softmax:
 
     def _dense_residual(self) -> Array:
         """v − V·p, without cancellation at the class of the largest p, the only one that may exceed 1/2."""
-        largest = self.xp.argmax(self.log_p, -1)[..., None]
+        largest = self._likeliest()
         dense = self._take_class(self.xp.broadcast_to(self.dense, self.p.shape), largest)
         exact = mass_residual(dense, self.dense_sum, self._take_class(self.log_p, largest), self.xp)
         return self._replace_class(self.dense - self.dense_sum * self.p, largest, exact)
@@ -167,7 +177,15 @@ class Softmax:
 
     def _dot(self, a: Array, b: Array) -> Array:
         """⟨a, b⟩ over classes; a term with a = 0 is 0."""
-        return multiply(a, b, self.xp).sum(-1)
+        return self._class_sum(multiply(a, b, self.xp))[..., 0]
+
+    def _class_sum(self, x: Array) -> Array:
+        """Σ over classes (..., 1)."""
+        return x.sum(-1)[..., None]
+
+    def _likeliest(self) -> Array:
+        """A class of the largest p (..., 1)."""
+        return self.xp.argmax(self.log_p, -1)[..., None]
 
     def _take_class(self, x: Array, index: Array) -> Array:
         """``x`` at one class of each row, ``index (..., 1)``."""
@@ -192,11 +210,11 @@ class Softmax:
         return x if self.is_read is None else self.xp.where(self.is_read[..., None], x, 0.0)
 
 
-def read_logits(logits: Array, labels: Array, xp: Any) -> Array:
+def read_logits(logits: Array, labels: Array, xp: Any, num_classes: int | None = None) -> Array:
     """The logits with 0 in rows of a negative label, whose derivative could be 0·NaN, and NaN for one ≥ K."""
     if labels is None:
         return logits
-    in_range = (labels >= 0) & (labels < logits.shape[-1])
+    in_range = (labels >= 0) & (labels < (logits.shape[-1] if num_classes is None else num_classes))
     return xp.where(in_range[..., None], logits, xp.where(labels < 0, 0.0, xp.nan)[..., None])
 
 

@@ -21,13 +21,19 @@ LEAST = 1 << 13  # logits from which the C++ kernels are faster
 class Formulas:
     """The row statistics and equation (2) in operations that JAX compiles and differentiates."""
 
-    @staticmethod
-    def row_stats(logits: Array, labels: Array, dense: Array, link: Link, want: tuple[str, ...]) -> RowStats:
-        """Statistics (...) in float32 or float64."""
-        return Softmax(logits, labels, dense, link).stats(want)
+    softmax: Any = Softmax
 
-    @staticmethod
+    @classmethod
+    def row_stats(
+        cls, logits: Array, labels: Array, dense: Array, link: Link, want: tuple[str, ...]
+    ) -> RowStats:
+        """Statistics (...) in float32 or float64."""
+        stats: RowStats = cls.softmax(logits, labels, dense, link).stats(want)
+        return stats
+
+    @classmethod
     def row_grad(
+        cls,
         logits: Array,
         labels: Array,
         dense: Array,
@@ -37,7 +43,7 @@ class Formulas:
         out: None = None,
     ) -> Array:
         """Equation (2) in the dtype of the logits; the statistics are computed again, in the same loops."""
-        grad = Softmax(logits, labels, dense, link).grad(cotangents)
+        grad = cls.softmax(logits, labels, dense, link).grad(cotangents)
         return jnp.where(_is_read(cotangents), grad, 0).astype(logits.dtype)
 
     @classmethod

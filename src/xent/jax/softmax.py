@@ -17,9 +17,12 @@ Array = Any
 class Softmax(core.Softmax):
     """`core.softmax.Softmax` of JAX arrays, in float32 or float64; JAX can differentiate all of it."""
 
-    def __init__(self, logits: Array, labels: Array, dense: Array, link: Link) -> None:
+    def __init__(
+        self, logits: Array, labels: Array, dense: Array, link: Link, num_classes: int | None = None
+    ) -> None:
         wide = logits.astype(arguments.loss_dtype(logits))
-        super().__init__(wide, labels, None if dense is None else dense.astype(wide.dtype), link, jnp)
+        dense = None if dense is None else dense.astype(wide.dtype)
+        super().__init__(wide, labels, dense, link, jnp, num_classes)
 
     def _log_softmax(self, u: Array) -> Array:
         return log_softmax_rows(u)
@@ -33,7 +36,7 @@ class Softmax(core.Softmax):
 
     def _take_class(self, x: Array, index: Array) -> Array:
         # A comparison, for a gather has a scatter as its derivative, which runs one element at a time.
-        return jnp.where(self._classes() == index, x, 0).sum(-1, keepdims=True)
+        return self._class_sum(jnp.where(self._classes() == index, x, 0))
 
     def _classes(self) -> Array:
         return jnp.arange(self.logits.shape[-1])

@@ -18,6 +18,7 @@ from xent.jax.linear import batches
 from xent.jax.linear.batches import Plan
 from xent.jax.linear.chunked import loss_sum, row_values
 from xent.jax.linear.layers import Layer, as_form, as_layer, sum_dtype
+from xent.jax.linear.shards import Shard, as_shard, shard_target
 from xent.jax.targets import Batch, as_target
 
 Array = Any
@@ -38,6 +39,8 @@ def linear_cross_entropy(
     shift: int = 0,
     chunk_bytes: int | None = None,
     logits_dtype: Any = None,
+    axis_name: Any = None,
+    num_classes: int | None = None,
     **options: Unpack[Options],
 ) -> Array:
     """Cross-entropy of the logits ``inputs @ weight.T + bias``, in nats, without the matrix of logits.
@@ -70,6 +73,13 @@ def linear_cross_entropy(
         Of the product that gives the logits: float32 (the default; float64 for float64 operands), or the
         dtype of operands of half precision. The products of the gradients have operands of half precision
         and float32 sums either way.
+    axis_name : str or tuple of str, default None
+        The mesh axis over which the classes are split, inside `jax.shard_map`: each device has its rows of
+        ``weight`` and ``bias``, and its columns of probabilities; ``inputs``, labels and ``class_weight``
+        (K,) are whole on each. A few numbers of each row are exchanged.
+    num_classes : int, default None
+        K of the shards together, with ``axis_name``. Rows of the weight beyond are padding that makes the
+        shards equal; they must be finite. None: there is no padding.
 
     OPTIONS
 
@@ -85,6 +95,10 @@ def linear_cross_entropy(
 
     Notes
     -----
+    With ``axis_name`` take derivatives outside of `jax.shard_map`, or inside of it with ``check_vma=True``,
+    its default. Inside of it with ``check_vma=False`` the gradients are those of the sum of the losses of all
+    devices, as JAX has them.
+
     Each chunk has every n-th row. Of rows that are split over devices, `jax.shard_map` adds the gradients in
     the weight once; without it XLA adds them once for each chunk.
 
@@ -101,10 +115,16 @@ def linear_cross_entropy(
     spec, class_weight, sample_weight = LossSpec.from_options(options)
     layer = as_layer(inputs, weight, bias, class_axis)
     form = as_form(class_axis, logits_dtype, layer.inputs.dtype)
+    shard = as_shard(axis_name, num_classes, form.num_classes(layer))
+    whole_weight = None if shard is None else class_weight
+    class_weight = None if shard is not None else class_weight
     batch = batches.checked(layer, form, targets, where, class_weight, sample_weight, spec, validate)
+    if shard is not None and whole_weight is not None:
+        shape, dtype = (shard.num_classes,), sum_dtype(layer.inputs)
+        batch = batch._replace(class_weight=arguments.as_weights(whole_weight, "class_weight", shape, dtype))
     plan = batches.as_plan(form, shift, chunk_bytes, layer)
     by_name, number = split_denominator(reduction, denominator)
-    static = {"plan": plan, "spec": spec, "reduction": reduction, "denominator": by_name}
+    static = {"plan": plan, "spec": spec, "shard": shard, "reduction": reduction, "denominator": by_name}
     return _linear_cross_entropy(layer, batch, number, **static)
 
 
@@ -116,7 +136,7 @@ def split_denominator(reduction: str, denominator: Any) -> tuple[str | None, Any
     return (value, None) if value is None or isinstance(value, str) else ("number", value)
 
 
-@partial(jax.jit, static_argnames=("plan", "spec", "reduction", "denominator"))
+@partial(jax.jit, static_argnames=("plan", "spec", "shard", "reduction", "denominator"))
 def _linear_cross_entropy(
     layer: Layer,
     batch: Batch,
@@ -124,11 +144,12 @@ def _linear_cross_entropy(
     *,
     plan: Plan,
     spec: LossSpec,
+    shard: Shard | None,
     reduction: str,
     denominator: str | None,
 ) -> Array:
     rows = batches.flat_rows(layer, batch, plan)
-    losses = LossOfRows(spec, plan.form.num_classes(layer), sum_dtype(layer.inputs))
+    losses = LossOfRows(spec, plan.form.num_classes(layer), sum_dtype(layer.inputs), shard)
     shared = batch.class_weight
     if reduction == "none":
         values = row_values(
@@ -139,6 +160,8 @@ def _linear_cross_entropy(
     divide_by = number if denominator == "number" else denominator
     scale = dense.scale_of(measure, reduction, divide_by, losses.dtype)
     total = loss_sum([rows.layer], rows.batch, shared, losses, plan.form, rows.chunk_rows)
+    if shard is not None:
+        total = shard.psum(total)
     # 1/D last: before it, it could take the gradients of float16 out of range.
     return head.multiply(scale, total, jnp)
 
@@ -149,18 +172,14 @@ class LossOfRows(NamedTuple):
     spec: LossSpec
     num_classes: int
     dtype: Any
+    shard: Shard | None = None  # of which ``num_classes`` are here
 
     def target(self, rows: Batch, class_weight: Array | None) -> Target:
         """The measure of the rows."""
-        return as_target(
-            rows.targets,
-            self.num_classes,
-            self.spec,
-            class_weight,
-            rows.sample_weight,
-            rows.where,
-            self.dtype,
-        )
+        arrays = class_weight, rows.sample_weight, rows.where, self.dtype
+        if self.shard is not None:
+            return shard_target(self.shard, rows.targets, self.num_classes, self.spec, *arrays)
+        return as_target(rows.targets, self.num_classes, self.spec, *arrays)
 
     def silent(self, rows: Batch, class_weight: Array | None) -> Array | None:
         """Rows that are ignored, left out or of weight 0."""
@@ -168,9 +187,9 @@ class LossOfRows(NamedTuple):
         return measure.labels < 0 if measure.labels is not None else head.silent_rows(measure, self.spec, jnp)
 
     def losses(self, logits: list[Array], rows: Batch, class_weight: Array | None, is_formula: bool) -> Array:
-        """ℓ (M,)."""
+        """ℓ (M,); of a shard its part in the sum."""
         problem = self._problem(logits, rows, class_weight, is_formula)
-        return problem.row_losses(problem.stats())
+        return self._part(problem.row_losses(problem.stats()))
 
     def losses_and_grads(
         self,
@@ -183,11 +202,14 @@ class LossOfRows(NamedTuple):
         """ℓ (M,) and equation (2)."""
         problem = self._problem(logits, rows, class_weight, is_formula)
         stats, dlogits = problem.stats_and_grad(1.0, None)
-        return problem.row_losses(stats), [dlogits]
+        return self._part(problem.row_losses(stats)), [dlogits]
 
     def derivable(self, logits: list[Array], rows: Batch, class_weight: Array | None) -> Array:
         """ℓ (M,), differentiated as the loss of logits is."""
         (z,) = logits
+        if self.shard is not None:
+            problem = self._problem(logits, rows, class_weight, True)
+            return problem.row_losses(problem.stats())
         return dense.loss(z, self.target(rows, class_weight), self.spec, "none", 1.0)
 
     def _problem(
@@ -197,4 +219,9 @@ class LossOfRows(NamedTuple):
         if is_formula:
             z = dense.without_silent_rows(z, measure, self.spec)
         kernels: Any = Formulas if is_formula else choose(z)
+        if self.shard is not None:
+            kernels = self.shard.formulas()
         return Problem(z, measure, self.spec, "none", 1.0, kernels, jnp)
+
+    def _part(self, losses: Array) -> Array:
+        return losses if self.shard is None else self.shard.on_first(losses)
