@@ -43,7 +43,7 @@ class Softmax:
         self.dense = dense
         self.dense_sum: Array = None if dense is None else self._class_sum(dense)  # V (..., 1)
         self.log_p = self._log_softmax(link.value(self.logits, xp))
-        self.p = xp.exp(self.log_p)
+        self.p = self._exp(self.log_p)
 
     # The statistics: docs/maths.md, 1.
 
@@ -170,6 +170,9 @@ class Softmax:
         is_largest = self._classes() == xp.argmax(u, -1)[..., None]
         rest = xp.where(is_largest, xp.expm1(shifted), xp.exp(shifted)).sum(-1)[..., None]
         return top, xp.log1p(rest)
+
+    def _exp(self, x: Array) -> Array:
+        return self.xp.exp(x)
 
     def _expectation(self, x: Array) -> Array:
         """⟨p, x⟩."""

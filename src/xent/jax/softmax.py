@@ -27,6 +27,9 @@ class Softmax(core.Softmax):
     def _log_softmax(self, u: Array) -> Array:
         return log_softmax_rows(u)
 
+    def _exp(self, x: Array) -> Array:
+        return exp(x)
+
     def lse(self) -> Array:
         """l = u − log p, at the class of the largest u."""
         u = self.link.value(self.logits, jnp)
@@ -42,6 +45,11 @@ class Softmax(core.Softmax):
         return jnp.arange(self.logits.shape[-1])
 
 
+def exp(x: Array) -> Array:
+    """eˣ. In some of the loops that XLA makes for a CPU `jax.numpy.exp` of NaN is an arbitrary number."""
+    return jnp.where(jnp.isnan(x), x, jnp.exp(x))
+
+
 @jax.custom_jvp
 def log_softmax_rows(u: Array) -> Array:
     """log p along the last axis, its sum of exponentials without the largest term: docs/maths.md, 7."""
@@ -49,7 +57,7 @@ def log_softmax_rows(u: Array) -> Array:
         return u
     top = jnp.max(u, -1, keepdims=True)
     shifted = u - top
-    rest = jnp.where(_is_largest(u), 0, jnp.exp(shifted)).sum(-1, keepdims=True)
+    rest = jnp.where(_is_largest(u), 0, exp(shifted)).sum(-1, keepdims=True)
     return shifted - jnp.log1p(rest + (top - top))  # the difference is NaN for a row without a softmax
 
 
@@ -61,7 +69,7 @@ def _log_softmax_jvp(primals: tuple[Array], tangents: tuple[Array]) -> tuple[Arr
     if not u.shape[-1]:
         return log_p, du
     r = du - _at_largest(du, _is_largest(u))
-    return log_p, r - (jnp.exp(log_p) * r).sum(-1, keepdims=True)
+    return log_p, r - (exp(log_p) * r).sum(-1, keepdims=True)
 
 
 def _is_largest(u: Array) -> Array:
@@ -84,7 +92,7 @@ def softmax(logits: Any, axis: int = -1) -> Array:
     Array([0.5, 0.5], dtype=float32)
     """
     z = arguments.as_logits(logits)
-    return jnp.exp(_wide_log_softmax(z, axis)).astype(z.dtype)
+    return exp(_wide_log_softmax(z, axis)).astype(z.dtype)
 
 
 def log_softmax(logits: Any, axis: int = -1) -> Array:

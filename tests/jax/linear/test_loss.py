@@ -37,12 +37,14 @@ SOME = (
     "all_smoothed",
     "all_focal",
 )
-DERIVED = {
-    "plain": {},
-    "all": {"focal_gamma": 2.0, "z_loss": 0.1, "softcap": 5.0, "temperature": 0.8},
-    "smoothing": {"label_smoothing": 0.1, "class_weight": np.array([0.5, 1.0, 0.0, 2.0, 0.7])},
+PLAIN: dict[str, Any] = {}
+ALL = {
+    "focal_gamma": 2.0,
+    "z_loss": 0.1,
+    "softcap": 5.0,
+    "temperature": 0.8,
+    "class_weight": np.array([0.5, 1.0, 0.0, 2.0, 0.7]),
 }
-each_derived = pytest.mark.parametrize("options", DERIVED.values(), ids=DERIVED)
 
 
 @pytest.fixture
@@ -85,8 +87,7 @@ def test_arrays_are_handed_over() -> None:
     )
 
 
-@each_derived
-@pytest.mark.parametrize("reduction", ["mean", "none"])
+@pytest.mark.parametrize(("reduction", "options"), [("mean", PLAIN), ("mean", ALL), ("none", ALL)])
 def test_second_derivatives_are_those_of_whole_logits(reduction: str, options: Any, x64: None) -> None:
     arguments = (*operands(), jnp.linspace(0.5, 2.0, ROWS))
     vector = tuple(jnp.sin(a + 1) for a in arguments)
@@ -117,7 +118,7 @@ def test_third_derivatives(x64: None) -> None:
     def loss(x: Any, w: Any) -> Any:
         return chunked(x, w, b, labels(), focal_gamma=2.0)
 
-    check_grads(jax.jit(loss), (x, w), order=3, modes=("fwd", "rev"), atol=1e-3, rtol=1e-3)
+    check_grads(jax.jit(loss), (x, w), order=3, modes=("rev",), atol=1e-3, rtol=1e-3)
 
 
 def test_derivatives_in_probabilities_and_class_weights(x64: None) -> None:

@@ -12,6 +12,7 @@ from xent.core.spec import LossSpec, as_index
 from xent.engine.chunked_projection import require_chunk_bytes, rows_per_chunk
 from xent.jax import arguments
 from xent.jax.linear.layers import Form, Layer
+from xent.jax.linear.shards import Shard
 from xent.jax.targets import Batch
 
 Array = Any
@@ -67,23 +68,34 @@ class Rows(NamedTuple):
 
 def checked(
     layer: Layer,
-    form: Form,
+    num_classes: int,
     targets: Any,
     where: Any,
     class_weight: Any,
     sample_weight: Any,
     spec: LossSpec,
     validate: bool | None,
+    shard: Shard | None = None,
     name: str = "targets",
 ) -> Batch:
-    """The arrays beside the layer, checked as those beside its logits would be."""
-    rows = layer.inputs.shape[:-1]
+    """The arrays beside the layer, checked as those beside its logits of ``num_classes`` would be.
+
+    Labels and ``class_weight`` are those of all classes, if a ``shard`` has some of them.
+    """
+    rows, dtype = layer.inputs.shape[:-1], layer.inputs.dtype
     if where is not None:
         where = arguments.as_array(where, "where")
         if where.shape != rows:
             raise ValueError(f"`where` must have the shape of the rows, {rows}; got {where.shape}")
-    logits = jax.ShapeDtypeStruct((*rows, form.num_classes(layer)), layer.inputs.dtype)
-    return Batch.checked(logits, targets, -1, where, class_weight, sample_weight, spec, validate, name)
+    y = arguments.as_array(targets, name)
+    is_local = shard is None or not jnp.issubdtype(y.dtype, jnp.integer)
+    logits = jax.ShapeDtypeStruct((*rows, num_classes if is_local else shard.num_classes), dtype)
+    if shard is None or class_weight is None:
+        return Batch.checked(logits, y, -1, where, class_weight, sample_weight, spec, validate, name)
+    shape = (shard.num_classes,)
+    factors = arguments.as_weights(class_weight, "class_weight", shape, arguments.loss_dtype(logits))
+    batch = Batch.checked(logits, y, -1, where, None, sample_weight, spec, validate, name)
+    return batch._replace(class_weight=factors)
 
 
 def flat_rows(layer: Layer, batch: Batch, plan: Plan) -> Rows:

@@ -19,7 +19,7 @@ from xent.jax.linear.batches import Plan
 from xent.jax.linear.chunked import loss_sum, row_values
 from xent.jax.linear.layers import TEACHER_NAMES, Layer, as_form, as_layer, sum_dtype
 from xent.jax.linear.loss import split_denominator
-from xent.jax.softmax import log_softmax_rows
+from xent.jax.softmax import exp, log_softmax_rows
 from xent.jax.targets import Batch, kernel_labels
 
 Array = Any
@@ -112,7 +112,9 @@ def linear_kl_divergence(
             f"{teacher.inputs.dtype}"
         )
     y = jnp.zeros(rows, jnp.int32) if labels is None else arguments.as_labels(labels)
-    batch = batches.checked(student, form, y, where, None, sample_weight, spec, validate, "labels")
+    batch = batches.checked(
+        student, num_classes, y, where, None, sample_weight, spec, validate, name="labels"
+    )
     if labels is None:
         batch = batch._replace(targets=None)
     by_name, number = split_denominator(reduction, denominator)
@@ -185,7 +187,7 @@ class Divergence(NamedTuple):
         """ω·KL (M,), in operations that JAX differentiates."""
         student, teacher = (log_softmax_rows(self.link.value(z.astype(sum_dtype(z)), jnp)) for z in logits)
         log_p, log_q = (student, teacher) if self.is_reverse else (teacher, student)
-        divergences = softmax.multiply(jnp.exp(log_p), log_p - log_q, jnp).sum(-1)
+        divergences = softmax.multiply(exp(log_p), log_p - log_q, jnp).sum(-1)
         return head.multiply(self.row_weight(rows), divergences, jnp)
 
     def losses(self, logits: list[Array], rows: Batch, shared: None, is_formula: bool) -> Array:

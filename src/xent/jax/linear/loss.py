@@ -116,12 +116,8 @@ def linear_cross_entropy(
     layer = as_layer(inputs, weight, bias, class_axis)
     form = as_form(class_axis, logits_dtype, layer.inputs.dtype)
     shard = as_shard(axis_name, num_classes, form.num_classes(layer))
-    whole_weight = None if shard is None else class_weight
-    class_weight = None if shard is not None else class_weight
-    batch = batches.checked(layer, form, targets, where, class_weight, sample_weight, spec, validate)
-    if shard is not None and whole_weight is not None:
-        shape, dtype = (shard.num_classes,), sum_dtype(layer.inputs)
-        batch = batch._replace(class_weight=arguments.as_weights(whole_weight, "class_weight", shape, dtype))
+    arrays = targets, where, class_weight, sample_weight
+    batch = batches.checked(layer, form.num_classes(layer), *arrays, spec, validate, shard)
     plan = batches.as_plan(form, shift, chunk_bytes, layer)
     by_name, number = split_denominator(reduction, denominator)
     static = {"plan": plan, "spec": spec, "shard": shard, "reduction": reduction, "denominator": by_name}

@@ -15,7 +15,7 @@ from xent.core.link import Link
 from xent.core.spec import LossSpec, as_index
 from xent.core.target import Target
 from xent.jax.kernels import Formulas
-from xent.jax.softmax import Softmax
+from xent.jax.softmax import Softmax, exp
 from xent.jax.targets import as_target
 
 Array = Any
@@ -134,7 +134,7 @@ def _log_softmax(u: Array, shard: Shard) -> Array:
     top = lax.pmax(jnp.max(u, -1, keepdims=True), shard.axis_name)
     is_largest = shard.classes(u.shape[-1]) == _largest(u, shard)
     shifted = u - top
-    rest = shard.psum(jnp.where(is_largest, 0, jnp.exp(shifted)).sum(-1, keepdims=True))
+    rest = shard.psum(jnp.where(is_largest, 0, exp(shifted)).sum(-1, keepdims=True))
     return shifted - jnp.log1p(rest + (top - top))
 
 
@@ -144,7 +144,7 @@ def _log_softmax_jvp(shard: Shard, primals: tuple[Array], tangents: tuple[Array]
     log_p = _log_softmax(u, shard)
     is_largest = shard.classes(u.shape[-1]) == _largest(u, shard)
     r = du - shard.psum(jnp.where(is_largest, du, 0).sum(-1, keepdims=True))
-    return log_p, r - shard.psum((jnp.exp(log_p) * r).sum(-1, keepdims=True))
+    return log_p, r - shard.psum((exp(log_p) * r).sum(-1, keepdims=True))
 
 
 def _largest(u: Array, shard: Shard) -> Array:

@@ -76,7 +76,9 @@ def linear_row_statistics(
     batch = Batch(None, None, None, None)
     if labels is not None:
         y = arguments.as_labels(labels)
-        batch = batches.checked(layer, form, y, None, None, None, spec, validate, "labels")
+        batch = batches.checked(
+            layer, form.num_classes(layer), y, None, None, None, spec, validate, name="labels"
+        )
     plan = batches.as_plan(form, shift, chunk_bytes, layer)
     return _linear_row_statistics(layer, batch, plan=plan, spec=spec, wanted=wanted)
 
