@@ -88,8 +88,9 @@ def checked(
         if where.shape != rows:
             raise ValueError(f"`where` must have the shape of the rows, {rows}; got {where.shape}")
     y = arguments.as_array(targets, name)
-    is_local = shard is None or not jnp.issubdtype(y.dtype, jnp.integer)
-    logits = jax.ShapeDtypeStruct((*rows, num_classes if is_local else shard.num_classes), dtype)
+    if shard is not None and jnp.issubdtype(y.dtype, jnp.integer):
+        num_classes = shard.num_classes
+    logits = jax.ShapeDtypeStruct((*rows, num_classes), dtype)
     if shard is None or class_weight is None:
         return Batch.checked(logits, y, -1, where, class_weight, sample_weight, spec, validate, name)
     shape = (shard.num_classes,)

@@ -188,6 +188,9 @@ class Divergence(NamedTuple):
         student, teacher = (log_softmax_rows(self.link.value(z.astype(sum_dtype(z)), jnp)) for z in logits)
         log_p, log_q = (student, teacher) if self.is_reverse else (teacher, student)
         divergences = softmax.multiply(exp(log_p), log_p - log_q, jnp).sum(-1)
+        mask = self.silent(rows, shared)
+        if mask is not None:
+            divergences = jnp.where(mask, 0, divergences)
         return head.multiply(self.row_weight(rows), divergences, jnp)
 
     def losses(self, logits: list[Array], rows: Batch, shared: None, is_formula: bool) -> Array:
