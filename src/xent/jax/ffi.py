@@ -59,7 +59,7 @@ def row_grad(
     link: Link,
     stats: RowStats,
     cotangents: Cotangents,
-    out: None = None,
+    out: Array | None = None,
 ) -> Array:
     """Equation (2), in the dtype of the logits.
 
@@ -68,12 +68,12 @@ def row_grad(
     """
     logits = jnp.asarray(logits)
     if logits.dtype != jnp.float64:
-        return row_stats_and_grad(logits, labels, dense, link, cotangents, ())[1]
+        return row_stats_and_grad(logits, labels, dense, link, cotangents, (), out)[1]
     if not logits.size:
         return jnp.zeros_like(logits)
     known = {"lse": stats.lse, "log_prob": stats.log_prob, "mass": stats.mass}
     operands = {"labels": labels, "dense": dense, **known}
-    return _call("xent_row_grad", logits, operands, link, (), cotangents)[0]
+    return _call("xent_row_grad", logits, operands, link, (), cotangents, out is not None)[0]
 
 
 def row_stats_and_grad(
@@ -83,14 +83,18 @@ def row_stats_and_grad(
     link: Link,
     cotangents: Cotangents,
     want: tuple[str, ...],
-    out: None = None,
+    out: Array | None = None,
 ) -> tuple[RowStats, Array]:
-    """Statistics (without entropy and argmax) and gradient in one read, for cotangents known before."""
+    """Statistics (without entropy and argmax) and gradient in one read, for cotangents known before.
+
+    ``out`` is None, or the logits: XLA then writes the gradient over them where nothing else reads them.
+    """
     logits = jnp.asarray(logits)
     if not logits.size:
         return _without_classes(logits, labels, want), jnp.zeros_like(logits)
     operands = {"labels": labels, "dense": dense}
-    grad, *stats = _call("xent_row_stats_and_grad", logits, operands, link, want, cotangents)
+    name = "xent_row_stats_and_grad"
+    grad, *stats = _call(name, logits, operands, link, want, cotangents, out is not None)
     return _named(want, stats), grad
 
 
@@ -101,6 +105,7 @@ def _call(
     link: Link,
     want: tuple[str, ...],
     cotangents: Cotangents | None = None,
+    in_place: bool = False,
 ) -> list[Array]:
     """The handler's results: the gradient if there are cotangents, then the statistics of ``want``.
 
@@ -120,7 +125,8 @@ def _call(
         if x is not None
     }
     results = _results(logits, list(given.values()), want, cotangents is not None)
-    call = jax.ffi.ffi_call(target, results, vmap_method="broadcast_all")
+    aliases = {0: 0} if in_place else None
+    call = jax.ffi.ffi_call(target, results, vmap_method="broadcast_all", input_output_aliases=aliases)
     with _sharded_by_rows(logits, given.get("dense")):
         return list(
             call(

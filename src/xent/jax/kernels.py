@@ -40,7 +40,7 @@ class Formulas:
         link: Link,
         stats: RowStats,
         cotangents: Cotangents,
-        out: None = None,
+        out: Array | None = None,
     ) -> Array:
         """Equation (2) in the dtype of the logits; the statistics are computed again, in the same loops."""
         grad = cls.softmax(logits, labels, dense, link).grad(cotangents)
@@ -55,7 +55,7 @@ class Formulas:
         link: Link,
         cotangents: Cotangents,
         want: tuple[str, ...],
-        out: None = None,
+        out: Array | None = None,
     ) -> tuple[RowStats, Array]:
         """Both of the above."""
         stats = cls.row_stats(logits, labels, dense, link, want)

@@ -147,6 +147,26 @@ def test_batches_of_one_operand_alone() -> None:
     assert_near(of_masks, jnp.stack([gradient(w, each) for each in mask]), 1e-6)
 
 
+@pytest.mark.parametrize("options", [{}, {"focal_gamma": 2.0}], ids=["plain", "focal"])
+def test_chunks_that_the_kernels_compute(options: Any) -> None:
+    rng = np.random.default_rng(0)
+    x, w = rng.normal(size=(40, 3)).astype(np.float32), rng.normal(size=(1000, 3)).astype(np.float32)
+    y = np.where(np.arange(40) % 7, rng.integers(0, 1000, 40), -100)
+
+    def loss(x: Any, w: Any) -> Any:
+        return 3 * xent.jax.linear_cross_entropy(x, w, y, chunk_bytes=17 * 4000, **options)
+
+    gradient = jax.grad(loss, (0, 1))
+    _, expected = xent.linear_cross_entropy_with_grad(x, w, y, **options)
+    assert_near(gradient(jnp.asarray(x), w), [3 * expected.dinputs, 3 * expected.dweight], 1e-5)
+    heads = jnp.stack([w, -w])
+    assert_near(
+        jax.jit(jax.vmap(gradient, (None, 0)))(x, heads),
+        jax.tree_util.tree_map(lambda *each: jnp.stack(each), *(gradient(x, head) for head in heads)),
+        1e-5,
+    )
+
+
 def test_accumulation_in_a_scan() -> None:
     x, w, b = operands(np.float32)
     parts = jnp.stack([x, 2 * x, -x])

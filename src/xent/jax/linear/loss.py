@@ -68,7 +68,7 @@ def linear_cross_entropy(
         the last row axis: the loss of ``inputs[..., :-shift, :]`` and ``targets[..., shift:]``.
     chunk_bytes : int, default None
         Memory for the logits of one chunk, which has at least one row. None: on
-        the CPU a tenth of all logits, but at least 8 MiB and at most 256 MiB; elsewhere 1 GiB.
+        the CPU a sixth of all logits, but at least 8 MiB and at most 256 MiB; elsewhere 1 GiB.
     logits_dtype : dtype, default None
         Of the product that gives the logits: float32 (the default; float64 for float64 operands), or the
         dtype of operands of half precision. The products of the gradients have operands of half precision
@@ -197,7 +197,7 @@ class LossOfRows(NamedTuple):
     ) -> tuple[Array, list[Array]]:
         """ℓ (M,) and equation (2)."""
         problem = self._problem(logits, rows, class_weight, is_formula)
-        stats, dlogits = problem.stats_and_grad(1.0, None)
+        stats, dlogits = problem.stats_and_grad(1.0, problem.logits)  # in their memory
         return self._part(problem.row_losses(stats)), [dlogits]
 
     def derivable(self, logits: list[Array], rows: Batch, class_weight: Array | None) -> Array:
