@@ -25,7 +25,8 @@ class Link(NamedTuple):
         if self.softcap is None:
             return z / self.temperature
         capped = self.softcap * xp.tanh(z / (self.temperature * self.softcap))
-        return xp.where(xp.isinf(z), z, capped)
+        # A constant, whose derivative is 0, as `slope` is at −inf; that of z would be 1.
+        return xp.where(z == -xp.inf, -xp.inf, xp.where(z == xp.inf, z, capped))
 
     def slope(self, z: Array, xp: Any) -> Array | float:
         """φ'(z)."""

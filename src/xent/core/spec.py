@@ -251,8 +251,14 @@ def require_no_gradient(name: str, value: Any) -> None:
     if not _is_derived(value):
         return
     advice = f"pass its value, such as `{name}.item()`, if that is meant"
+    if is_traced := _is_traced(value):
+        advice = f"close over a number, or name it in `static_argnames={name!r}` of `jax.jit`"
     if name == "temperature":
         advice = "divide by it what the logits are computed from"
+    if is_traced:
+        raise TypeError(
+            f"`{name}` must be a number here; got a `{type(value).__name__}`, a traced value: {advice}"
+        )
     raise TypeError(
         f"`{name}` must be a number here; got a `{type(value).__name__}` that asks for a gradient, which it "
         f"would not get: {advice}"
@@ -264,11 +270,16 @@ def _is_derived(value: Any) -> bool:
     if value is None or isinstance(value, (float, int, str)):
         return False
     if "torch" not in sys.modules or not isinstance(value, (torch := sys.modules["torch"]).Tensor):
-        return any(base.__name__ == "Tracer" for base in type(value).__mro__)  # JAX's
+        return _is_traced(value)
     if value.requires_grad or torch._C._functorch.is_functorch_wrapped_tensor(value):
         return True
     forward_ad = torch.autograd.forward_ad
     return forward_ad._current_level >= 0 and forward_ad.unpack_dual(value).tangent is not None
+
+
+def _is_traced(value: Any) -> bool:
+    """Whether JAX traces ``value``; imports no JAX."""
+    return any(base.__name__ == "Tracer" for base in type(value).__mro__)
 
 
 def _require_choice(name: str, value: object, choices: tuple[str, ...]) -> None:
@@ -286,6 +297,11 @@ def as_index(name: str, value: Any) -> int:
             return operator.index(value)
     except TypeError:
         pass
+    if _is_traced(value):
+        advice = f"close over an integer, or name it in `static_argnames={name!r}` of `jax.jit`"
+        raise TypeError(
+            f"`{name}` must be an integer; got a `{type(value).__name__}`, a traced value: {advice}"
+        )
     raise TypeError(f"`{name}` must be an integer; got {value!r}")
 
 

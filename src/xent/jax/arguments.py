@@ -19,11 +19,19 @@ FLOATING = ("float64", "float32", "float16", "bfloat16")
 
 def as_array(x: Any, name: str) -> Array:
     """``x`` as a JAX array; the same refusals as for NumPy."""
+    return jnp.asarray(as_given(x, name))
+
+
+def as_given(x: Any, name: str) -> Array:
+    """``x`` as a JAX array, or as a NumPy one, whose values are known also while others are traced."""
     if isinstance(x, jax.Array):
         return x
     if checks.is_tensor(x):
         raise TypeError(f"`{name}` must be a JAX array here; got a `torch.{type(x).__name__}`")
-    return jnp.asarray(checks.as_array(x, name))
+    array = checks.as_array(x, name)
+    if array.dtype.name not in (*FLOATING, "bool") and array.dtype.kind not in "iuc":
+        raise TypeError(f"`{name}` must be an array of numbers; got {array.dtype}")
+    return array if array.dtype.isnative else array.astype(array.dtype.newbyteorder("="))
 
 
 def as_logits(x: Any, name: str = "logits") -> Array:
@@ -66,26 +74,36 @@ def checked_axis(axis: Any, shape: tuple[int, ...]) -> int:
     return index if index < 0 else index - ndim
 
 
-def as_weights(weights: Any, name: str, shape: tuple[int, ...], dtype: Any) -> Array:
-    """Numbers of ``shape`` in the dtype of the loss."""
-    array = as_array(weights, name)
+def as_weights(
+    weights: Any,
+    name: str,
+    shape: tuple[int, ...],
+    dtype: Any,
+    validate: bool | None = False,
+    is_signed: bool = True,
+) -> Array:
+    """Numbers of ``shape`` in the dtype of the loss; where `is_checked`, finite, and ≥ 0 unless signed."""
+    array = as_given(weights, name)
     if jnp.issubdtype(array.dtype, jnp.complexfloating):
         raise TypeError(f"`{name}` must be an array of numbers; got {array.dtype}")
     if array.shape != shape:
         raise ValueError(f"`{name}` must have shape {shape}; got {array.shape}")
-    return array.astype(dtype)
+    if is_checked(validate, array):
+        axis = "class" if name == "class_weight" else "row"
+        checks.check_weights(np.asarray(array, np.float64), name, is_signed, axis)
+    return jnp.asarray(array).astype(dtype)
 
 
 def as_denominator(value: Any) -> Any:
     """None, "rows", or a number or 0-d array, which may be traced."""
     if isinstance(value, jax.Array):
-        if value.ndim or value.dtype == bool:
+        if value.ndim or value.dtype == bool or jnp.issubdtype(value.dtype, jnp.complexfloating):
             raise TypeError(
                 f'`denominator` must be None, "rows" or a number, finite and >= 0; got an array of '
                 f"{value.dtype} and shape {value.shape}"
             )
         if is_known(value):
-            checks.as_denominator(np.asarray(value))
+            checks.as_denominator(value.item())
         return value
     return checks.as_denominator(value)
 

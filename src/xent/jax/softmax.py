@@ -41,6 +41,12 @@ class Softmax(core.Softmax):
         # A comparison, for a gather has a scatter as its derivative, which runs one element at a time.
         return self._class_sum(jnp.where(self._classes() == index, x, 0))
 
+    def _label_residual(self) -> Array:
+        # JAX differentiates expm1 as expm1 + 1, which is 0 for a small exponential; so that is left to exp.
+        log_p = self._take_class(self.log_p, self.index)
+        residual = jnp.where(log_p > -0.69, -jnp.expm1(log_p), 1 - jnp.exp(log_p))
+        return self._replace_class(-self.p, self.index, residual)
+
     def _classes(self) -> Array:
         return jnp.arange(self.logits.shape[-1])
 
@@ -55,9 +61,10 @@ def log_softmax_rows(u: Array) -> Array:
     """log p along the last axis, its sum of exponentials without the largest term: docs/maths.md, 7."""
     if not u.shape[-1]:
         return u
-    top = jnp.max(u, -1, keepdims=True)
-    shifted = u - top
-    rest = jnp.where(_is_largest(u), 0, exp(shifted)).sum(-1, keepdims=True)
+    top, is_largest = jnp.max(u, -1, keepdims=True), _is_largest(u)
+    # XLA may compute z/T − max in one rounding, where the largest is not 0, and a small loss is lost.
+    shifted = jnp.where(is_largest, top - top, u - top)
+    rest = jnp.where(is_largest, 0, jnp.exp(shifted)).sum(-1, keepdims=True)
     return shifted - jnp.log1p(rest + (top - top))  # the difference is NaN for a row without a softmax
 
 
@@ -109,18 +116,27 @@ def log_softmax(logits: Any, axis: int = -1) -> Array:
 def logsumexp(logits: Any, axis: int = -1) -> Array:
     """``log Σ exp z_i`` along ``axis``, in the loss's dtype: float32 but for float64 logits.
 
-    −inf where all are −inf, +inf where one is +inf, NaN where one is NaN.
+    −inf where all are −inf, +inf where one is +inf, NaN where one is NaN; the gradient of all three is NaN.
 
     >>> import jax.numpy as jnp, xent.jax
     >>> xent.jax.logsumexp(jnp.zeros(4)).round(4)
     Array(1.3863, dtype=float32)
     """
     z = arguments.axis_last(arguments.as_logits(logits), axis)
-    top = jnp.max(z, -1, initial=-jnp.inf).astype(arguments.loss_dtype(z))
-    # Rows without a softmax are replaced before it, for the derivative of their NaN is NaN even if unused.
-    is_finite = jnp.isfinite(top)
-    lse = Softmax(jnp.where(is_finite[..., None], z, 0), None, None, Link()).lse()
-    return jnp.where(is_finite, lse, top)
+    return _logsumexp_rows(z.astype(arguments.loss_dtype(z)))
+
+
+@jax.custom_jvp
+def _logsumexp_rows(z: Array) -> Array:
+    top = jnp.max(z, -1, initial=-jnp.inf)
+    return jnp.where(jnp.isfinite(top), Softmax(z, None, None, Link()).lse(), top)
+
+
+@_logsumexp_rows.defjvp
+def _logsumexp_jvp(primals: tuple[Array], tangents: tuple[Array]) -> tuple[Array, Array]:
+    """⟨p, dz⟩; NaN in a row without a softmax, where the maximum has a derivative but the sum has none."""
+    (z,), (dz,) = primals, tangents
+    return _logsumexp_rows(z), (jnp.exp(log_softmax_rows(z)) * dz).sum(-1)
 
 
 def _wide_log_softmax(z: Array, axis: int) -> Array:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -46,20 +47,24 @@ class Batch(NamedTuple):
         axis = arguments.checked_axis(axis, logits.shape) % len(logits.shape)
         shape = (*logits.shape[:axis], *logits.shape[axis + 1 :], logits.shape[axis])
         dtype = arguments.loss_dtype(logits)
-        y = arguments.as_array(targets, name)
+        y = arguments.as_given(targets, name)
         require_fit(y, logits.shape, shape[:-1], name)
         mask = None if where is None else arguments.as_array(where, "where")
         if mask is not None:
             require_mask(mask, logits.shape, shape[:-1])
         if class_weight is not None:
-            class_weight = arguments.as_weights(class_weight, "class_weight", shape[-1:], dtype)
+            class_weight = arguments.as_weights(
+                class_weight, "class_weight", shape[-1:], dtype, validate, is_signed=False
+            )
         if sample_weight is not None:
-            sample_weight = arguments.as_weights(sample_weight, "sample_weight", shape[:-1], dtype)
+            sample_weight = arguments.as_weights(sample_weight, "sample_weight", shape[:-1], dtype, validate)
         if not jnp.issubdtype(y.dtype, jnp.integer):
             spec.require_labels(name)
-        if arguments.is_checked(validate, y, class_weight, sample_weight):
-            check_values(y, shape[-1], spec, class_weight, sample_weight, name)
-        return cls(y, mask, class_weight, sample_weight)
+        if arguments.is_checked(validate, y):
+            check_values(y, shape[-1], spec, name)
+        if isinstance(y, np.ndarray) and y.dtype.kind in "iu":
+            y = narrow_labels(y, spec.ignore_index)
+        return cls(jnp.asarray(y), mask, class_weight, sample_weight)
 
     def measure(self, logits: Array, axis: int, spec: LossSpec) -> tuple[Array, Target]:
         """(logits (..., K), −inf for classes that are left out; their target); classes were on ``axis``."""
@@ -116,19 +121,29 @@ def require_mask(mask: Array, shape: tuple[int, ...], rows: tuple[int, ...]) -> 
         )
 
 
-def check_values(
-    targets: Any, num_classes: int, spec: LossSpec, class_weight: Any, sample_weight: Any, name: str
-) -> None:
+def check_values(targets: Any, num_classes: int, spec: LossSpec, name: str) -> None:
     """Raise ValueError, as for NumPy, at a value that is out of range."""
     array = np.asarray(targets)
     if array.dtype.kind in "iu":
         checks.as_labels(array, num_classes, spec.ignore_index, True, name)
     else:
         checks.check_probabilities(array.astype(np.float64), name)
-    if class_weight is not None:
-        checks.check_weights(np.asarray(class_weight, np.float64), "class_weight", False, "class")
-    if sample_weight is not None:
-        checks.check_weights(np.asarray(sample_weight, np.float64), "sample_weight", True)
+
+
+def narrow_labels(labels: Any, ignore_index: int) -> Any:
+    """NumPy labels in the integers that JAX has: those beyond its 32 bits stay out of range, none is wrapped.
+
+    With 64 bits enabled, as they are.
+    """
+    if labels.dtype.itemsize <= jax.dtypes.canonicalize_dtype(labels.dtype).itemsize:
+        return labels
+    bounds = np.iinfo(np.int32)
+    if not bounds.min <= ignore_index <= bounds.max and (labels == ignore_index).any():
+        raise ValueError(
+            f"`ignore_index` must fit into 32 bits unless `jax_enable_x64` is set; got {ignore_index}"
+        )
+    fits = (labels >= bounds.min) & (labels <= bounds.max)
+    return np.where(fits, labels, bounds.max).astype(np.int32)
 
 
 def _masks(where: Array | None, axis: int, shape: tuple[int, ...]) -> tuple[Array | None, Array | None]:
