@@ -124,6 +124,8 @@ def test_the_tail_is_exact_with_a_temperature() -> None:
     u = z.astype(np.float64) / 0.7
     f = partial(xent.jax.cross_entropy, temperature=0.7, reduction="none", validate=False)
     loss = jax.jit(f)(z, np.zeros(50, int))
+    scaled = jax.jit(lambda x, y: f(0.7 * (x / 0.7), y))(z, np.zeros(50, int))  # a product of the caller's
+    np.testing.assert_allclose(scaled, loss, rtol=1e-5)
     gradient = jax.jit(jax.grad(lambda x, y: f(x, y).sum()))(z, np.zeros(50, int))
     r = np.exp(u[:, 1] - u[:, 0])
     np.testing.assert_allclose(loss, np.log1p(r), rtol=1e-5)  # a rounding of z/T is 4e-6

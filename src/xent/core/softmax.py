@@ -148,6 +148,8 @@ class Softmax:
 
     def _dense_residual(self) -> Array:
         """v − V·p, without cancellation at the class of the largest p, the only one that may exceed 1/2."""
+        if not self.p.shape[-1]:
+            return self.p
         largest = self._likeliest()
         dense = self._take_class(self.xp.broadcast_to(self.dense, self.p.shape), largest)
         exact = mass_residual(dense, self.dense_sum, self._take_class(self.log_p, largest), self.xp)

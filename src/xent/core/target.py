@@ -61,7 +61,7 @@ def signed_from_labels(
     label_weight = None
     if class_weight is not None:
         in_range = (labels >= 0) & (labels < num_classes)
-        label_weight = class_weight[xp.where(in_range, labels, 0)] if num_classes else 1.0
+        label_weight = _class_factors(class_weight, xp.where(in_range, labels, 0), xp) if num_classes else 1.0
         # A label out of range has the factor 1, so that its row stays NaN.
         label_weight = xp.where(in_range, label_weight, xp.where(labels < 0, 0.0, 1.0))
         alpha = alpha * label_weight
@@ -183,6 +183,15 @@ def totals(
         return num_rows if label_weight is None else xp.sum(label_weight), num_rows
     weighted = weight if label_weight is None else weight * label_weight
     return xp.sum(weighted), xp.sum(weight != 0)
+
+
+def _class_factors(class_weight: Array, index: Array, xp: Any) -> Array:
+    """c_y (...) of classes ``index`` (...)."""
+    if xp.__name__ != "jax.numpy":
+        return class_weight[index]
+    # On a mesh of explicit axes a gather's result has no sharding; and its derivative is a scatter.
+    classes = xp.arange(class_weight.shape[0])
+    return xp.where(index[..., None] == classes, class_weight, 0).sum(-1)
 
 
 def _beside(x: Array, xp: Any) -> dict[str, Any]:

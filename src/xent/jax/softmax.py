@@ -44,16 +44,23 @@ class Softmax(core.Softmax):
     def _label_residual(self) -> Array:
         # JAX differentiates expm1 as expm1 + 1, which is 0 for a small exponential; so that is left to exp.
         log_p = self._take_class(self.log_p, self.index)
-        residual = jnp.where(log_p > -0.69, -jnp.expm1(log_p), 1 - jnp.exp(log_p))
+        residual = jnp.where(log_p > -0.69, -jnp.expm1(log_p), 1 - exp(log_p))
         return self._replace_class(-self.p, self.index, residual)
 
     def _classes(self) -> Array:
         return jnp.arange(self.logits.shape[-1])
 
 
+@jax.custom_jvp
 def exp(x: Array) -> Array:
-    """eˣ. In some of the loops that XLA makes for a CPU `jax.numpy.exp` of NaN is an arbitrary number."""
-    return jnp.where(jnp.isnan(x), x, jnp.exp(x))
+    """eˣ, NaN for NaN: XLA's vectors of exp on a CPU may have 0 or any number there."""
+    return jnp.where(x <= jnp.inf, jnp.exp(x), jnp.nan)
+
+
+@exp.defjvp
+def _exp_jvp(primals: tuple[Array], tangents: tuple[Array]) -> tuple[Array, Array]:
+    value = exp(*primals)
+    return value, value * tangents[0]
 
 
 @jax.custom_jvp
@@ -61,10 +68,11 @@ def log_softmax_rows(u: Array) -> Array:
     """log p along the last axis, its sum of exponentials without the largest term: docs/maths.md, 7."""
     if not u.shape[-1]:
         return u
-    top, is_largest = jnp.max(u, -1, keepdims=True), _is_largest(u)
-    # XLA may compute z/T − max in one rounding, where the largest is not 0, and a small loss is lost.
-    shifted = jnp.where(is_largest, top - top, u - top)
-    rest = jnp.where(is_largest, 0, jnp.exp(shifted)).sum(-1, keepdims=True)
+    top = jnp.max(u, -1, keepdims=True)
+    # XLA may round a product and its difference to the largest, z/T − max, only once: that of the largest is
+    # then not 0, and a small loss is lost in it. A choice between the two keeps them apart.
+    shifted = jnp.where(u < jnp.inf, u, jnp.nan) - top
+    rest = jnp.where(_is_largest(u), 0, jnp.exp(shifted)).sum(-1, keepdims=True)
     return shifted - jnp.log1p(rest + (top - top))  # the difference is NaN for a row without a softmax
 
 
@@ -136,7 +144,7 @@ def _logsumexp_rows(z: Array) -> Array:
 def _logsumexp_jvp(primals: tuple[Array], tangents: tuple[Array]) -> tuple[Array, Array]:
     """⟨p, dz⟩; NaN in a row without a softmax, where the maximum has a derivative but the sum has none."""
     (z,), (dz,) = primals, tangents
-    return _logsumexp_rows(z), (jnp.exp(log_softmax_rows(z)) * dz).sum(-1)
+    return _logsumexp_rows(z), (exp(log_softmax_rows(z)) * dz).sum(-1)
 
 
 def _wide_log_softmax(z: Array, axis: int) -> Array:
