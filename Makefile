@@ -3,6 +3,8 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 LOWEST := .venv-lowest
+JAX_OLDEST := .venv-jax-oldest
+JAX_NEWEST := .venv-jax-newest
 NATIVE := $(wildcard native/*.h native/*/*.h native/*/*.cpp)
 SOURCES := pyproject.toml CMakeLists.txt $(NATIVE)
 # For examples/torchtitan_loss.py, without the loggers and services that its trainer needs.
@@ -10,7 +12,7 @@ TITAN := torchtitan==0.3.0 spmd_types==0.2.3 tyro==1.0.17 docstring_parser==0.18
 # A worker for each core; tests of one file share what is slow to start, a browser or a group of ranks.
 PARALLEL := -n auto --dist loadfile
 
-.PHONY: demo test slowest test-slow test-lowest sanitize bench format clean
+.PHONY: demo test slowest test-slow test-lowest test-jax sanitize bench format clean
 
 demo: $(VENV)/.demo ## train on real data and write report.html
 	$(BIN)/xent fit digits --report report.html
@@ -34,6 +36,10 @@ test-slow: $(VENV)/.test ## the full conformance product and 2^31 elements; most
 # Old versions warn of one another; that is none of ours.
 test-lowest: $(LOWEST)/.test ## the quick tests but for PyTorch's, on the lowest versions that are admitted
 	$(LOWEST)/bin/python -m pytest -W default
+
+test-jax: $(JAX_OLDEST)/.test $(JAX_NEWEST)/.test ## JAX's tests, on its oldest and its newest version
+	$(JAX_OLDEST)/bin/python -m pytest -W default tests/jax
+	$(JAX_NEWEST)/bin/python -m pytest tests/jax
 
 sanitize: $(VENV)/.test ## the kernel tests under address and undefined-behaviour sanitisers
 	PYTHON=$(BIN)/python sh tests/sanitize.sh
@@ -74,5 +80,18 @@ $(LOWEST)/.test: $(BIN)/python $(SOURCES)
 	$(BIN)/uv pip install --quiet --python $(LOWEST) --resolution lowest-direct ".[fit,tools]"
 	touch $@
 
+# The oldest that is admitted, and the newest, which needs Python 3.12: uv finds one, or fetches it.
+$(JAX_OLDEST)/.test: $(BIN)/python $(SOURCES)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check uv
+	$(BIN)/uv venv --quiet --allow-existing --python 3.11 $(JAX_OLDEST)
+	$(BIN)/uv pip install --quiet --python $(JAX_OLDEST) ".[tools]" jax==0.5.3
+	touch $@
+
+$(JAX_NEWEST)/.test: $(BIN)/python $(SOURCES)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check uv
+	$(BIN)/uv venv --quiet --allow-existing --python 3.12 $(JAX_NEWEST)
+	$(BIN)/uv pip install --quiet --python $(JAX_NEWEST) ".[tools]" jax==0.12.0.1
+	touch $@
+
 clean:
-	rm -rf $(VENV) $(LOWEST) build dist report.html
+	rm -rf $(VENV) $(LOWEST) $(JAX_OLDEST) $(JAX_NEWEST) build dist report.html
