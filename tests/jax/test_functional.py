@@ -37,7 +37,7 @@ def test_loss_and_gradient_are_numpys(variant: Variant, kind: Any) -> None:
     np.testing.assert_allclose(value, expected, rtol=3e-6)
     np.testing.assert_allclose(dlogits, gradient, rtol=3e-5, atol=1e-7)
     handed = xent.cross_entropy(jnp.asarray(Z), targets, **options)
-    np.testing.assert_array_equal(handed, value)
+    np.testing.assert_array_equal(handed, loss(jnp.asarray(Z)))
 
 
 @pytest.mark.parametrize("dtype", ["float64", "float16", "bfloat16"])
@@ -159,6 +159,25 @@ def test_silent_rows_are_not_read(kind: str, way: str, options: dict[str, Any]) 
             np.testing.assert_array_equal(value, found[0][mode], mode)
             assert np.isfinite(value).all(), mode
             assert not value.ndim or not value[1].any(), mode
+
+
+@pytest.mark.parametrize("way", ["sample_weight", "where"])
+def test_class_weights_do_not_see_silent_probabilities(way: str) -> None:
+    """In both modes: their gradient is that without the row."""
+    kept, q = np.array([True, False, True]), np.full((3, 5), 0.2, np.float32)
+    z = np.where(kept[:, None], Z[:3], np.nan)
+    held = np.where(kept[:, None], q, np.nan)
+    silent = {way: kept if way == "where" else kept.astype(np.float32)}
+
+    def total(c: Array, z: Array, q: Array, **silent: Any) -> Array:
+        options = {"validate": False, "reduction": "sum", "label_smoothing": 0.1}
+        return xent.jax.cross_entropy(z, q, class_weight=c, **options, **silent)
+
+    factors = jnp.ones(5)
+    expected = jax.grad(total)(factors, Z[:3][kept], q[kept])
+    for derivative in (jax.grad, jax.jacfwd):
+        found = jax.jit(lambda c, d=derivative: d(total)(c, z, held, **silent))(factors)
+        np.testing.assert_allclose(found, expected, rtol=1e-5)
 
 
 def test_weights_of_silent_rows_have_finite_gradients() -> None:

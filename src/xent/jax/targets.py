@@ -175,15 +175,12 @@ def as_target(
     else:
         if is_counted is not None:
             weight = jnp.where(is_counted, 1.0 if weight is None else weight, 0.0)
+        if weight is not None:  # before they meet class weights, whose gradient would be 0·NaN
+            targets = jnp.where((weight == 0)[..., None], 0, targets)
         measure = targeting.from_probabilities(targets.astype(dtype), class_weight, weight, spec, jnp)
     silent = head.silent_rows(measure, spec, jnp)
-    if silent is None:
-        return _converted(measure, dtype)
-    # What such rows hold must not be read: neither their labels' factors nor their probabilities.
-    if measure.labels is not None:
+    if silent is not None and measure.labels is not None:  # such rows are not read
         measure = measure._replace(labels=jnp.where(silent, -1, measure.labels))
-    elif measure.dense is not None:
-        measure = measure._replace(dense=jnp.where(silent[..., None], 0, measure.dense))
     return _converted(measure, dtype)
 
 
