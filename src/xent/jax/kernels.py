@@ -6,11 +6,11 @@ from collections.abc import Callable
 from typing import Any
 
 import jax.numpy as jnp
-from jax import lax
 
 from xent.core.contract import Cotangents, RowStats
 from xent.core.link import Link
 from xent.jax import ffi
+from xent.jax.primitives import row_primitive
 from xent.jax.softmax import Softmax
 
 Array = Any
@@ -63,22 +63,47 @@ class Formulas:
 
 
 class ByPlatform:
-    """The C++ kernels in programs for the CPU, the formulas in those for other devices."""
+    """The C++ kernels in programs for the CPU, the formulas in those for other devices and as derivatives."""
 
     @staticmethod
     def row_stats(*arguments: Any) -> RowStats:
         """As `Formulas.row_stats`."""
-        return _by_platform(ffi.row_stats, Formulas.row_stats, *arguments)
+        return _ROW_STATS(*arguments)
 
     @staticmethod
     def row_grad(*arguments: Any) -> Array:
         """As `Formulas.row_grad`."""
-        return _by_platform(ffi.row_grad, Formulas.row_grad, *arguments)
+        return _ROW_GRAD(*_without_buffer(arguments, 6))
 
     @staticmethod
     def row_stats_and_grad(*arguments: Any) -> tuple[RowStats, Array]:
         """As `Formulas.row_stats_and_grad`."""
-        return _by_platform(ffi.row_stats_and_grad, Formulas.row_stats_and_grad, *arguments)
+        return _ROW_STATS_AND_GRAD(*_without_buffer(arguments, 6))
+
+
+def _in_batches(formula: Callable[..., Any]) -> Callable[..., Any]:
+    """``formula`` of what `vmap` makes: coefficients and masses of each batch, which all its rows share."""
+
+    def of_batches(logits: Array, labels: Array, dense: Array, link: Link, *others: Any) -> Any:
+        if dense is not None and dense.ndim > 1:
+            dense = jnp.expand_dims(dense, tuple(range(dense.ndim - 1, logits.ndim - 1)))
+
+        def widened(x: Any) -> Any:
+            if not jnp.ndim(x):
+                return x
+            return jnp.expand_dims(x, tuple(range(x.ndim, logits.ndim - 1)))
+
+        each = (Cotangents(*map(widened, x)) if isinstance(x, Cotangents) else x for x in others)
+        return formula(logits, labels, dense, link, *each)
+
+    return of_batches
+
+
+_ROW_STATS = row_primitive("xent_row_stats", ffi.row_stats, _in_batches(Formulas.row_stats))
+_ROW_GRAD = row_primitive("xent_row_grad", ffi.row_grad, _in_batches(Formulas.row_grad))
+_ROW_STATS_AND_GRAD = row_primitive(
+    "xent_row_stats_and_grad", ffi.row_stats_and_grad, _in_batches(Formulas.row_stats_and_grad)
+)
 
 
 def choose(logits: Array) -> Any:
@@ -86,8 +111,10 @@ def choose(logits: Array) -> Any:
     return ByPlatform if logits.size >= LEAST and ffi.is_available() else Formulas
 
 
-def _by_platform(kernel: Callable[..., Any], formula: Callable[..., Any], *arguments: Any) -> Any:
-    return lax.platform_dependent(cpu=lambda: kernel(*arguments), default=lambda: formula(*arguments))
+def _without_buffer(arguments: tuple[Any, ...], position: int) -> tuple[Any, ...]:
+    """``out``, which is the logits or None, as a word: of an array XLA would make a second operand."""
+    is_given = len(arguments) > position and arguments[position] is not None
+    return (*arguments[:position], "logits" if is_given else None)
 
 
 def _is_read(cotangents: Cotangents) -> Array:

@@ -12,8 +12,7 @@ import jax.numpy as jnp
 from xent.core.contract import RowStatistics
 from xent.core.spec import LossSpec, Options
 from xent.engine import row_columns
-from xent.jax import arguments
-from xent.jax.kernels import Formulas
+from xent.jax import arguments, kernels
 from xent.jax.linear import batches
 from xent.jax.linear.batches import Plan
 from xent.jax.linear.chunked import row_values
@@ -106,7 +105,7 @@ def _linear_row_statistics(
 
     def columns(logits: list[Array], batch: Batch, shared: None) -> tuple[Array, ...]:
         return row_columns.columns(
-            Formulas.row_stats, logits[0], kernel(batch), None, spec.link, names, widen, jnp
+            kernels.choose(logits[0]).row_stats, logits[0], kernel(batch), None, spec.link, names, widen, jnp
         )
 
     found = row_values(columns, [rows.layer], rows.batch, None, silent, plan.form, rows.chunk_rows)
