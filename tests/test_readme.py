@@ -14,7 +14,13 @@ from xent.command.cli import main
 from xent.core.spec import OPTIONS_DOC, LossSpec
 
 ROOT = Path(__file__).parents[1]
-NEEDS = {"README.md": ("sklearn", "torch"), "docs/differences.md": ("torch", "jax", "optax")}
+NEEDS = {
+    "README.md": ("sklearn", "torch", "jax"),
+    "docs/differences.md": ("torch", "jax", "optax"),
+    "docs/jax.md": ("jax",),
+}
+PAGES = ("README", "CONTRIBUTING", "CHANGELOG", "docs/differences", "docs/gpu", "docs/heads", "docs/jax")
+TABLES = {"README.md": ("core", "fits", "linear"), "docs/heads.md": ("log_probs",), "docs/jax.md": ("jax",)}
 
 
 def blocks(page: str, language: str) -> list[str]:
@@ -74,21 +80,15 @@ def test_options_table() -> None:
     assert shown == {name: str(value) for name, value in defaults.items()}
 
 
-@pytest.mark.parametrize(
-    "page",
-    ["README.md", "CONTRIBUTING.md", "CHANGELOG.md", "docs/differences.md", "docs/gpu.md", "docs/heads.md"],
-)
+@pytest.mark.parametrize("page", PAGES)
 def test_links_lead_somewhere(page: str) -> None:
-    path = ROOT / page
+    path = ROOT / f"{page}.md"
     for target in re.findall(r"\]\(([^)#]+)\)", path.read_text("utf-8")):
         if not target.startswith("https://"):
             assert (path.parent / target).exists(), target
 
 
-@pytest.mark.parametrize(
-    ("page", "name"),
-    [("README.md", "core"), ("README.md", "fits"), ("README.md", "linear"), ("docs/heads.md", "log_probs")],
-)
+@pytest.mark.parametrize(("page", "name"), [(page, name) for page, names in TABLES.items() for name in names])
 def test_table_of_a_benchmark(page: str, name: str) -> None:
     """The numbers are the committed benchmark's, to the letter."""
     text = (ROOT / page).read_text("utf-8")

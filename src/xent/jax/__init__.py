@@ -1,9 +1,10 @@
 """xent for JAX: the loss and its statistics, traceable, with derivatives of every order in every mode.
 
-`functional` is what users call; `arguments` and `targets` check and convert what they pass; `dense` is the
-loss of logits; `binary` is that of single logits, with the functions of `sigmoid`; `softmax` is the softmax
-whose derivatives keep the tail; `kernels` has the two ways to the row statistics; `derivatives` makes first
-derivatives come with the value; `optax` has optax's names.
+`functional` is what users call, and `optax` has optax's names for it; `arguments` and `targets` check and
+convert what they pass; `dense` is the loss of logits, `binary` that of single logits, `linear` that of a
+linear layer's output. `softmax` and `sigmoid` keep the tails in their derivatives; `derivatives` makes first
+ones come with the value. `kernels` has the two ways to the row statistics: formulas, and by `ffi` the C++
+kernels, which `primitives` makes operations of JAX.
 """
 
 from __future__ import annotations

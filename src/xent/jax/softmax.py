@@ -72,13 +72,16 @@ def log_softmax_rows(u: Array) -> Array:
     # XLA may round a product and its difference to the largest, z/T − max, only once: that of the largest is
     # then not 0, and a small loss is lost in it. A choice between the two keeps them apart.
     shifted = jnp.where(u < jnp.inf, u, jnp.nan) - top
-    rest = jnp.where(_is_largest(u), 0, jnp.exp(shifted)).sum(-1, keepdims=True)
+    # All of the largest are left out, then all but one of them are added: no pass looks for the first.
+    is_below = u < top
+    rest = jnp.where(is_below, jnp.exp(shifted), 0).sum(-1, keepdims=True)
+    rest = rest + (jnp.where(is_below, 0, 1).sum(-1, keepdims=True) - 1)
     return shifted - jnp.log1p(rest + (top - top))  # the difference is NaN for a row without a softmax
 
 
 @log_softmax_rows.defjvp
 def _log_softmax_jvp(primals: tuple[Array], tangents: tuple[Array]) -> tuple[Array, Array]:
-    """d log p = r − ⟨p, r⟩ with r = du − du at the largest u, so that no difference cancels as p → 1."""
+    """Equation (30): d log p = r − ⟨p, r⟩, r = du − du at the largest u; no difference cancels as p → 1."""
     (u,), (du,) = primals, tangents
     log_p = log_softmax_rows(u)
     if not u.shape[-1]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -45,12 +44,6 @@ ALL = {
     "temperature": 0.8,
     "class_weight": np.array([0.5, 1.0, 0.0, 2.0, 0.7]),
 }
-
-
-@pytest.fixture
-def x64() -> Iterator[None]:
-    with jax.enable_x64(True):
-        yield
 
 
 @chosen(lambda variant, kind: variant.name in SOME)
