@@ -341,3 +341,21 @@ def test_row_statistics_have_derivatives(x64: None) -> None:
     from jax.test_util import check_grads
 
     check_grads(jax.jit(total), (jnp.asarray(Z, float),), order=2, modes=("fwd", "rev"), rtol=1e-4, atol=1e-4)
+
+
+def test_the_derivative_in_a_weight_of_0_is_the_loss_of_its_row() -> None:
+    rng = np.random.default_rng(0)
+    z = jnp.asarray(rng.normal(size=(5, 4)), jnp.float32).at[3].set(jnp.nan)
+    y, weight = jnp.array([0, 1, 2, 3, 9]), jnp.array([1.0, 0.0, 2.0, 0.0, 0.0])
+
+    def loss(weight: Any, z: Any) -> Any:
+        options = {"label_smoothing": 0.1, "validate": False}
+        return xent.jax.cross_entropy(z, y, sample_weight=weight, reduction="sum", **options)
+
+    rows = xent.jax.cross_entropy(z[:3], y[:3], reduction="none", label_smoothing=0.1)
+    np.testing.assert_allclose(jax.grad(loss)(weight, z), [*rows, 0, 0], rtol=1e-6)
+    row = jax.grad(lambda z: xent.jax.cross_entropy(z, y[1], label_smoothing=0.1))(z[1])
+    for mode in (jax.jacfwd, jax.jacrev):
+        mixed = mode(jax.grad(loss, 1))(weight, z)
+        np.testing.assert_allclose(mixed[1, :, 1], row, rtol=1e-5, atol=1e-7)
+        np.testing.assert_array_equal(mixed[3:], 0)

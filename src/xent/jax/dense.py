@@ -15,6 +15,7 @@ from xent.core.target import Target
 from xent.engine.batch_loss import Problem
 from xent.jax import kernels
 from xent.jax.derivatives import with_gradient
+from xent.jax.targets import unread
 
 Array = Any
 
@@ -42,7 +43,7 @@ def loss(
         ) -> tuple[Array, list[Array]]:
             (z,), (measure, factor) = main, rebuild(rest)
             if is_formula:
-                z = without_silent_rows(z, measure, spec)
+                z, measure = without_silent_nan(z, measure, spec)
             row_kernels: Any = formulas or (kernels.Formulas if is_formula else kernels.choose(z))
             problem = Problem(z, measure, spec, "none", 1.0, row_kernels, jnp)
             if not any(wanted):
@@ -83,13 +84,20 @@ def split_arrays(tree: Any) -> tuple[list[Array], Callable[[list[Array]], Any]]:
     return [leaves[i] for i in places], rebuild
 
 
-def without_silent_rows(logits: Array, target: Target, spec: LossSpec) -> Array:
-    """The logits with 0 in rows that do not count, whose derivatives could be 0·NaN."""
+def without_silent_nan(logits: Array, target: Target, spec: LossSpec) -> tuple[Array, Target]:
+    """(logits, target) in which no row that does not count has a loss of NaN: its derivatives were 0·NaN.
+
+    Other such rows are kept: the derivative in a weight of 0 is the loss of its row.
+    """
     silent = head.silent_rows(target, spec, jnp)
-    # Silent labels are negative; elements of a binary loss are replaced before it.
-    if silent is None or target.labels is not None or silent.ndim == logits.ndim:
-        return logits
-    return jnp.where(silent[..., None], 0, logits)
+    # Elements of a binary loss are replaced before it.
+    if silent is None or silent.ndim == logits.ndim:
+        return logits, target
+    is_nan = ~jnp.isfinite(jnp.max(logits, -1, initial=-jnp.inf))
+    if target.labels is not None:
+        is_nan = is_nan | (target.labels >= logits.shape[-1])
+    rows = silent & is_nan
+    return jnp.where(rows[..., None], 0, logits), unread(target, rows)
 
 
 def sum_of_rows(losses: Array) -> Array:

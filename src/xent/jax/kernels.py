@@ -44,7 +44,8 @@ class Formulas:
     ) -> Array:
         """Equation (2) in the dtype of the logits; the statistics are computed again, in the same loops."""
         grad = cls.softmax(logits, labels, dense, link).grad(cotangents)
-        return jnp.where(_is_read(cotangents), grad, 0).astype(logits.dtype)
+        # A row that is not read is 0 already, unless it has NaN; its derivative in a cotangent is not.
+        return jnp.where(_is_read(cotangents) | jnp.isfinite(grad), grad, 0).astype(logits.dtype)
 
     @classmethod
     def row_stats_and_grad(

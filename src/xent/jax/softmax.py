@@ -72,10 +72,7 @@ def log_softmax_rows(u: Array) -> Array:
     # XLA may round a product and its difference to the largest, z/T − max, only once: that of the largest is
     # then not 0, and a small loss is lost in it. A choice between the two keeps them apart.
     shifted = jnp.where(u < jnp.inf, u, jnp.nan) - top
-    # All of the largest are left out, then all but one of them are added: no pass looks for the first.
-    is_below = u < top
-    rest = jnp.where(is_below, jnp.exp(shifted), 0).sum(-1, keepdims=True)
-    rest = rest + (jnp.where(is_below, 0, 1).sum(-1, keepdims=True) - 1)
+    rest = jnp.where(_is_largest(u), 0, jnp.exp(shifted)).sum(-1, keepdims=True)
     return shifted - jnp.log1p(rest + (top - top))  # the difference is NaN for a row without a softmax
 
 

@@ -9,7 +9,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from xent.core import head
 from xent.core import target as targeting
 from xent.core.spec import LossSpec
 from xent.core.target import Target
@@ -176,12 +175,17 @@ def as_target(
         if is_counted is not None:
             weight = jnp.where(is_counted, 1.0 if weight is None else weight, 0.0)
         if weight is not None:  # before they meet class weights, whose gradient would be 0·NaN
-            targets = jnp.where((weight == 0)[..., None], 0, targets)
+            unread = (weight == 0) & ~jnp.isfinite(targets).all(-1)
+            targets = jnp.where(unread[..., None], 0, targets)
         measure = targeting.from_probabilities(targets.astype(dtype), class_weight, weight, spec, jnp)
-    silent = head.silent_rows(measure, spec, jnp)
-    if silent is not None and measure.labels is not None:  # such rows are not read
-        measure = measure._replace(labels=jnp.where(silent, -1, measure.labels))
     return _converted(measure, dtype)
+
+
+def unread(measure: Target, rows: Array | None) -> Target:
+    """The measure whose labels of ``rows`` (a mask, or None for no rows) are negative, so not read."""
+    if rows is None or measure.labels is None:
+        return measure
+    return measure._replace(labels=jnp.where(rows, -1, measure.labels))
 
 
 def kernel_labels(labels: Array, num_classes: int, ignore_index: int) -> tuple[Array, Array]:

@@ -19,7 +19,7 @@ from xent.jax.linear.batches import Plan
 from xent.jax.linear.chunked import loss_sum, row_values
 from xent.jax.linear.layers import Layer, as_form, as_layer, sum_dtype
 from xent.jax.linear.shards import Shard, as_shard, shard_target
-from xent.jax.targets import Batch, as_target
+from xent.jax.targets import Batch, as_target, unread
 
 Array = Any
 
@@ -175,7 +175,8 @@ class LossOfRows(NamedTuple):
         arrays = class_weight, rows.sample_weight, rows.where, self.dtype
         if self.shard is not None:
             return shard_target(self.shard, rows.targets, self.num_classes, self.spec, *arrays)
-        return as_target(rows.targets, self.num_classes, self.spec, *arrays)
+        measure = as_target(rows.targets, self.num_classes, self.spec, *arrays)
+        return unread(measure, head.silent_rows(measure, self.spec, jnp))
 
     def silent(self, rows: Batch, class_weight: Array | None) -> Array | None:
         """Rows that are ignored, left out or of weight 0."""
@@ -213,7 +214,7 @@ class LossOfRows(NamedTuple):
     ) -> Problem:
         (z,), measure = logits, self.target(rows, class_weight)
         if is_formula:
-            z = dense.without_silent_rows(z, measure, self.spec)
+            z, measure = dense.without_silent_nan(z, measure, self.spec)
         kernels: Any = Formulas if is_formula else choose(z)
         if self.shard is not None:
             kernels = self.shard.formulas()
