@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
@@ -12,6 +13,8 @@ import threadpoolctl
 
 SMALL = 1 << 22  # elements of X below which products end before a second thread has woken up
 SHORT = 1 << 22  # multiplications of a pass, half a millisecond, below which kernels use one thread
+# A function of OpenBLAS, as it is named in builds of it and in the wheels of NumPy and SciPy.
+OPENBLAS = [f"{head}openblas_set_num_threads{tail}" for head in ("", "scipy_") for tail in ("", "64_", "_64")]
 
 
 @contextmanager
@@ -31,17 +34,76 @@ def few_threads(elements: int, scores: int, partitions: int = 1) -> Iterator[Non
     before = [library.get_num_threads() for library in libraries]
     try:
         for library in libraries:
-            library.set_num_threads(1)
+            _set_threads(library, 1)
         yield
     finally:
         for library, threads in zip(libraries, before, strict=True):
-            library.set_num_threads(threads)
+            _set_threads(library, threads)
 
 
 def one_kernel_thread() -> None:
     """Give the kernels one thread where this thread calls them."""
     for library in _pools("openmp"):
-        library.set_num_threads(1)
+        _set_threads(library, 1)
+
+
+@contextmanager
+def single_thread() -> Iterator[None]:
+    """Give the kernels one thread where this thread calls them, and BLAS one in this process.
+
+    Blocks of several threads may overlap: BLAS gets its threads back when the last one ends.
+    """
+    kernels = _pools("openmp")
+    before = [library.get_num_threads() for library in kernels]
+    _BLAS.enter()
+    try:
+        one_kernel_thread()
+        yield
+    finally:
+        _BLAS.leave()
+        for library, threads in zip(kernels, before, strict=True):
+            _set_threads(library, threads)
+
+
+class _OneBlasThread:
+    """How many blocks want BLAS to have one thread, and what it had before the first."""
+
+    def __init__(self) -> None:
+        self.lock = threading.Lock()
+        self.blocks = 0
+        self.before: list[tuple[Any, int]] = []
+
+    def enter(self) -> None:
+        with self.lock:
+            if not self.blocks:
+                numbers = [(library, library.get_num_threads()) for library in _pools("blas")]
+                self.before = [(library, threads) for library, threads in numbers if threads > 1]
+                for library, _ in self.before:
+                    _set_threads(library, 1)
+            self.blocks += 1
+
+    def leave(self) -> None:
+        with self.lock:
+            self.blocks -= 1
+            if not self.blocks:
+                for library, threads in self.before:
+                    _set_threads(library, threads)
+
+
+_BLAS = _OneBlasThread()
+
+
+def _set_threads(library: Any, threads: int) -> None:
+    """``library.set_num_threads(threads)``, in any thread.
+
+    threadpoolctl 3.8 lets one thread of a process set those of OpenBLAS, and ignores the others silently.
+    """
+    own_pool = library.internal_api == "openblas" and library.threading_layer != "openmp"
+    for name in OPENBLAS if own_pool else ():
+        if hasattr(library.dynlib, name):
+            getattr(library.dynlib, name)(threads)
+            return
+    library.set_num_threads(threads)
 
 
 @cache  # finding the libraries costs milliseconds, setting their threads nothing
