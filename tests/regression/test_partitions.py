@@ -364,3 +364,34 @@ def test_tasks_travel_and_take_read_only_arrays(kind, fused_scores, blocks, monk
             fit_partitions(model, Remote(partitions.partitions), classes)
             fit_partitions(near, partitions, classes)
             assert bits(model) == bits(near)
+
+
+def shifted(array):
+    """The same values in memory that is not aligned, as a view of bytes may be."""
+    copy = np.frombuffer(b"x" + array.tobytes(), np.uint8)[1:].view(array.dtype).reshape(array.shape)
+    assert not copy.flags.aligned
+    return copy
+
+
+@pytest.mark.parametrize("soft", [False, True])
+@pytest.mark.parametrize("kind", KINDS)
+def test_memory_that_is_not_aligned_is_copied(kind, soft):
+    X, y, weight = data(kind, soft, weighted=True)
+    expected = bits(xent.SoftmaxRegression().fit(X, y, weight))
+    if kind.startswith("csr"):
+        other = type(X)((shifted(X.data), shifted(X.indices), shifted(X.indptr)), shape=X.shape)
+    else:
+        other = shifted(X)
+    assert bits(xent.SoftmaxRegression().fit(other, shifted(y), shifted(weight))) == expected
+    sparse = kind.startswith("csr")
+    part = Partition(other, as_target(read_targets(X, y, shifted(weight)), None, LossSpec()))
+    arrays = (part.features.data, part.features.indices) if sparse else (part.features,)
+    assert all(array.flags.aligned for array in (*arrays, part.target.weight))
+
+
+def test_the_size_of_a_partition_is_that_of_its_arrays():
+    for kind in KINDS:
+        X, y, _ = data(kind)
+        part = Partition(X, as_target(read_targets(X, y), None, LossSpec()))
+        stored = sum(a.nbytes for a in (X.data, X.indices, X.indptr)) if part.is_sparse else X.nbytes
+        assert part.__sizeof__() == stored + y.nbytes

@@ -37,11 +37,17 @@ class Partition:
     """
 
     def __init__(self, features: Any, target: Target) -> None:
-        self.features = features
-        self.target = target
+        self.features = aligned(features)
+        self.target = aligned(target)
 
     def __reduce__(self) -> tuple[Any, ...]:
         return Partition, (self.features, self.target)  # without the copies below
+
+    def __sizeof__(self) -> int:
+        """Bytes of the arrays: dask moves large values to where small ones are never."""
+        x, target = self.features, self.target
+        arrays = (x.data, x.indices, x.indptr) if self.is_sparse else (x,)
+        return sum(int(array.nbytes) for array in (*arrays, *target) if isinstance(array, np.ndarray))
 
     @property
     def num_rows(self) -> int:
@@ -74,6 +80,21 @@ class Partition:
     @cached_property
     def _narrow_transposed(self) -> Any:
         return with_entries(self._transposed, self._transposed.data.astype(np.float32))
+
+
+def aligned(x: Any) -> Any:
+    """``x``, with copies of arrays whose memory the kernels refuse: that of pickles and views of bytes.
+
+    Takes an array, a CSR matrix, a tuple of them, or what is none of these.
+    """
+    if isinstance(x, np.ndarray):
+        return x if x.flags.aligned else x.copy()
+    if isinstance(x, tuple):
+        parts = tuple(map(aligned, x))
+        return x._make(parts) if hasattr(x, "_make") else parts
+    if hasattr(x, "indptr") and not all(part.flags.aligned for part in (x.data, x.indices, x.indptr)):
+        return type(x)(aligned((x.data, x.indices, x.indptr)), shape=x.shape)
+    return x
 
 
 class Totals(NamedTuple):
