@@ -11,7 +11,19 @@ import pytest
 
 import xent
 
-HEAVY = ("torch", "jax", "sklearn", "scipy", "matplotlib", "polars", "typer", "rich", "jinja2", "pandas")
+HEAVY = (
+    "torch",
+    "jax",
+    "sklearn",
+    "scipy",
+    "matplotlib",
+    "polars",
+    "typer",
+    "rich",
+    "jinja2",
+    "pandas",
+    "dask",
+)
 
 
 def test_import_loads_no_framework() -> None:

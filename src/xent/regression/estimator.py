@@ -26,6 +26,7 @@ try:
         read_targets,
         require_labels,
     )
+    from xent.regression.dask_input import is_dask, lazy_on_dask
     from xent.regression.fitting import Step, fit_objective, objective_of, set_parameters, start
     from xent.regression.objective import Objective
     from xent.regression.parameters import check_parameters
@@ -46,7 +47,7 @@ class SoftmaxRegression(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
     without either is N; the intercept is not penalised. With two classes there is one score, the logit of
     ``classes_[1]`` against 0, as in scikit-learn; with more the rows of W have mean 0, and so have the
     intercepts. Bring the features to one scale first, as the penalty is one for all. Float32 features stay
-    float32, CSR matrices sparse.
+    float32, CSR matrices sparse. `fit`, `score` and the predictions take dask collections too.
 
     Parameters
     ----------
@@ -159,7 +160,17 @@ class SoftmaxRegression(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         X : (N, D) array or CSR matrix of floats; float32 or float64 are kept
         y : (N,) labels of any kind, or (N, K) floats: rows of probabilities of the classes 0 to K−1
         sample_weight : (N,) array >= 0, default None for 1
+
+        All may be dask arrays or dataframes, or lists of delayed blocks of rows, of the same partitions. The
+        rows then stay with dask's workers, and the result has the same bits for any scheduler and any number
+        of workers. PartitionError names a partition that cannot be read; ConnectionError says that the
+        scheduler was lost.
         """
+        if is_dask(X, y, sample_weight):
+            from xent.regression.dask_rows.first_pass import fit
+
+            fit(self, X, y, sample_weight)
+            return self
         targets, objective, attributes = self._prepare(X, y, sample_weight)
         fit_objective(self, objective, targets.classes, attributes)
         return self
@@ -211,19 +222,28 @@ class SoftmaxRegression(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         self.optimality_gap_, self.solver_ = None, "sgd"
         return self
 
+    @lazy_on_dask
     def decision_function(self, X: Any) -> Array:
         """Scores (N, K): logits; with two classes (N,), the logit of ``classes_[1]``."""
         scores = self._scores(X)
         return scores[:, 0] if len(self.classes_) == 2 else scores
 
+    @lazy_on_dask
     def predict(self, X: Any) -> Array:
         """The label of the highest score, (N,)."""
         scores = self._scores(X)
         best = (scores[:, 0] > 0).astype(int) if len(self.classes_) == 2 else scores.argmax(1)
         return np.asarray(self.classes_[best])
 
-    def score(self, X: Any, y: Any, sample_weight: Any = None) -> float:
-        """Mean accuracy; for ``y`` of probabilities (N, K), the mean of those of the predicted classes."""
+    def score(self, X: Any, y: Any, sample_weight: Any = None) -> Any:
+        """Mean accuracy; for ``y`` of probabilities (N, K), the mean of those of the predicted classes.
+
+        Of dask collections it is a dask array without axes.
+        """
+        if is_dask(X, y, sample_weight):
+            from xent.regression.dask_rows.predictions import score
+
+            return score(self, X, y, sample_weight)
         if np.ndim(y) != 2 or np.shape(y)[1] == 1:
             require_labels(y)
             return float(super().score(X, y, sample_weight))
@@ -232,10 +252,12 @@ class SoftmaxRegression(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         best = as_logits(scores).argmax(1)
         return float(np.average(targets.targets[np.arange(len(best)), best], weights=targets.weight))
 
+    @lazy_on_dask
     def predict_proba(self, X: Any) -> Array:
         """Probabilities (N, K), in the order of ``classes_``."""
         return np.exp(self.predict_log_proba(X))
 
+    @lazy_on_dask
     def predict_log_proba(self, X: Any) -> Array:
         """Log-probabilities (N, K), from the scores: finite where the probability underflows."""
         scores = as_logits(self._scores(X))

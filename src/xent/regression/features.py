@@ -9,6 +9,7 @@ import numpy as np
 from sklearn.utils.validation import validate_data
 
 from xent.kernels import cpu_sparse
+from xent.regression.dask_input import is_dask
 
 Array = np.ndarray[Any, Any]
 
@@ -17,6 +18,11 @@ ATTRIBUTES = ("n_features_in_", "feature_names_in_")
 
 def check(estimator: Any, X: Any, **options: Any) -> tuple[Any, dict[str, Any]]:
     """(X as an array or CSR matrix of float64 or float32, the attributes for `set_attributes`)."""
+    if is_dask(X):
+        raise TypeError(
+            "`X` must be in memory here; got a dask collection, which only `fit`, `score` and the "
+            "predictions take: compute it, or go from partition to partition"
+        )
     cpu_sparse.require_sound(X)
     other = copy(estimator)
     with np.errstate(invalid="ignore"):  # scikit-learn looks for NaN by a sum, which may be inf − inf
