@@ -280,6 +280,23 @@ def test_tasks_have_one_thread_and_leave_the_pools_alone():
     assert after == {"openmp": 2, "blas": 2}
 
 
+def frozen(partition):
+    """An array as it comes over a network: read-only, and not aligned."""
+    array = np.frombuffer(b"x" + np.arange(3.0).tobytes(), np.uint8)[1:].view(float)
+    assert not (array.flags.aligned or array.flags.writeable)
+    return array, 1.0
+
+
+def test_the_arrays_of_a_sum_are_the_callers_to_write():
+    X, y, _ = data()
+    local = fitted_partitions(X, y, [])
+    rows = sums.DaskRows([delayed(local.partitions[0])], local.totals, [0])
+    array, number = rows.sum_over(frozen)
+    assert array.flags.aligned
+    array += 1
+    assert (array.tolist(), number) == ([1, 2, 3], 1.0)
+
+
 def fitted_partitions(X, y, cuts):
     from tests.regression.test_partitions import split
 
