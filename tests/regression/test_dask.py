@@ -283,7 +283,8 @@ def test_tasks_have_one_thread_and_leave_the_pools_alone():
 def frozen(partition):
     """An array as it comes over a network: read-only, and not aligned."""
     array = np.frombuffer(b"x" + np.arange(3.0).tobytes(), np.uint8)[1:].view(float)
-    assert not (array.flags.aligned or array.flags.writeable)
+    assert not array.flags.aligned
+    assert not array.flags.writeable
     return array, 1.0
 
 
