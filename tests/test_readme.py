@@ -19,7 +19,16 @@ NEEDS = {
     "docs/differences.md": ("torch", "jax", "optax"),
     "docs/jax.md": ("jax",),
 }
-PAGES = ("README", "CONTRIBUTING", "CHANGELOG", "docs/differences", "docs/gpu", "docs/heads", "docs/jax")
+PAGES = (
+    "README",
+    "CONTRIBUTING",
+    "CHANGELOG",
+    "docs/dask",
+    "docs/differences",
+    "docs/gpu",
+    "docs/heads",
+    "docs/jax",
+)
 TABLES = {"README.md": ("core", "fits", "linear"), "docs/heads.md": ("log_probs",), "docs/jax.md": ("jax",)}
 
 
