@@ -203,6 +203,10 @@ def test_sums_over_partitions_are_those_over_all_rows(kind, num_classes, fused_s
         np.testing.assert_allclose(ours.hvp(at, along), theirs.hvp(at, along), **close)
         np.testing.assert_allclose(ours.intercept_hessian(at), theirs.intercept_hessian(at), **close)
         np.testing.assert_allclose(ours.score_curvature(at), theirs.score_curvature(at), **close)
+        logits = ours.logits(at)
+        assert (logits is None) == ours.is_fused
+        np.testing.assert_allclose(ours.score_curvature(at, logits), theirs.score_curvature(at), **close)
+        np.testing.assert_allclose(ours.hessian(at, logits)(along), theirs.hvp(at, along), **close)
         for mine, yours in zip(ours.target_moments(), theirs.target_moments(), strict=True):
             np.testing.assert_allclose(mine, yours, **close)
         for mine, yours in zip(ours.feature_moments, theirs.feature_moments, strict=True):

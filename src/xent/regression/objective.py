@@ -6,7 +6,7 @@ in one vector, the penalty, and the removal of shifts.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from copy import copy
 from functools import cached_property
 from typing import Any, Self
@@ -20,6 +20,7 @@ from xent.regression.partition_sums import RowLoss
 from xent.regression.partitions import Local, Partitions
 
 Array = np.ndarray[Any, Any]
+Logits = Sequence[Any] | None  # of each partition, where it keeps them
 
 # Up to so many scores the fused kernels are faster than BLAS on such narrow matrices: 2.4 times at (784, 10),
 # 1.4 at (512, 40), but 0.85 at (512, 100) in float64.
@@ -187,15 +188,18 @@ class Objective:
         """The Hessian at ``parameters`` times ``vector``: Xᵀ of equation (3), plus alpha·V."""
         return self.hessian(parameters)(vector)
 
-    def hessian(self, parameters: Array) -> Callable[[Array], Array]:
-        """The Hessian at ``parameters`` as a function of a vector.
+    def logits(self, parameters: Array) -> Logits:
+        """The scores at ``parameters``, kept by the partitions for `hessian` and `score_curvature`.
 
-        The partitions keep their logits, unless the kernels are fused or there is no room.
+        None, so that they are computed in each pass, if the kernels are fused or there is no room.
         """
+        if self.is_fused or not self._keeps_logits:
+            return None
+        return self.partitions.map(sums.logits, *self.unpack(parameters), self.row_loss)
+
+    def hessian(self, parameters: Array, logits: Logits = None) -> Callable[[Array], Array]:
+        """The Hessian at ``parameters`` as a function of a vector; ``logits`` are those of `logits`."""
         at = self.unpack(parameters)
-        logits = None
-        if not self.is_fused and self._keeps_logits:
-            logits = self.partitions.map(sums.logits, *at, self.row_loss)
 
         def product(vector: Array) -> Array:
             dcoef, dintercept = self.partitions.sum_over(
@@ -247,10 +251,10 @@ class Objective:
         hessian: Array = self.partitions.sum_over(sums.intercept_hessian, *at, self.row_loss)
         return hessian
 
-    def score_curvature(self, parameters: Array) -> Array:
-        """Σ a m p(1−p) of each score, (C,), scaled as `gram`."""
+    def score_curvature(self, parameters: Array, logits: Logits = None) -> Array:
+        """Σ a m p(1−p) of each score, (C,), scaled as `gram`; ``logits`` are those of `logits`."""
         at = self.unpack(parameters)
-        curvature: Array = self.partitions.sum_over(sums.score_curvature, *at, self.row_loss)
+        curvature: Array = self.partitions.sum_over(sums.score_curvature, *at, self.row_loss, each=logits)
         return curvature
 
     def gram(self, parameters: Array, by_class: bool, rows: Array | None = None) -> Array:

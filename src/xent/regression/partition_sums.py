@@ -120,10 +120,12 @@ def intercept_hessian(partition: Partition, coef: Array, intercept: Array, row_l
     return hessian
 
 
-def score_curvature(partition: Partition, coef: Array, intercept: Array, row_loss: RowLoss) -> Array:
-    """Σ a m p(1−p) of each score, (C,), scaled as in `_curvature`."""
+def score_curvature(
+    partition: Partition, coef: Array, intercept: Array, row_loss: RowLoss, scores: Array | None = None
+) -> Array:
+    """Σ a m p(1−p) of each score, (C,), scaled as in `_curvature`; ``scores`` if they are known."""
     result = np.zeros(row_loss.num_scores)
-    for _, weight in _curvature(partition, coef, intercept, row_loss):
+    for _, weight in _curvature(partition, coef, intercept, row_loss, scores):
         result += weight.sum(0)
     return result
 
@@ -236,12 +238,15 @@ def stack(a: Partition, b: Partition) -> Partition:
 
 
 def blocks_of_logits(
-    partition: Partition, coef: Array, intercept: Array, row_loss: RowLoss
+    partition: Partition, coef: Array, intercept: Array, row_loss: RowLoss, scores: Array | None = None
 ) -> Iterator[tuple[Any, Target, Array]]:
-    """Blocks of X, their target, and their logits (rows, K)."""
+    """Blocks of X, their target, and their logits (rows, K); ``scores`` if they are known."""
     weight = np.ascontiguousarray(coef.T, row_loss.dtype)
+    start = 0
     for x, target in _blocks(partition, row_loss):
-        yield x, target, as_logits(_project(x, weight) + intercept)
+        stop = start + x.shape[0]
+        yield x, target, as_logits(_project(x, weight) + intercept if scores is None else scores[start:stop])
+        start = stop
 
 
 def in_float64(row_loss: RowLoss) -> RowLoss:
@@ -279,7 +284,7 @@ def _fused(partition: Partition, row_loss: RowLoss) -> tuple[Array, Target, Loss
 
 
 def _curvature(
-    partition: Partition, coef: Array, intercept: Array, row_loss: RowLoss
+    partition: Partition, coef: Array, intercept: Array, row_loss: RowLoss, scores: Array | None = None
 ) -> Iterator[tuple[Any, Array]]:
     """Blocks of X, and the diagonal a m p(1−p) of (3) for their rows and scores, (rows, C) float64.
 
@@ -287,7 +292,7 @@ def _curvature(
     """
     # At p = 1/K the Hessian of K scores is I/K on vectors that sum to 0; its diagonal is (1−1/K)/K.
     factor = row_loss.num_classes / (row_loss.num_classes - 1) if row_loss.num_scores > 1 else 1.0
-    for x, target, z in blocks_of_logits(partition, coef, intercept, row_loss):
+    for x, target, z in blocks_of_logits(partition, coef, intercept, row_loss, scores):
         p = softmax(z)
         spread = (p * (1.0 - p))[:, -row_loss.num_scores :]
         yield x, spread * (factor / row_loss.divisor * row_mass(target, len(p)))[:, None]
@@ -307,7 +312,14 @@ def _blocks(partition: Partition, row_loss: RowLoss) -> Iterator[tuple[Any, Targ
         whole = size >= rows
         x = features if whole else features[part]
         target = partition.target if whole else _target_rows(partition.target, part)
-        yield x.astype(row_loss.dtype, copy=False), target
+        yield _in_dtype(x, row_loss.dtype), target
+
+
+def _in_dtype(x: Any, dtype: np.dtype[Any]) -> Any:
+    """``x`` in this dtype; a CSR matrix shares its pattern."""
+    if x.dtype == dtype or isinstance(x, np.ndarray):
+        return x.astype(dtype, copy=False)
+    return with_entries(x, x.data.astype(dtype))
 
 
 def _project(x: Any, weight: Array) -> Array:
@@ -325,11 +337,10 @@ def _pull_back(partition: Partition, x: Any, dscores: Array, row_loss: RowLoss) 
     if not partition.is_sparse:
         product: Array = narrow.T @ x
         return product
-    widened = row_loss.dtype.itemsize > partition.features.dtype.itemsize
-    if x.shape[0] < partition.num_rows or not row_loss.keeps_copies or widened:
+    if x.shape[0] < partition.num_rows or not row_loss.keeps_copies:
         transposed: Array = x.T @ narrow
         return transposed.T
-    return cpu_sparse.product(partition.transposed_for(row_loss.dtype), narrow).T
+    return cpu_sparse.product(_in_dtype(partition.transposed_for(row_loss.dtype), row_loss.dtype), narrow).T
 
 
 def _plus(total: Array | None, part: Array, like: Array) -> Array:

@@ -19,6 +19,7 @@ from xent.regression.solvers.progress import Progress
 Array = np.ndarray[Any, Any]
 
 MAX_PRODUCTS = 200  # Hessian products for each step
+CERTIFIED = 0.1  # part of tol that the weights may take of the gap expected after a step, at which it ends
 
 
 def newton_cg(objective: Objective, point: Point, progress: Progress, random: np.random.RandomState) -> Point:
@@ -29,7 +30,7 @@ def newton_cg(objective: Objective, point: Point, progress: Progress, random: np
         if not polished and progress.within_reach <= 0.5 * progress.tol:
             following, polished = step_of_intercept(point, objective, progress), True
         else:
-            direction = _direction(objective, point, random)
+            direction = _direction(objective, point, progress, random)
             following, polished = step_along(direction, point, objective, progress), False
         if following is not None:
             point = following
@@ -39,22 +40,35 @@ def newton_cg(objective: Objective, point: Point, progress: Progress, random: np
     return point
 
 
-def _direction(objective: Objective, point: Point, random: np.random.RandomState) -> Array:
+def _direction(
+    objective: Objective, point: Point, progress: Progress, random: np.random.RandomState
+) -> Array:
     """The step to the minimum of the quadratic model; vectors of sparse problems, long ones, are float32."""
-    estimate = preconditioner(objective, point.parameters, random)
-    hessian = objective.rounded.hessian(point.parameters)
+    logits = objective.rounded.logits(point.parameters)
+    estimate = preconditioner(objective, point.parameters, random, logits=logits)
+    hessian = objective.rounded.hessian(point.parameters, logits)
     gradient = point.gradient.astype(
         objective.rounded.dtype if objective.is_sparse else np.float64, copy=False
     )
-    return _solve(hessian, gradient, point.value, estimate).astype(np.float64, copy=False)
+    weights = objective.num_scores * objective.num_features
+    enough = 2.0 * objective.alpha * CERTIFIED * progress.tol * point.value if objective.is_convex else 0.0
+    direction = _solve(hessian, gradient, point.value, estimate, weights, enough)
+    return direction.astype(np.float64, copy=False)
 
 
 def _solve(
-    hessian: Callable[[Array], Array], gradient: Array, value: float, estimate: Preconditioner
+    hessian: Callable[[Array], Array],
+    gradient: Array,
+    value: float,
+    estimate: Preconditioner,
+    weights: int,
+    enough: float,
 ) -> Array:
     """Approximate −H⁻¹ gradient, more exactly near the optimum.
 
-    At a direction of negative curvature (focal loss), return the approximation so far.
+    At a direction of negative curvature (focal loss), return the approximation so far. The residual is the
+    gradient expected after the step: a square of at most ``enough`` in its first entries, the ``weights``,
+    ends the iteration.
     """
     add = get_blas_funcs("axpy", (gradient,))  # in place, unlike NumPy
     direction = np.zeros_like(gradient)
@@ -74,7 +88,8 @@ def _solve(
         add(product, residual, a=-length)
         preconditioned = estimate(residual)
         before, size = size, float(residual @ preconditioned)
-        if size <= tolerance * first:
+        expected = residual[:weights]
+        if size <= tolerance * first or float(expected @ expected) <= enough:
             break
         search *= size / before
         search += preconditioned

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from scipy.linalg.lapack import dtrtri
 
-from xent.regression.objective import Objective
+from xent.regression.objective import Logits, Objective
 
 Array = np.ndarray[Any, Any]
 Preconditioner = Callable[[Array], Array]
@@ -23,12 +23,16 @@ SHARE = 16  # or one row in so many
 
 
 def preconditioner(
-    objective: Objective, parameters: Array, random: np.random.RandomState, by_class: bool = False
+    objective: Objective,
+    parameters: Array,
+    random: np.random.RandomState,
+    by_class: bool = False,
+    logits: Logits = None,
 ) -> Preconditioner:
-    """`whitening` if X is dense and not wide, otherwise `diagonal`."""
+    """`whitening` if X is dense and not wide, otherwise `diagonal`; ``logits`` of `Objective.rounded`."""
     if is_whitened(objective):
         return whitening(objective, parameters, random, by_class)
-    return diagonal(objective, parameters)
+    return diagonal(objective, parameters, logits)
 
 
 def is_whitened(objective: Objective) -> bool:
@@ -90,7 +94,7 @@ def _inverse_of_lower(factor: Array) -> Array:
     return inverse
 
 
-def diagonal(objective: Objective, parameters: Array) -> Preconditioner:
+def diagonal(objective: Objective, parameters: Array, logits: Logits = None) -> Preconditioner:
     """The inverse Hessian as if features were uncorrelated: Jacobi for centred features.
 
     With means μ and variances v of the features, and Σ a m p(1−p) = c for a class, the Hessian is about
@@ -98,7 +102,7 @@ def diagonal(objective: Objective, parameters: Array) -> Preconditioner:
     for which plain Jacobi needs 20 and 42.
     """
     mean, variance = objective.feature_moments
-    curvature = objective.rounded.score_curvature(parameters)
+    curvature = objective.rounded.score_curvature(parameters, logits)
     curvature = np.where(curvature > 0, curvature, 1.0)
     dtype = objective.rounded.dtype
     inverse, _ = objective.unpack(np.empty(objective.num_parameters, dtype))
