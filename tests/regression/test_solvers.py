@@ -17,7 +17,7 @@ from sklearn.linear_model import LogisticRegression
 from xent.core.spec import LossSpec
 from xent.engine import checks
 from xent.regression import objective as objective_file
-from xent.regression import partition_sums, solvers
+from xent.regression import partition_sums, solvers, threads
 from xent.regression.objective import Objective
 from xent.regression.partitions import Local, Partition
 from xent.regression.solvers import certificate, line_search, minimise, preconditioners
@@ -488,6 +488,24 @@ def test_short_passes_take_one_thread():
     with threadpoolctl.threadpool_limits(2):
         minimise(problem.objective, problem.start, max_iter=1, tol=1e-4, on_step=on_step)
     assert set(seen) == {1}
+
+
+def test_blas_takes_one_thread_for_vectors_alone(monkeypatch):
+    """A long sparse X goes through the kernels, on all threads; a long dense one through NumPy's BLAS too."""
+    for limit in ("SMALL", "SHORT"):
+        monkeypatch.setattr(threads, limit, 0)
+    X, y = table()
+    for x, expected in ((X, 2), (scipy.sparse.csr_array(X), 1)):
+        seen = {}
+
+        def on_step(*step, seen=seen):
+            for pool in threadpoolctl.threadpool_info():
+                seen.setdefault(pool["user_api"], []).append(pool["num_threads"])
+
+        problem = Problem(x, y, num_classes=3)
+        with threadpoolctl.threadpool_limits(2):
+            minimise(problem.objective, problem.start, max_iter=1, tol=1e-4, on_step=on_step)
+        assert (max(seen["blas"]), max(seen["openmp"])) == (expected, 2)
 
 
 def test_overflow_and_unknown_solvers_are_errors():

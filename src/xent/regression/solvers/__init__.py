@@ -68,8 +68,10 @@ def minimise(
     # Without a random_state two fits of the same data are equal, except with "sgd".
     random = check_random_state(0 if random_state is None and name != "sgd" else random_state)
     overflow = ValueError("the objective overflowed: bring the features to one scale (StandardScaler)")
-    with few_threads(objective.totals.entries, objective.num_scores, parts), np.errstate(all="ignore"):
-        if objective.totals.dtype == np.float64 and not objective.row_norm() < LARGEST:
+    totals = objective.totals
+    threads = few_threads(totals.entries, objective.num_scores, parts, totals.is_sparse)
+    with threads, np.errstate(all="ignore"):
+        if totals.dtype == np.float64 and not objective.row_norm() < LARGEST:
             raise overflow
         progress = Progress(objective, max_iter, tol, on_step)
         points = [evaluate(objective, start, progress)]
