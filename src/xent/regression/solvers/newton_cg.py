@@ -19,7 +19,7 @@ from xent.regression.solvers.progress import Progress
 Array = np.ndarray[Any, Any]
 
 MAX_PRODUCTS = 200  # Hessian products for each step
-CERTIFIED = 0.1  # part of tol that the weights may take of the gap expected after a step, at which it ends
+CERTIFIED = 0.25  # part of tol that the weights may take of the gap expected after a step, at which it ends
 
 
 def newton_cg(objective: Objective, point: Point, progress: Progress, random: np.random.RandomState) -> Point:
