@@ -470,6 +470,25 @@ def test_bounds_of_rounded_passes_do_not_count(monkeypatch):
     assert known == [0.0]
 
 
+def test_one_pass_in_float64_ends_a_fit_in_float32(monkeypatch):
+    """Beside that of the start: the intercept, which the certificate is sensitive to, steps in the same."""
+    X, y = table()
+    problem = Problem(X.astype(np.float32), y, num_classes=3)
+    widths = []
+
+    def evaluate(function, parameters, progress):
+        widths.append(function.dtype.itemsize)
+        return plain(function, parameters, progress)
+
+    plain = line_search.evaluate
+    for file in (line_search, lbfgs_file, solvers):
+        monkeypatch.setattr(file, "evaluate", evaluate)
+    monkeypatch.setattr(objective_file, "SMALL", 0)
+    result = minimise(problem.objective, problem.start, solver="lbfgs", max_iter=100, tol=1e-4)
+    assert (result.message, widths.count(8)) == ("", 2)
+    assert problem.excess(result.params) <= result.optimality_gap
+
+
 def test_thread_pools_are_left_as_they_were():
     problem = Problem(*table(), num_classes=3)
     with threadpoolctl.threadpool_limits(2):

@@ -49,7 +49,7 @@ def lbfgs(objective: Objective, point: Point, progress: Progress, random: np.ran
             if memory.is_stale(progress):
                 memory.refresh(point.parameters)
         elif not exact:  # near the optimum, or no float32 step lowers the objective
-            function, point = objective, _in_float64(objective, point, progress)
+            function, point, polished = objective, _in_float64(objective, point, progress), True
             progress.stepped(point.parameters, point.value)
         elif not polished:  # no float64 step lowers the objective
             break
@@ -57,9 +57,11 @@ def lbfgs(objective: Objective, point: Point, progress: Progress, random: np.ran
 
 
 def _in_float64(objective: Objective, point: Point, progress: Progress) -> Point:
-    """Evaluate ``point`` again in float64 and discard the bounds on the optimum from float32 passes."""
+    """``point`` with its best intercept, in float64; discard the bounds from float32 passes."""
     progress.forget()
-    return evaluate(objective, point.parameters, progress)
+    noise = 8 * float(np.finfo(np.float32).eps) * abs(point.value)
+    polished = step_of_intercept(point, objective, progress, noise) if objective.fit_intercept else None
+    return polished or evaluate(objective, point.parameters, progress)
 
 
 class Memory:

@@ -55,10 +55,15 @@ def step_along(direction: Array, point: Point, function: Objective, progress: Pr
     return None
 
 
-def step_of_intercept(point: Point, function: Objective, progress: Progress) -> Point | None:
-    """A Newton step of the intercept alone, to which the certificate is sensitive; None if it increases F."""
+def step_of_intercept(
+    point: Point, function: Objective, progress: Progress, noise: float = 0.0
+) -> Point | None:
+    """A Newton step of the intercept alone, to which the certificate is sensitive.
+
+    None if it increases the objective by more than ``noise``.
+    """
     coef, intercept = function.unpack(point.parameters)
     _, dintercept = function.unpack(point.gradient)
     change = np.linalg.lstsq(function.rounded.intercept_hessian(point.parameters), -dintercept)[0]
     trial = evaluate(function, function.pack(coef, intercept + change), progress)
-    return trial if trial.value <= point.value else None
+    return trial if trial.value <= point.value + noise else None
