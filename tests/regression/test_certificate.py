@@ -116,17 +116,19 @@ def counts():
     return scipy.sparse.csr_array(X), y
 
 
+@pytest.mark.parametrize("solver", ["lbfgs", "newton-cg"])
 @pytest.mark.parametrize("data", [digits, counts])
-def test_the_gap_is_tight_near_the_optimum(data):
-    """At most 10 times the truth where a fit ends, and 1.1 times at the steps before, by the last bound."""
+def test_the_gap_is_tight_near_the_optimum(data, solver):
+    """At most 10 times the truth where a fit ends, where it was 1000 times, before the intercept's step.
+
+    At the steps of Newton-CG before the last, by the last bound, at most 1.1 times.
+    """
     X, y = data()
-    model = xent.SoftmaxRegression(alpha=1 / len(y), solver="newton-cg", tol=1e-6).fit(X, y)
-    exact = xent.SoftmaxRegression(alpha=1 / len(y), solver="newton-cg", tol=1e-13).fit(X, y)
+    model = xent.SoftmaxRegression(alpha=1 / len(y), solver=solver).fit(X, y)
+    exact = xent.SoftmaxRegression(alpha=1 / len(y), solver=solver, tol=1e-13).fit(X, y)
     *before, last = np.array(model.loss_curve_)
     least = exact.loss_curve_[-1]
     lower = last * (1 - model.optimality_gap_)
     assert 0 < last - least <= last - lower <= 10 * (last - least)
-    near = [value for value in before if 1e-7 < value / least - 1 < 1e-2]
-    assert len(near) >= 1
-    for value in near:
-        assert value - least <= value - lower <= 1.1 * (value - least)
+    if solver == "newton-cg":
+        assert before[-1] - least <= before[-1] - lower <= 1.1 * (before[-1] - least)

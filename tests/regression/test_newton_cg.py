@@ -22,10 +22,10 @@ def test_a_linear_system_is_solved(preconditioned):
     hessian, gradient = root @ root.T + np.eye(30), rng.standard_normal(30)
     inverse = np.diag(1 / np.diag(hessian)) if preconditioned else np.eye(30)
     # The larger the value, the nearer the optimum, the more exactly.
-    direction = newton_cg._solve(hessian.dot, gradient, 1e12, inverse.dot, 30, 0.0)
+    direction, _ = newton_cg._solve(hessian.dot, gradient, 1e12, inverse.dot, 30, 0.0)
     residual = hessian @ direction + gradient
     assert residual @ inverse @ residual <= 1e-6 * (gradient @ inverse @ gradient)
-    loose = newton_cg._solve(hessian.dot, gradient, 1e-12, inverse.dot, 30, 0.0)
+    loose, _ = newton_cg._solve(hessian.dot, gradient, 1e-12, inverse.dot, 30, 0.0)
     residual = hessian @ loose + gradient
     assert 1e-6 < (residual @ inverse @ residual) / (gradient @ inverse @ gradient) <= 0.1
     assert loose @ gradient < 0
@@ -33,8 +33,10 @@ def test_a_linear_system_is_solved(preconditioned):
 
 def test_downward_curvature_leaves_the_way_down_so_far():
     hessian, gradient = np.diag([1.0, -1.0]), np.array([1.0, 0.5])
-    assert newton_cg._solve(hessian.dot, gradient, 1.0, np.array, 2, 0.0) @ gradient < 0
-    np.testing.assert_array_equal(newton_cg._solve(np.negative, gradient, 1.0, np.array, 2, 0.0), -gradient)
+    assert newton_cg._solve(hessian.dot, gradient, 1.0, np.array, 2, 0.0)[0] @ gradient < 0
+    np.testing.assert_array_equal(
+        newton_cg._solve(np.negative, gradient, 1.0, np.array, 2, 0.0)[0], -gradient
+    )
 
 
 def test_a_gradient_that_certifies_is_enough():
@@ -50,7 +52,7 @@ def test_a_gradient_that_certifies_is_enough():
     lengths = []
     for enough in (0.0, 1e-3, 1e-1):
         products.clear()
-        direction = newton_cg._solve(product, gradient, 1e12, np.array, 29, enough)
+        direction, _ = newton_cg._solve(product, gradient, 1e12, np.array, 29, enough)
         residual = (hessian @ direction + gradient)[:29]
         assert not enough or residual @ residual <= 1.001 * enough
         lengths.append(len(products))

@@ -172,7 +172,9 @@ def test_sums_for_preconditioner_and_certificate(path, num_classes, soft, monkey
     np.testing.assert_allclose(dintercept, (mass - t).sum(0)[-used:], rtol=1e-9, atol=1e-13)
     eye = np.eye(used) * mass.sum(0)[-used:, None]
     expected = eye - (mass.T @ probabilities)[-used:, -used:]
-    np.testing.assert_allclose(function.intercept_hessian(at), expected, rtol=1e-11, atol=1e-14)
+    predicted, hessian = function.intercept_model(at)
+    np.testing.assert_allclose(predicted, mass.sum(0)[-used:], rtol=1e-11)
+    np.testing.assert_allclose(hessian, expected, rtol=1e-11, atol=1e-14)
 
 
 def test_packing_is_undone_by_unpacking():

@@ -245,11 +245,11 @@ class Objective:
         whole = self.partitions.sum_over(sums.norm_of_features, by=np.hypot)
         return float(whole / max(1, self.num_rows) ** 0.5)
 
-    def intercept_hessian(self, parameters: Array) -> Array:
-        """The Hessian in the intercept, (C, C), in float64: Σ a m (diag p − ppᵀ)."""
+    def intercept_model(self, parameters: Array) -> tuple[Array, Array]:
+        """(predicted masses Σ a m p (C,), the Hessian in the intercept (C, C)), in float64."""
         at = self.unpack(parameters)
-        hessian: Array = self.partitions.sum_over(sums.intercept_hessian, *at, self.row_loss)
-        return hessian
+        predicted, hessian = self.partitions.sum_over(sums.intercept_model, *at, self.row_loss)
+        return predicted, hessian
 
     def score_curvature(self, parameters: Array, logits: Logits = None) -> Array:
         """Σ a m p(1−p) of each score, (C,), scaled as `gram`; ``logits`` are those of `logits`."""

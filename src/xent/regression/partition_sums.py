@@ -110,14 +110,17 @@ def hessian_product(
     return np.zeros_like(direction) if dcoef is None else dcoef, dintercept
 
 
-def intercept_hessian(partition: Partition, coef: Array, intercept: Array, row_loss: RowLoss) -> Array:
-    """The Hessian in the intercept, (C, C): Σ a m (diag p − ppᵀ), a = ω/D."""
-    hessian = np.zeros((row_loss.num_scores, row_loss.num_scores))
+def intercept_model(
+    partition: Partition, coef: Array, intercept: Array, row_loss: RowLoss
+) -> tuple[Array, Array]:
+    """(Σ a m p (C,), the Hessian in the intercept (C, C): Σ a m (diag p − ppᵀ)), a = ω/D."""
+    mass, crossed = np.zeros(row_loss.num_scores), np.zeros((row_loss.num_scores, row_loss.num_scores))
     for _, target, z in blocks_of_logits(partition, coef, intercept, row_loss):
         p = softmax(z)[:, -row_loss.num_scores :]
         weighted = p * (row_mass(target, len(p)) / row_loss.divisor)[:, None]
-        hessian += np.diag(weighted.sum(0)) - weighted.T @ p
-    return hessian
+        mass += weighted.sum(0)
+        crossed += weighted.T @ p
+    return mass, np.diag(mass) - crossed
 
 
 def score_curvature(

@@ -64,6 +64,6 @@ def step_of_intercept(
     """
     coef, intercept = function.unpack(point.parameters)
     _, dintercept = function.unpack(point.gradient)
-    change = np.linalg.lstsq(function.rounded.intercept_hessian(point.parameters), -dintercept)[0]
+    change = np.linalg.lstsq(function.rounded.intercept_model(point.parameters)[1], -dintercept)[0]
     trial = evaluate(function, function.pack(coef, intercept + change), progress)
     return trial if trial.value <= point.value + noise else None

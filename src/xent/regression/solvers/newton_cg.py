@@ -52,8 +52,25 @@ def _direction(
     )
     weights = objective.num_scores * objective.num_features
     enough = 2.0 * objective.alpha * CERTIFIED * progress.tol * point.value if objective.is_convex else 0.0
-    direction = _solve(hessian, gradient, point.value, estimate, weights, enough)
-    return direction.astype(np.float64, copy=False)
+    direction, residual = _solve(hessian, gradient, point.value, estimate, weights, enough)
+    direction = direction.astype(np.float64, copy=False)
+    if objective.fit_intercept and float(residual[:weights] @ residual[:weights]) <= enough:
+        return _with_best_intercept(direction, objective, point, progress)
+    return direction
+
+
+def _with_best_intercept(direction: Array, objective: Objective, point: Point, progress: Progress) -> Array:
+    """``direction`` and a Newton step of the intercept where it ends, by a pass without a gradient in W.
+
+    The certificate, which is to hold there, is sensitive to the intercept.
+    """
+    if progress.certificate is None or progress.certificate.moments is None:
+        return direction
+    predicted, hessian = objective.rounded.intercept_model(point.parameters + direction)
+    change = np.linalg.lstsq(hessian, progress.certificate.moments[0][-len(predicted) :] - predicted)[0]
+    coef, intercept = objective.unpack(direction)
+    changed = objective.pack(coef, intercept + change)
+    return changed if float(changed @ point.gradient) < 0 else direction
 
 
 def _solve(
@@ -63,8 +80,8 @@ def _solve(
     estimate: Preconditioner,
     weights: int,
     enough: float,
-) -> Array:
-    """Approximate −H⁻¹ gradient, more exactly near the optimum.
+) -> tuple[Array, Array]:
+    """Approximate −H⁻¹ gradient, more exactly near the optimum, and the negative residual.
 
     At a direction of negative curvature (focal loss), return the approximation so far. The residual is the
     gradient expected after the step: a square of at most ``enough`` in its first entries, the ``weights``,
@@ -82,7 +99,7 @@ def _solve(
         product = hessian(search)
         curvature = float(search @ product)
         if curvature <= 0:
-            return direction if direction.any() else search
+            return direction if direction.any() else search, residual
         length = size / curvature
         add(search, direction, a=length)
         add(product, residual, a=-length)
@@ -93,4 +110,4 @@ def _solve(
             break
         search *= size / before
         search += preconditioned
-    return direction
+    return direction, residual
