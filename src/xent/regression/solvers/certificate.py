@@ -1,5 +1,7 @@
 """Bound the distance of a point from the optimum by Fenchel duality, from its loss and gradient alone.
 
+Proved in section 12 of docs/maths.md, with how tight it is.
+
 With a = ω/D, masses m = Σ t and z = Wx + b the primal and its dual are
 
     F(W, b) = Σ a (m·logsumexp(z) − ⟨t, z⟩) + α/2·‖W‖²,
