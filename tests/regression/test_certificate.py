@@ -1,4 +1,4 @@
-"""The certificate (section 12 of docs/maths.md): never violated, on random fits of every kind, and how tight.
+"""The certificate (section 13 of docs/maths.md): never violated, on random fits of every kind, and how tight.
 
 A gap that is violated by any point's value is violated by the optimum: the references need not be exact.
 """

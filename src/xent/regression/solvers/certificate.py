@@ -1,6 +1,6 @@
 """Bound the distance of a point from the optimum by Fenchel duality, from its loss and gradient alone.
 
-Proved in section 12 of docs/maths.md, with how tight it is.
+Proved in section 13 of docs/maths.md, with how tight it is.
 
 With a = ω/D, masses m = Σ t and z = Wx + b the primal and its dual are
 
