@@ -18,6 +18,7 @@ from xent.regression.partitions import Local, Partition
 from xent.regression.solvers import minimise
 from xent.regression.solvers.certificate import Certificate
 
+ROUNDED = [423, 460, 574]  # ended at a gradient in the intercept of 1e-16, where the objective is 1e-5
 ROUNDING = 1e-12  # relative, of two values of the objective
 
 
@@ -93,7 +94,7 @@ def check(seed):
         assert Certificate(function).gap(params, value, gradient) >= (value - least) / value - ROUNDING
 
 
-@pytest.mark.parametrize("seed", range(60))
+@pytest.mark.parametrize("seed", [*range(60), *ROUNDED])
 def test_no_gap_is_violated(seed):
     check(seed)
 

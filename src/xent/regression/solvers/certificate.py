@@ -99,9 +99,9 @@ class Certificate:
         predicted = mass + excess  # Σ a m p for each class
         ratio = np.divide(excess, predicted, out=np.zeros_like(predicted), where=predicted > 0)
         tau = float(ratio.max())
-        if tau <= np.finfo(float).eps:
+        r = np.maximum(tau * predicted - excess, 0.0)  # mass − (1 − τ) predicted, without cancellation
+        if not r.sum() > 0:
             return entropy
-        r = np.maximum(mass - (1.0 - tau) * predicted, 0.0)
         r /= r.sum()
         entropy_of_r = -float(r @ np.log(np.where(r > 0, r, 1.0)))
         residual *= 1 - tau
