@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from xent.core.contract import RowStatistics
     from xent.engine.memory import release_memory
     from xent.regression.estimator import SoftmaxRegression
+    from xent.regression.rows import rows_from
 
     __version__: str
 
@@ -43,6 +44,7 @@ __all__ = [
     "logsumexp",
     "release_memory",
     "row_statistics",
+    "rows_from",
     "softmax",
 ]
 
@@ -59,6 +61,7 @@ _MODULES = {
     "RowStatistics": "core.contract",
     "release_memory": "engine.memory",
     "SoftmaxRegression": "regression.estimator",
+    "rows_from": "regression.rows",
 }
 
 

@@ -73,7 +73,7 @@ def load(
     ``shape`` instead of ``X``. Rows without a label are an error unless ``drop_unlabelled`` leaves them
     out. Raises DataError.
     """
-    kind, path = _kind(data)
+    kind, path = kind_of(data)
     _require_no_options(
         data,
         kind,
@@ -95,7 +95,7 @@ def load(
 
 def batches(data: str, learnt: Preprocessor, dialect: Dialect = NO_DIALECT) -> Iterator[Batch]:
     """Yield the rows of a file, a batch at a time, with the columns that ``learnt`` can transform."""
-    kind, path = _kind(data)
+    kind, path = kind_of(data)
     with named_faults(data):
         if kind in ("csv", "parquet"):
             yield from _table_batches(path, kind, learnt, dialect)
@@ -120,7 +120,7 @@ def batches(data: str, learnt: Preprocessor, dialect: Dialect = NO_DIALECT) -> I
 
 def require_table_options(data: str, dialect: Dialect) -> None:
     """Raise DataError if ``dialect`` has an option that the kind of file at ``data`` does not take."""
-    _require_no_options(data, _kind(data)[0], _table_options(dialect))
+    _require_no_options(data, kind_of(data)[0], _table_options(dialect))
 
 
 def _table_options(dialect: Dialect) -> dict[str, Any]:
@@ -142,7 +142,8 @@ def _require_no_options(data: str, kind: str, options: dict[str, Any]) -> None:
             raise DataError(f"`{option}` is for CSV files; {data} is a Parquet file")
 
 
-def _kind(data: str) -> tuple[str, Path]:
+def kind_of(data: str) -> tuple[str, Path]:
+    """(bundled, csv, parquet, npz or svmlight; the path). Raises DataError if it is none of them."""
     path = Path(data)
     if data in BUNDLED:
         return "bundled", path
@@ -184,11 +185,11 @@ def _table(
     if kind == "csv":
         layout = csv_table.detect_layout(path, dialect)
         table, numbers = csv_table.read(path, layout)
-        reading = _csv_reading(layout, dialect, numbers)
+        reading = csv_reading(layout, dialect, numbers)
         nameless, index = layout.nameless, []
     else:
-        table, nameless = _plainly_named(path, parquet.read(path))
-        reading = _parquet_reading(dialect, row_numbers.one_based(table.height))
+        table, nameless = plainly_named(path, parquet.read(path))
+        reading = parquet_reading(dialect, row_numbers.one_based(table.height))
         index = [name.strip() for name in parquet.index_columns(path)]
     names = table.columns
     if target is None:
@@ -213,7 +214,7 @@ def _table(
     features = tables.columns(path, table, feature_names, reading, also=categorical)[kept]
     return Dataset(
         path.name,
-        _plain(features),
+        plain(features),
         labels,
         feature_names,
         target,
@@ -239,33 +240,34 @@ def _table_batches(path: Path, kind: str, learnt: Preprocessor, dialect: Dialect
 def _csv_batches(path: Path, dialect: Dialect) -> Iterator[tuple[Any, Reading]]:
     layout = csv_table.detect_layout(path, dialect)
     for table, numbers in csv_table.batches(path, layout, BATCH):
-        yield table, _csv_reading(layout, dialect, numbers)
+        yield table, csv_reading(layout, dialect, numbers)
 
 
 def _parquet_batches(path: Path, dialect: Dialect) -> Iterator[tuple[Any, Reading]]:
-    reading = _parquet_reading(dialect, row_numbers.one_based(parquet.rows(path)))
+    reading = parquet_reading(dialect, row_numbers.one_based(parquet.rows(path)))
     for table in parquet.batches(path, BATCH):
-        yield _plainly_named(path, table)[0], reading
+        yield plainly_named(path, table)[0], reading
 
 
-def _csv_reading(layout: csv_table.Layout, dialect: Dialect, numbers: row_numbers.RowNumbers) -> Reading:
+def csv_reading(layout: csv_table.Layout, dialect: Dialect, numbers: row_numbers.RowNumbers) -> Reading:
+    """How to read the cells of a CSV file."""
     words = cells.missing_words(dialect.missing, dialect.usual_missing)
     return Reading(numbers, words, layout.decimal, layout.grouped)
 
 
-def _parquet_reading(dialect: Dialect, numbers: row_numbers.RowNumbers) -> Reading:
+def parquet_reading(dialect: Dialect, numbers: row_numbers.RowNumbers) -> Reading:
     """Parquet stores nulls, so only a null or an empty text is missing; the text None is text."""
     return Reading(numbers, cells.missing_words(dialect.missing, usual=False))
 
 
-def _plainly_named(path: Path, table: Any) -> tuple[Any, list[str]]:
+def plainly_named(path: Path, table: Any) -> tuple[Any, list[str]]:
     """(the table with stripped and completed column names, the names made up)."""
     names, nameless = csv_table.plain_names(path, table.columns)
     table.columns = names
     return table, nameless
 
 
-def _plain(features: Any) -> Any:
+def plain(features: Any) -> Any:
     """``features`` as an array if all its columns are numbers, otherwise unchanged."""
     import polars
 
@@ -300,7 +302,7 @@ def _unnamed(
     numbers: row_numbers.RowNumbers,
     drop_unlabelled: bool,
 ) -> Dataset:
-    labels, kept = _labels(data, y, numbers, drop_unlabelled)
+    labels, kept = plain_labels(data, y, numbers, drop_unlabelled)
     return Dataset(
         Path(data).name,
         features if len(kept) == len(y) else features[kept],
@@ -312,7 +314,9 @@ def _unnamed(
     )
 
 
-def _labels(data: str, y: Array, numbers: row_numbers.RowNumbers, drop_missing: bool) -> tuple[Array, Array]:
+def plain_labels(
+    data: str, y: Array, numbers: row_numbers.RowNumbers, drop_missing: bool
+) -> tuple[Array, Array]:
     """(labels (N,) as integers, booleans or text; the index of their rows in ``y``)."""
     import polars
 
@@ -340,8 +344,12 @@ def _labels(data: str, y: Array, numbers: row_numbers.RowNumbers, drop_missing: 
 def _check_classes(dataset: Dataset) -> None:
     """Raise DataError if the labels hold fewer than 2 classes, or mostly values that occur once."""
     where = f"{dataset.name}: " + (f"column {dataset.target!r}" if dataset.target != "target" else "y")
-    classes, counts = np.unique(dataset.labels, return_counts=True)
-    rows = len(dataset.labels)
+    check_classes(where, *np.unique(dataset.labels, return_counts=True))
+
+
+def check_classes(where: str, classes: Array, counts: Array) -> None:
+    """Raise DataError if there are fewer than 2 classes, or mostly values that occur once."""
+    rows = int(counts.sum())
     if len(classes) < 2:
         only = f"one class only: {classes[0].item()!r} in all {rows} rows" if rows else "no rows"
         raise DataError(f"{where}: {only}; at least 2 classes are needed")

@@ -84,17 +84,17 @@ class Preprocessor:
         """
         from sklearn.preprocessing import StandardScaler
 
-        if _is_sparse(table):
+        if is_sparse(table):
             size = abs(table).max(axis=0).toarray().ravel().astype(np.float64)
             zero = np.zeros(len(columns))
             constants = tuple(np.array(columns)[size == 0].tolist())
             return cls(tuple(columns), {}, {}, constants, zero, zero, np.where(size > 0, size, 1.0), True)
         levels = _levels(table, columns)
         numbers = [name for name in columns if name not in levels]
-        x = _numbers(table, numbers)
+        x = as_numbers(table, numbers)
         missing = np.isnan(x)
         count = missing.sum(axis=0)
-        fill = _medians(x, count)
+        fill = medians(x, count)
         # scikit-learn's scaler does not take a constant column for one that varies, despite rounding.
         with np.errstate(over="ignore", invalid="ignore"):
             scaler = StandardScaler().fit(np.where(missing, fill, x)) if numbers else None
@@ -114,7 +114,7 @@ class Preprocessor:
             fill=fill,
             mean=np.asarray(mean, np.float64),
             scale=np.asarray(scale, np.float64),
-            booleans=tuple(name for k, name in enumerate(numbers) if _is_boolean(x[:, k])),
+            booleans=tuple(name for k, name in enumerate(numbers) if is_boolean(x[:, k])),
         )
 
     @property
@@ -139,14 +139,14 @@ class Preprocessor:
         a DataFrame are found by their names. Raises ValueError for missing columns, and for values so far
         from the training rows that their feature overflows.
         """
-        if _is_sparse(table):
+        if is_sparse(table):
             self._require_width(table.shape[1])
             if self.sparse:
                 scaled = table.copy()
                 scaled.data = (table.data / self.scale[table.indices]).astype(table.dtype, copy=False)
                 return scaled
             table = table.toarray()
-        x = _numbers(table, self._require_columns(table))
+        x = as_numbers(table, self._require_columns(table))
         levels = sum(map(len, self.levels.values()))
         first = len(self.numbers) + len(self.indicators)
         out = np.zeros((len(x), first if self.has_mostly_levels else first + levels), x.dtype)
@@ -190,10 +190,10 @@ class Preprocessor:
     def surprises(self, table: Any) -> Counter[Surprise]:
         """{what no training row had: number of rows of ``table`` with it}; empty if there is nothing new."""
         counter: Counter[Surprise] = Counter()
-        if _is_sparse(table):
+        if is_sparse(table):
             return counter
         numbers = self._require_columns(table)
-        missing = np.isnan(_numbers(table, numbers)).sum(axis=0)
+        missing = np.isnan(as_numbers(table, numbers)).sum(axis=0)
         for name, count in zip(numbers, missing.tolist(), strict=True):
             if count and name not in self.indicators and name not in self.constants:
                 counter[Surprise(name, None, is_category=False)] = count
@@ -324,11 +324,11 @@ def _with_levels(numbers: Array, codes: list[Array], starts: Array) -> Any:
     return scipy.sparse.csr_array((values[stored], columns[stored], ends), shape=(rows, int(starts[-1])))
 
 
-def _is_sparse(table: Any) -> bool:
+def is_sparse(table: Any) -> bool:
     return hasattr(table, "indptr")
 
 
-def _numbers(table: Any, names: list[str]) -> Array:
+def as_numbers(table: Any, names: list[str]) -> Array:
     """(N, len(names)) floats, NaN where missing."""
     if isinstance(table, np.ndarray):
         return table
@@ -341,7 +341,7 @@ def _numbers(table: Any, names: list[str]) -> Array:
     return chosen.cast(polars.Float32 if narrow else polars.Float64).fill_null(np.nan).to_numpy()
 
 
-def _medians(x: Array, missing: Array) -> Array:
+def medians(x: Array, missing: Array) -> Array:
     """Median of the present values of each column; 0 for a column without any."""
     fill = np.zeros(x.shape[1])
     has_values = missing < len(x)
@@ -387,7 +387,7 @@ def _codes(column: polars.Series, levels: tuple[str | None, ...]) -> Array:
     return result
 
 
-def _is_boolean(column: Array) -> bool:
+def is_boolean(column: Array) -> bool:
     """Whether a column holds 1, 0 and missing values only."""
     return all(bool(((part == 0) | (part == 1) | np.isnan(part)).all()) for part in (column[:HEAD], column))
 

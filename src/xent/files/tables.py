@@ -97,6 +97,9 @@ def labels(
     text = (polars.String, polars.Categorical, polars.Enum, polars.Boolean, polars.Null)
     if not (column.dtype.is_integer() or column.dtype in text):
         raise DataError(f"{path}: {where} holds {column.dtype}; expected integers or text")
+    is_plain = column.dtype.is_integer() and column.dtype != polars.UInt64 and not column.null_count()
+    if is_plain and not any(re.match(cells.NUMBER, word) for word in reading.missing):
+        return column.cast(polars.Int64).to_numpy()[rows], rows  # as below, without spelling each
     spelt = cells.texts(column, reading)[rows]
     present = spelt.is_not_null().to_numpy()
     if not drop_missing and not present.all():
@@ -104,10 +107,10 @@ def labels(
         raise DataError(
             f"{path}: missing label in {where}, {reading.numbers.name(row)}: {_missing(column[row])}"
         )
-    return _classes(spelt.drop_nulls()), rows[present]
+    return classes_of(spelt.drop_nulls()), rows[present]
 
 
-def _classes(spelt: polars.Series) -> Array:
+def classes_of(spelt: polars.Series) -> Array:
     """Text labels as booleans or int64 if all of them are, otherwise as text."""
     if len(spelt) and cells.booleans(spelt).is_not_null().all():
         return (spelt == "true").to_numpy()

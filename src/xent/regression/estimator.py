@@ -32,6 +32,7 @@ try:
     from xent.regression.parameters import check_parameters
     from xent.regression.partition_sums import as_logits
     from xent.regression.partitions import Local, Partition
+    from xent.regression.rows import Rows, fit_rows
     from xent.regression.solvers.sgd import one_pass
 except ModuleNotFoundError as error:
     message = f"SoftmaxRegression needs {error.name}: pip install 'xent[fit]'"
@@ -152,12 +153,13 @@ class SoftmaxRegression(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         self.verbose = verbose
         self.callback = callback
 
-    def fit(self, X: Any, y: Any, sample_weight: Any = None) -> Self:
+    def fit(self, X: Any, y: Any = None, sample_weight: Any = None) -> Self:
         """Train from 0 (see ``warm_start``).
 
         Parameters
         ----------
-        X : (N, D) array or CSR matrix of floats; float32 or float64 are kept
+        X : (N, D) array or CSR matrix of floats; float32 or float64 are kept. Or `xent.rows_from` of files,
+            with their labels: then ``y`` and ``sample_weight`` must be None.
         y : (N,) labels of any kind, or (N, K) floats: rows of probabilities of the classes 0 to K−1
         sample_weight : (N,) array >= 0, default None for 1
 
@@ -170,6 +172,12 @@ class SoftmaxRegression(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
             from xent.regression.dask_rows.first_pass import fit
 
             fit(self, X, y, sample_weight)
+            return self
+        if isinstance(X, Rows):
+            for name, value in (("y", y), ("sample_weight", sample_weight)):
+                if value is not None:
+                    raise ValueError(f"`{name}` must be None for rows of files; got {type(value).__name__}")
+            fit_rows(self, X)
             return self
         targets, objective, attributes = self._prepare(X, y, sample_weight)
         fit_objective(self, objective, targets.classes, attributes)

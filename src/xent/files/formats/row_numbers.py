@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Self
 
 import numpy as np
 
@@ -28,6 +28,10 @@ class RowNumbers(NamedTuple):
         """Numbers of ``rows``, an array of rows counted from 0."""
         index = np.asarray(rows, np.int64)
         return self.first + index + np.searchsorted(self.skipped, index, "right")
+
+    def after(self, count: int) -> Self:
+        """The numbers of the rows after the first ``count``."""
+        return self._replace(first=self.first + count, skipped=self.skipped - count)
 
     def name(self, row: int) -> str:
         """ "line 17" of one row."""

@@ -29,7 +29,7 @@ def read(data: str) -> tuple[Any, Array, list[str], RowNumbers]:
     """(CSR matrix, y, column names, numbers of the rows). Raises DataError."""
     x, y, first = _load(data)
     numbers = row_numbers.svmlight_lines(Path(data))
-    _require_count(data, x.shape[0], numbers)
+    require_count(data, x.shape[0], numbers)
     return _finite(data, x, first, numbers, 0), y, numbered(data, x.shape[1], first), numbers
 
 
@@ -43,7 +43,20 @@ def pieces(data: str, names: Sequence[str], size: int) -> Iterator[Any]:
         if x.shape[0]:
             yield _finite(data, x, first, numbers, count)
             count += x.shape[0]
-    _require_count(data, count, numbers)
+    require_count(data, count, numbers)
+
+
+def part(
+    data: str, width: int | None, first: int, start: int, size: int, numbers: RowNumbers, count: int
+) -> tuple[Any, Array]:
+    """(CSR matrix, y) of the lines that begin in ``size`` bytes from ``start``, after ``count`` rows.
+
+    ``first`` is the index of the first of ``width`` columns; None takes the last column of these lines.
+    """
+    x, y, _ = _load(data, MOST_COLUMNS + 1 if width is None else width, first, start, size)
+    if width is None:
+        x.resize(x.shape[0], int(x.indices.max(initial=-1)) + 1)
+    return _finite(data, x, first, numbers, count), y
 
 
 def numbered(data: str, width: int, first: int) -> list[str]:
@@ -69,7 +82,8 @@ def _load(
     return x, y, first
 
 
-def _require_count(data: str, count: int, numbers: RowNumbers) -> None:
+def require_count(data: str, count: int, numbers: RowNumbers) -> None:
+    """Raise DataError unless ``count`` rows were read."""
     if count != numbers.num_rows:
         raise DataError(f"{data}: {count:,} rows could be read of {numbers.num_rows:,} in the file")
 

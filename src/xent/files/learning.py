@@ -1,0 +1,146 @@
+"""Learn a Preprocessor from rows that come in pieces."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from xent.files.preprocess import (
+    MOST_LEVELS,
+    Preprocessor,
+    as_numbers,
+    is_boolean,
+    medians,
+)
+
+Array = np.ndarray[Any, Any]
+
+SAMPLE = 1 << 22  # numbers from which medians are taken: 32 MiB
+LEAST_ROWS = 1000  # rows of them, however many columns there are
+
+
+class Learner:
+    """Takes the pieces of a table one after the other; the result is as `Preprocessor.fit` of all rows.
+
+    The difference: medians are those of the rows 0, s, 2s, ..., with s a power of 2 such that they are at
+    most 4 Mi numbers (and at least 1,000 rows); s is 1, and the medians are exact, up to that size.
+
+    Examples
+    --------
+    >>> import polars as pl
+    >>> learner = Learner(["a"], [])
+    >>> learner.add(pl.DataFrame({"a": [1.0, None]}))
+    >>> learner.add(pl.DataFrame({"a": [3.0]}))
+    >>> learner.preprocessor().fill
+    array([2.])
+    """
+
+    def __init__(self, columns: Sequence[str], categories: Sequence[str]) -> None:
+        from sklearn.preprocessing import StandardScaler
+
+        self.columns = tuple(columns)
+        self.numbers = [name for name in columns if name not in categories]
+        width = len(self.numbers)
+        self.scaler = StandardScaler()
+        self.rows, self.missing = 0, np.zeros(width, np.int64)
+        self.least, self.largest = np.full(width, np.inf), np.full(width, -np.inf)
+        self.booleans = np.ones(width, bool)
+        self.levels: dict[str, set[str | None]] = {name: set() for name in categories}
+        self.step, self.most = 1, max(LEAST_ROWS, SAMPLE // max(1, width))
+        self.sample: list[Array] = []
+
+    def add(self, table: Any) -> None:
+        """Learn from more rows: a polars DataFrame of floats and text, null where missing."""
+        for name, levels in self.levels.items():
+            levels.update(table[name].unique().to_list())
+        if sum(map(len, self.levels.values())) > MOST_LEVELS:
+            name = max(self.levels, key=lambda each: len(self.levels[each]))
+            many = f"{len(self.levels[name]):,} levels in {self.rows + table.height:,} rows"
+            raise ValueError(
+                f"column {name!r} has {many}, too many for a column each: leave it out or group them"
+            )
+        x = as_numbers(table, self.numbers)
+        if x.size:
+            with np.errstate(all="ignore"):
+                self.scaler.partial_fit(x)
+            self.missing += np.isnan(x).sum(axis=0)
+            self.least = np.fmin(self.least, np.fmin.reduce(x, axis=0))
+            self.largest = np.fmax(self.largest, np.fmax.reduce(x, axis=0))
+            for k in np.flatnonzero(self.booleans):
+                self.booleans[k] = is_boolean(x[:, k])
+            self.sample.append(x[-self.rows % self.step :: self.step].copy())
+            while sum(map(len, self.sample)) > self.most:
+                self.sample, self.step = [np.concatenate(self.sample)[::2]], 2 * self.step
+        self.rows += table.height
+
+    def preprocessor(self) -> Preprocessor:
+        """What the rows so far have taught. ValueError names a column whose values cannot be squared."""
+        width = len(self.numbers)
+        mean, scale, fill = np.zeros(width), np.ones(width), np.zeros(width)
+        present = self.rows - self.missing
+        if width and self.rows:
+            sample = np.concatenate(self.sample)
+            fill = medians(sample, np.isnan(sample).sum(axis=0))
+            unseen = np.isnan(sample).all(axis=0) & (present > 0)
+            fill[unseen] = self.scaler.mean_[unseen]
+            mean, scale = self._moments(fill, present)
+        levels = {
+            name: (*sorted(each for each in found if each is not None), *((None,) if None in found else ()))
+            for name, found in self.levels.items()
+        }
+        constant = self.largest <= self.least
+        return Preprocessor(
+            columns=self.columns,
+            levels=levels,
+            indicators={
+                name: int(count)
+                for name, count in zip(self.numbers, self.missing, strict=True)
+                if 0 < count < self.rows
+            },
+            constants=tuple(n for n, one in zip(self.numbers, constant | (present == 0), strict=True) if one),
+            fill=fill,
+            mean=mean,
+            scale=scale,
+            booleans=tuple(n for n, is_one in zip(self.numbers, self.booleans, strict=True) if is_one),
+        )
+
+    def _moments(self, fill: Array, present: Array) -> tuple[Array, Array]:
+        """Mean and standard deviation with the missing values filled; 1 for constant columns."""
+        share = self.missing / self.rows
+        found, variance = np.where(present, self.scaler.mean_, 0.0), np.where(present, self.scaler.var_, 0.0)
+        if not np.isfinite(variance).all():
+            k = int((~np.isfinite(variance)).argmax())
+            largest = max(abs(self.least[k]), abs(self.largest[k]))
+            raise ValueError(
+                f"the values of column {self.numbers[k]!r} are too large to be squared: up to {largest:.3g}"
+            )
+        mean = found + share * (fill - found)
+        variance = (1 - share) * (variance + share * (fill - found) ** 2)
+        # The bound on the rounding errors of a constant column, as in scikit-learn's scaler.
+        eps = np.finfo(np.float64).eps
+        rounding = self.rows * eps * variance + (self.rows * mean * eps) ** 2
+        return mean, np.where(variance <= rounding, 1.0, np.sqrt(variance))
+
+
+class SparseLearner:
+    """As `Learner` for CSR pieces, whose columns are divided by their largest absolute value."""
+
+    def __init__(self) -> None:
+        self.largest = np.zeros(0)
+
+    def add(self, table: Any) -> None:
+        """Learn from more rows; they may have more columns than those before."""
+        grown = np.zeros(max(table.shape[1], len(self.largest)))
+        grown[: len(self.largest)] = self.largest
+        np.maximum.at(grown, table.indices, np.abs(table.data))
+        self.largest = grown
+
+    def preprocessor(self, columns: Sequence[str], first: int) -> Preprocessor:
+        """What the rows so far have taught; column ``first`` of the pieces is the first of ``columns``."""
+        size = self.largest[first:]
+        zero = np.zeros(len(columns))
+        constants = tuple(np.array(columns)[size == 0].tolist())
+        scale = np.where(size > 0, size, 1.0)
+        return Preprocessor(tuple(columns), {}, {}, constants, zero, zero, scale, sparse=True)
