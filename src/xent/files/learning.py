@@ -38,13 +38,11 @@ class Learner:
     """
 
     def __init__(self, columns: Sequence[str], categories: Sequence[str]) -> None:
-        from sklearn.preprocessing import StandardScaler
-
         self.columns = tuple(columns)
         self.numbers = [name for name in columns if name not in categories]
         width = len(self.numbers)
-        self.scaler = StandardScaler()
         self.rows, self.missing = 0, np.zeros(width, np.int64)
+        self.mean, self.squares = np.zeros(width), np.zeros(width)  # of the values present; about the mean
         self.least, self.largest = np.full(width, np.inf), np.full(width, -np.inf)
         self.booleans = np.ones(width, bool)
         self.levels: dict[str, set[str | None]] = {name: set() for name in categories}
@@ -63,9 +61,7 @@ class Learner:
             )
         x = as_numbers(table, self.numbers)
         if x.size:
-            with np.errstate(all="ignore"):
-                self.scaler.partial_fit(x)
-            self.missing += np.isnan(x).sum(axis=0)
+            self._add_moments(x)
             self.least = np.fmin(self.least, np.fmin.reduce(x, axis=0))
             self.largest = np.fmax(self.largest, np.fmax.reduce(x, axis=0))
             for k in np.flatnonzero(self.booleans):
@@ -84,8 +80,8 @@ class Learner:
             sample = np.concatenate(self.sample)
             fill = medians(sample, np.isnan(sample).sum(axis=0))
             unseen = np.isnan(sample).all(axis=0) & (present > 0)
-            fill[unseen] = self.scaler.mean_[unseen]
-            mean, scale = self._moments(fill, present)
+            fill[unseen] = self.mean[unseen]
+            mean, scale = self._filled_moments(fill, present)
         levels = {
             name: (*sorted(each for each in found if each is not None), *((None,) if None in found else ()))
             for name, found in self.levels.items()
@@ -106,10 +102,28 @@ class Learner:
             booleans=tuple(n for n, is_one in zip(self.numbers, self.booleans, strict=True) if is_one),
         )
 
-    def _moments(self, fill: Array, present: Array) -> tuple[Array, Array]:
+    def _add_moments(self, x: Array) -> None:
+        """Combine mean and squares with those of more rows (Chan, Golub and LeVeque)."""
+        missing = np.isnan(x)
+        count = len(x) - missing.sum(axis=0)
+        before = self.rows - self.missing
+        self.missing += len(x) - count
+        with np.errstate(all="ignore"):
+            wide = x.astype(np.float64)
+            wide[missing] = 0.0
+            mean = wide.sum(axis=0) / np.maximum(count, 1)
+            wide -= mean
+            wide[missing] = 0.0
+            rest = wide.sum(axis=0)  # of rounding
+            squares = np.einsum("nd,nd->d", wide, wide) - rest**2 / np.maximum(count, 1)
+            share = count / np.maximum(before + count, 1)
+            self.squares += squares + before * share * (mean - self.mean) ** 2
+            self.mean += share * (mean - self.mean)
+
+    def _filled_moments(self, fill: Array, present: Array) -> tuple[Array, Array]:
         """Mean and standard deviation with the missing values filled; 1 for constant columns."""
         share = self.missing / self.rows
-        found, variance = np.where(present, self.scaler.mean_, 0.0), np.where(present, self.scaler.var_, 0.0)
+        found, variance = self.mean, self.squares / np.maximum(present, 1)
         if not np.isfinite(variance).all():
             k = int((~np.isfinite(variance)).argmax())
             largest = max(abs(self.least[k]), abs(self.largest[k]))

@@ -236,6 +236,9 @@ def open_files(
     paths = expand(files)
     if not paths:
         raise DataError("`files` must name at least one file; got none")
+    empty = [path for path in paths if path.is_file() and not path.stat().st_size]
+    if empty:
+        raise DataError(f"{empty[0]}: is empty")
     kinds = [dataset.kind_of(str(path) if path.parent.name else f"./{path}")[0] for path in paths]
     for path, kind in zip(paths, kinds, strict=True):
         if kind not in ("csv", "parquet", "svmlight"):

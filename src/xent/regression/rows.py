@@ -160,7 +160,7 @@ def fit_rows(estimator: Any, rows: Rows) -> None:
         blocks = _Blocks(cache, classes, order, factors, spec, rows)
         totals = Totals(tuple(cache.rows), len(names), cache.stored, np.dtype(np.float32), is_sparse)
         attributes: dict[str, Any] = {"n_features_in_": len(names)}
-        if not source.is_sparse:
+        if not source.is_sparse and not rows.prepare:
             attributes["feature_names_in_"] = np.array(names, object)
         fit_partitions(estimator, Local(blocks, totals, rows.workers), classes, attributes)
         written = max(1, cache.written)
