@@ -216,6 +216,27 @@ def test_arguments_out_of_place(tmp_path):
         fitted(xent.rows_from(write(one, tmp_path), "y"))
 
 
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("files", 3),
+        ("files", [3]),
+        ("files", b"a"),
+        ("target", 3),
+        ("drop", "x0"),
+        ("drop", [0]),
+        ("categorical", "x0"),
+        ("dialect", ","),
+        ("drop_unlabelled", 1),
+        ("prepare", "yes"),
+        ("progress", 3),
+    ],
+)
+def test_an_argument_of_another_type_is_named(name, value):
+    with pytest.raises(TypeError, match=rf"`{name}` must be .*; got"):
+        xent.rows_from(**{"files": "a"} | {name: value})
+
+
 def test_an_error_leaves_the_estimator_and_closes_the_cache(tmp_path, monkeypatch):
     model = xent.SoftmaxRegression().fit(X, LABELS)
     before = dict(vars(model))

@@ -108,8 +108,8 @@ def rows_from(
 
     Raises
     ------
-    ValueError
-        If ``workers`` is out of range. In the fit, naming file, row and column: for files that are none, are
+    TypeError, ValueError
+        For an argument out of place. In the fit, naming file, row and column: for files that are none, are
         damaged, or have other columns; for values that are missing or infinite; for unlabelled rows.
     OSError
         In the fit, if a file cannot be read, or if the temporary folder is full.
@@ -127,15 +127,35 @@ def rows_from(
     if isinstance(workers, bool) or not isinstance(workers, int) or workers < 1:
         raise ValueError(f"`workers` must be an integer >= 1; got {workers!r}")
     if not isinstance(files, str | os.PathLike):
-        files = list(files)
+        files = _listed("files", files, (str, os.PathLike))
+    if not (target is None or isinstance(target, str)):
+        raise TypeError(f"`target` must be the name of a column or None; got {target!r:.50}")
+    drop, categorical = _listed("drop", drop, str), _listed("categorical", categorical, str)
+    for name, flag in (("drop_unlabelled", drop_unlabelled), ("prepare", prepare)):
+        if not isinstance(flag, bool):
+            raise TypeError(f"`{name}` must be True or False; got {flag!r:.50}")
+    if not (dialect is None or isinstance(dialect, Dialect)):
+        raise TypeError(f"`dialect` must be a Dialect or None; got {dialect!r:.50}")
+    if not (progress is None or callable(progress)):
+        raise TypeError(f"`progress` must be a function or None; got {progress!r:.50}")
     options = {
         "target": target,
-        "drop": tuple(drop),
-        "categorical": tuple(categorical),
+        "drop": drop,
+        "categorical": categorical,
         "dialect": (dialect or Dialect()).checked(),
         "drop_unlabelled": drop_unlabelled,
     }
     return Rows(files, options, prepare, workers, progress or (lambda what, done, total: None))
+
+
+def _listed(name: str, values: Any, kind: Any) -> tuple[Any, ...]:
+    """The values as a tuple; TypeError unless they are an iterable of ``kind``, and not one name."""
+    if isinstance(values, str | bytes) or not isinstance(values, Iterable):
+        raise TypeError(f"`{name}` must be an iterable of names; got {values!r:.50}")
+    each = tuple(values)
+    if not all(isinstance(value, kind) for value in each):
+        raise TypeError(f"`{name}` must be names; got {each!r:.50}")
+    return each
 
 
 def fit_rows(estimator: Any, rows: Rows) -> None:
