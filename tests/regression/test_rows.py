@@ -64,7 +64,7 @@ def assert_same_optimum(ours, theirs, x, y):
 @pytest.fixture(autouse=True)
 def small_blocks(monkeypatch):
     """20 blocks, and pieces that are cut elsewhere than the files."""
-    monkeypatch.setattr(rows_file, "BLOCK", 30 * FEATURES)
+    monkeypatch.setattr(rows_file, "block_entries", lambda memory: 30 * FEATURES)
 
 
 @pytest.mark.parametrize("suffix", ["parquet", "csv"])
@@ -113,7 +113,7 @@ def test_svmlight_files_stay_sparse(tmp_path, prepare, width):
 
 @pytest.mark.parametrize("levels", [3, 200], ids=["dense", "csr"])
 def test_prepared_rows_are_those_of_the_command(tmp_path, levels, monkeypatch):
-    monkeypatch.setattr(rows_file, "BLOCK", 2000)
+    monkeypatch.setattr(rows_file, "block_entries", lambda memory: 2000)
     holes = np.where(np.arange(ROWS) % 9 == 4, np.nan, X[:, 0])
     names = [None if k % 50 == 0 else f"level {k % levels}" for k in range(ROWS)]
     mixed = table().with_columns(x0=pl.Series(holes).fill_nan(None), name=pl.Series(names))
@@ -205,6 +205,9 @@ def test_arguments_out_of_place(tmp_path):
     for workers in (0, 1.5, True):
         with pytest.raises(ValueError, match="`workers` must be an integer >= 1; got"):
             xent.rows_from(tmp_path, "y", workers=workers)
+    for memory in (0, 1e9, True):
+        with pytest.raises(ValueError, match=r"`memory` must be an integer >= 16,777,216 \(bytes\); got"):
+            xent.rows_from(tmp_path, "y", memory=memory)
     with pytest.raises(ValueError, match="several partitions"):
         fitted(rows, solver="sgd")
     text = table().with_columns(x1=pl.lit("text"))
@@ -289,19 +292,17 @@ def test_no_signal_leaves_a_cache(tmp_path, sent):
 
 PEAK = """
 import resource, sys, xent
-from xent.regression import rows
-rows.BLOCK = 1 << 19  # 2 MiB
 def peak():
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 for folder in sys.argv[1:]:
-    xent.SoftmaxRegression(max_iter=3, tol=1e-3).fit(xent.rows_from(folder, "y"))
+    xent.SoftmaxRegression(max_iter=3, tol=1e-3).fit(xent.rows_from(folder, "y", memory=1 << 25))
     print(peak())
 """
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="the unit of the peak is that of Linux, KiB")
 def test_memory_is_that_of_a_few_blocks(tmp_path):
-    """80 MB of rows take less than 40 MB more than 1 MB of them, of which a sample to start from takes 16."""
+    """80 MB of rows take less than 32 MiB more than 1 MB of them."""
     rng = np.random.default_rng(0)
     for name, files in (("small", 1), ("large", 80)):
         (tmp_path / name).mkdir()
@@ -314,4 +315,4 @@ def test_memory_is_that_of_a_few_blocks(tmp_path):
     command = [sys.executable, "-c", PEAK, str(tmp_path / "small"), str(tmp_path / "large")]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     small, large = map(int, done.stdout.split())
-    assert (large - small) / 1024 < 40
+    assert (large - small) / 1024 < 32

@@ -105,6 +105,7 @@ class Totals(NamedTuple):
     entries: int  # elements of dense features, stored entries of CSR ones
     dtype: np.dtype[Any]  # of the features
     is_sparse: bool
+    sampled: int = 1 << 26  # elements of the features at most in a sample in memory: 256 MiB of float32
 
     @classmethod
     def of(cls, partition: Partition) -> Totals:

@@ -25,7 +25,10 @@ from xent.regression.partitions import Local, Partition, Totals
 Array = np.ndarray[Any, Any]
 Progress = Callable[[str, int, int], None]
 
-BLOCK = 1 << 23  # elements of a partition: 32 MiB of float32
+MEMORY = 1 << 30  # bytes
+LEAST_MEMORY = 1 << 24
+BLOCKS = 32  # of which one is a block as it is computed with; reading the files takes several
+SAMPLES = 4  # of which one is the sample that a fit starts from; gathering it takes two
 MOST_CLASSES = 1 << 16
 
 
@@ -51,8 +54,16 @@ class Rows:
         After a fit: columns that were left out, in sentences.
     """
 
-    def __init__(self, files: Any, options: dict[str, Any], prepare: bool, workers: int, progress: Progress):
-        self.files, self.options, self.prepare = files, options, prepare
+    def __init__(
+        self,
+        files: Any,
+        options: dict[str, Any],
+        prepare: bool,
+        memory: int,
+        workers: int,
+        progress: Progress,
+    ) -> None:
+        self.files, self.options, self.prepare, self.memory = files, options, prepare, memory
         self.workers, self.progress = workers, progress
         self.preprocessor: Preprocessor | None = None
         self.reads: Reads | None = None
@@ -68,6 +79,7 @@ def rows_from(
     dialect: Dialect | None = None,
     drop_unlabelled: bool = False,
     prepare: bool = False,
+    memory: int = MEMORY,
     workers: int = 1,
     progress: Progress | None = None,
 ) -> Rows:
@@ -75,8 +87,7 @@ def rows_from(
 
     Nothing is read before the fit. Then a first pass checks the rows and writes them as float32 to a cache
     in the system's temporary folder (TMPDIR), which is deleted at the end of the fit, also after an error or
-    a signal. Each evaluation of the objective is a pass over that cache. About 10 blocks of 32 MiB are held,
-    a sample of at most 256 MiB, and what the solver holds of the parameters.
+    a signal. Each evaluation of the objective is a pass over that cache.
 
     Parameters
     ----------
@@ -96,6 +107,10 @@ def rows_from(
     prepare : bool, default False
         Scale columns, fill missing values and code categories as `xent fit` does, which takes one more pass
         over the files; `Rows.preprocessor` keeps how. Otherwise the features are the numbers as they are.
+    memory : int >= 16 MiB, default 1 GiB
+        Bytes to hold of the rows and of what is computed of them, beside the libraries (0.25 GB) and the
+        parameters. A block has 1/32 of it, and the results depend on the blocks by rounding. Where threads
+        hold blocks of their own, each takes one more.
     workers : int >= 1, default 1
         Threads that evaluate blocks, each by one thread; 1 uses all cores for one block. The results have
         the same bits for any number.
@@ -126,6 +141,8 @@ def rows_from(
     """
     if isinstance(workers, bool) or not isinstance(workers, int) or workers < 1:
         raise ValueError(f"`workers` must be an integer >= 1; got {workers!r}")
+    if isinstance(memory, bool) or not isinstance(memory, int) or memory < LEAST_MEMORY:
+        raise ValueError(f"`memory` must be an integer >= {LEAST_MEMORY:,} (bytes); got {memory!r}")
     if not isinstance(files, str | os.PathLike):
         files = _listed("files", files, (str, os.PathLike))
     if not (target is None or isinstance(target, str)):
@@ -145,7 +162,7 @@ def rows_from(
         "dialect": (dialect or Dialect()).checked(),
         "drop_unlabelled": drop_unlabelled,
     }
-    return Rows(files, options, prepare, workers, progress or (lambda what, done, total: None))
+    return Rows(files, options, prepare, memory, workers, progress or (lambda what, done, total: None))
 
 
 def _listed(name: str, values: Any, kind: Any) -> tuple[Any, ...]:
@@ -158,10 +175,15 @@ def _listed(name: str, values: Any, kind: Any) -> tuple[Any, ...]:
     return each
 
 
+def block_entries(memory: int) -> int:
+    """Elements of a block, of float32."""
+    return memory // BLOCKS // 4
+
+
 def fit_rows(estimator: Any, rows: Rows) -> None:
     """Fit a SoftmaxRegression to ``rows``, as its `fit` does; an error leaves the estimator unchanged."""
-    spec = check_parameters(estimator)
-    source = sources.open_files(rows.files, **rows.options, cells=BLOCK)
+    spec, block = check_parameters(estimator), block_entries(rows.memory)
+    source = sources.open_files(rows.files, **rows.options, cells=block)
     rows.notes, passes = source.notes, 1
     learnt = None
     if rows.prepare or source.is_sparse:
@@ -169,7 +191,7 @@ def fit_rows(estimator: Any, rows: Rows) -> None:
     names = list(source.feature_names if learnt is None else learnt.feature_names)
     is_sparse = source.is_sparse or (learnt is not None and learnt.has_mostly_levels)
     labels = _Labels()
-    with RowCache(len(names), is_sparse, BLOCK) as cache:
+    with RowCache(len(names), is_sparse, block) as cache:
         for piece in _counted(source, rows, "writing the rows" if passes == 2 else "reading the files"):
             cache.append(_features(piece, source, learnt if rows.prepare else None), labels.codes(piece))
         cache.finish()
@@ -178,7 +200,8 @@ def fit_rows(estimator: Any, rows: Rows) -> None:
         dataset.check_classes(f"{rows.files}: {rows.options['target'] or 'y'}", classes, mass)
         factors = class_factors(estimator.class_weight, classes, mass)
         blocks = _Blocks(cache, classes, order, factors, spec, rows)
-        totals = Totals(tuple(cache.rows), len(names), cache.stored, np.dtype(np.float32), is_sparse)
+        dtype, sample = np.dtype(np.float32), rows.memory // SAMPLES // 4
+        totals = Totals(tuple(cache.rows), len(names), cache.stored, dtype, is_sparse, sample)
         attributes: dict[str, Any] = {"n_features_in_": len(names)}
         if not source.is_sparse and not rows.prepare:
             attributes["feature_names_in_"] = np.array(names, object)
@@ -258,7 +281,7 @@ def _learn(source: Source, rows: Rows) -> Preprocessor:
 def _counted(source: Source, rows: Rows, what: str) -> Iterable[Piece]:
     """The pieces of the files, each said to `Rows.progress` when it is done."""
     done = 0
-    for piece in source.pieces(BLOCK):
+    for piece in source.pieces(block_entries(rows.memory)):
         yield piece
         done += piece.size
         rows.progress(what, done, source.size)

@@ -26,7 +26,6 @@ Array = np.ndarray[Any, Any]
 
 LARGEST = 1e140  # root mean square norm of the rows above which squares of gradients overflow
 SAMPLED_ROWS = 10  # rows for each parameter in a sample, a tenth of the rows, at whose optimum a fit starts
-SAMPLED_ENTRIES = 1 << 26  # at most so many elements of X in it: 256 MiB of float32
 SOLVERS = ("auto", "lbfgs", "newton-cg", "sgd")
 
 
@@ -113,7 +112,7 @@ def _optimum_of_a_sample(
     Returns ``start`` otherwise, and if the sample lacks a class: the intercept of that class would go to −∞,
     where the curvature is 0.
     """
-    one_of = max(10, -(-objective.totals.entries // SAMPLED_ENTRIES))
+    one_of = max(10, -(-objective.totals.entries // objective.totals.sampled))
     few = objective.num_rows // one_of < SAMPLED_ROWS * max(500, objective.num_parameters)
     if few or not objective.is_convex:
         return start
