@@ -48,6 +48,13 @@ def test_blocks_are_the_rows_and_depend_on_no_pieces(rows, entries):
         assert [x.shape for x, _ in other] == [x.shape for x, _ in first]
 
 
+@pytest.mark.parametrize(("entries", "rows"), [(1, 1), (20, 3), (24, 4), (10_000, ROWS)])
+def test_blocks_of_dense_rows_have_as_many_as_fit(entries, rows):
+    sizes = [len(codes) for _, codes in blocks(DENSE, CUTS[1], entries)]
+    assert set(sizes[:-1]) <= {rows}
+    assert 0 < sizes[-1] <= rows
+
+
 def test_blocks_of_csr_rows_end_with_the_row_that_fills_them():
     entries = 20
     stored = [x.nnz for x, _ in blocks(SPARSE, CUTS[1], entries)]

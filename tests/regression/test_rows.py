@@ -172,14 +172,14 @@ def test_what_was_read_is_counted_and_said(tmp_path):
 @pytest.mark.parametrize(
     ("column", "value", "message"),
     [
-        ("x3", None, r"part-3\.parquet: no value in column 'x3', row 7: `prepare=True`"),
-        ("x3", np.nan, r"part-3\.parquet: no value in column 'x3', row 7: `prepare=True`"),
-        ("x3", -np.inf, r"part-3\.parquet: expected a finite number in column 'x3', row 7; got '-inf'"),
-        ("y", None, r"part-3\.parquet: missing label in column 'y', row 7"),
+        ("x3", None, r"part-3\.parquet: no value in column 'x3', row 61: `prepare=True`"),
+        ("x3", np.nan, r"part-3\.parquet: no value in column 'x3', row 61: `prepare=True`"),
+        ("x3", -np.inf, r"part-3\.parquet: expected a finite number in column 'x3', row 61; got '-inf'"),
+        ("y", None, r"part-3\.parquet: missing label in column 'y', row 61"),
     ],
 )
 def test_a_missing_or_infinite_value_has_its_file_row_and_column(tmp_path, column, value, message):
-    bad = CUTS[3] + 6
+    bad = CUTS[3] + 60
     values = table()[column].to_list()
     values[bad] = value
     write(table().with_columns(pl.Series(column, values)), tmp_path)

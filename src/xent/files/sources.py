@@ -169,10 +169,10 @@ class Tables:
                 yield table, dataset.csv_reading(layout, self.dialect, numbers.after(first)), path
                 first += table.height
             return
+        numbers = row_numbers.one_based(parquet.rows(path))
         for table in _slices(path, cells):
-            numbers = row_numbers.one_based(parquet.rows(path)).after(first)
             named = dataset.plainly_named(path, table)[0]
-            yield named, dataset.parquet_reading(self.dialect, numbers), path
+            yield named, dataset.parquet_reading(self.dialect, numbers.after(first)), path
             first += table.height
 
 

@@ -86,14 +86,16 @@ def rows_from(
     """Describe the rows of files that need not fit in memory, for ``SoftmaxRegression().fit(rows)``.
 
     Nothing is read before the fit. Then a first pass checks the rows and writes them as float32 to a cache
-    in the system's temporary folder (TMPDIR), which is deleted at the end of the fit, also after an error or
-    a signal. Each evaluation of the objective is a pass over that cache.
+    in the system's temporary folder, which is deleted at the end of the fit, also after an error or a
+    signal. Each evaluation of the objective is a pass over that cache. TMPDIR chooses the folder: not one in
+    memory.
 
     Parameters
     ----------
     files : path, pattern such as ``"DIR/*.parquet"``, or an iterable of them
         Parquet or CSV files with the same columns of the same types, or svmlight files. Of a directory its
         files, but those whose names begin with a point or an underscore; their order is that of the names.
+        Of a Parquet file a block reads each row group whole that it lies in: larger ones are read often.
     target : str, default None
         The column of the labels, integers or text. None for svmlight.
     drop : sequence of str
