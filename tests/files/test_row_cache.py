@@ -29,8 +29,6 @@ def blocks(rows, cuts, entries):
         cache.finish()
         found = [(cache.features(index), cache.codes(index).copy()) for index in range(len(cache.rows))]
         assert [len(codes) for _, codes in found] == cache.rows
-        for index in range(len(cache.rows) + 1):
-            cache.prefetch(index)
         assert cache.read == cache.written  # each block once
         return [(x.copy(), codes) for x, codes in found]
 

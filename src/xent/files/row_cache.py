@@ -1,12 +1,13 @@
 """A cache of prepared rows on disk: float32 features, dense or CSR, and a code for each label.
 
-The files have no name: the system deletes them when the process ends, however it ends.
+The files have no name: the system deletes them when the process ends, however it ends. Blocks are mapped one
+after the other, so that the system reads ahead. It is slower to ask for the next block (posix_fadvise), or to
+read it in a thread: 1.1 and 1.5 s for 1 GiB from the disk, where this takes 0.7 and a plain read 0.5.
 """
 
 from __future__ import annotations
 
 import errno
-import os
 import tempfile
 from contextlib import ExitStack, contextmanager
 from threading import Lock
@@ -116,19 +117,6 @@ class RowCache:
         if count < 2**31:
             indptr = indptr.astype(np.int32)
         return scipy.sparse.csr_array((*parts, indptr), shape=(rows, self.width))
-
-    def prefetch(self, index: int) -> None:
-        """Ask the system to read block ``index``, if there is one, while others are computed."""
-        if index >= len(self.rows) or not hasattr(os, "posix_fadvise"):
-            return
-        start, rows = self._starts[index], self.rows[index]
-        first, count = start * self.width, rows * self.width
-        if self.is_sparse:
-            first = self._block_stored[index]
-            count = self._block_stored[index + 1] - first
-        for name in ("values", "indices") if self.is_sparse else ("values",):
-            size = np.dtype(KINDS[name]).itemsize
-            os.posix_fadvise(self._files[name].fileno(), first * size, count * size, os.POSIX_FADV_WILLNEED)
 
     def _file(self) -> IO[bytes]:
         return self._stack.enter_context(tempfile.TemporaryFile(prefix="xent-"))

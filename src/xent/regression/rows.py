@@ -214,7 +214,7 @@ def fit_rows(estimator: Any, rows: Rows) -> None:
 
 
 class _Blocks(Sequence[Any]):
-    """The blocks of the cache as partitions, mapped when asked for, the next ones read ahead."""
+    """The blocks of the cache as partitions, mapped when asked for."""
 
     def __init__(
         self, cache: RowCache, classes: Array, order: Array, factors: Array | None, spec: LossSpec, rows: Rows
@@ -227,7 +227,6 @@ class _Blocks(Sequence[Any]):
 
     def __getitem__(self, index: Any) -> Any:
         features, codes = self.cache.features(index), self.cache.codes(index)
-        self.cache.prefetch(index + self.rows.workers)
         targets = ClassTargets(self.classes, self.order[codes], None, None)
         number, done = divmod(self.cache.read - 1, self.cache.written)
         self.rows.progress(f"pass {number + 1}", done + 1, self.cache.written)
