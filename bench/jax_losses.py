@@ -27,7 +27,7 @@ Call = Callable[[], Any]
 Loss = Callable[..., jax.Array]
 
 HERE = Path(__file__).parent
-ROUNDS, PAUSE = 9, 0.05
+ROUNDS, PAUSE = 7, 0.05
 METHOD = f"""\
 * Loss and gradients of a mean over rows, by `jax.jit(jax.value_and_grad(…))`; compiling is not timed.
 * Times: the median over {ROUNDS} rounds; in a round every provider runs once, in turn, after a pause in which

@@ -54,9 +54,10 @@ def fit(estimator: Any, X: Any, y: Any, sample_weight: Any) -> None:
     spec = check_parameters(estimator)
     if y is None:
         raise ValueError("`y` must be labels or probabilities for the rows of `X`; got None")
+    blank = type(estimator)(**estimator.get_params(deep=False) | {"callback": None})
     task = delayed(read)
     read_blocks = [
-        task(*parts, dask_key_name=new_key("read", index))
+        task(blank, *parts, dask_key_name=new_key("read", index))
         for index, parts in enumerate(blocks.split(X, y, sample_weight))
     ]
     read_blocks = persist(read_blocks, read_blocks)
@@ -78,10 +79,8 @@ def fit(estimator: Any, X: Any, y: Any, sample_weight: Any) -> None:
     fit_partitions(estimator, DaskRows(partitions, totals, list(descriptions)), classes, attributes)
 
 
-def read(x: list[Any], y: list[Any], weight: list[Any] | None) -> Block | Exception | None:
+def read(estimator: Any, x: list[Any], y: list[Any], weight: list[Any] | None) -> Block | Exception | None:
     """The rows of a partition; None if there are none; the error if they are not what they must be."""
-    from xent.regression.estimator import SoftmaxRegression
-
     try:
         X, y_block = blocks.joined(x), np.asarray(blocks.joined(y))
         weight_block = None if weight is None else np.asarray(blocks.joined(weight))
@@ -90,7 +89,7 @@ def read(x: list[Any], y: list[Any], weight: list[Any] | None) -> Block | Except
         if not X.shape[0]:
             return None
         with single_thread():
-            X, attributes = features.check(SoftmaxRegression(), X, order="C", reset=True)
+            X, attributes = features.check(estimator, X, order="C", reset=True)
         return Block(X, y_block, weight_block, attributes)
     except (TypeError, ValueError) as error:
         return error
