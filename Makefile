@@ -5,6 +5,7 @@ BIN := $(VENV)/bin
 LOWEST := .venv-lowest
 JAX_OLDEST := .venv-jax-oldest
 JAX_NEWEST := .venv-jax-newest
+PYTHON312 ?= 3.12
 NATIVE := $(wildcard native/*.h native/*/*.h native/*/*.cpp)
 SOURCES := pyproject.toml CMakeLists.txt $(NATIVE)
 # For examples/torchtitan_loss.py, without the loggers and services that its trainer needs.
@@ -80,7 +81,8 @@ $(LOWEST)/.test: $(BIN)/python $(SOURCES)
 	$(BIN)/uv pip install --quiet --python $(LOWEST) --resolution lowest-direct ".[fit,tools]"
 	touch $@
 
-# The oldest that is admitted, and the newest, which needs Python 3.12: uv finds one, or fetches it.
+# The oldest that is admitted, and the newest, which needs Python 3.12: uv finds one, or fetches it, or
+# `make test-jax PYTHON312=PATH` names it.
 $(JAX_OLDEST)/.test: $(BIN)/python $(SOURCES)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check uv
 	$(BIN)/uv venv --quiet --allow-existing --python 3.11 $(JAX_OLDEST)
@@ -89,7 +91,7 @@ $(JAX_OLDEST)/.test: $(BIN)/python $(SOURCES)
 
 $(JAX_NEWEST)/.test: $(BIN)/python $(SOURCES)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check uv
-	$(BIN)/uv venv --quiet --allow-existing --python 3.12 $(JAX_NEWEST)
+	$(BIN)/uv venv --quiet --allow-existing --python $(PYTHON312) $(JAX_NEWEST)
 	$(BIN)/uv pip install --quiet --python $(JAX_NEWEST) ".[tools]" jax==0.12.0.1
 	touch $@
 
