@@ -205,26 +205,13 @@ def linear_row_statistics(
     (array([-1.3863, -1.3863]), array([1.3863, 1.3863]))
     """
     wanted = row_columns.require_want(want, labels)
+    front: Any = None
     if checks.is_tensor(inputs):
-        from xent.torch.linear import statistics as linear_statistics
-
-        return linear_statistics.linear_row_statistics(
-            inputs,
-            weight,
-            labels,
-            bias=bias,
-            ignore_index=ignore_index,
-            softcap=softcap,
-            temperature=temperature,
-            validate=None if validate else False,
-            shift=shift,
-            chunk_bytes=chunk_bytes,
-            want=want,
-        )
-    if checks.is_jax_array(inputs):
-        from xent import jax
-
-        return jax.linear_row_statistics(
+        from xent.torch.linear import statistics as front
+    elif checks.is_jax_array(inputs):
+        from xent import jax as front
+    if front is not None:
+        return front.linear_row_statistics(
             inputs,
             weight,
             labels,

@@ -69,22 +69,13 @@ def row_statistics(
     (array([2.]), array([ True]))
     """
     wanted = row_columns.require_want(want, labels)
+    front: Any = None
     if checks.is_tensor(logits):
-        from xent.torch import functional
-
-        return functional.row_statistics(
-            logits,
-            labels,
-            ignore_index=ignore_index,
-            softcap=softcap,
-            temperature=temperature,
-            validate=None if validate else False,
-            want=want,
-        )
-    if checks.is_jax_array(logits):
-        from xent import jax
-
-        return jax.row_statistics(
+        from xent.torch import functional as front
+    elif checks.is_jax_array(logits):
+        from xent import jax as front
+    if front is not None:
+        return front.row_statistics(
             logits,
             labels,
             ignore_index=ignore_index,
