@@ -13,6 +13,7 @@ import distributed
 import numpy as np
 
 import xent
+from bench import machine
 
 ALPHA = 1e-4
 CLASSES = 3
@@ -77,24 +78,32 @@ def of_scikit_learn(X: Any, y: Any) -> tuple[np.ndarray, np.ndarray, np.ndarray]
 def report(
     name: str, fit: Fit, table: Any, labels: Any, X: Any, y: Any, rounds: int, client: Any = None
 ) -> None:
-    """One line; the time is the best of the rounds, the CPU seconds those of it, of workers and client."""
+    """One line; the time is the best of the rounds, the CPU seconds those of it.
+
+    CPU seconds and memory are those of client and workers, the memory the sum of their largest resident
+    sets.
+    """
     best = (np.inf, np.inf)
     try:
+        of_all(machine.forget_peak, client)
         for _ in range(rounds):
-            before, start = cpu(client), time.perf_counter()
+            before, start = sum(of_all(time.process_time, client)), time.perf_counter()
             coef, intercept, predicted = fit(table, labels)
-            best = min(best, (time.perf_counter() - start, cpu(client) - before))
+            seconds = time.perf_counter() - start
+            best = min(best, (seconds, sum(of_all(time.process_time, client)) - before))
+        memory = sum(of_all(machine.peak, client))
     except Exception as error:
         print(f"{name}: {type(error).__name__}: {' '.join(str(error).split())[:200]}")
         return
     value = objective(X, y, coef, intercept) if len(coef) == CLASSES else float("nan")
     accuracy = np.mean(predicted == y)
-    print(f"{name}: {best[0]:.2f} s, CPU {best[1]:.2f} s, objective {value:.7f}, accuracy {accuracy:.4f}")
+    times = f"{best[0]:.2f} s, CPU {best[1]:.2f} s, {memory:,} MB"
+    print(f"{name}: {times}, objective {value:.7f}, accuracy {accuracy:.4f}")
 
 
-def cpu(client: Any) -> float:
-    """CPU seconds so far of this process and the workers."""
-    return time.process_time() + (sum(client.run(time.process_time).values()) if client else 0.0)
+def of_all(function: Callable[[], Any], client: Any) -> list[Any]:
+    """The values of a function in this process and in the workers."""
+    return [function(), *(client.run(function).values() if client else ())]
 
 
 def objective(X: np.ndarray, y: np.ndarray, coef: np.ndarray, intercept: np.ndarray) -> float:

@@ -103,7 +103,7 @@ def fit(files: str) -> dict[str, Any]:
         "reading the files": times[0].tolist(),
         "pass": np.median(times[1:], axis=0).tolist(),
         "whole": np.subtract(end, start).tolist(),
-        "peak MB": peak(),
+        "peak MB": machine.peak(),
         "reads": rows.reads._asdict(),
         "solver": model.solver_,
         "gap": model.optimality_gap_,
@@ -116,12 +116,6 @@ def fit(files: str) -> dict[str, Any]:
 def clocks() -> tuple[float, float]:
     """(wall, CPU) in seconds."""
     return time.perf_counter(), time.process_time()
-
-
-def peak() -> int:
-    """The largest resident set of this process, MB; getrusage's may be that of the process that began it."""
-    lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
-    return next(round(int(line.split()[1]) * 1024 / 1e6) for line in lines if line.startswith("VmHWM"))
 
 
 def forget(number: int) -> None:
