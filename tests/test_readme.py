@@ -28,8 +28,14 @@ PAGES = (
     "docs/gpu",
     "docs/heads",
     "docs/jax",
+    "docs/scale",
 )
-TABLES = {"README.md": ("core", "fits", "linear"), "docs/heads.md": ("log_probs",), "docs/jax.md": ("jax",)}
+TABLES = {
+    "README.md": ("core", "fits", "linear"),
+    "docs/heads.md": ("log_probs",),
+    "docs/jax.md": ("jax",),
+    "docs/scale.md": ("outofcore",),
+}
 
 
 def blocks(page: str, language: str) -> list[str]:
