@@ -110,7 +110,9 @@ def fit(
         dataset = datasets.load(data, target, drop or (), categorical or (), dialect, drop_unlabelled)
     with screen.status("training") as update:
         run = training.run(
-            dataset, settings, lambda step, objective: update(f"step {step}, objective {objective:.6f}")
+            dataset,
+            settings,
+            lambda step: update(f"step {step.iteration}, objective {step.objective:.6f}"),
         )
 
     command = shlex.join(["xent", *context.obj])

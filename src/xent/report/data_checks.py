@@ -42,10 +42,13 @@ class Finding(NamedTuple):
         return f"{self.text[:1].upper()}{self.text[1:]}{'' if self.text.endswith('?') else '.'}"
 
 
-def findings(data: Dataset, train: Array, test: Array) -> list[Finding]:
+def findings(
+    data: Dataset, train: Array, test: Array, class_rows: tuple[Array, Array] | None = None
+) -> list[Finding]:
     """All checks of ``data`` with training rows ``train`` and held-out rows ``test``, in a fixed order.
 
-    For a sparse matrix the checks of columns are left out.
+    For a sparse matrix the checks of columns are left out. ``class_rows`` are the classes, sorted, and the
+    number of rows of each, held out or not, if ``data`` has some of the training rows only.
 
     >>> import numpy as np
     >>> from xent.files.dataset import Dataset
@@ -55,13 +58,14 @@ def findings(data: Dataset, train: Array, test: Array) -> list[Finding]:
     >>> [f.text for f in findings(data, np.arange(20), np.arange(20, 40)) if f.text]
     ["'Yes ' and 'yes' differ only by case or spaces, and count as different classes"]
     """
+    classes, counts = class_rows or np.unique(data.labels, return_counts=True)
     general = [
-        _alike(data.labels),
-        _absent(data.labels),
-        _rare(data.labels, test),
-        _majority(data.labels),
-        _quantity(data.labels),
-        _more_columns_than_rows(data, train),
+        _alike(classes),
+        _absent(classes),
+        _rare(classes, counts, data.labels[test]),
+        _majority(classes, counts),
+        _quantity(classes, int(counts.sum())),
+        _more_columns_than_rows(data.features.shape[1], int(counts.sum()) - len(test)),
     ]
     columns = dict(_columns(data))
     if not columns:
@@ -84,11 +88,10 @@ def _grave(check: str, text: str) -> Finding:
     return Finding(check, text, grave=bool(text))
 
 
-def _alike(labels: Array) -> Finding:
+def _alike(classes: Array) -> Finding:
     check = "No two classes differ only by case or spaces"
-    names = [str(name) for name in np.unique(labels)]
     groups: dict[str, list[str]] = {}
-    for name in names:
+    for name in map(str, classes):
         groups.setdefault(" ".join(name.split()).casefold(), []).append(name)
     doubles = [group for group in groups.values() if len(group) > 1]
     if not doubles:
@@ -97,9 +100,8 @@ def _alike(labels: Array) -> Finding:
     return Finding(check, f"{text} differ only by case or spaces, and count as different classes", True)
 
 
-def _absent(labels: Array) -> Finding:
+def _absent(present: Array) -> Finding:
     check = "Classes that are numbers leave no gap"
-    present = np.unique(labels)
     if present.dtype.kind not in "iu" or len(present) < 3:
         return Finding(check, "")
     low, high = int(present[0]), int(present[-1])
@@ -109,10 +111,9 @@ def _absent(labels: Array) -> Finding:
     return Finding(check, f"the classes run from {low} to {high}, but {_listed(gaps)} never occurs")
 
 
-def _rare(labels: Array, test: Array) -> Finding:
+def _rare(names: Array, counts: Array, held_out: Array) -> Finding:
     check = f"Each class has at least {FEW_ROWS} rows, one of them held out"
-    names, counts = np.unique(labels, return_counts=True)
-    absent = np.setdiff1d(names, labels[test])
+    absent = np.setdiff1d(names, held_out)
     if len(absent):
         text = f"no row of {_listed(absent.tolist())} is held out: nothing here says how well it is predicted"
         return Finding(check, text, True)
@@ -122,10 +123,9 @@ def _rare(labels: Array, test: Array) -> Finding:
     return Finding(check, f"{_listed(names[rare].tolist())}: fewer than {FEW_ROWS} rows each", True)
 
 
-def _majority(labels: Array) -> Finding:
+def _majority(names: Array, counts: Array) -> Finding:
     check = f"No class has more than {MAJORITY:.0%} of the rows"
-    names, counts = np.unique(labels, return_counts=True)
-    share = counts.max() / len(labels)
+    share = counts.max() / counts.sum()
     if share <= MAJORITY:
         return Finding(check, "")
     name = names[counts.argmax()].item()
@@ -133,16 +133,15 @@ def _majority(labels: Array) -> Finding:
     return Finding(check, text, True)
 
 
-def _quantity(labels: Array) -> Finding:
+def _quantity(names: Array, rows: int) -> Finding:
     check = "The classes are not the values of a quantity"
-    names = np.unique(labels)
-    if len(names) < MANY_LEVELS or len(names) < 0.1 * len(labels):
+    if len(names) < MANY_LEVELS or len(names) < 0.1 * rows:
         return Finding(check, "")
     try:
         names.astype(np.float64)
     except ValueError:
         return Finding(check, "")
-    values = f"{len(names):,} distinct numbers in {counted(len(labels), 'row')}"
+    values = f"{len(names):,} distinct numbers in {counted(rows, 'row')}"
     text = f"{values}: a quantity to estimate rather than classes?"
     return Finding(check, text, True)
 
@@ -300,11 +299,10 @@ def _constant(columns: dict[str, Array]) -> Finding:
     return Finding(check, f"{_listed(constant)}: the same in every row, of no use")
 
 
-def _more_columns_than_rows(data: Dataset, train: Array) -> Finding:
+def _more_columns_than_rows(width: int, rows: int) -> Finding:
     check = "There are more training rows than features"
-    width = data.features.shape[1]
-    text = f"{counted(width, 'feature')} for {counted(len(train), 'training row')}: the penalty decides much"
-    return Finding(check, text if width >= len(train) else "")
+    text = f"{counted(width, 'feature')} for {counted(rows, 'training row')}: the penalty decides much"
+    return Finding(check, text if width >= rows else "")
 
 
 def _columns(data: Dataset) -> Iterator[tuple[str, Array]]:

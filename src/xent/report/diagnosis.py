@@ -11,6 +11,9 @@ from xent import information
 from xent.api.cross_entropy import cross_entropy, cross_entropy_with_grad, log_softmax
 from xent.evaluation.scoring import BINS, Bin, calibration_error
 from xent.regression.calibration import fit_temperature
+from xent.regression.objective import Objective
+from xent.regression.partition_sums import RowLoss, blocks_of_logits
+from xent.regression.partitions import Partition
 
 Array = np.ndarray[Any, Any]
 
@@ -135,11 +138,36 @@ def diagnose(logits: Any, labels: Any) -> Diagnosis:
 
 def summarise(logits: Array, labels: Array) -> Summary:
     """Number of rows, mean cross-entropy and accuracy, as means over rows and over classes."""
+    return _summary(*_class_sums(logits, labels, logits.shape[1]))
+
+
+def summarise_rows(objective: Objective, coef: Array, intercept: Array) -> Summary:
+    """`summarise` for the rows of an objective of labels, in one pass over its partitions."""
+    sums = objective.partitions.sum_over(partition_class_sums, coef, intercept, objective.row_loss)
+    return _summary(*sums)
+
+
+def partition_class_sums(
+    partition: Partition, coef: Array, intercept: Array, row_loss: RowLoss
+) -> tuple[Array, Array, Array]:
+    """(rows, sum of the plain cross-entropies, rows predicted right) of each class, (K,) float64."""
+    sums = np.zeros((3, row_loss.num_classes))
+    for _, target, logits in blocks_of_logits(partition, coef, intercept, row_loss):
+        sums += _class_sums(logits, target.labels, row_loss.num_classes)
+    return sums[0], sums[1], sums[2]
+
+
+def _class_sums(logits: Array, labels: Array, num_classes: int) -> Array:
     losses, right = cross_entropy(logits, labels, reduction="none"), logits.argmax(1) == labels
-    counts = np.bincount(labels)
-    sums = (np.bincount(labels, each)[counts > 0] for each in (losses, right))
-    balanced = (float(np.mean(each / counts[counts > 0])) for each in sums)
-    return Summary(len(labels), float(cross_entropy(logits, labels)), float(np.mean(right)), *balanced)
+    return np.array([np.bincount(labels, each, num_classes) for each in (None, losses, right)], np.float64)
+
+
+def _summary(rows: Array, losses: Array, right: Array) -> Summary:
+    """The summary of rows with these sums over each class, (K,)."""
+    total, present = rows.sum(), rows > 0
+    of_rows = losses.sum() / total, right.sum() / total
+    of_classes = (np.mean(each[present] / rows[present]) for each in (losses, right))
+    return Summary(int(total), *map(float, (*of_rows, *of_classes)))
 
 
 def parts(logits: Array, labels: Array) -> Parts:

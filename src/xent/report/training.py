@@ -6,7 +6,7 @@ import math
 import time
 import warnings
 from collections.abc import Callable
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, Protocol
 
 import numpy as np
 
@@ -16,11 +16,13 @@ from xent.files.dataset import Dataset
 from xent.files.preprocess import Preprocessor, describe_surprises
 from xent.files.tables import DataError
 from xent.regression.estimator import SoftmaxRegression
+from xent.regression.fitting import Step
 from xent.regression.model_file import Model
 from xent.regression.objective import Objective
 from xent.regression.partition_sums import as_logits
+from xent.regression.rows import Reads
 from xent.report.data_checks import Finding, findings
-from xent.report.diagnosis import Diagnosis, Reason, Summary, diagnose, reasons, summarise
+from xent.report.diagnosis import Diagnosis, Reason, Summary, diagnose, reasons, summarise_rows
 
 Array = np.ndarray[Any, Any]
 
@@ -42,6 +44,67 @@ class Settings(NamedTuple):
     focal_gamma: float = 0.0
     balanced: bool = False
     solver: Literal["auto", "lbfgs", "newton-cg", "sgd"] = "auto"
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether the training minimises the plain mean loss, and the penalty."""
+        return not (self.balanced or self.focal_gamma or self.label_smoothing)
+
+
+class TrainingRows(Protocol):
+    """The rows of a run: all in memory, `InMemory`, or read from files, `streamed.FromFiles`.
+
+    Attributes
+    ----------
+    data : rows in memory: all, or those held out and some of those to train on
+    train, test : the indices in ``data`` of rows to train on and of all rows held out
+    is_sample : whether ``train`` are some of the rows to train on only
+    classes, class_rows : (K,) the classes, sorted, and how many rows each has, held out or not
+    learnt : the preprocessing, learnt from the rows to train on
+    """
+
+    data: Dataset
+    train: Array
+    test: Array
+    is_sample: bool
+    classes: Array
+    class_rows: Array
+    learnt: Preprocessor
+
+    def fit(self, estimator: SoftmaxRegression) -> Objective:
+        """Fit the estimator to the rows to train on; return what it has minimised."""
+        ...
+
+    def training_loss(self, step: Step) -> float:
+        """Mean cross-entropy of the rows to train on after a step, nats."""
+        ...
+
+
+class InMemory:
+    """All rows in memory; DataError if they are too few to hold some out."""
+
+    is_sample = False
+
+    def __init__(self, data: Dataset, settings: Settings) -> None:
+        self.data = data
+        self.classes, labels = np.unique(data.labels, return_inverse=True)
+        self.class_rows = np.bincount(labels)
+        self.train, self.test = _split(data, self.classes, labels, settings)
+        try:
+            self.learnt = Preprocessor.fit(data.features[self.train], data.feature_names)
+        except ValueError as error:
+            raise DataError(f"{data.name}: {error}") from None
+        self._x, self._y = self.learnt.transform(data.features[self.train]), labels[self.train]
+
+    def fit(self, estimator: SoftmaxRegression) -> Objective:
+        """See `TrainingRows`."""
+        labels = self.data.labels[self.train]
+        estimator.fit(self._x, labels)
+        return estimator.objective(self._x, labels)
+
+    def training_loss(self, step: Step) -> float:
+        """See `TrainingRows`."""
+        return float(cross_entropy(class_scores(self._x, step.coef, step.intercept), self._y))
 
 
 class Run(NamedTuple):
@@ -65,6 +128,8 @@ class Run(NamedTuple):
     converged: bool
     surprises: list[str]  # sentences on what was left out of the data and what was new in held-out rows
     model: Model
+    sample: int | None = None  # training rows in ``data``, if they are not all
+    reads: Reads | None = None  # of files that were read piece by piece
 
     @property
     def test(self) -> Summary:
@@ -77,18 +142,14 @@ class Run(NamedTuple):
         return self.diagnosis.parts.uncertainty
 
 
-def run(data: Dataset, settings: Settings, on_step: Callable[[int, float], None] | None = None) -> Run:
-    """Train on ``data``; ``on_step(step, objective)`` is called at each step. Raises DataError."""
-    from sklearn.exceptions import ConvergenceWarning
+def run(data: Dataset, settings: Settings, on_step: Callable[[Step], None] | None = None) -> Run:
+    """Train on rows in memory; ``on_step`` is called at each step. Raises DataError."""
+    return results(InMemory(data, settings), estimator_for(settings), settings, on_step)
 
-    classes, labels = np.unique(data.labels, return_inverse=True)
-    train, test = _split(data, classes, labels, settings)
-    learnt = _preprocessor(data, train)
-    x, x_test = (learnt.transform(data.features[part]) for part in (train, test))
-    surprises = [*data.notes, *describe_surprises(learnt.surprises(data.features[test]), "held-out row")]
-    y, y_test = labels[train], labels[test]
-    curve: list[tuple[float, float]] = []
-    estimator = SoftmaxRegression(
+
+def estimator_for(settings: Settings) -> SoftmaxRegression:
+    """The estimator of a run, to be fitted."""
+    return SoftmaxRegression(
         alpha=settings.alpha,
         max_iter=settings.max_iter,
         tol=settings.tol,
@@ -99,37 +160,45 @@ def run(data: Dataset, settings: Settings, on_step: Callable[[int, float], None]
         class_weight="balanced" if settings.balanced else None,
     )
 
-    def losses(coef: Array, intercept: Array) -> tuple[float, float]:
-        train, test = _class_scores(x, coef, intercept), _class_scores(x_test, coef, intercept)
-        return float(cross_entropy(train, y)), float(cross_entropy(test, y_test))
 
-    def callback(step: Any) -> None:
-        curve.append(losses(step.coef, step.intercept))
+def results(
+    rows: TrainingRows,
+    estimator: SoftmaxRegression,
+    settings: Settings,
+    on_step: Callable[[Step], None] | None = None,
+) -> Run:
+    """Fit the estimator to the rows, check its gradient, and evaluate it on the held-out rows."""
+    from sklearn.exceptions import ConvergenceWarning
+
+    data, classes, test, learnt = rows.data, rows.classes, rows.test, rows.learnt
+    x_test, y_test = learnt.transform(data.features[test]), np.searchsorted(classes, data.labels[test])
+    surprises = [*data.notes, *describe_surprises(learnt.surprises(data.features[test]), "held-out row")]
+    curve = [(math.log(len(classes)),) * 2]
+
+    def callback(step: Step) -> None:
+        held_out = cross_entropy(class_scores(x_test, step.coef, step.intercept), y_test)
+        curve.append((rows.training_loss(step), float(held_out)))
         if on_step is not None:
-            on_step(step.iteration, step.objective)
+            on_step(step)
 
     estimator.callback = callback
     start = time.perf_counter()
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", ConvergenceWarning)
-        estimator.fit(x, data.labels[train])
+        objective = rows.fit(estimator)
     seconds = time.perf_counter() - start
     estimator.callback = None  # it must not be in the model
-    curve.insert(0, (math.log(len(classes)),) * 2)
 
-    objective = estimator.objective(x, data.labels[train])
-    scores, scores_test = (_class_scores(each, estimator.coef_, estimator.intercept_) for each in (x, x_test))
-    names = [c.item() for c in classes]
-    diagnosis = diagnose(scores_test, y_test)
+    diagnosis = diagnose(class_scores(x_test, estimator.coef_, estimator.intercept_), y_test)
     return Run(
         data=data,
-        classes=names,
+        classes=[c.item() for c in classes],
         settings=settings,
-        train=summarise(scores, y),
+        train=summarise_rows(objective, estimator.coef_, estimator.intercept_),
         held_out=test,
         diagnosis=diagnosis,
         reasons=_reasons(diagnosis, x_test, estimator.coef_, learnt.feature_names),
-        findings=findings(data, train, test),
+        findings=findings(data, rows.train, test, (classes, rows.class_rows)),
         uniform=math.log(len(classes)),
         curve=curve,
         gradient=_check_gradient(objective, settings.seed),
@@ -140,6 +209,7 @@ def run(data: Dataset, settings: Settings, on_step: Callable[[int, float], None]
         converged=not caught,
         surprises=surprises,
         model=Model(estimator, learnt, _notes(data, settings)),
+        sample=len(rows.train) if rows.is_sample else None,
     )
 
 
@@ -165,14 +235,6 @@ def _split(data: Dataset, classes: Array, labels: Array, settings: Settings) -> 
     return train, test
 
 
-def _preprocessor(data: Dataset, train: Array) -> Preprocessor:
-    """A preprocessor fitted on the training rows."""
-    try:
-        return Preprocessor.fit(data.features[train], data.feature_names)
-    except ValueError as error:
-        raise DataError(f"{data.name}: {error}") from None
-
-
 def _check_gradient(objective: Objective, seed: int) -> GradientCheck:
     """Check the gradient at random parameters, on as many rows and parameters as `CHECK_WORK` allows."""
     rng = np.random.default_rng(seed)
@@ -189,14 +251,14 @@ def _check_gradient(objective: Objective, seed: int) -> GradientCheck:
     return gradient_check(objective, point, most, seed)._replace(rows=checked)
 
 
-def _class_scores(x: Array, coef: Array, intercept: Array) -> Array:
+def class_scores(x: Array, coef: Array, intercept: Array) -> Array:
     """Logits (N, K)."""
     return as_logits(x @ coef.T + intercept)
 
 
 def _reasons(diagnosis: Diagnosis, x: Any, coef: Array, names: list[str]) -> list[list[Reason]]:
     """The reasons for each of the costliest rows; ``x`` are all held-out rows, dense or CSR."""
-    of_class = _class_scores(coef.T, np.eye(len(coef)), np.zeros(len(coef))).T
+    of_class = class_scores(coef.T, np.eye(len(coef)), np.zeros(len(coef))).T
     rows = x[[sample.position for sample in diagnosis.costliest]]
     dense = rows.toarray() if hasattr(rows, "toarray") else rows
     return [reasons(*each, of_class, names) for each in zip(diagnosis.costliest, dense, strict=True)]

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from xent.files.phrases import counted
-from xent.report.training import Run, Settings
+from xent.report.training import Run
 
 
 class Yardstick(NamedTuple):
@@ -61,7 +61,7 @@ def verdict(run: Run) -> tuple[str, list[str]]:
         )
     step, (train, best) = min(enumerate(run.curve), key=lambda each: each[1][1])
     by_heart = run.train.loss < train
-    if best < 0.95 * run.test.loss and best < run.test.loss - 0.005 and (by_heart or _is_plain(run.settings)):
+    if best < 0.95 * run.test.loss and best < run.test.loss - 0.005 and (by_heart or run.settings.is_plain):
         why = (
             "the model has learnt its training rows by heart; a larger --alpha may help."
             if by_heart
@@ -74,11 +74,6 @@ def verdict(run: Run) -> tuple[str, list[str]]:
         cautions.append(f"{run.test.rows} held-out rows are few: the last digits above are noise.")
     cautions += [found.sentence for found in run.findings if found.grave]
     return finding, cautions
-
-
-def _is_plain(settings: Settings) -> bool:
-    """Whether the training minimised the plain mean loss, that of the curves."""
-    return not (settings.balanced or settings.focal_gamma or settings.label_smoothing)
 
 
 def yardstick(run: Run) -> Yardstick:
