@@ -44,7 +44,7 @@ ENVIRONMENT = os.environ | {"PYTHONPATH": str(Path(xent.__file__).parents[1])}
 # name → (content of data.csv or None, arguments, what the one line must say)
 BAD = {
     "missing file": (None, "fit nowhere.csv", ["nowhere.csv", "no such file", "digits, iris"]),
-    "directory": (None, "fit .", ["is a directory"]),
+    "empty directory": (None, "fit .", [".: a directory without files"]),
     "empty file": (b"", "fit data.csv --target kind", ["data.csv", "is empty"]),
     "blank file": (b" \n\n", "fit data.csv --target kind", ["is empty"]),
     "binary": (bytes(range(256)), "fit data.csv --target kind", ["is not a CSV file", "binary"]),

@@ -19,7 +19,7 @@ import xent
 from xent.files import dataset
 from xent.files.errors import DataError
 from xent.files.preprocess import Preprocessor
-from xent.regression import rows as rows_file
+from xent.regression import cached_rows
 from xent.regression.partitions import PartitionError
 
 ROWS, FEATURES, CLASSES = 600, 6, 3
@@ -64,7 +64,7 @@ def assert_same_optimum(ours, theirs, x, y):
 @pytest.fixture(autouse=True)
 def small_blocks(monkeypatch):
     """20 blocks, and pieces that are cut elsewhere than the files."""
-    monkeypatch.setattr(rows_file, "block_entries", lambda memory: 30 * FEATURES)
+    monkeypatch.setattr(cached_rows, "block_entries", lambda memory: 30 * FEATURES)
 
 
 @pytest.mark.parametrize("suffix", ["parquet", "csv"])
@@ -113,7 +113,7 @@ def test_svmlight_files_stay_sparse(tmp_path, prepare, width):
 
 @pytest.mark.parametrize("levels", [3, 200], ids=["dense", "csr"])
 def test_prepared_rows_are_those_of_the_command(tmp_path, levels, monkeypatch):
-    monkeypatch.setattr(rows_file, "block_entries", lambda memory: 2000)
+    monkeypatch.setattr(cached_rows, "block_entries", lambda memory: 2000)
     holes = np.where(np.arange(ROWS) % 9 == 4, np.nan, X[:, 0])
     names = [None if k % 50 == 0 else f"level {k % levels}" for k in range(ROWS)]
     mixed = table().with_columns(x0=pl.Series(holes).fill_nan(None), name=pl.Series(names))
@@ -251,7 +251,7 @@ def test_an_error_leaves_the_estimator_and_closes_the_cache(tmp_path, monkeypatc
         return opened[-1]
 
     monkeypatch.setattr(tempfile, "TemporaryFile", temporary)
-    monkeypatch.setattr(rows_file, "as_target", lambda *_: 1 / 0)
+    monkeypatch.setattr(cached_rows, "as_target", lambda *_: 1 / 0)
     with pytest.raises(PartitionError, match="partition 0: ZeroDivisionError"):
         model.fit(xent.rows_from(write(table(), tmp_path), "y"))
     assert len(opened) == 2

@@ -5,7 +5,7 @@ from __future__ import annotations
 import shlex
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich import box
@@ -17,7 +17,7 @@ from xent.command import outputs, screen
 from xent.files.phrases import counted, printable
 
 if TYPE_CHECKING:
-    from xent.report.training import Run
+    from xent.report.training import Run, Settings
 
 
 HEADING = 10  # width of a heading, in cells
@@ -36,7 +36,10 @@ def fit(
     context: typer.Context,
     data: Annotated[
         str,
-        typer.Argument(help="digits, iris, wine, breast_cancer, or a file: CSV, Parquet, npz, svmlight."),
+        typer.Argument(
+            help="digits, iris, wine, breast_cancer, or a file: CSV, Parquet, npz, svmlight. Or many files: "
+            "a directory, or a pattern in quotes, such as 'DIR/*.parquet'."
+        ),
     ] = "digits",
     target: Annotated[
         str | None, typer.Option(metavar="COLUMN", help="The labels, in CSV and Parquet.")
@@ -64,6 +67,15 @@ def fit(
     coefficients: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Write the coefficients here, .csv or .parquet.")
     ] = None,
+    memory: Annotated[
+        str | None,
+        typer.Option(
+            metavar="SIZE",
+            help="Read DATA in parts that take so much, such as 500MB or 2GiB. Many files are always read in "
+            "parts; they take 1GiB by default.",
+            show_default=False,
+        ),
+    ] = None,
     test_size: Annotated[float, typer.Option(help="Share of the rows to hold out.")] = 0.2,
     seed: Annotated[
         int, typer.Option(help="Chooses the rows held out and where the gradient is checked.")
@@ -85,14 +97,18 @@ def fit(
     median stands in and a further column says so. Columns of text are categories, with a column for
     each level. All of it is learnt from the training rows and kept in the model file. Rows of every
     class are held out in proportion. Exit code 1 if the gradient is wrong.
+
+    One file is read into memory as a whole. With --memory, and where DATA is a directory or a pattern, it
+    may be larger than that: CSV, Parquet or svmlight is read twice, and prepared rows go to a cache in the
+    folder of temporary files (TMPDIR), which is read again at each step. At most as many rows are held out
+    as fit in an eighth of the memory.
     """
-    from xent.files import dataset as datasets
     from xent.files import storage
     from xent.files.formats import csv_table
     from xent.regression import model_file
     from xent.report import coefficients as effects
     from xent.report import page as reports
-    from xent.report import training
+    from xent.report.training import Settings
 
     if not 0 < test_size < 1:
         raise ValueError(f"`--test-size` must be between 0 and 1; got {test_size:g}")
@@ -101,19 +117,20 @@ def fit(
     if coefficients is not None and coefficients.suffix not in (".csv", ".parquet"):
         raise ValueError(f"{coefficients}: `--coefficients` must end in .csv or .parquet")
     written = {"report": report, "model": model, "coefficients": coefficients}
-    outputs.require_distinct({f"--{name}": path for name, path in written.items()}, [data])
+    inputs = _inputs(data, memory)
+    outputs.require_distinct({f"--{name}": path for name, path in written.items()}, inputs or [data])
     dialect = csv_table.Dialect(separator, decimal, tuple(missing or ()), not no_missing).checked()
-    settings = training.Settings(
+    settings = Settings(
         test_size, seed, alpha, max_iter, tol, label_smoothing, focal_gamma, balanced, solver.value
     )
-    with screen.status(f"reading {data}"):
-        dataset = datasets.load(data, target, drop or (), categorical or (), dialect, drop_unlabelled)
-    with screen.status("training") as update:
-        run = training.run(
-            dataset,
-            settings,
-            lambda step: update(f"step {step.iteration}, objective {step.objective:.6f}"),
-        )
+    options: dict[str, Any] = {
+        "target": target,
+        "drop": drop or (),
+        "categorical": categorical or (),
+        "dialect": dialect,
+        "drop_unlabelled": drop_unlabelled,
+    }
+    run = _run_in_parts(data, options, settings, memory) if inputs else _run(data, options, settings)
 
     command = shlex.join(["xent", *context.obj])
     if report is not None:
@@ -134,6 +151,44 @@ def fit(
             if path is not None:
                 _say_under(console, name, str(path))
     return 0 if run.gradient.passed else 1
+
+
+def _inputs(data: str, memory: str | None) -> list[Path]:
+    """The files to read in parts; none if ``data`` is to be read as a whole."""
+    from xent.files import dataset, sources
+
+    if memory is None and not Path(data).is_dir() and not sources.is_pattern(data):
+        return []
+    if data in dataset.BUNDLED and not Path(data).is_dir():
+        raise ValueError(f"`--memory` is for files that are read in parts; {data} is a bundled set")
+    return sources.expand(data)
+
+
+def _run(data: str, options: dict[str, Any], settings: Settings) -> Run:
+    """A run on rows in memory."""
+    from xent.files import dataset as datasets
+    from xent.report import training
+
+    with screen.status(f"reading {data}"):
+        dataset = datasets.load(data, **options)
+    with screen.status("training") as update:
+        return training.run(
+            dataset,
+            settings,
+            lambda step: update(f"step {step.iteration}, objective {step.objective:.6f}"),
+        )
+
+
+def _run_in_parts(data: str, options: dict[str, Any], settings: Settings, memory: str | None) -> Run:
+    """A run on rows that are read in parts."""
+    from xent.command.sizes import memory_bytes
+    from xent.regression.rows import MEMORY, rows_from
+    from xent.report import streamed
+
+    size = MEMORY if memory is None else memory_bytes(memory)
+    with screen.passes() as passes:
+        rows = rows_from(data, **options, prepare=True, memory=size, progress=passes.read)
+        return streamed.run(rows, settings, passes.stepped)
 
 
 def _say_under(console: Console, heading: str, text: str) -> None:
@@ -174,6 +229,8 @@ def _print_run(console: Console, run: Run) -> None:
     console.print(table)
     for heading, sentence in describe(run.model.preprocessor):
         _say_under(console, heading, sentence)
+    if run.reads is not None:
+        _say_under(console, "files", "; ".join(verdict.reading(run)))
     steps = f"{counted(run.steps, 'step')} of {run.solver} in {run.seconds:.2f} s"
     gap = run.optimality_gap
     # A gap of 1 is no information: it holds as no loss is negative.

@@ -9,7 +9,7 @@ import re
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.cells import cell_len
@@ -18,6 +18,9 @@ from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeR
 from rich.text import Text
 
 from xent.files.phrases import printable
+
+if TYPE_CHECKING:
+    from xent.regression.fitting import Step
 
 Separator = Annotated[
     str | None, typer.Option(metavar="CHARACTER", help="Between the fields of a CSV file, if not found.")
@@ -44,6 +47,41 @@ def status(what: str) -> Iterator[Callable[[str], None]]:
         return
     with console.status(Text(printable(what))) as line:
         yield lambda text: line.update(Text(printable(f"{what}: {text}")))
+
+
+class Passes:
+    """A bar on stderr, if it is a terminal, of the bytes of passes that follow one another."""
+
+    def __init__(self, bar: Progress | None) -> None:
+        self._bar, self._what, self._note = bar, "", ""
+        self._task = None if bar is None else bar.add_task("", total=None)
+
+    def read(self, what: str, done: int, total: int) -> None:
+        """Show how much of a pass is done, in bytes, and the time left."""
+        if self._bar is None or self._task is None:
+            return
+        if what != self._what:
+            self._what = what
+            self._bar.reset(self._task)
+        self._bar.update(self._task, completed=done, total=total, description=printable(what + self._note))
+
+    def stepped(self, step: Step) -> None:
+        """Show the objective after a step, and its gap, beside the passes from now on."""
+        gap = "" if step.optimality_gap is None else f", gap {step.optimality_gap:.1e}"
+        self._note = f", step {step.iteration}: {step.objective:.6f}{gap}"
+
+
+@contextmanager
+def passes() -> Iterator[Passes]:
+    """Yield a `Passes` that is shown until the end."""
+    console = Console(stderr=True)
+    if not console.is_terminal:
+        yield Passes(None)
+        return
+    text = TextColumn("{task.description}", markup=False)
+    columns = (text, BarColumn(None), DownloadColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=console, transient=True) as bar:
+        yield Passes(bar)
 
 
 @contextmanager

@@ -43,6 +43,7 @@ class Dataset(NamedTuple):
     unlabelled: int = 0  # rows left out because they have no label
     notes: tuple[str, ...] = ()  # what was left out, in sentences
     dialect: Dialect = NO_DIALECT  # the options for reading the file
+    files: Array | None = None  # (N,) name of the file of each row, if there are several
 
     def number(self, row: int) -> int:
         """Number in its file of row ``row``, counted from 0 in ``features``."""

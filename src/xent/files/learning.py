@@ -49,6 +49,11 @@ class Learner:
         self.step, self.most = 1, max(LEAST_ROWS, SAMPLE // max(1, width))
         self.sample: list[Array] = []
 
+    @property
+    def width(self) -> int:
+        """Number of features so far."""
+        return len(self.numbers) + int((self.missing > 0).sum()) + sum(map(len, self.levels.values()))
+
     def add(self, table: Any) -> None:
         """Learn from more rows: a polars DataFrame of floats and text, null where missing."""
         for name, levels in self.levels.items():
@@ -140,6 +145,8 @@ class Learner:
 
 class SparseLearner:
     """As `Learner` for CSR pieces, whose columns are divided by their largest absolute value."""
+
+    width = None  # a row takes the memory of its stored entries
 
     def __init__(self) -> None:
         self.largest = np.zeros(0)

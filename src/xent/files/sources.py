@@ -41,10 +41,20 @@ class Piece(NamedTuple):
     numbers: RowNumbers
     kept: Array  # (N,) which rows of ``numbers`` these are
     size: int  # bytes of the file that these rows take, about
+    unlabelled: int = 0  # rows left out because they have no label
+
+    def take(self, rows: Array) -> Piece:
+        """Some of the rows, given by their indices."""
+        return self._replace(features=self.features[rows], labels=self.labels[rows], kept=self.kept[rows])
 
     def place(self, row: int) -> str:
         """ "line 17" of row ``row`` of ``features``."""
         return self.numbers.name(int(self.kept[row]))
+
+
+def is_pattern(name: str) -> bool:
+    """Whether ``name`` means files of other names: a pattern such as ``DIR/*.parquet``, no file itself."""
+    return glob.has_magic(name) and not Path(name).exists()
 
 
 def expand(files: Names | Iterable[Names]) -> list[Path]:
@@ -58,13 +68,13 @@ def expand(files: Names | Iterable[Names]) -> list[Path]:
     name = os.fspath(files)
     path = Path(name)
     if path.is_dir():
-        found = sorted(each for each in path.iterdir() if each.name[0] not in "._" and each.is_file())
+        found = sorted(each for each in path.iterdir() if each.name[0] not in "._" and not each.is_dir())
         if not found:
             raise DataError(f"{name}: a directory without files")
         return found
-    if path.exists() or not glob.has_magic(name):
+    if not is_pattern(name):
         return [path]
-    found = sorted(Path(each) for each in glob.glob(name, recursive=True) if Path(each).is_file())
+    found = sorted(Path(each) for each in glob.glob(name, recursive=True) if not Path(each).is_dir())
     if not found:
         raise DataError(f"{name}: no file has such a name")
     return found
@@ -101,7 +111,8 @@ class Tables:
         if target is None:
             raise DataError(f"{paths[0]}: `target` must name the label column; it has {listed(names)}")
         self.target = target
-        for option, column in (("target", target), *(("drop", each) for each in drop)):
+        named = [("target", target), *(("drop", each) for each in drop)]
+        for option, column in (*named, *(("categorical", each) for each in categorical)):
             if column not in names:
                 raise DataError(f"{paths[0]}: no column {column!r} for `{option}`; it has {listed(names)}")
         for path, schema in zip(paths[1:], schemas[1:], strict=True):
@@ -158,7 +169,8 @@ class Tables:
         share = table.height / max(1, reading.numbers.num_rows)
         if len(kept) < table.height:
             features = features[kept]
-        return Piece(features, labels, path, reading.numbers, kept, int(share * path.stat().st_size))
+        size, unlabelled = int(share * path.stat().st_size), len(rows) - len(kept)
+        return Piece(features, labels, path, reading.numbers, kept, size, unlabelled)
 
     def _tables(self, path: Path, cells: int) -> Iterator[tuple[Any, Reading, Path]]:
         """(rows of a file, how to read them and their numbers, the file)."""
@@ -208,7 +220,8 @@ class Svmlight:
                 after = numbers.after(count)
                 labels, kept = dataset.plain_labels(str(path), y, after, self.drop_unlabelled)
                 x = x if len(kept) == len(y) else x[kept]
-                yield Piece(x, labels, path, after, kept, min(LINE * cells, size - start))
+                read, unlabelled = min(LINE * cells, size - start), len(y) - len(kept)
+                yield Piece(x, labels, path, after, kept, read, unlabelled)
                 count += len(y)
             svmlight.require_count(str(path), count, numbers)
         if self.first is None:
@@ -245,6 +258,7 @@ def open_files(
             raise DataError(f"{path}: is {kind}; expected CSV, Parquet or svmlight to be read in pieces")
         if kind != kinds[0]:
             raise DataError(f"{path}: is {kind}, the first file, {paths[0]}, {kinds[0]}")
+    dataset.require_table_options(str(paths[0]), dialect)
     if kinds[0] == "svmlight":
         named = {"target": target, "drop": drop, "categorical": categorical}
         for option, value in named.items():

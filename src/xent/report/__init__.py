@@ -1,6 +1,7 @@
 """The report of `xent fit`: a training run, its diagnosis, and the HTML page about it.
 
-`training` makes the run. `diagnosis` computes numbers from the held-out logits, `data_checks` and
-`text_columns` look for problems of the data, `coefficients` describes the model, and `verdict` sums up in
-sentences. `plots` draws the pictures, `page` makes the page.
+`training` makes the run, of rows in memory or, by `streamed`, of files larger than it. `diagnosis` computes
+numbers from the held-out logits, `data_checks` and `text_columns` look for problems of the data,
+`coefficients` describes the model, and `verdict` sums up in sentences. `plots` draws the pictures, `page`
+makes the page.
 """

@@ -5,18 +5,20 @@ from __future__ import annotations
 import json
 import math
 import platform
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from xent import information
+from xent.files.dataset import Dataset
 from xent.files.phrases import counted, printable
 from xent.html import render, thumbnails
 from xent.regression.estimator import versions
 from xent.report import coefficients, plots
 from xent.report.diagnosis import Parts, Reason, Sample
 from xent.report.training import Run, Settings
-from xent.report.verdict import checked, commonest, verdict, yardstick
+from xent.report.verdict import checked, commonest, reading, sampled, verdict, yardstick
 
 Array = np.ndarray[Any, Any]
 
@@ -61,7 +63,7 @@ class Card(NamedTuple):
     """One of the costliest rows."""
 
     sample: Sample
-    row: int
+    place: str  # "row 1,234", and the file if there are several
     picture: str | None
     bars: str
     reasons: list[Reason]  # empty if there is a picture
@@ -211,13 +213,19 @@ def cards(run: Run) -> list[Card]:
         result.append(
             Card(
                 sample,
-                run.data.number(row),
+                place(run.data, row),
                 picture,
                 plots.sample_bars(sample, names),
                 [] if picture else reasons,
             )
         )
     return result
+
+
+def place(data: Dataset, row: int) -> str:
+    """Where a row stands: "line 1,234" or "row 1,234 of part-3.parquet"."""
+    words = f"{data.word} {data.number(row):,}"
+    return words if data.files is None else f"{words} of {Path(data.files[row]).name}"
 
 
 def page_names(run: Run) -> list[str]:
@@ -252,7 +260,13 @@ def facts(run: Run, command: str, most: int | None = None) -> dict[str, Any]:
         "command": command,
         "versions": versions() | {"python": platform.python_version()},
         "data": run.data.name,
-        "rows": {"training": run.train.rows, "held_out": run.test.rows, "unlabelled": run.data.unlabelled},
+        "rows": {
+            "training": run.train.rows,
+            "held_out": run.test.rows,
+            "unlabelled": run.data.unlabelled,
+            "sample": run.sample,
+        },
+        "reads": None if run.reads is None else run.reads._asdict(),
         "features": len(run.data.feature_names),
         "classes": names,
         "settings": run.settings._asdict(),
@@ -278,6 +292,7 @@ def facts(run: Run, command: str, most: int | None = None) -> dict[str, Any]:
         "costliest": [
             {
                 "row": run.data.number(int(run.held_out[s.position])),
+                "file": None if run.data.files is None else run.data.files[run.held_out[s.position]],
                 "true": names[s.label],
                 "predicted": names[s.predicted],
                 "loss": s.loss,
@@ -325,6 +340,8 @@ def html(run: Run, command: str) -> str:
             "reliability": plots.reliability(d),
         },
         objective=objective(run.settings),
+        reading=reading(run),
+        sampled="" if run.sample is None else sampled(run),
         row_sum=_scientific(float(np.abs(d.gradient.sum(1)).max())),
         against=coefficients.coefficients(run.model).against,
         signed=signed,

@@ -15,12 +15,12 @@ from xent.check import GradientCheck, gradient_check
 from xent.files.dataset import Dataset
 from xent.files.preprocess import Preprocessor, describe_surprises
 from xent.files.tables import DataError
+from xent.regression.cached_rows import Reads
 from xent.regression.estimator import SoftmaxRegression
 from xent.regression.fitting import Step
 from xent.regression.model_file import Model
 from xent.regression.objective import Objective
 from xent.regression.partition_sums import as_logits
-from xent.regression.rows import Reads
 from xent.report.data_checks import Finding, findings
 from xent.report.diagnosis import Diagnosis, Reason, Summary, diagnose, reasons, summarise_rows
 

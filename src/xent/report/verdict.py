@@ -6,6 +6,7 @@ import math
 from typing import Any, NamedTuple
 
 import numpy as np
+from rich.filesize import decimal
 
 from xent.files.phrases import counted
 from xent.report.training import Run
@@ -99,3 +100,25 @@ def checked(run: Run) -> str:
     if g.rows is None or g.rows == run.train.rows:
         return f"{part} parameters"
     return f"{part} parameters, checked on {counted(g.rows, 'row')}"
+
+
+def reading(run: Run) -> list[str]:
+    """What was read how often, of files that were read in parts, and of how many rows numbers are."""
+    reads = run.reads
+    if reads is None:
+        return []
+    files, cache = decimal(reads.file_bytes), decimal(reads.cache_bytes)
+    rows = run.train.rows + run.test.rows
+    sentences = [
+        f"{files} of files read {reads.file_passes} times",
+        f"{cache} of prepared rows written, and read {reads.cache_passes:.0f} times",
+        f"{run.test.rows:,} of {counted(rows, 'row')} held out",
+    ]
+    if run.sample is not None:
+        sentences.append(f"the data checked in the held-out rows and {sampled(run)}")
+    return sentences
+
+
+def sampled(run: Run) -> str:
+    """The training rows in memory, if they are not all, in words."""
+    return f"a sample of {run.sample:,} of the {counted(run.train.rows, 'training row')}"
