@@ -13,7 +13,7 @@ TITAN := torchtitan==0.3.0 spmd_types==0.2.3 tyro==1.0.17 docstring_parser==0.18
 # A worker for each core; tests of one file share what is slow to start, a browser or a group of ranks.
 PARALLEL := -n auto --dist loadfile
 
-.PHONY: demo test slowest test-slow test-lowest test-jax sanitize bench format clean
+.PHONY: demo test docs slowest test-slow test-lowest test-jax sanitize bench format clean
 
 demo: $(VENV)/.demo ## train on real data and write report.html
 	$(BIN)/xent fit digits --report report.html
@@ -26,6 +26,10 @@ test: $(VENV)/.test ## lint, types, import rules, the quick tests
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	$(BIN)/python -m pytest $(PARALLEL)
+
+docs: $(VENV)/.test ## the documentation as a site, in build/site; a warning is an error
+	$(BIN)/python -m sphinx -q -W --keep-going -b html -c docs/site . build/site
+	@echo "Open build/site/docs/index.html in a browser."
 
 slowest: $(VENV)/.test ## writes tests/slowest.txt: the 40 slowest quick tests, with their seconds
 	$(BIN)/python -m pytest $(PARALLEL) --durations=40 \

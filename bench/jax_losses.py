@@ -193,12 +193,6 @@ def timed(calls: dict[str, Call], rounds: int, times: int) -> dict[str, Any]:
     return {"samples_s": samples, "median_s": {name: median(x) for name, x in samples.items()}}
 
 
-def ratio(found: dict[str, Any], name: str, unit: str) -> float:
-    """The median over rounds of one provider's time in that of another."""
-    pairs = zip(found["samples_s"][name], found["samples_s"][unit], strict=True)
-    return median(a / b for a, b in pairs)
-
-
 def table(report: dict[str, Any]) -> str:
     """Two tables: of logits, and of linear layers."""
     names = ["copy", "xent", "xent.jax.optax", "xent, XLA alone", "optax", "textbook"]
@@ -208,7 +202,7 @@ def table(report: dict[str, Any]) -> str:
     for case, found in report["cases"].items():
         if case in DENSE:
             times = [seconds(found["median_s"].get(name)) for name in names]
-            gains = [f"{ratio(found, 'optax', name):.2f} ×" for name in ("xent", "xent.jax.optax")]
+            gains = [f"{machine.ratio(found, 'optax', name):.2f} ×" for name in ("xent", "xent.jax.optax")]
             dense_cells.append([case, *times, *gains])
             continue
         memory = found["temporary MiB"]
@@ -216,7 +210,7 @@ def table(report: dict[str, Any]) -> str:
         times = [
             f"{t}, {memory[n]} MiB" if n in memory else t for t, n in zip(times, linear_names, strict=True)
         ]
-        gains = [f"{ratio(found, 'xent', name):.2f} ×" for name in ("naive", "torch")]
+        gains = [f"{machine.ratio(found, 'xent', name):.2f} ×" for name in ("naive", "torch")]
         linear_cells.append([case, *times, *gains, f"1 / {memory['naive'] / max(1, memory['xent']):.1f}"])
     tables = [machine.rows(cells) for cells in (dense_cells, linear_cells) if len(cells) > 1]
     title = "# Losses and gradients in JAX, on the CPU"

@@ -9,6 +9,7 @@ import subprocess
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 from xent.kernels import cpu
@@ -49,6 +50,12 @@ def rows(cells: Sequence[Sequence[str]]) -> list[str]:
     """A Markdown table, numbers to the right, the first row on top."""
     rule = ["---", *["---:"] * (len(cells[0]) - 1)]
     return [f"| {' | '.join(row)} |" for row in (cells[0], rule, *cells[1:])]
+
+
+def ratio(found: Mapping[str, Any], name: str, unit: str) -> float:
+    """The median over rounds of one provider's time in that of another."""
+    pairs = zip(found["samples_s"][name], found["samples_s"][unit], strict=True)
+    return median(a / b for a, b in pairs)
 
 
 def write(folder: Path, files: Mapping[str, str]) -> None:

@@ -184,7 +184,8 @@ def table(report: dict[str, Any]) -> str:
         ),
     }
     cells = [("", "wall (CPU)"), *lines.items()]
-    return "\n".join([machine.facts(report), "", METHOD, *machine.rows(cells), ""])
+    title = "# A fit to rows that do not fit in memory"
+    return "\n".join([title, "", machine.facts(report), "", METHOD, *machine.rows(cells), ""])
 
 
 def seconds(times: Sequence[float]) -> str:

@@ -1,4 +1,4 @@
-"""The prose is true: its Python gives what it shows; its excerpt and its table are the program's."""
+"""The prose is true: its Python gives what it shows; its excerpts and its tables are the program's."""
 
 from __future__ import annotations
 
@@ -14,24 +14,24 @@ from xent.command.cli import main
 from xent.core.spec import OPTIONS_DOC, LossSpec
 
 ROOT = Path(__file__).parents[1]
-NEEDS = {
+NEEDS = {  # pages with Python, and the libraries that it needs
     "README.md": ("sklearn", "torch", "jax"),
-    "docs/differences.md": ("torch", "jax", "optax"),
+    "docs/dask.md": ("sklearn", "dask"),
+    "docs/differences.md": ("sklearn", "torch", "jax", "optax"),
+    "docs/heads.md": ("torch",),
+    "docs/how_it_works.md": (),
+    "docs/index.md": ("sklearn",),
     "docs/jax.md": ("jax",),
+    "docs/numpy.md": (),
+    "docs/pytorch.md": ("torch",),
+    "docs/scikit-learn.md": ("sklearn",),
 }
-PAGES = (
-    "README",
-    "CONTRIBUTING",
-    "CHANGELOG",
-    "docs/dask",
-    "docs/differences",
-    "docs/gpu",
-    "docs/heads",
-    "docs/jax",
-    "docs/scale",
-)
+PAGES = [
+    *("README.md", "CONTRIBUTING.md", "CHANGELOG.md"),
+    *sorted(str(page.relative_to(ROOT)) for page in (ROOT / "docs").rglob("*.md")),
+]
 TABLES = {
-    "README.md": ("core", "fits", "linear"),
+    "docs/benchmarks.md": ("core", "fits", "linear"),
     "docs/heads.md": ("log_probs",),
     "docs/jax.md": ("jax",),
     "docs/scale.md": ("outofcore",),
@@ -41,6 +41,15 @@ TABLES = {
 def blocks(page: str, language: str) -> list[str]:
     text = (ROOT / page).read_text("utf-8")
     return re.findall(rf"^```{language}\n(.*?)^```$", text, re.DOTALL | re.MULTILINE)
+
+
+def test_every_page_with_python_is_run() -> None:
+    assert {page for page in PAGES if ">>> " in (ROOT / page).read_text("utf-8")} == set(NEEDS)
+    assert {page for page in PAGES if blocks(page, "python")} == set(NEEDS)
+
+
+def test_the_readme_is_short() -> None:
+    assert len((ROOT / "README.md").read_text("utf-8").splitlines()) <= 200
 
 
 @pytest.mark.parametrize("page", NEEDS)
@@ -63,7 +72,7 @@ def test_python_blocks(page: str) -> None:
 def test_explain_excerpt(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("typer")
     monkeypatch.setenv("COLUMNS", "80")
-    (excerpt,) = (text for text in blocks("README.md", "text") if text.startswith("$ xent explain"))
+    (excerpt,) = (text for text in blocks("docs/numpy.md", "text") if text.startswith("$ xent explain"))
     command, *shown = excerpt.splitlines()
     assert command == '$ xent explain "2 3 4" --label 1'
     assert main(["explain", "2 3 4", "--label", "1"]) == 0
@@ -75,7 +84,7 @@ def test_explain_excerpt(capsys: pytest.CaptureFixture[str], monkeypatch: pytest
 
 def test_check_excerpt() -> None:
     """Its numbers differ by rounding from machine to machine; its variants and their count do not."""
-    (excerpt,) = (text for text in blocks("README.md", "text") if text.startswith("$ xent check"))
+    (excerpt,) = (text for text in blocks("docs/numpy.md", "text") if text.startswith("$ xent check"))
     names = re.findall(r"^ (\w.*?) +(?:0|\de-\d\d) ", excerpt, re.MULTILINE)
     *variants, last = names
     assert last == "tolerance"
@@ -88,7 +97,9 @@ def test_check_excerpt() -> None:
 
 def test_options_table() -> None:
     """Every option is there, in order, with its default."""
-    rows = re.findall(r"^\| `(\w+)` \| `(.*?)` \|", (ROOT / "README.md").read_text("utf-8"), re.MULTILINE)
+    rows = re.findall(
+        r"^\| `(\w+)` \| `(.*?)` \|", (ROOT / "docs/options.md").read_text("utf-8"), re.MULTILINE
+    )
     defaults = {name: getattr(LossSpec(), name, None) for name in OPTIONS_DOC}
     shown = {name: value.strip('"') for name, value in rows if name in defaults}
     assert list(shown) == list(defaults)
@@ -97,7 +108,7 @@ def test_options_table() -> None:
 
 @pytest.mark.parametrize("page", PAGES)
 def test_links_lead_somewhere(page: str) -> None:
-    path = ROOT / f"{page}.md"
+    path = ROOT / page
     for target in re.findall(r"\]\(([^)#]+)\)", path.read_text("utf-8")):
         if not target.startswith("https://"):
             assert (path.parent / target).exists(), target

@@ -16,7 +16,13 @@ Array = np.ndarray[Any, Any]
 
 
 class Decomposition(NamedTuple):
-    """``cross_entropy = entropy + kl_divergence``, each (...) in nats."""
+    """``cross_entropy = entropy + kl_divergence``, each (...) in nats.
+
+    >>> from xent import information
+    >>> parts = information.decompose([0.5, 0.5], [0.25, 0.75])
+    >>> bool(np.isclose(parts.cross_entropy, parts.entropy + parts.kl_divergence))
+    True
+    """
 
     cross_entropy: Array
     entropy: Array

@@ -27,15 +27,40 @@ class RowStats(NamedTuple):
 
 
 class RowStatistics(NamedTuple):
-    """What users ask for of each row; None for a field that was not wanted."""
+    """Statistics of each row, shaped like the rows; None for a field that was not wanted.
 
-    lse: Array = None  # l = logsumexp(u)
-    log_prob: Array = None  # x = log p_y
-    entropy: Array = None  # −⟨p, log p⟩
-    argmax: Array = None  # the first class of the largest logit
-    log_sum_sq_probs: Array = None  # log Σ p²
-    mean_logits: Array = None  # Σ u / K
-    is_top1: Array = None  # whether the label is the argmax
+    Attributes
+    ----------
+    lse : floats
+        Log-sum-exp ``l`` of the logits, nats.
+    log_prob : floats
+        Log-probability ``x`` of the label, nats; None without labels.
+    entropy : floats
+        ``−Σ p log p``, nats.
+    argmax : integers
+        The first class of the largest logit.
+    log_sum_sq_probs : floats
+        ``log Σ p²``.
+    mean_logits : floats
+        ``Σ u / K``.
+    is_top1 : booleans
+        Whether the label is ``argmax``.
+
+    Examples
+    --------
+    >>> import numpy as np, xent
+    >>> statistics = xent.row_statistics(np.zeros((2, 4)), np.array([0, 3]))
+    >>> statistics.log_prob.round(4), statistics.is_top1
+    (array([-1.3863, -1.3863]), None)
+    """
+
+    lse: Array = None
+    log_prob: Array = None
+    entropy: Array = None
+    argmax: Array = None
+    log_sum_sq_probs: Array = None
+    mean_logits: Array = None
+    is_top1: Array = None
 
 
 class Cotangents(NamedTuple):

@@ -94,7 +94,8 @@ class SoftmaxRegression(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
     loss_curve_ : list of float
         The objective at the start and after each step, nats; after `partial_fit` the objective of each
         batch before its step.
-    n_features_in_ : int, and feature_names_in_ : (D,) array if X has names for its columns
+    n_features_in_ : int
+    feature_names_in_ : (D,) array, if X has names for its columns
 
     Raises
     ------
@@ -158,11 +159,16 @@ class SoftmaxRegression(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
 
         Parameters
         ----------
-        X : (N, D) array or CSR matrix of floats; float32 or float64 are kept. Or `xent.rows_from` of files,
-            with their labels: then ``y`` and ``sample_weight`` must be None.
-        y : (N,) labels of any kind, or (N, K) floats: rows of probabilities of the classes 0 to K−1
-        sample_weight : (N,) array >= 0, default None for 1
+        X : (N, D) array or CSR matrix of floats
+            Float32 or float64 are kept. Or `xent.rows_from` of files, with their labels: then ``y`` and
+            ``sample_weight`` must be None.
+        y : (N,) labels of any kind, or (N, K) floats
+            Floats are rows of probabilities of the classes 0 to K−1.
+        sample_weight : (N,) array >= 0, default None
+            None is 1 for each row.
 
+        Notes
+        -----
         All may be dask arrays or dataframes, or lists of delayed blocks of rows, of the same partitions. The
         rows then stay with dask's workers, and the result has the same bits for any scheduler and any number
         of workers. PartitionError names a partition that cannot be read; ConnectionError says that the

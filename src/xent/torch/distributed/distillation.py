@@ -59,9 +59,10 @@ def vocab_parallel_linear_kl_divergence(
     weight_shard, teacher_weight_shard : (K_s, D) and (K_s, D') tensors
     bias, teacher_bias : (K_s,) tensors, default None
         This rank's; all ranks have one or none.
-    temperature, direction, labels, ignore_index, sample_weight, reduction, denominator, chunk_bytes,
-    logits_dtype
+    temperature, direction, labels, ignore_index, sample_weight, reduction, denominator
         As for `xent.torch.linear_kl_divergence`, the same on every rank.
+    chunk_bytes, logits_dtype
+        Likewise.
     group, validate, sizes
         As for `vocab_parallel_cross_entropy`.
 
@@ -149,9 +150,10 @@ def vocab_parallel_linear_topk_kl_divergence(
         Classes among those of all ranks, and the teacher's log-probabilities of them.
     bias : (K_s,) tensor, default None
         This rank's; all ranks have one or none.
-    tail, temperature, direction, labels, ignore_index, sample_weight, reduction, denominator,
-    chunk_bytes, logits_dtype
+    tail, temperature, direction, labels, ignore_index, sample_weight, reduction, denominator
         As for `xent.torch.linear_topk_kl_divergence`, the same on every rank.
+    chunk_bytes, logits_dtype
+        Likewise.
     group, validate, sizes
         As for `vocab_parallel_cross_entropy`.
 

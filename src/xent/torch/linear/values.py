@@ -20,13 +20,35 @@ Tensor = torch.Tensor
 
 
 class LossValues(NamedTuple):
-    """The values that ``want`` names, None for the others; only ``loss`` has a derivative."""
+    """The values that ``want`` of `linear_cross_entropy` names, None for the others.
+
+    Attributes
+    ----------
+    loss : Tensor
+        The loss, the only value with a derivative.
+    plain : Tensor
+        ``−log p`` of the label.
+    z_loss : Tensor
+        The term ``λ·logsumexp²`` of the loss.
+    accuracy : Tensor
+        The share of rows whose largest logit is the label's.
+    by_shift : Tensor
+        The loss of each of several shifts, (S,).
+
+    Examples
+    --------
+    >>> import torch, xent.torch
+    >>> hidden, weight = torch.eye(2), torch.zeros(3, 2)
+    >>> labels = torch.tensor([0, 2])
+    >>> xent.torch.linear_cross_entropy(hidden, weight, labels, want=("plain", "accuracy"))
+    LossValues(loss=None, plain=tensor(1.0986), z_loss=None, accuracy=tensor(0.5000), by_shift=None)
+    """
 
     loss: Tensor | None = None
-    plain: Tensor | None = None  # −log p of the label
+    plain: Tensor | None = None
     z_loss: Tensor | None = None
     accuracy: Tensor | None = None
-    by_shift: Tensor | None = None  # the loss of each shift
+    by_shift: Tensor | None = None
 
 
 OF_LABELS = ("plain", "accuracy")
