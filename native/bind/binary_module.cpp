@@ -55,13 +55,8 @@ double binary_loss(const In& z, const In& q, const Maybe<In>& positive, const Ma
   const int64_t blocks = (job.size + BINARY_BLOCK - 1) / BINARY_BLOCK, pieces = std::min<int64_t>(blocks, 64);
   std::vector<double> sums(static_cast<size_t>(blocks));
   job.sums = sums.data();
-  const int threads = threads_for(job.size, pieces);
-  if (threads <= 1) {
-    work(job, 0, blocks);
-  } else {
-#pragma omp parallel for schedule(dynamic, 1) num_threads(threads)
-    for (int64_t piece = 0; piece < pieces; ++piece) work(job, blocks * piece / pieces, blocks * (piece + 1) / pieces);
-  }
+  each_piece(pieces, threads_for(job.size, pieces),
+             [&](int64_t piece) { work(job, blocks * piece / pieces, blocks * (piece + 1) / pieces); });
   return pairwise(sums.data(), blocks);
 }
 
@@ -74,9 +69,9 @@ bool all_within(const In& x, double upper) {
   const int threads = threads_for(size, pieces);
   if (threads <= 1) return within(data, 0, size, upper);
   std::atomic<bool> all{true};
-#pragma omp parallel for schedule(dynamic, 1) num_threads(threads)
-  for (int64_t piece = 0; piece < pieces; ++piece)
+  each_piece(pieces, threads, [&](int64_t piece) {
     if (!within(data, size * piece / pieces, size * (piece + 1) / pieces, upper)) all = false;
+  });
   return all;
 }
 

@@ -1,7 +1,6 @@
 // The linear model's functions: convert arrays to a LinearJob, whose pieces of rows the threads share; the sums of the
 // pieces are added in the order of the rows.
 #include <atomic>
-#include <cstdlib>
 #include <cstring>
 #include <memory>
 #include <new>
@@ -14,12 +13,12 @@ namespace {
 using namespace xent;
 
 struct Free {
-  void operator()(void* memory) const { std::free(memory); }
+  void operator()(void* memory) const { ::operator delete(memory, std::align_val_t(64)); }
 };
 using OutMatrix = nb::ndarray<double, nb::ndim<2>, nb::c_contig, nb::device::cpu>;
 using Memory = std::unique_ptr<void, Free>;
 
-Memory allocate(size_t bytes) { return Memory(std::aligned_alloc(64, (bytes + 63) / 64 * 64 + 64)); }
+Memory allocate(size_t bytes) { return Memory(::operator new(bytes + 64, std::align_val_t(64), std::nothrow)); }
 
 struct LinearCall {
   LinearJob job;
@@ -161,17 +160,11 @@ struct LinearCall {
       if (dweight) std::memset(to, 0, size_t(sums) * sizeof(double));
       if (!memory || !kernel().piece(job, piece * step, std::min(total, (piece + 1) * step), memory, to)) ok = false;
     };
-    if (threads <= 1) {
+    std::atomic<int64_t> next{0};
+    on_threads(std::max(threads, 1), [&] {
       const Memory memory = allocate(scratch);
-      for (int64_t piece = 0; piece < pieces; ++piece) work(piece, memory.get());
-    } else {
-#pragma omp parallel num_threads(threads)
-      {
-        const Memory memory = allocate(scratch);
-#pragma omp for schedule(dynamic, 1)
-        for (int64_t piece = 0; piece < pieces; ++piece) work(piece, memory.get());
-      }
-    }
+      for (int64_t piece = next++; piece < pieces; piece = next++) work(piece, memory.get());
+    });
     if (dweight && ok) add(part, pieces, sums, dweight, dbias);
     return ok;
   }

@@ -187,11 +187,12 @@ bool all_in_range(const Labels& labels, int64_t classes) {
   const int64_t size = labels.size(), last = classes - 1;
   const int64_t* y = data_of(labels);
   nb::gil_scoped_release release;
-  uint64_t signs = 0;
-  const int threads = std::max(threads_for(size, size), 1);
-#pragma omp parallel for simd reduction(| : signs) num_threads(threads) if (threads > 1)
-  for (int64_t i = 0; i < size; ++i) signs |= uint64_t(y[i]) | (uint64_t(last) - uint64_t(y[i]));
-  return !(signs >> 63);
+  const auto signs = [=](int64_t begin, int64_t end) {
+    uint64_t bits = 0;
+    for (int64_t i = begin; i < end; ++i) bits |= uint64_t(y[i]) | (uint64_t(last) - uint64_t(y[i]));
+    return bits;
+  };
+  return share(size, size, [&](int64_t begin, int64_t end) { return !(signs(begin, end) >> 63); });
 }
 
 // `pairwise` with PARTS of its halves shared among threads; the same bits.
@@ -210,8 +211,7 @@ double total(const InDoubles& column) {
       begin[2 * i - 1] = begin[i - 1] + (part / 2 - part / 2 % 8);
     }
   double sums[PARTS];
-#pragma omp parallel for num_threads(threads)
-  for (int i = 0; i < PARTS; ++i) sums[i] = pairwise(x + begin[i], begin[i + 1] - begin[i]);
+  each_piece(PARTS, threads, [&](int64_t i) { sums[i] = pairwise(x + begin[i], begin[i + 1] - begin[i]); });
   for (int parts = PARTS; parts > 1; parts /= 2)
     for (int i = 0; i < parts / 2; ++i) sums[i] = sums[2 * i] + sums[2 * i + 1];
   return sums[0];
@@ -261,4 +261,5 @@ NB_MODULE(_native, m) {
   bind_ffi(m);
   m.def("isas", &isas);
   m.def("set_isa", &set_isa, "name"_a);
+  m.def("set_threads", &set_threads, "most"_a);
 }

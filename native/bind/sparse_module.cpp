@@ -63,9 +63,9 @@ void csr_product(const In& entries, const In& columns, const In& starts, const I
     };
     std::atomic<bool> all{sound};
     const int64_t count = sound ? pieces : 0;
-#pragma omp parallel for schedule(dynamic, 1) num_threads(threads) if (threads > 1)
-    for (int64_t piece = 0; piece < count; ++piece)
+    each_piece(count, threads, [&](int64_t piece) {
       if (!work(job, edge(piece), edge(piece + 1))) all = false;
+    });
     sound = all;
   }
   if (!sound) throw std::invalid_argument("starts must rise from 0 to E at most, columns must be in [0, D)");
@@ -85,9 +85,9 @@ bool csr_is_sound(const In& columns, const In& starts, int64_t width) {
   const int threads = threads_for(entries, pieces);
   if (threads <= 1) return kernels.columns[narrow](column, 0, entries, width);
   std::atomic<bool> all{true};
-#pragma omp parallel for schedule(dynamic, 1) num_threads(threads)
-  for (int64_t piece = 0; piece < pieces; ++piece)
+  each_piece(pieces, threads, [&](int64_t piece) {
     if (!kernels.columns[narrow](column, entries * piece / pieces, entries * (piece + 1) / pieces, width)) all = false;
+  });
   return all;
 }
 

@@ -4,7 +4,7 @@
 #include <algorithm>
 #include <cmath>
 #include <cstring>
-#include <cstdlib>
+#include <new>
 
 #if defined(__SSE2__)
 #include <immintrin.h>
@@ -50,8 +50,8 @@ struct NoSubnormals {
 // Scratch memory of one call, freed on return.
 struct Scratch {
   void* data;
-  explicit Scratch(size_t bytes) : data(std::aligned_alloc(64, (bytes + 63) / 64 * 64)) {}
-  ~Scratch() { std::free(data); }
+  explicit Scratch(size_t bytes) : data(::operator new(bytes, std::align_val_t(64), std::nothrow)) {}
+  ~Scratch() { ::operator delete(data, std::align_val_t(64)); }
   Scratch(const Scratch&) = delete;
   Scratch& operator=(const Scratch&) = delete;
 };

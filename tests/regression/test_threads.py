@@ -9,21 +9,26 @@ import pytest
 from threadpoolctl import threadpool_info, threadpool_limits
 
 import xent
+from xent.kernels.cpu import set_threads
 from xent.regression import threads
 
 
 def pools():
     """Threads of the kernels, as this thread sees them, and of every BLAS."""
-    found = {(pool["user_api"], pool["num_threads"]) for pool in threadpool_info()}
-    assert {kind for kind, _ in found} >= {"openmp", "blas"}
-    return found
+    kernels = set_threads(1)
+    set_threads(kernels)
+    blas = {("blas", pool["num_threads"]) for pool in threadpool_info() if pool["user_api"] == "blas"}
+    assert blas
+    return {("kernels", kernels), *blas}
 
 
 @pytest.fixture(autouse=True)
 def two_threads():
     xent.SoftmaxRegression().fit([[0.0], [1.0]], [0, 1])  # loads the libraries
-    with threadpool_limits(2):
+    before = set_threads(2)
+    with threadpool_limits(2, "blas"):
         yield
+    set_threads(before)
 
 
 def in_another_thread(function):
@@ -38,8 +43,8 @@ def test_pools_are_limited_in_any_thread_and_given_back(run, limit):
         with limit():
             return pools()
 
-    assert run(inside) == {("openmp", 1), ("blas", 1)}
-    assert pools() == {("openmp", 2), ("blas", 2)}
+    assert run(inside) == {("kernels", 1), ("blas", 1)}
+    assert pools() == {("kernels", 2), ("blas", 2)}
 
 
 def test_blocks_of_two_threads_overlap():
@@ -58,5 +63,5 @@ def test_blocks_of_two_threads_overlap():
         first_left.wait(10)
     first_left.wait(10)
     other.join()
-    assert seen == [{("openmp", 1), ("blas", 1)}]
-    assert pools() == {("openmp", 2), ("blas", 2)}
+    assert seen == [{("kernels", 1), ("blas", 1)}]
+    assert pools() == {("kernels", 2), ("blas", 2)}

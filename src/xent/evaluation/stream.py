@@ -15,6 +15,7 @@ from xent import information
 from xent.evaluation import scoring
 from xent.evaluation.scoring import Bin, Scores, Settings
 from xent.files.formats.row_reader import RowReader
+from xent.kernels.cpu import set_threads
 
 Array = np.ndarray[Any, Any]
 
@@ -257,7 +258,8 @@ def evaluate(
             reported += new
 
     results = OrderedResults(consume)
-    with ThreadPoolExecutor(threads, initializer=_one_thread_each if soft else None) as executor:
+    # Each thread has rows of its own: the kernels that it calls use no other.
+    with ThreadPoolExecutor(threads, initializer=set_threads, initargs=(1,)) as executor:
         try:
             for future in [executor.submit(work) for _ in range(threads)]:
                 future.result()
@@ -311,10 +313,3 @@ def threads_to_use() -> int:
     limit = os.environ.get("OMP_NUM_THREADS", "")
     available = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return min(available, int(limit)) if limit.isdecimal() and int(limit) else available
-
-
-def _one_thread_each() -> None:
-    """Give the kernels called by this thread one thread, as the other threads have rows of their own."""
-    import threadpoolctl
-
-    threadpoolctl.threadpool_limits(1, user_api="openmp")

@@ -33,6 +33,14 @@ def set_isa(name: str) -> str:
     return _native.set_isa(name)
 
 
+def set_threads(most: int) -> int:
+    """Limit the threads of later calls of this Python thread; returns the limit before.
+
+    That of the threads of OpenMP, where the kernels are built with it, for all libraries that share them.
+    """
+    return _native.set_threads(most)
+
+
 def row_stats(
     logits: Array, labels: Array | None, dense: Array | None, link: Link, want: tuple[str, ...]
 ) -> RowStats:

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 
 from xent.core.target import Target
-from xent.regression.threads import one_kernel_thread
+from xent.kernels.cpu import set_threads
 
 Array = np.ndarray[Any, Any]
 Function = Callable[..., Any]
@@ -269,7 +269,7 @@ class Local:
 def in_order(value: Callable[[int], Any], count: int, workers: int) -> Iterator[Any]:
     """``value(0), …, value(count − 1)``, evaluated by threads; at most twice ``workers`` are held."""
     pending: deque[Future[Any]] = deque()
-    with ThreadPoolExecutor(min(workers, count), initializer=one_kernel_thread) as pool:
+    with ThreadPoolExecutor(min(workers, count), initializer=set_threads, initargs=(1,)) as pool:
         try:
             for index in range(count):
                 if len(pending) == 2 * workers:

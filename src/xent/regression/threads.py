@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from functools import cache
 from pathlib import PurePath
 from typing import Any
 
 import threadpoolctl
+
+from xent.kernels.cpu import set_threads
 
 SMALL = 1 << 22  # elements of X below which products end before a second thread has woken up
 SHORT = 1 << 22  # multiplications of a pass, half a millisecond, below which kernels use one thread
@@ -30,22 +32,16 @@ def few_threads(elements: int, scores: int, partitions: int = 1, is_sparse: bool
     """
     short = elements // partitions * scores < SHORT
     small = elements < SMALL or partitions > 1 or is_sparse
-    libraries = [blas for blas in _pools("blas") if small or _is_scipys(blas)]
-    libraries += _pools("openmp") if short else []
+    libraries = [blas for blas in _blas() if small or _is_scipys(blas)]
     before = [library.get_num_threads() for library in libraries]
     try:
         for library in libraries:
             _set_threads(library, 1)
-        yield
+        with _one_kernel_thread() if short else nullcontext():
+            yield
     finally:
         for library, threads in zip(libraries, before, strict=True):
             _set_threads(library, threads)
-
-
-def one_kernel_thread() -> None:
-    """Give the kernels one thread where this thread calls them."""
-    for library in _pools("openmp"):
-        _set_threads(library, 1)
 
 
 @contextmanager
@@ -54,16 +50,21 @@ def single_thread() -> Iterator[None]:
 
     Blocks of several threads may overlap: BLAS gets its threads back when the last one ends.
     """
-    kernels = _pools("openmp")
-    before = [library.get_num_threads() for library in kernels]
     _BLAS.enter()
     try:
-        one_kernel_thread()
-        yield
+        with _one_kernel_thread():
+            yield
     finally:
         _BLAS.leave()
-        for library, threads in zip(kernels, before, strict=True):
-            _set_threads(library, threads)
+
+
+@contextmanager
+def _one_kernel_thread() -> Iterator[None]:
+    before = set_threads(1)
+    try:
+        yield
+    finally:
+        set_threads(before)
 
 
 class _OneBlasThread:
@@ -77,7 +78,7 @@ class _OneBlasThread:
     def enter(self) -> None:
         with self.lock:
             if not self.blocks:
-                numbers = [(library, library.get_num_threads()) for library in _pools("blas")]
+                numbers = [(library, library.get_num_threads()) for library in _blas()]
                 self.before = [(library, threads) for library, threads in numbers if threads > 1]
                 for library, _ in self.before:
                     _set_threads(library, 1)
@@ -108,9 +109,9 @@ def _set_threads(library: Any, threads: int) -> None:
 
 
 @cache  # finding the libraries costs milliseconds, setting their threads nothing
-def _pools(kind: str) -> list[Any]:
+def _blas() -> list[Any]:
     controllers = threadpoolctl.ThreadpoolController().lib_controllers
-    return [library for library in controllers if library.user_api == kind]
+    return [library for library in controllers if library.user_api == "blas"]
 
 
 def _is_scipys(library: Any) -> bool:
