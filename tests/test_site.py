@@ -152,4 +152,8 @@ def test_pages_fit_and_the_explorer_follows_the_scheme(
     frame = page.frame_locator("iframe").locator("body")
     paper = frame.evaluate("body => getComputedStyle(body).backgroundColor")
     assert paper == {"light": "rgb(252, 251, 249)", "dark": "rgb(22, 23, 25)"}[scheme]
+    inherited = "getComputedStyle(document.querySelector('img')).colorScheme"
+    assert page.evaluate(inherited) == scheme
+    page.emulate_media(media="print", color_scheme=scheme)
+    assert page.evaluate(inherited) == "light"
     page.close()

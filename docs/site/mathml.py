@@ -15,6 +15,7 @@ BOX = re.compile(r"<menclose notation=\"box\">(.*)</menclose>")  # not in MathML
 BEFORE = re.compile(r"(?<=</mi>|</mn>)(<mi>(?:log|tanh|artanh|exp|max|min)</mi>)")
 AFTER = re.compile(r"(<mi>(?:log|tanh|artanh|exp|max|min)</mi>)(?!<mo stretchy=\"false\">&#x00028;|</)")
 SUM = re.compile(r"<msub>(<mo>&#x02211;</mo><mrow>.*?</mrow>)</msub>")
+LONG = 40  # characters of LaTeX that may be wider than a phone
 SPACE = '<mspace width="0.167em" />'
 
 
@@ -27,7 +28,8 @@ def math(latex: str, display: str) -> str:
 
 
 def visit_inline(translator: Any, node: nodes.math) -> None:
-    translator.body.append(math(node.astext(), "inline"))
+    kind = ' class="long"' if len(node.astext()) > LONG else ""
+    translator.body.append(f"<span{kind}>{math(node.astext(), 'inline')}</span>")
     raise nodes.SkipNode
 
 
