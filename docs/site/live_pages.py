@@ -1,25 +1,30 @@
-"""Pages of the command within the site: the explorer of a row, and the report of a fit."""
+"""Pages that the command writes, within the site: the explorer of a row, and the report of a fit."""
 
 from __future__ import annotations
 
+import io
+from contextlib import chdir, redirect_stdout
 from pathlib import Path
 
 from sphinx.application import Sphinx
+from sphinx.errors import ExtensionError
 
-from xent.explain import explorer
-from xent.files import dataset
-from xent.report import page, training
+from xent.command import cli
+
+CALLS = (
+    ["explain", "2 3 4", "--label", "1", "--html", "explorer.html"],
+    ["fit", "digits", "--report", "report.html"],
+)
 
 
 def write(app: Sphinx, error: Exception | None) -> None:
-    """Write explorer.html and report.html beside the pages that show them."""
+    """Write the files of CALLS beside the pages that show them."""
     if error or app.builder.format != "html":
         return
-    run = training.run(dataset.load("digits"), training.Settings())
-    folder = Path(app.outdir, "docs")
-    (folder / "explorer.html").write_text(explorer.html([2.0, 3.0, 4.0], 1, {}), "utf-8")
-    report = page.html(run, "xent fit digits --report report.html")
-    (folder / "report.html").write_text(report, "utf-8")
+    with chdir(Path(app.outdir, "docs")), redirect_stdout(io.StringIO()):
+        for call in CALLS:
+            if cli.main(call) != 0:
+                raise ExtensionError(f"xent {' '.join(call)} failed")
 
 
 def setup(app: Sphinx) -> dict[str, bool]:
