@@ -157,9 +157,10 @@ def _inputs(data: str, memory: str | None) -> list[Path]:
     """The files to read in parts; none if ``data`` is to be read as a whole."""
     from xent.files import dataset, sources
 
-    if memory is None and not Path(data).is_dir() and not sources.is_pattern(data):
+    several = sources.is_several(data)
+    if memory is None and not several:
         return []
-    if data in dataset.BUNDLED and not Path(data).is_dir():
+    if data in dataset.BUNDLED and not several:
         raise ValueError(f"`--memory` is for files that are read in parts; {data} is a bundled set")
     return sources.expand(data)
 

@@ -6,6 +6,7 @@ import sys
 from collections import Counter
 from collections.abc import Callable, Generator, Iterator
 from contextlib import closing
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -25,7 +26,10 @@ if TYPE_CHECKING:
 
 def predict(
     model: Annotated[Path, typer.Argument(help="A file that `xent fit --model` wrote.")],
-    data: Annotated[str, typer.Argument(help="Rows as those of the training, in any file of `xent fit`.")],
+    data: Annotated[
+        str,
+        typer.Argument(help="Rows as those of the training, in any file of `xent fit`, or in many of them."),
+    ],
     output: Annotated[
         Path | None,
         typer.Option(metavar="FILE", help="Write here, .csv or .parquet, not to standard output."),
@@ -39,24 +43,27 @@ def predict(
     """Predict the label and the probability of each class for each row of DATA.
 
     The columns are `label`, then one a class: `p_` and its name. Columns of CSV and Parquet files are
-    found by their names, and others passed over. Rows are read, and written, some at a time. How CSV is
-    read is remembered from `xent fit`; options given here come first.
+    found by their names, and others passed over. Rows are read, and written, some at a time; those of a
+    directory, or of a pattern in quotes, file by file in the order of their names. How CSV is read is
+    remembered from `xent fit`; options given here come first.
     """
     from xent.files import dataset as datasets
-    from xent.files import storage
+    from xent.files import sources, storage
     from xent.files.formats import csv_table
     from xent.regression import model_file
 
+    files = list(map(str, sources.expand(data))) if sources.is_several(data) else [data]
     if output is not None:
         if output.suffix not in (".csv", ".parquet"):
             raise ValueError(f"{output}: `--output` must end in .csv or .parquet")
-        outputs.require_distinct({"--output": output}, [data, model])
+        outputs.require_distinct({"--output": output}, [*files, model])
     given = csv_table.Dialect(separator, decimal, tuple(missing or ()), not no_missing).checked()
-    datasets.require_table_options(data, given)
+    for file in files:
+        datasets.require_table_options(file, given)
     loaded = model_file.load(model)
     with storage.reading(model):
         remembered = csv_table.Dialect.from_json(loaded.notes.get("dialect"))
-    job = _Prediction(loaded, data, given.over(remembered))
+    job = _Prediction(loaded, files, given.over(remembered))
     with screen.status("predicting") as update, closing(job.frames(update)) as frames:
         if output is not None:
             with storage.replacing(output) as beside:
@@ -78,13 +85,13 @@ def predict(
 
 
 class _Prediction:
-    """The predictions of one model for the rows of one file."""
+    """The predictions of one model for the rows of files."""
 
-    def __init__(self, model: Model, data: str, dialect: Dialect) -> None:
+    def __init__(self, model: Model, files: list[str], dialect: Dialect) -> None:
         import polars
 
         self.model = model
-        self.data = data
+        self.files = files
         self.dialect = dialect
         self.classes = model.estimator.classes_.tolist()
         kinds: dict[type, Any] = {str: polars.String, bool: polars.Boolean}
@@ -108,7 +115,7 @@ class _Prediction:
         learnt = self.model.preprocessor
         waiting: list[polars.DataFrame] = []  # held back until each column of categories had a known level
         yielded = False
-        for batch in datasets.batches(self.data, learnt, self.dialect):
+        for batch in chain.from_iterable(datasets.batches(f, learnt, self.dialect) for f in self.files):
             self.blank += batch.blank
             self.rows += batch.features.shape[0]
             self._count(learnt.surprises(batch.features))
@@ -126,9 +133,10 @@ class _Prediction:
             new = next(
                 each.level for each in self.surprises if each.column == name and each.level is not None
             )
+            known = listed([str(level) for level in learnt.levels[name]], 6)
             raise ValueError(
-                f"{self.data}: column {name!r}: {new!r} and all its other values were never in the training "
-                f"rows; these had {listed([str(level) for level in learnt.levels[name]], 6)}"
+                f"{listed(self.files, 1)}: column {name!r}: {new!r} and all its other values were never in "
+                f"the training rows; these had {known}"
             )
         if not yielded:
             yield polars.DataFrame(schema=self.schema)

@@ -54,7 +54,7 @@ class Passes:
 
     def __init__(self, bar: Progress | None) -> None:
         self._bar, self._what, self._note = bar, "", ""
-        self._task = None if bar is None else bar.add_task("", total=None)
+        self._task = None if bar is None else bar.add_task("opening the files", total=None)
 
     def read(self, what: str, done: int, total: int) -> None:
         """Show how much of a pass is done, in bytes, and the time left."""
@@ -68,7 +68,7 @@ class Passes:
     def stepped(self, step: Step) -> None:
         """Show the objective after a step, and its gap, beside the passes from now on."""
         gap = "" if step.optimality_gap is None else f", gap {step.optimality_gap:.1e}"
-        self._note = f", step {step.iteration}: {step.objective:.6f}{gap}"
+        self._note = f", step {step.iteration}: objective {step.objective:.6f}{gap}"
 
 
 @contextmanager

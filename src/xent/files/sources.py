@@ -52,9 +52,10 @@ class Piece(NamedTuple):
         return self.numbers.name(int(self.kept[row]))
 
 
-def is_pattern(name: str) -> bool:
-    """Whether ``name`` means files of other names: a pattern such as ``DIR/*.parquet``, no file itself."""
-    return glob.has_magic(name) and not Path(name).exists()
+def is_several(name: str) -> bool:
+    """Whether ``name`` is a directory, or a pattern such as ``DIR/*.parquet`` and no file itself."""
+    path = Path(name)
+    return path.is_dir() or (glob.has_magic(name) and not path.exists())
 
 
 def expand(files: Names | Iterable[Names]) -> list[Path]:
@@ -72,7 +73,7 @@ def expand(files: Names | Iterable[Names]) -> list[Path]:
         if not found:
             raise DataError(f"{name}: a directory without files")
         return found
-    if not is_pattern(name):
+    if not is_several(name):
         return [path]
     found = sorted(Path(each) for each in glob.glob(name, recursive=True) if not Path(each).is_dir())
     if not found:
