@@ -160,7 +160,7 @@ BAD = {
     "a missing label": (
         replace_by("7", UNLABELLED),
         "data",
-        ["data/7.parquet: missing label in column 'kind', row 1"],
+        ["error: data/7.parquet: missing label in column 'kind', row 1"],
     ),
     "one class": (
         lambda: only(TABLE.filter(kind="no")),

@@ -7,8 +7,19 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from scipy.special import log_softmax, softmax
-from sklearn.metrics import confusion_matrix, log_loss, precision_recall_fscore_support
+from sklearn.metrics import (
+    accuracy_score,
+    balanced_accuracy_score,
+    confusion_matrix,
+    log_loss,
+    precision_recall_fscore_support,
+)
 
+from xent import SoftmaxRegression
+from xent.regression.class_targets import ClassTargets, as_target, class_factors
+from xent.regression.fitting import objective_of
+from xent.regression.parameters import check_parameters
+from xent.regression.partitions import Local, Partition
 from xent.report import diagnosis
 
 
@@ -86,6 +97,28 @@ def test_measures_and_classes_against_scikit_learn():
     assert sum(c.share for c in d.classes) == pytest.approx(1)
     assert sum(c.excess for c in d.classes) == pytest.approx(0, abs=1e-9)
     assert d.error == pytest.approx(d.losses.std(ddof=1) / np.sqrt(len(labels)))
+
+
+@pytest.mark.parametrize("options", [{}, {"class_weight": "balanced", "label_smoothing": 0.2}])
+@pytest.mark.parametrize("parts", [1, 4])
+def test_the_summary_of_an_objective_is_that_of_its_rows(parts, options):
+    """Of the plain cross-entropy, whatever the objective is; scikit-learn has the means over the classes."""
+    logits, labels = example()
+    estimator = SoftmaxRegression(**options)
+    spec = check_parameters(estimator)
+    factors = class_factors(estimator.class_weight, np.arange(4), np.bincount(labels))
+    blocks = [
+        Partition(x, as_target(ClassTargets(np.arange(4), y, None, None), factors, spec))
+        for x, y in zip(np.array_split(logits, parts), np.array_split(labels, parts), strict=True)
+    ]
+    objective = objective_of(estimator, Local(blocks), 4, spec)
+    summary = diagnosis.summarise_rows(objective, np.eye(4), np.zeros(4))
+    assert summary == pytest.approx(diagnosis.summarise(logits, labels), rel=1e-12)
+    p, weight = softmax(logits, axis=1), 1 / np.bincount(labels)[labels]
+    assert (summary.rows, summary.loss) == (500, pytest.approx(log_loss(labels, p)))
+    assert summary.accuracy == pytest.approx(accuracy_score(labels, p.argmax(1)))
+    assert summary.balanced_loss == pytest.approx(log_loss(labels, p, sample_weight=weight))
+    assert summary.balanced_accuracy == pytest.approx(balanced_accuracy_score(labels, p.argmax(1)))
 
 
 def test_a_class_without_rows_has_no_recall():
