@@ -81,8 +81,8 @@ def check(seed):
     for solver in ("lbfgs", "newton-cg"):
         seen = []
 
-        def keep(params, value, gap, seen=seen):
-            seen.append((exact(params)[0], gap))
+        def keep(step, seen=seen):
+            seen.append((exact(step.state.point.parameters)[0], step.counts.gap))
 
         minimise(function, start, solver=solver, max_iter=300, tol=1e-9, on_step=keep)
         for value, gap in seen:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from importlib.metadata import version
+from os import PathLike
 from pathlib import Path
 from typing import Any, Literal, Self
 
@@ -16,7 +17,7 @@ try:
     from sklearn.utils.validation import check_is_fitted, validate_data
 
     from xent.files import storage
-    from xent.regression import features, serialization
+    from xent.regression import checkpoints, features, serialization
     from xent.regression.calibration import fit_temperature
     from xent.regression.class_targets import (
         ClassTargets,
@@ -33,7 +34,7 @@ try:
     from xent.regression.partition_sums import as_logits
     from xent.regression.partitions import Local, Partition
     from xent.regression.rows import Rows, fit_rows
-    from xent.regression.solvers.sgd import one_pass
+    from xent.regression.solvers.sgd import Stream, one_pass
 except ModuleNotFoundError as error:
     message = f"SoftmaxRegression needs {error.name}: pip install 'xent[fit]'"
     raise ModuleNotFoundError(message, name=error.name) from error
@@ -76,6 +77,16 @@ class SoftmaxRegression(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         Print the objective at each step, unless it is 0 or False.
     callback : callable, default None
         Called with a `Step` at each step.
+    checkpoint : path, default None
+        File that `fit` writes, atomically: the model so far, which `load` reads, and what ``resume`` needs.
+        It is written at the end of the first step, of a step when the last file is ``checkpoint_interval``
+        old, and when the fit ends, also by an error or an interrupt.
+    checkpoint_interval : float >= 0, default 600
+        Seconds. 0 writes at each step.
+    resume : path, default None
+        Checkpoint from which `fit` goes on, with the bits that it would have had without a stop. The data and
+        the other parameters must be as they were, but that ``max_iter`` may be another. May be the file
+        ``checkpoint``.
 
     Attributes
     ----------
@@ -100,7 +111,10 @@ class SoftmaxRegression(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
     Raises
     ------
     TypeError, ValueError
-        For a parameter, or for data, out of place, naming the expectation and the value.
+        For a parameter, or for data, out of place, naming the expectation and the value; for a checkpoint
+        that is none, or is of another fit, naming what differs.
+    OSError
+        For a checkpoint that cannot be read or written.
 
     Examples
     --------
@@ -139,6 +153,9 @@ class SoftmaxRegression(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         random_state: Any = None,
         verbose: bool | int = False,
         callback: Callable[[Step], None] | None = None,
+        checkpoint: str | PathLike[str] | None = None,
+        checkpoint_interval: float = 600.0,
+        resume: str | PathLike[str] | None = None,
     ) -> None:
         self.alpha = alpha
         self.fit_intercept = fit_intercept
@@ -153,6 +170,9 @@ class SoftmaxRegression(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         self.random_state = random_state
         self.verbose = verbose
         self.callback = callback
+        self.checkpoint = checkpoint
+        self.checkpoint_interval = checkpoint_interval
+        self.resume = resume
 
     def fit(self, X: Any, y: Any = None, sample_weight: Any = None) -> Self:
         """Train from 0 (see ``warm_start``).
@@ -174,6 +194,8 @@ class SoftmaxRegression(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         of workers. PartitionError names a partition that cannot be read; ConnectionError says that the
         scheduler was lost.
         """
+        check_parameters(self)
+        checkpoints.check(self)
         if is_dask(X, y, sample_weight):
             from xent.regression.dask_rows.first_pass import fit
 
@@ -222,15 +244,15 @@ class SoftmaxRegression(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         classes : (K,) array of all labels, default None
             Needed at the first call, unless ``y`` is rows of probabilities.
         """
-        state, earlier_mass = getattr(self, "_stream", (None, 0.0))
+        stream, earlier_mass = getattr(self, "_stream", (None, 0.0))
         all_classes = self._all_classes(classes, y)
         targets, objective, attributes = self._prepare(X, y, sample_weight, all_classes, earlier_mass)
-        curve, passes = ([], 0) if state is None else (self.loss_curve_, self.n_iter_)
+        curve, passes = ([], 0) if stream is None else (self.loss_curve_, self.n_iter_)
         point = start(self, objective, targets.classes, warm=True)
         value = objective(point)[0]
-        parameters, state = one_pass(objective, point, state, self.random_state)
-        set_parameters(self, objective, parameters, attributes)
-        self._stream = (state, earlier_mass + targets.mass)
+        stream = one_pass(objective, stream or Stream.begin(point), self.random_state)
+        set_parameters(self, objective, stream.average, attributes)
+        self._stream = (stream, earlier_mass + targets.mass)
         self.classes_ = targets.classes
         self.loss_curve_, self.n_iter_ = [*curve, value], passes + 1
         self.optimality_gap_, self.solver_ = None, "sgd"
@@ -294,8 +316,9 @@ class SoftmaxRegression(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         return serialization.decode(cls, contents)
 
     def save(self, path: str | Path) -> None:
-        """Write the fitted estimator, without ``callback``, to one safetensors file, atomically.
+        """Write the fitted estimator to one safetensors file, atomically.
 
+        Not the parameters ``callback``, ``checkpoint``, ``checkpoint_interval`` and ``resume``.
         The state of `partial_fit` beside the parameters (momentum, counts of classes) is not saved: on a
         loaded estimator `partial_fit` continues as after `fit`. A pickle keeps this state.
         Raises OSError if the file cannot be written, ValueError for labels that are neither numbers nor text.

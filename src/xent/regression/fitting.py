@@ -6,19 +6,22 @@
 from __future__ import annotations
 
 import warnings
+from contextlib import ExitStack
+from copy import copy
 from typing import Any, NamedTuple
 
 import numpy as np
 from sklearn.exceptions import ConvergenceWarning
 
 from xent.core.spec import LossSpec
-from xent.regression import features
+from xent.regression import checkpoints, features
 from xent.regression.class_targets import require_total
 from xent.regression.objective import Objective
 from xent.regression.parameters import check_parameters
 from xent.regression.partition_sums import total
 from xent.regression.partitions import Partitions
-from xent.regression.solvers import minimise
+from xent.regression.solvers import OtherObjectiveError, Result, minimise
+from xent.regression.solvers.state import Snapshot
 
 Array = np.ndarray[Any, Any]
 
@@ -65,35 +68,76 @@ def objective_of(estimator: Any, partitions: Partitions, num_classes: int, spec:
 def fit_objective(
     estimator: Any, objective: Objective, classes: Array, attributes: dict[str, Any], stacklevel: int = 3
 ) -> None:
-    """Minimise, and set the attributes of the estimator; ConvergenceWarning if the steps do not suffice."""
-    curve: list[float] = []
+    """Minimise, and set the attributes of the estimator; ConvergenceWarning if the steps do not suffice.
 
-    def on_step(parameters: Array, value: float, gap: float | None) -> None:
+    Reads and writes checkpoints as the estimator's parameters say. Raises OSError for one that cannot be read
+    or written, ValueError for one that is of another fit.
+    """
+    uses_checkpoints = estimator.checkpoint is not None or estimator.resume is not None
+    data = checkpoints.described(objective, classes) if uses_checkpoints else {}
+    resume, curve = None, list[float]()
+    if estimator.resume is not None:
+        before = checkpoints.read(estimator, data)
+        resume, curve = before.snapshot, before.model.loss_curve_[1:]
+
+    def write(snapshot: Snapshot) -> None:
+        model = copy(estimator)
+        gap = snapshot.counts.gap if objective.is_convex else None
+        parameters, steps = snapshot.state.point.parameters, snapshot.counts.steps
+        result = Result(parameters, steps, gap, snapshot.solver, "", snapshot.start_value)
+        _set_result(model, objective, result, curve, classes, attributes)
+        checkpoints.save(model, snapshot, data, estimator.checkpoint)
+
+    def on_step(snapshot: Snapshot) -> None:
+        parameters, value, _ = snapshot.state.point
         curve.append(value)
+        if saver is not None:
+            saver.stepped(snapshot)
+        gap = snapshot.counts.gap if objective.is_convex else None
         step = Step(len(curve), value, *objective.unpack(parameters), gap)
         if estimator.verbose:
             print(_progress(step))
         if estimator.callback is not None:
             estimator.callback(step)
 
-    result = minimise(
-        objective,
-        start(estimator, objective, classes, warm=estimator.warm_start),
-        solver=estimator.solver,
-        max_iter=estimator.max_iter,
-        tol=estimator.tol,
-        random_state=estimator.random_state,
-        on_step=on_step,
-    )
+    with ExitStack() as stack:
+        saver = None
+        if estimator.checkpoint is not None:
+            saver = stack.enter_context(checkpoints.Saver(write, estimator.checkpoint_interval))
+        try:
+            result = minimise(
+                objective,
+                start(estimator, objective, classes, warm=estimator.warm_start),
+                solver=estimator.solver,
+                max_iter=estimator.max_iter,
+                tol=estimator.tol,
+                random_state=estimator.random_state,
+                on_step=on_step,
+                resume=resume,
+            )
+        except OtherObjectiveError as error:
+            raise ValueError(f"{estimator.resume}: is a checkpoint of another fit: {error}") from None
+    _set_result(estimator, objective, result, curve, classes, attributes)
+    estimator.__dict__.pop("_stream", None)
+    if result.message:
+        warnings.warn(f"SoftmaxRegression {result.message}", ConvergenceWarning, stacklevel=stacklevel)
+
+
+def _set_result(
+    estimator: Any,
+    objective: Objective,
+    result: Result,
+    curve: list[float],
+    classes: Array,
+    attributes: dict[str, Any],
+) -> None:
+    """Set the attributes of a fitted estimator; ``curve`` are the objectives after each step."""
     set_parameters(estimator, objective, result.params, attributes)
     estimator.classes_ = classes
     estimator.loss_curve_ = [result.start_value, *curve]
     estimator.n_iter_ = result.n_iter
     estimator.optimality_gap_ = result.optimality_gap
     estimator.solver_ = result.solver
-    estimator.__dict__.pop("_stream", None)
-    if result.message:
-        warnings.warn(f"SoftmaxRegression {result.message}", ConvergenceWarning, stacklevel=stacklevel)
 
 
 def start(estimator: Any, objective: Objective, classes: Array, warm: bool) -> Array:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from numbers import Integral, Real
+from os import PathLike
 from typing import Any
 
 import numpy as np
@@ -15,7 +16,7 @@ from xent.regression.solvers import SOLVERS
 
 def check_parameters(estimator: Any) -> LossSpec:
     """The options of the loss; ValueError or TypeError names the first parameter that is not valid."""
-    for name in ("alpha", "tol"):
+    for name in ("alpha", "tol", "checkpoint_interval"):
         value = getattr(estimator, name)
         if not _is_at_least_0(value):
             raise ValueError(f"`{name}` must be a number, finite and >= 0; got {value!r}")
@@ -33,6 +34,10 @@ def check_parameters(estimator: Any) -> LossSpec:
         raise ValueError(f"`solver` must be one of {names}; got {estimator.solver!r}")
     if not (estimator.callback is None or callable(estimator.callback)):
         raise ValueError(f"`callback` must be callable or None; got {estimator.callback!r}")
+    for name in ("checkpoint", "resume"):
+        value = getattr(estimator, name)
+        if not isinstance(value, str | PathLike | None):
+            raise ValueError(f"`{name}` must be a path or None; got {value!r}")
     _check_class_weight(estimator.class_weight)
     _check_random_state(estimator.random_state)
     return LossSpec(

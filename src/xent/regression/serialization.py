@@ -12,20 +12,16 @@ from xent.regression.parameters import check_parameters
 E = TypeVar("E")
 
 KIND = "SoftmaxRegression"
+# Parameters of the process that fits, which say nothing of the model.
+UNSAVED = ("callback", "checkpoint", "checkpoint_interval", "resume")
 
 
 def encode(estimator: Any) -> Contents:
     """The tensors ``coef`` and ``intercept``, and the metadata entry ``"estimator"``."""
-    parameters = {name: _plain(value) for name, value in estimator.get_params().items() if name != "callback"}
-    if isinstance(estimator.class_weight, dict):  # keys of JSON are text, and labels need not be
-        weights = estimator.class_weight.items()
-        parameters["class_weight"] = [[_plain(label), _plain(weight)] for label, weight in weights]
-    if not isinstance(parameters["random_state"], int):  # a RandomState cannot be written as JSON
-        parameters["random_state"] = None
     names = getattr(estimator, "feature_names_in_", None)
     state = {
         "kind": KIND,
-        "parameters": parameters,
+        "parameters": plain_parameters(estimator),
         "classes": encode_labels(estimator.classes_),
         "feature_names": None if names is None else names.tolist(),
         "temperature": float(estimator.temperature_),
@@ -36,6 +32,19 @@ def encode(estimator: Any) -> Contents:
     }
     tensors = {"coef": estimator.coef_, "intercept": estimator.intercept_}
     return Contents(tensors, {"estimator": state})
+
+
+def plain_parameters(estimator: Any) -> dict[str, Any]:
+    """The parameters, but those of `UNSAVED`, as JSON; a RandomState, which cannot be, as None."""
+    parameters = {
+        name: _plain(value) for name, value in estimator.get_params().items() if name not in UNSAVED
+    }
+    if isinstance(estimator.class_weight, dict):  # keys of JSON are text, and labels need not be
+        weights = estimator.class_weight.items()
+        parameters["class_weight"] = [[_plain(label), _plain(weight)] for label, weight in weights]
+    if not isinstance(parameters["random_state"], int):
+        parameters["random_state"] = None
+    return parameters
 
 
 def decode(cls: type[E], contents: Contents) -> E:
@@ -67,7 +76,7 @@ def decode(cls: type[E], contents: Contents) -> E:
 
 def _unfitted(cls: Any, parameters: dict[str, Any]) -> Any:
     parameters = dict(parameters)
-    unknown = sorted(parameters.keys() - set(cls().get_params()) | {"callback"} & parameters.keys())
+    unknown = sorted(parameters.keys() - set(cls().get_params()) | set(UNSAVED) & parameters.keys())
     if unknown:
         raise ValueError(f"its estimator has the unknown parameter {shortened(unknown[0])}")
     weights = parameters.get("class_weight")

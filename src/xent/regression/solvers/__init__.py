@@ -1,25 +1,30 @@
 """Minimise an Objective: choose a solver by name, run it, and report where it ended.
 
 `lbfgs`, `newton_cg` and `sgd` are the solvers. They share `line_search`, `preconditioners` and `progress`,
-which counts steps and decides when to stop. `certificate` bounds the distance to the optimum, `separation`
-detects separable classes.
+which counts steps and decides when to stop; `state` is what they pass from step to step. `certificate` bounds
+the distance to the optimum, `separation` detects separable classes.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
 from sklearn.utils import check_random_state
 
 from xent.regression.objective import Objective
+from xent.regression.solvers.lbfgs import State as LbfgsState
 from xent.regression.solvers.lbfgs import lbfgs
-from xent.regression.solvers.line_search import Point, evaluate
+from xent.regression.solvers.line_search import evaluate
+from xent.regression.solvers.newton_cg import State as NewtonState
 from xent.regression.solvers.newton_cg import newton_cg
 from xent.regression.solvers.preconditioners import is_whitened
-from xent.regression.solvers.progress import OnStep, Progress
+from xent.regression.solvers.progress import Progress
 from xent.regression.solvers.separation import separates
+from xent.regression.solvers.sgd import State as SgdState
 from xent.regression.solvers.sgd import sgd
+from xent.regression.solvers.state import Counts, Point, Snapshot, State
 from xent.regression.threads import few_threads
 
 Array = np.ndarray[Any, Any]
@@ -29,7 +34,12 @@ SAMPLED_ROWS = 10  # rows for each parameter in a sample, a tenth of the rows, a
 SOLVERS = ("auto", "lbfgs", "newton-cg", "sgd")
 
 
-_RUN = {"lbfgs": lbfgs, "newton-cg": newton_cg, "sgd": sgd}
+STATES: dict[str, Any] = {"lbfgs": LbfgsState, "newton-cg": NewtonState, "sgd": SgdState}
+_RUN: dict[str, Callable[[Objective, Any, Progress], Point]] = {
+    "lbfgs": lbfgs,
+    "newton-cg": newton_cg,
+    "sgd": sgd,
+}
 
 
 class Result(NamedTuple):
@@ -43,6 +53,10 @@ class Result(NamedTuple):
     start_value: float  # of the objective, nats
 
 
+class OtherObjectiveError(ValueError):
+    """A snapshot is of another objective than the one to minimise."""
+
+
 def minimise(
     objective: Objective,
     start: Array,
@@ -51,9 +65,57 @@ def minimise(
     max_iter: int,
     tol: float,
     random_state: Any = None,
-    on_step: OnStep = lambda params, value, gap: None,
+    on_step: Callable[[Snapshot], None] = lambda snapshot: None,
+    resume: Snapshot | None = None,
 ) -> Result:
-    """Minimise from ``start`` until the certified gap is at most ``tol``, for at most ``max_iter`` steps."""
+    """Minimise from ``start`` until the certified gap is at most ``tol``, for at most ``max_iter`` steps.
+
+    With ``resume``, a snapshot that ``on_step`` received, go on from there instead, with the bits of the
+    minimisation that it is from, as far as that had the same objective and arguments. OtherObjectiveError
+    says that the objective or the solver is another one.
+    """
+    name = solver_of(objective, solver)
+    overflow = ValueError("the objective overflowed: bring the features to one scale (StandardScaler)")
+    totals = objective.totals
+    parts = len(totals.rows)
+    threads = few_threads(totals.entries, objective.num_scores, parts, totals.is_sparse)
+    with threads, np.errstate(all="ignore"):
+        if totals.dtype == np.float64 and not objective.row_norm() < LARGEST:
+            raise overflow
+        if resume is None:
+            random, counts = _generator(random_state, name), Counts()
+        else:
+            _require_same(objective, name, resume)
+            random, counts = np.random.RandomState(0), resume.counts
+            resume.state.draws.restore(random)
+
+        def stepped(state: State, counts: Counts) -> None:
+            on_step(Snapshot(name, start_value, counts, state))
+
+        progress = Progress(objective, max_iter, tol, random, stepped, counts)
+        if resume is None:
+            points = [evaluate(objective, start, progress)]
+            start_value = points[0].value
+            if name != "sgd" and max_iter and not start.any():
+                points = [_optimum_of_a_sample(objective, points[0], name, progress)]
+            states = [STATES[name].begin(objective, points.pop(), random)]
+        else:
+            start_value, states = resume.start_value, [resume.state]
+        del start, resume  # free vectors of the length of the parameters early
+        point = _RUN[name](objective, states.pop(), progress)
+        if not np.isfinite(point.value):
+            raise overflow
+        progress.evaluated(*point)  # the solver may have evaluated other points after this one
+        if not progress.ended and separates(objective, point.parameters):
+            progress.found_separable()
+    gap = float(progress.gap) if objective.is_convex else None
+    return Result(
+        point.parameters, progress.steps, gap, name, _message(progress, objective, name), start_value
+    )
+
+
+def solver_of(objective: Objective, solver: str) -> str:
+    """The name of the solver that runs; ValueError for a name that is none, and for "sgd" with partitions."""
     if solver not in SOLVERS:
         expected = ", ".join(f'"{name}"' for name in SOLVERS)
         raise ValueError(f"`solver` must be one of {expected}; got {solver!r}")
@@ -64,30 +126,30 @@ def minimise(
             '`solver` must be "auto", "lbfgs" or "newton-cg" for rows in several partitions, as "sgd" takes '
             f'them in any order; got "sgd" and {parts} partitions'
         )
-    # Without a random_state two fits of the same data are equal, except with "sgd".
-    random = check_random_state(0 if random_state is None and name != "sgd" else random_state)
-    overflow = ValueError("the objective overflowed: bring the features to one scale (StandardScaler)")
-    totals = objective.totals
-    threads = few_threads(totals.entries, objective.num_scores, parts, totals.is_sparse)
-    with threads, np.errstate(all="ignore"):
-        if totals.dtype == np.float64 and not objective.row_norm() < LARGEST:
-            raise overflow
-        progress = Progress(objective, max_iter, tol, on_step)
-        points = [evaluate(objective, start, progress)]
-        start_value = points[0].value
-        if name != "sgd" and max_iter and not start.any():
-            points = [_optimum_of_a_sample(objective, points[0], name, progress, random)]
-        del start  # free a vector of the length of the parameters early
-        point = _RUN[name](objective, points.pop(), progress, random)
-        if not np.isfinite(point.value):
-            raise overflow
-        progress.evaluated(*point)  # the solver may have evaluated other points after this one
-        if not progress.ended and separates(objective, point.parameters):
-            progress.found_separable()
-    gap = float(progress.gap) if objective.is_convex else None
-    return Result(
-        point.parameters, progress.steps, gap, name, _message(progress, objective, name), start_value
-    )
+    return name
+
+
+def _generator(random_state: Any, solver: str) -> np.random.RandomState:
+    """Of all that is drawn. Without a random_state two fits of the same data are equal, except with "sgd"."""
+    given = 0 if random_state is None and solver != "sgd" else random_state
+    random: np.random.RandomState = check_random_state(given)
+    if random.get_state(legacy=False)["bit_generator"] == "MT19937":
+        return random
+    return np.random.RandomState(random.randint(1 << 32, dtype=np.uint32))  # one with a state that is kept
+
+
+def _require_same(objective: Objective, solver: str, snapshot: Snapshot) -> None:
+    """OtherObjectiveError if the solver is another, or the objective at the snapshot's point by a bit."""
+    if solver != snapshot.solver:
+        raise OtherObjectiveError(f"its solver is {snapshot.solver!r}, that of this fit {solver!r}")
+    parameters, value, gradient = snapshot.state.point
+    if parameters.shape != (objective.num_parameters,):
+        raise OtherObjectiveError(f"it has {parameters.size} parameters, this fit {objective.num_parameters}")
+    now = (objective if snapshot.state.is_exact else objective.rounded)(parameters)
+    if now[0] != value:
+        raise OtherObjectiveError(f"at its parameters the objective was {value!r} and is {now[0]!r}")
+    if not np.array_equal(now[1], gradient):
+        raise OtherObjectiveError("at its parameters the gradient of the objective was another")
 
 
 def choose(objective: Objective) -> str:
@@ -104,9 +166,7 @@ def choose(objective: Objective) -> str:
     return "lbfgs" if is_whitened(objective) != objective.is_small else "newton-cg"
 
 
-def _optimum_of_a_sample(
-    objective: Objective, start: Point, solver: str, progress: Progress, random: np.random.RandomState
-) -> Point:
+def _optimum_of_a_sample(objective: Objective, start: Point, solver: str, progress: Progress) -> Point:
     """The optimum of a sample, in memory, as a start for all rows, if there are many for each parameter.
 
     Returns ``start`` otherwise, and if the sample lacks a class: the intercept of that class would go to −∞,
@@ -116,12 +176,13 @@ def _optimum_of_a_sample(
     few = objective.num_rows // one_of < SAMPLED_ROWS * max(500, objective.num_parameters)
     if few or not objective.is_convex:
         return start
-    rows = objective.draw(objective.num_rows // one_of, random)
+    rows = objective.draw(objective.num_rows // one_of, progress.random)
     sample = objective.subset(rows, objective.divisor / one_of)
     if not sample.target_moments()[0].min() > 0:
         return start
-    rough = Progress(sample, max_iter=100, tol=1e-3, on_step=lambda params, value, gap: None)
-    parameters = _RUN[solver](sample, evaluate(sample, start.parameters, rough), rough, random).parameters
+    rough = Progress(sample, 100, 1e-3, progress.random)
+    state = STATES[solver].begin(sample, evaluate(sample, start.parameters, rough), rough.random)
+    parameters = _RUN[solver](sample, state, rough).parameters
     return evaluate(objective, parameters, progress) if np.isfinite(parameters).all() else start
 
 

@@ -6,15 +6,15 @@ each new preconditioner. Here the pairs are in W, so that they stay valid.
 
 from __future__ import annotations
 
-from collections import deque
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from xent.regression.objective import Objective
-from xent.regression.solvers.line_search import Point, evaluate, step_along, step_of_intercept
+from xent.regression.solvers.line_search import evaluate, step_along, step_of_intercept
 from xent.regression.solvers.preconditioners import is_cheap_by_class, preconditioner
 from xent.regression.solvers.progress import Progress
+from xent.regression.solvers.state import Draws, Point
 
 Array = np.ndarray[Any, Any]
 
@@ -26,34 +26,65 @@ NEAR = 0.1  # relative gap below which few steps remain
 ROUNDED_TOL = 1e-6  # relative gap below which float32 products are too coarse
 
 
-def lbfgs(objective: Objective, point: Point, progress: Progress, random: np.random.RandomState) -> Point:
-    """Step from ``point`` until ``progress`` ends, or no step lowers the objective; return the last point."""
-    memory = Memory(objective, point.parameters, random)
-    function = objective.rounded if objective.totals.dtype == np.float32 else objective
-    polished = False
+class Kept(NamedTuple):
+    """What `Memory` is made from: where the preconditioner was computed, and the last pairs, oldest first."""
+
+    anchor: Array
+    anchor_step: int
+    draws: Draws  # before its sample of the rows
+    steps: tuple[Array, ...] = ()
+    changes: tuple[Array, ...] = ()  # of the gradient
+    rhos: tuple[float, ...] = ()  # 1/⟨step, change⟩
+    scale: float = 1.0
+
+
+class State(NamedTuple):
+    """The point, whether its intercept is the best, and the approximate Hessian."""
+
+    point: Point
+    is_exact: bool
+    polished: bool
+    kept: Kept
+
+    @classmethod
+    def begin(cls, objective: Objective, point: Point, random: np.random.RandomState) -> State:
+        """The state before the first step."""
+        is_exact = objective.totals.dtype != np.float32
+        return cls(point, is_exact, False, Kept(point.parameters, 0, Draws.of(random)))
+
+    @property
+    def draws(self) -> Draws:
+        """Those before the preconditioner was computed, as `Memory` computes it again."""
+        return self.kept.draws
+
+
+def lbfgs(objective: Objective, state: State, progress: Progress) -> Point:
+    """Step from ``state`` until ``progress`` ends, or no step lowers the objective; return the last point."""
+    point, exact, polished, kept = state
+    memory = Memory(objective, kept, progress.random)
     while not progress.exhausted:
-        exact = function is objective
         if exact and progress.ended:
             break
+        if memory.is_stale(progress):
+            memory.refresh(point.parameters, progress.steps)
         tol = 0.5 * (progress.tol if exact else max(progress.tol, ROUNDED_TOL))
         following = None
         if exact and progress.within_reach <= tol and not polished:
             following, polished = step_of_intercept(point, objective, progress), True
         elif exact or (progress.within_reach > tol and not progress.separated):
             direction = memory.direction(point.gradient)
+            function = objective if exact else objective.rounded
             following, polished = step_along(direction, point, function, progress), False
         if following is not None:
             memory.learn(point, following)
             point = following
-            progress.stepped(point.parameters, point.value)
-            if memory.is_stale(progress):
-                memory.refresh(point.parameters)
+            progress.stepped(State(point, exact, polished, memory.kept))
         elif not exact:  # near the optimum, or no float32 step lowers the objective
-            function, point, polished = objective, _in_float64(objective, point, progress), True
-            progress.stepped(point.parameters, point.value)
+            exact, point, polished = True, _in_float64(objective, point, progress), True
+            progress.stepped(State(point, exact, polished, memory.kept))
         elif not polished:  # no float64 step lowers the objective
             break
-    return point if function is objective else _in_float64(objective, point, progress)
+    return point if exact else _in_float64(objective, point, progress)
 
 
 def _in_float64(objective: Objective, point: Point, progress: Progress) -> Point:
@@ -65,29 +96,32 @@ def _in_float64(objective: Objective, point: Point, progress: Progress) -> Point
 
 
 class Memory:
-    """Approximate inverse Hessian: a preconditioner, corrected by the last pairs (step, gradient change)."""
+    """Approximate inverse Hessian: a preconditioner, corrected by the last pairs (step, gradient change).
 
-    def __init__(self, objective: Objective, parameters: Array, random: np.random.RandomState) -> None:
+    ``kept`` is all that it is made from, and ``random`` must be in its state ``draws``.
+    """
+
+    def __init__(self, objective: Objective, kept: Kept, random: np.random.RandomState) -> None:
         self.objective = objective
         self.random = random
-        pair_bytes = 2 * 8 * objective.num_parameters
-        self.pairs: deque[tuple[Array, Array, float]] = deque(
-            maxlen=min(PAIRS, max(4, PAIRS_BYTES // max(1, pair_bytes)))
-        )
-        self.scale = 1.0
+        self.kept = kept
+        self.most = min(PAIRS, max(4, PAIRS_BYTES // max(1, 2 * 8 * objective.num_parameters)))
         self.by_class = is_cheap_by_class(objective)
-        differ = self.by_class and bool(parameters.any())  # at 0 all classes have the same curvature
-        self.estimate = preconditioner(objective, parameters, random, differ)
+        self.refresh(kept.anchor, kept.anchor_step)
 
     def is_stale(self, progress: Progress) -> bool:
         """Whether to compute the preconditioner again; by class only if many steps remain."""
+        if progress.steps == self.kept.anchor_step:
+            return False
         if not self.by_class:
             return progress.steps in REFRESHES
         return progress.steps in REFRESHES_BY_CLASS and progress.within_reach > NEAR
 
-    def refresh(self, parameters: Array) -> None:
-        """Compute the preconditioner at ``parameters``."""
-        self.estimate = preconditioner(self.objective, parameters, self.random, self.by_class)
+    def refresh(self, parameters: Array, step: int) -> None:
+        """Compute the preconditioner at ``parameters``, after ``step`` steps."""
+        self.kept = self.kept._replace(anchor=parameters, anchor_step=step, draws=Draws.of(self.random))
+        differ = self.by_class and bool(parameters.any())  # at 0 all classes have the same curvature
+        self.estimate = preconditioner(self.objective, parameters, self.random, differ)
 
     def learn(self, before: Point, after: Point) -> None:
         """Add the pair of a step if the curvature along it is positive."""
@@ -97,17 +131,22 @@ class Memory:
             return
         expected = float(change @ self.estimate(change))
         if expected > 0 and 1.0 / curvature < np.inf:  # neither underflowed
-            self.pairs.append((step, change, 1.0 / curvature))
-            self.scale = curvature / expected
+            self.kept = self.kept._replace(
+                steps=(*self.kept.steps, step)[-self.most :],
+                changes=(*self.kept.changes, change)[-self.most :],
+                rhos=(*self.kept.rhos, 1.0 / curvature)[-self.most :],
+                scale=curvature / expected,
+            )
 
     def direction(self, gradient: Array) -> Array:
         """−H⁻¹ gradient, by the two-loop recursion (Nocedal and Wright, *Numerical Optimization*, 7.4)."""
+        pairs = list(zip(self.kept.steps, self.kept.changes, self.kept.rhos, strict=True))
         r = -gradient
         weights = []
-        for step, change, rho in reversed(self.pairs):
+        for step, change, rho in reversed(pairs):
             weights.append(rho * float(step @ r))
             r -= weights[-1] * change
-        r = self.scale * self.estimate(r)
-        for (step, change, rho), weight in zip(self.pairs, reversed(weights), strict=True):
+        r = self.kept.scale * self.estimate(r)
+        for (step, change, rho), weight in zip(pairs, reversed(weights), strict=True):
             r += (weight - rho * float(change @ r)) * step
         return r

@@ -2,24 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
 from xent.regression.objective import Objective
 from xent.regression.solvers.progress import Progress
+from xent.regression.solvers.state import Point
 
 Array = np.ndarray[Any, Any]
 
 TRIALS = 40  # bisections; a Newton step from p = e^−20 is e^20 too long
-
-
-class Point(NamedTuple):
-    """Parameters with the objective and its gradient there."""
-
-    parameters: Array
-    value: float
-    gradient: Array
 
 
 def evaluate(function: Objective, parameters: Array, progress: Progress) -> Point:

@@ -6,15 +6,16 @@ Gradients are computed in float64, Hessian products in the dtype of X: a step ne
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from scipy.linalg import get_blas_funcs
 
 from xent.regression.objective import Objective
-from xent.regression.solvers.line_search import Point, step_along, step_of_intercept
+from xent.regression.solvers.line_search import step_along, step_of_intercept
 from xent.regression.solvers.preconditioners import Preconditioner, preconditioner
 from xent.regression.solvers.progress import Progress
+from xent.regression.solvers.state import Draws, Point
 
 Array = np.ndarray[Any, Any]
 
@@ -22,30 +23,47 @@ MAX_PRODUCTS = 200  # Hessian products for each step
 CERTIFIED = 0.25  # part of tol that the weights may take of the gap expected after a step, at which it ends
 
 
-def newton_cg(objective: Objective, point: Point, progress: Progress, random: np.random.RandomState) -> Point:
-    """Step from ``point`` until ``progress`` ends, or no step lowers the objective; return the last point."""
-    polished = False
+class State(NamedTuple):
+    """The point, and whether its intercept is the best."""
+
+    point: Point
+    polished: bool
+    draws: Draws
+
+    @classmethod
+    def begin(cls, objective: Objective, point: Point, random: np.random.RandomState) -> State:
+        """The state before the first step."""
+        return cls(point, False, Draws.of(random))
+
+    @property
+    def is_exact(self) -> bool:
+        """Gradients are float64."""
+        return True
+
+
+def newton_cg(objective: Objective, state: State, progress: Progress) -> Point:
+    """Step from ``state`` until ``progress`` ends, or no step lowers the objective; return the last point."""
+    point, polished, _ = state
+    del state  # free its long vectors early
     while not (progress.exhausted or progress.ended):
         following = None
         if not polished and progress.within_reach <= 0.5 * progress.tol:
             following, polished = step_of_intercept(point, objective, progress), True
         else:
-            direction = _direction(objective, point, progress, random)
+            direction = _direction(objective, point, progress)
             following, polished = step_along(direction, point, objective, progress), False
         if following is not None:
             point = following
-            progress.stepped(point.parameters, point.value)
+            progress.stepped(State(point, polished, Draws.of(progress.random)))
         elif not polished:
             break
     return point
 
 
-def _direction(
-    objective: Objective, point: Point, progress: Progress, random: np.random.RandomState
-) -> Array:
+def _direction(objective: Objective, point: Point, progress: Progress) -> Array:
     """The step to the minimum of the quadratic model; vectors of sparse problems, long ones, are float32."""
     logits = objective.rounded.logits(point.parameters)
-    estimate = preconditioner(objective, point.parameters, random, logits=logits)
+    estimate = preconditioner(objective, point.parameters, progress.random, logits=logits)
     hessian = objective.rounded.hessian(point.parameters, logits)
     gradient = point.gradient.astype(
         objective.rounded.dtype if objective.is_sparse else np.float64, copy=False

@@ -10,29 +10,39 @@ import numpy as np
 from xent.regression.objective import Objective
 from xent.regression.solvers.certificate import Certificate
 from xent.regression.solvers.separation import least_error
+from xent.regression.solvers.state import Counts, State
 
 Array = np.ndarray[Any, Any]
-OnStep = Callable[[Array, float, float | None], None]
+OnStep = Callable[[State, Counts], None]
 
 
 RESOLUTION = 4 * float(np.finfo(np.float64).eps)  # least gap that a solver can reach
 
 
 class Progress:
-    """The state of one minimisation, except for the parameters.
+    """The state of one minimisation, except for that of the solver.
 
     ``gap`` is the bound for the last point evaluated. If the objective is not convex, it is the expected
     decrease of the next step, relative to the objective, which certifies nothing.
     """
 
-    def __init__(self, objective: Objective, max_iter: int, tol: float, on_step: OnStep) -> None:
+    def __init__(
+        self,
+        objective: Objective,
+        max_iter: int,
+        tol: float,
+        random: np.random.RandomState,
+        on_step: OnStep = lambda state, counts: None,
+        counts: Counts | None = None,
+    ) -> None:
         self.max_iter = max_iter
         self.tol = max(tol, RESOLUTION)
         self.on_step = on_step
         self.certificate = Certificate(objective) if objective.is_convex else None
-        self.gap = np.inf
-        self.steps = 0
-        self.separated = False  # whether the classes are separable, so that there is no optimum
+        self.steps, self.gap, within_reach, lower, self.separated = counts or Counts()
+        if self.certificate is not None:
+            self.certificate.within_reach, self.certificate.lower = within_reach, lower
+        self.random = random
         # Half, as products in float32 are not exact.
         self._separating = 0.5 * least_error(objective)
 
@@ -77,7 +87,8 @@ class Progress:
         if self.certificate is None:
             self.gap = decrease / value if value else 0.0
 
-    def stepped(self, parameters: Array, value: float) -> None:
-        """Count and report a step that ended at ``parameters``."""
+    def stepped(self, state: State) -> None:
+        """Count and report a step, from whose end ``state`` goes on."""
         self.steps += 1
-        self.on_step(parameters, value, None if self.certificate is None else self.gap)
+        lower = 0.0 if self.certificate is None else self.certificate.lower
+        self.on_step(state, Counts(self.steps, self.gap, self.within_reach, lower, self.separated))

@@ -9,8 +9,9 @@ from sklearn.utils import check_random_state
 
 from xent.regression.objective import Objective
 from xent.regression.partitions import Partition
-from xent.regression.solvers.line_search import Point, evaluate, step_of_intercept
+from xent.regression.solvers.line_search import evaluate, step_of_intercept
 from xent.regression.solvers.progress import Progress
+from xent.regression.solvers.state import Draws, Point
 
 Array = np.ndarray[Any, Any]
 
@@ -20,46 +21,62 @@ MOMENTUM = 0.9
 DECAY = 3.0  # iterate t has weight t^DECAY in the average (Shamir & Zhang, 2013)
 
 
-class State(NamedTuple):
-    """The state that one pass passes to the next."""
+class Stream(NamedTuple):
+    """What one pass passes to the next."""
 
     iterate: Array
     velocity: Array
     average: Array
-    steps: int
-    smoothness: float  # bound on the curvature of a mini-batch's objective
+    steps: int = 0
+    smoothness: float = 0.0  # bound on the curvature of a mini-batch's objective
+
+    @classmethod
+    def begin(cls, parameters: Array) -> Stream:
+        """Before the first pass."""
+        return cls(parameters, np.zeros_like(parameters), parameters)
 
 
-def sgd(objective: Objective, point: Point, progress: Progress, random: np.random.RandomState) -> Point:
+class State(NamedTuple):
+    """The average of the iterates, evaluated, and what the next pass needs."""
+
+    point: Point
+    stream: Stream
+    draws: Draws
+
+    @classmethod
+    def begin(cls, objective: Objective, point: Point, random: np.random.RandomState) -> State:
+        """The state before the first pass."""
+        return cls(point, Stream.begin(point.parameters), Draws.of(random))
+
+    @property
+    def is_exact(self) -> bool:
+        """The average is evaluated in float64."""
+        return True
+
+
+def sgd(objective: Objective, state: State, progress: Progress) -> Point:
     """Make passes until ``progress`` ends; return the average of the iterates. One step is one pass.
 
     After each of `STAGES` the step length is halved and a new average begins, without the noise of the
     longer steps.
     """
-    start, state = point.parameters, None
+    point, stream, _ = state
     while not (progress.exhausted or progress.ended):
-        parameters, state = one_pass(objective, start, state, random)
-        before, point = point, evaluate(objective, parameters, progress)
+        if progress.steps in STAGES:
+            stream = stream._replace(smoothness=2 * stream.smoothness, steps=0)
+        stream = one_pass(objective, stream, progress.random)
+        before, point = point, evaluate(objective, stream.average, progress)
         if progress.within_reach <= 0.5 * progress.tol < 0.5 * progress.gap:
             point = step_of_intercept(point, objective, progress) or point
         progress.promised(abs(before.value - point.value), point.value)
-        progress.stepped(point.parameters, point.value)
-        if progress.steps in STAGES:
-            state = state._replace(smoothness=2 * state.smoothness, steps=0)
+        progress.stepped(State(point, stream, Draws.of(progress.random)))
     return point
 
 
-def one_pass(
-    objective: Objective, params: Array, state: State | None, random_state: Any
-) -> tuple[Array, State]:
-    """(average of the iterates, state) after one pass over all rows of ``objective``.
-
-    The first pass (``state`` None) starts at ``params``, later ones at ``state.iterate``.
-    """
+def one_pass(objective: Objective, stream: Stream, random_state: Any) -> Stream:
+    """What ``stream`` is after a pass over all rows, from its iterate. ``average`` is the result so far."""
     random = check_random_state(random_state)
-    if state is None:
-        state = State(params, np.zeros_like(params), params, 0, 0.0)
-    x, v, average, steps, smoothness = state
+    x, v, average, steps, smoothness = stream
     smoothness = max(smoothness, _smoothness(objective))
     step = 1.0 / (smoothness or 1.0)  # heavy-ball is stable up to 2(1 + MOMENTUM) of it
     order = random.permutation(objective.num_rows)
@@ -71,7 +88,7 @@ def one_pass(
         x = x - step * v
         steps += 1
         average = average + (DECAY + 1) / (steps + DECAY) * (x - average)
-    return average, State(x, v, average, steps, smoothness)
+    return Stream(x, v, average, steps, smoothness)
 
 
 def _smoothness(objective: Objective) -> float:
