@@ -17,7 +17,7 @@ from xent.command import outputs, screen
 from xent.files.phrases import counted, printable
 
 if TYPE_CHECKING:
-    from xent.report.training import Run, Settings
+    from xent.report.training import Restart, Run, Settings
 
 
 HEADING = 10  # width of a heading, in cells
@@ -76,6 +76,13 @@ def fit(
             show_default=False,
         ),
     ] = None,
+    checkpoint: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Write the state of the training here, every ten minutes."),
+    ] = None,
+    resume: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Go on from this checkpoint of the same training.")
+    ] = None,
     test_size: Annotated[float, typer.Option(help="Share of the rows to hold out.")] = 0.2,
     seed: Annotated[
         int, typer.Option(help="Chooses the rows held out and where the gradient is checked.")
@@ -108,7 +115,7 @@ def fit(
     from xent.regression import model_file
     from xent.report import coefficients as effects
     from xent.report import page as reports
-    from xent.report.training import Settings
+    from xent.report.training import Restart, Settings
 
     if not 0 < test_size < 1:
         raise ValueError(f"`--test-size` must be between 0 and 1; got {test_size:g}")
@@ -117,8 +124,10 @@ def fit(
     if coefficients is not None and coefficients.suffix not in (".csv", ".parquet"):
         raise ValueError(f"{coefficients}: `--coefficients` must end in .csv or .parquet")
     written = {"report": report, "model": model, "coefficients": coefficients}
-    inputs = _inputs(data, memory)
-    outputs.require_distinct({f"--{name}": path for name, path in written.items()}, inputs or [data])
+    inputs, restart = _inputs(data, memory), Restart(checkpoint, resume)
+    named = {f"--{name}": path for name, path in written.items()}
+    outputs.require_distinct({"--checkpoint": checkpoint} | named, inputs or [data])
+    outputs.require_distinct(named, [] if resume is None else [resume])
     dialect = csv_table.Dialect(separator, decimal, tuple(missing or ()), not no_missing).checked()
     settings = Settings(
         test_size, seed, alpha, max_iter, tol, label_smoothing, focal_gamma, balanced, solver.value
@@ -130,7 +139,10 @@ def fit(
         "dialect": dialect,
         "drop_unlabelled": drop_unlabelled,
     }
-    run = _run_in_parts(data, options, settings, memory) if inputs else _run(data, options, settings)
+    if inputs:
+        run = _run_in_parts(data, options, settings, restart, memory)
+    else:
+        run = _run(data, options, settings, restart)
 
     command = shlex.join(["xent", *context.obj])
     if report is not None:
@@ -165,7 +177,7 @@ def _inputs(data: str, memory: str | None) -> list[Path]:
     return sources.expand(data)
 
 
-def _run(data: str, options: dict[str, Any], settings: Settings) -> Run:
+def _run(data: str, options: dict[str, Any], settings: Settings, restart: Restart) -> Run:
     """A run on rows in memory."""
     from xent.files import dataset as datasets
     from xent.report import training
@@ -177,10 +189,13 @@ def _run(data: str, options: dict[str, Any], settings: Settings) -> Run:
             dataset,
             settings,
             lambda step: update(f"step {step.iteration}, objective {step.objective:.6f}"),
+            restart,
         )
 
 
-def _run_in_parts(data: str, options: dict[str, Any], settings: Settings, memory: str | None) -> Run:
+def _run_in_parts(
+    data: str, options: dict[str, Any], settings: Settings, restart: Restart, memory: str | None
+) -> Run:
     """A run on rows that are read in parts."""
     from xent.command.sizes import memory_bytes
     from xent.regression.rows import MEMORY, rows_from
@@ -189,7 +204,7 @@ def _run_in_parts(data: str, options: dict[str, Any], settings: Settings, memory
     size = MEMORY if memory is None else memory_bytes(memory)
     with screen.passes() as passes:
         rows = rows_from(data, **options, prepare=True, memory=size, progress=passes.read)
-        return streamed.run(rows, settings, passes.stepped)
+        return streamed.run(rows, settings, passes.stepped, restart)
 
 
 def _say_under(console: Console, heading: str, text: str) -> None:

@@ -36,6 +36,12 @@ class Step(NamedTuple):
     optimality_gap: float | None  # bound on the relative distance from the optimum, if there is one
 
 
+def last_step(estimator: Any) -> Step:
+    """The last step of a fitted estimator."""
+    gap, parameters = estimator.optimality_gap_, (estimator.coef_, estimator.intercept_)
+    return Step(estimator.n_iter_, estimator.loss_curve_[-1], *parameters, gap)
+
+
 def fit_partitions(
     estimator: Any, partitions: Partitions, classes: Array, attributes: dict[str, Any] | None = None
 ) -> None:

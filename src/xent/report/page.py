@@ -280,7 +280,11 @@ def facts(run: Run, command: str, most: int | None = None) -> dict[str, Any]:
         "optimality_gap": run.optimality_gap,
         "gradient_check": run.gradient._asdict() | {"passed": run.gradient.passed},
         "coefficients": coefficients.plain(values, most and max(1, most // len(values.classes))),
-        "curve": {"training": [a for a, _ in run.curve], "held_out": [b for _, b in run.curve]},
+        "curve": {
+            "first_step": run.first_step,
+            "training": [a for a, _ in run.curve],
+            "held_out": [b for _, b in run.curve],
+        },
         "by_class": [
             c._asdict() | {"name": name, "reliability": [b._asdict() for b in c.reliability]}
             for name, c in zip(names, d.classes, strict=True)

@@ -34,8 +34,9 @@ def loss_curve(run: Run) -> str:
     room = 1.05 * (high / low) ** 0.1
     y = Scale(low / room, high * room, 300, 8, log=True)
     ticks = {tick: f"{tick:g}" for tick in y.ticks(7)}
-    of_step = width_of(str(len(train) - 1), SIZE)
-    x = Scale(0, max(1, len(train) - 1), _left(ticks.values(), SIZE), WIDTH - max(8.0, of_step / 2))
+    first, last = run.first_step, run.first_step + max(1, len(train) - 1)
+    of_step = width_of(str(last), SIZE)
+    x = Scale(first, last, _left(ticks.values(), SIZE), WIDTH - max(8.0, of_step / 2))
     parts = [_rule_across(x, y(tick), words) for tick, words in ticks.items()]
     steps = x.ticks(max(2, min(8, int((x.end - x.start) / (of_step + 12)))))
     parts += [text(x(tick), 322, str(int(tick)), "middle") for tick in steps if tick == int(tick)]
@@ -45,15 +46,17 @@ def loss_curve(run: Run) -> str:
     parts.append(text(x.end, guess - 6, f"guessing {run.frequencies:.3g}", "end"))
     ends = []
     for losses, name, css in ((train, "training", "a"), (held_out, "held out", "b")):
-        points = " ".join(f"{number(x(i))},{number(y(loss))}" for i, loss in enumerate(losses))
+        points = " ".join(f"{number(x(i))},{number(y(loss))}" for i, loss in enumerate(losses, first))
         parts.append(element("polyline", points=points, class_=f"line {css}"))
         ends.append((y(losses[-1]), f"{name} {run.curve[-1][css == 'b']:.3g}", css))
     upper, lower = sorted(ends)
     parts.append(text(x.end, upper[0] - 8, upper[1], f"end {upper[2]} strong"))
     parts.append(text(x.end, lower[0] + 18, lower[1], f"end {lower[2]} strong"))
+    before = f" after the first {first:,}" if first else ""
     label = (
-        f"Loss at each of {counted(run.steps, 'step')} on a logarithmic scale: from {run.curve[0][0]:.3g} "
-        f"nats to {run.curve[-1][0]:.3g} on training rows and {run.curve[-1][1]:.3g} on held-out rows"
+        f"Loss at each of {counted(run.steps - first, 'step')}{before} on a logarithmic scale: from "
+        f"{run.curve[0][0]:.3g} nats to {run.curve[-1][0]:.3g} on training rows and {run.curve[-1][1]:.3g} "
+        "on held-out rows"
     )
     return picture(WIDTH, 354, parts, label)
 

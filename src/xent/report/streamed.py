@@ -18,18 +18,22 @@ from xent.regression.cached_rows import CachedRows, cached
 from xent.regression.estimator import SoftmaxRegression
 from xent.regression.fitting import Step, fit_objective
 from xent.regression.objective import Objective
-from xent.regression.parameters import check_parameters
 from xent.regression.partitions import PartitionError
 from xent.regression.rows import Rows
 from xent.report import training
-from xent.report.training import Run, Settings
+from xent.report.training import NO_RESTART, Restart, Run, Settings
 
 Array = np.ndarray[Any, Any]
 
 HELD_OUT = 8  # of the memory, one part is for rows held out, one for the sample of the others
 
 
-def run(rows: Rows, settings: Settings, on_step: Callable[[Step], None] | None = None) -> Run:
+def run(
+    rows: Rows,
+    settings: Settings,
+    on_step: Callable[[Step], None] | None = None,
+    restart: Restart = NO_RESTART,
+) -> Run:
     """Train on files as `training.run` does on rows in memory.
 
     Parameters
@@ -40,6 +44,7 @@ def run(rows: Rows, settings: Settings, on_step: Callable[[Step], None] | None =
     settings : Settings
     on_step : callable, default None
         Called at each step.
+    restart : Restart
 
     Raises
     ------
@@ -48,8 +53,7 @@ def run(rows: Rows, settings: Settings, on_step: Callable[[Step], None] | None =
     OSError
         If a file cannot be read, or if there is no room for the cache.
     """
-    estimator = training.estimator_for(settings)
-    check_parameters(estimator)
+    estimator = training.estimator_for(settings, restart)
     if settings.solver == "sgd":
         raise ValueError(
             '`solver` must be "auto", "lbfgs" or "newton-cg" for rows that are read in parts, as "sgd" takes '

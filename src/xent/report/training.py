@@ -6,6 +6,7 @@ import math
 import time
 import warnings
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, Literal, NamedTuple, Protocol
 
 import numpy as np
@@ -15,11 +16,13 @@ from xent.check import GradientCheck, gradient_check
 from xent.files.dataset import Dataset
 from xent.files.preprocess import Preprocessor, describe_surprises
 from xent.files.tables import DataError
+from xent.regression import checkpoints
 from xent.regression.cached_rows import Reads
 from xent.regression.estimator import SoftmaxRegression
-from xent.regression.fitting import Step
+from xent.regression.fitting import Step, last_step
 from xent.regression.model_file import Model
 from xent.regression.objective import Objective
+from xent.regression.parameters import check_parameters
 from xent.regression.partition_sums import as_logits
 from xent.report.data_checks import Finding, findings
 from xent.report.diagnosis import Diagnosis, Reason, Summary, diagnose, reasons, summarise_rows
@@ -49,6 +52,16 @@ class Settings(NamedTuple):
     def is_plain(self) -> bool:
         """Whether the training minimises the plain mean loss, and the penalty."""
         return not (self.balanced or self.focal_gamma or self.label_smoothing)
+
+
+class Restart(NamedTuple):
+    """The checkpoint that a training writes, and the one from which it goes on."""
+
+    checkpoint: Path | None = None
+    resume: Path | None = None
+
+
+NO_RESTART = Restart()
 
 
 class TrainingRows(Protocol):
@@ -119,7 +132,7 @@ class Run(NamedTuple):
     reasons: list[list[Reason]]  # for each of the costliest rows
     findings: list[Finding]
     uniform: float  # ln K
-    curve: list[tuple[float, float]]  # (training, held-out) mean cross-entropy at each step
+    curve: list[tuple[float, float]]  # (training, held-out) mean cross-entropy from `first_step` on
     gradient: GradientCheck
     optimality_gap: float | None  # bound on the relative distance from the optimum, if known
     solver: str
@@ -130,6 +143,7 @@ class Run(NamedTuple):
     model: Model
     sample: int | None = None  # training rows in ``data``, if they are not all
     reads: Reads | None = None  # of files that were read piece by piece
+    first_step: int = 0  # after which the training went on, if from a checkpoint
 
     @property
     def test(self) -> Summary:
@@ -142,14 +156,24 @@ class Run(NamedTuple):
         return self.diagnosis.parts.uncertainty
 
 
-def run(data: Dataset, settings: Settings, on_step: Callable[[Step], None] | None = None) -> Run:
-    """Train on rows in memory; ``on_step`` is called at each step. Raises DataError."""
-    return results(InMemory(data, settings), estimator_for(settings), settings, on_step)
+def run(
+    data: Dataset,
+    settings: Settings,
+    on_step: Callable[[Step], None] | None = None,
+    restart: Restart = NO_RESTART,
+) -> Run:
+    """Train on rows in memory; ``on_step`` is called at each step.
+
+    Raises DataError; OSError or ValueError for a checkpoint that cannot be read or written, or is of another
+    training.
+    """
+    estimator = estimator_for(settings, restart)
+    return results(InMemory(data, settings), estimator, settings, on_step)
 
 
-def estimator_for(settings: Settings) -> SoftmaxRegression:
-    """The estimator of a run, to be fitted."""
-    return SoftmaxRegression(
+def estimator_for(settings: Settings, restart: Restart) -> SoftmaxRegression:
+    """The estimator of a run, to be fitted; errors for settings and checkpoints as its `fit` raises."""
+    estimator = SoftmaxRegression(
         alpha=settings.alpha,
         max_iter=settings.max_iter,
         tol=settings.tol,
@@ -158,7 +182,11 @@ def estimator_for(settings: Settings) -> SoftmaxRegression:
         label_smoothing=settings.label_smoothing,
         focal_gamma=settings.focal_gamma,
         class_weight="balanced" if settings.balanced else None,
+        **restart._asdict(),
     )
+    check_parameters(estimator)
+    checkpoints.check(estimator)
+    return estimator
 
 
 def results(
@@ -173,21 +201,27 @@ def results(
     data, classes, test, learnt = rows.data, rows.classes, rows.test, rows.learnt
     x_test, y_test = learnt.transform(data.features[test]), np.searchsorted(classes, data.labels[test])
     surprises = [*data.notes, *describe_surprises(learnt.surprises(data.features[test]), "held-out row")]
-    curve = [(math.log(len(classes)),) * 2]
+    curve: list[tuple[float, float]] = []
+
+    def losses(step: Step) -> tuple[float, float]:
+        held_out = cross_entropy(class_scores(x_test, step.coef, step.intercept), y_test)
+        return rows.training_loss(step), float(held_out)
 
     def callback(step: Step) -> None:
-        held_out = cross_entropy(class_scores(x_test, step.coef, step.intercept), y_test)
-        curve.append((rows.training_loss(step), float(held_out)))
+        curve.append(losses(step))
         if on_step is not None:
             on_step(step)
 
+    begun = None if estimator.resume is None else checkpoints.read(estimator).model  # may be written over
     estimator.callback = callback
     start = time.perf_counter()
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", ConvergenceWarning)
         objective = rows.fit(estimator)
     seconds = time.perf_counter() - start
-    estimator.callback = None  # it must not be in the model
+    estimator.set_params(callback=None, checkpoint=None, resume=None)  # they are no part of the model
+    uniform = math.log(len(classes))
+    curve.insert(0, (uniform, uniform) if begun is None else losses(last_step(begun)))
 
     diagnosis = diagnose(class_scores(x_test, estimator.coef_, estimator.intercept_), y_test)
     return Run(
@@ -199,7 +233,7 @@ def results(
         diagnosis=diagnosis,
         reasons=_reasons(diagnosis, x_test, estimator.coef_, learnt.feature_names),
         findings=findings(data, rows.train, test, (classes, rows.class_rows)),
-        uniform=math.log(len(classes)),
+        uniform=uniform,
         curve=curve,
         gradient=_check_gradient(objective, settings.seed),
         optimality_gap=estimator.optimality_gap_,
@@ -210,6 +244,7 @@ def results(
         surprises=surprises,
         model=Model(estimator, learnt, _notes(data, settings)),
         sample=len(rows.train) if rows.is_sample else None,
+        first_step=0 if begun is None else begun.n_iter_,
     )
 
 

@@ -60,7 +60,7 @@ def verdict(run: Run) -> tuple[str, list[str]]:
         cautions.append(
             f"The gradient is {run.gradient.error:.1e} away from finite differences: do not trust this run."
         )
-    step, (train, best) = min(enumerate(run.curve), key=lambda each: each[1][1])
+    step, (train, best) = min(enumerate(run.curve, run.first_step), key=lambda each: each[1][1])
     by_heart = run.train.loss < train
     if best < 0.95 * run.test.loss and best < run.test.loss - 0.005 and (by_heart or run.settings.is_plain):
         why = (
