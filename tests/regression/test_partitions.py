@@ -12,6 +12,7 @@ import scipy.sparse
 import threadpoolctl
 
 import xent
+from bench.fit_cases import CASES as CASES_OF_THE_BENCHMARK
 from tests.regression.regressions import soft_targets
 from xent.core.spec import LossSpec
 from xent.regression import objective as objective_file
@@ -165,6 +166,36 @@ def test_blas_has_one_thread_for_several_partitions(monkeypatch):
         with threadpoolctl.threadpool_limits(2):
             fitted(xent.SoftmaxRegression(callback=look), *data(), cuts)
         assert seen == expected
+
+
+class Counted(Local):
+    """Partitions that count their passes."""
+
+    passes = 0
+
+    def sum_over(self, *arguments, **options):
+        self.passes += 1
+        return super().sum_over(*arguments, **options)
+
+    def map(self, *arguments):
+        self.passes += 1
+        return super().map(*arguments)
+
+
+@pytest.mark.parametrize("name", CASES_OF_THE_BENCHMARK)
+def test_several_partitions_are_fitted_in_fewer_passes(name, blocks):
+    """By the solver that "auto" chooses, on each kind of data of the benchmark, at its small size."""
+    X, y = CASES_OF_THE_BENCHMARK[name].data(small=True)
+    cuts = np.linspace(0, len(y), 9).astype(int)[1:-1]
+    passes = {}
+    for solver in ("auto", "lbfgs", "newton-cg"):
+        model = xent.SoftmaxRegression(alpha=1 / len(y), solver=solver)
+        parts, classes = split(model, X.astype(np.float32), y, None, cuts)
+        rows = Counted(parts.partitions)
+        fit_partitions(model, rows, classes)
+        assert model.optimality_gap_ <= model.tol
+        passes[solver] = rows.passes
+    assert passes["auto"] == passes["lbfgs"] < passes["newton-cg"]
 
 
 def test_many_rows_begin_with_a_sample_of_all_partitions(monkeypatch):

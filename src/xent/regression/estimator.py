@@ -57,7 +57,8 @@ class SoftmaxRegression(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         Strength of the L2 penalty.
     fit_intercept : bool, default True
     solver : {"auto", "lbfgs", "newton-cg", "sgd"}, default "auto"
-        "auto" chooses by the shape of X; all end at the same optimum. `partial_fit` is always "sgd".
+        "auto" chooses by the shape of X, and for rows of files or of dask the one with fewer passes; all end
+        at the same optimum. `partial_fit` is always "sgd".
     max_iter : int >= 0, default 1000
         Steps of the solver (of "sgd": passes over X); ConvergenceWarning if they do not suffice.
     tol : float >= 0, default 1e-4
