@@ -17,8 +17,8 @@ HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE))
 
 project = "xent"
-author = "the authors of xent"
-copyright = "the authors of xent, BSD-3-Clause"  # the name that Sphinx reads
+author = "the xent authors"
+copyright = "the xent authors, BSD-3-Clause"  # the name that Sphinx reads
 version = release = metadata.version("xent")
 
 extensions = [
