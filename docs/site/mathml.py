@@ -14,6 +14,7 @@ BOX = re.compile(r"<menclose notation=\"box\">(.*)</menclose>")  # not in MathML
 # Names of functions need a space on the side where an operand stands, which TeX puts there by itself.
 BEFORE = re.compile(r"(?<=</mi>|</mn>)(<mi>(?:log|tanh|artanh|exp|max|min)</mi>)")
 AFTER = re.compile(r"(<mi>(?:log|tanh|artanh|exp|max|min)</mi>)(?!<mo stretchy=\"false\">&#x00028;|</)")
+# Where words are the bound of a sum, the converter puts them beside it.
 SUM = re.compile(r"<msub>(<mo>&#x02211;</mo><mrow>.*?</mrow>)</msub>")
 LONG = 40  # characters of LaTeX that may be wider than a phone
 SPACE = '<mspace width="0.167em" />'
