@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
 from pathlib import Path
 
 import numpy as np
@@ -64,6 +65,17 @@ def test_the_excerpt_is_what_is_printed(tmp_path, monkeypatch, capsys):
                 np.allclose(np.array(rest, float), np.array(numbers, float), atol=5e-3) for _, *rest in found
             ]
             assert line == "..." or any(near), line
+
+
+def test_the_excerpt_about_files_is_what_is_printed(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "parts").mkdir()
+    for part in range(4):
+        people()[50 * part : 50 * part + 50].write_parquet(f"parts/{part}.parquet")
+    (call, line) = re.search(r"\$ xent (fit 'parts/.*)\n\.\.\.\n(files .*)", PAGE).groups()
+    assert main(shlex.split(call)) == 0
+    (printed,) = [each for each in capsys.readouterr().out.splitlines() if each.startswith("files ")]
+    assert re.sub(r"[\d.]+", "0", printed) == re.sub(r"[\d.]+", "0", line)
 
 
 @pytest.fixture

@@ -14,7 +14,7 @@ Array = np.ndarray[Any, Any]
 
 # Memory of a row that is kept, in bytes: for each feature its value, the prepared one, and copies of both in
 # products and checks; for each class its logit, probability, gradient, and copies of them.
-FEATURE, CLASS = 48, 64
+FEATURE, CLASS = 32, 48
 
 
 class Kept(NamedTuple):
