@@ -1,7 +1,7 @@
 """What a wheel and a source distribution must hold.
 
-``python -m tests.packaging.contents dist/*`` prints a line for each fault and exits 1 if there is one. Whether
-the symbols fit the tag is checked by auditwheel and abi3audit, the metadata by twine: `make wheel` runs them all.
+``python -m tests.packaging.contents dist/*`` prints a line for each fault and exits 1 if there is one.
+auditwheel and abi3audit check whether the symbols fit the tag, and twine the metadata; `make wheel` runs all.
 """
 
 from __future__ import annotations
