@@ -67,22 +67,14 @@ def in_parts(files, kind: str, settings: Settings = SETTINGS, memory: int = 1 <<
     return streamed.run(xent.rows_from(files, target, prepare=True, memory=memory), settings)
 
 
-OTHER = {"data", "reads", "file", "row", "steps", "optimality_gap", "gradient_check"}
+OTHER = {"data", "reads", "file", "row", "solver", "steps", "optimality_gap", "gradient_check"}
 
 
 def assert_near(ours, theirs, where: str = "") -> None:
     """Equal JSON but for the rounding of float32, and places where it has to differ."""
     if isinstance(theirs, dict):
         assert ours.keys() == theirs.keys(), where
-        for key in theirs.keys() - {
-            "data",
-            "reads",
-            "file",
-            "row",
-            "steps",
-            "optimality_gap",
-            "gradient_check",
-        }:
+        for key in theirs.keys() - OTHER:
             assert_near(ours[key], theirs[key], f"{where}.{key}")
     elif isinstance(theirs, list) and where != ".curve.training" and where != ".curve.held_out":
         assert len(ours) == len(theirs), where
