@@ -31,7 +31,7 @@ TABLE = pl.DataFrame(X, schema=NAMES).with_columns(
     town=pl.Series(TOWNS),
     y=pl.Series(np.array(["no", "perhaps", "yes"])[LABELS]),
 )
-SETTINGS = Settings(seed=SEED, tol=1e-10)
+SETTINGS = Settings(seed=SEED, tol=1e-10, solver="newton-cg")
 
 
 def rule(seed: int, share: float, labels) -> np.ndarray:
