@@ -15,22 +15,23 @@ using namespace xent;
 using Narrow = nb::ndarray<int32_t, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
 using Rows = nb::ndarray<nb::ro, nb::ndim<2>, nb::c_contig, nb::device::cpu>;
 
-Block rows_of(const Labels& labels, const OutDoubles& loss, const OutDoubles& confidence, const Narrow& predicted,
-              const Narrow& above) {
+Block rows_of(const Labels& labels, const OutDoubles& loss, const OutDoubles& confidence, const OutDoubles& brier,
+              const Narrow& predicted, const Narrow& above) {
   Block block;
   block.rows = labels.size();
   block.labels = data_of(labels);
   block.loss = pointer(Maybe<OutDoubles>(loss), block.rows);
   block.confidence = pointer(Maybe<OutDoubles>(confidence), block.rows);
+  block.brier = pointer(Maybe<OutDoubles>(brier), block.rows);
   block.predicted = pointer(Maybe<Narrow>(predicted), block.rows);
   block.above = pointer(Maybe<Narrow>(above), block.rows);
   return block;
 }
 
 void evaluate_rows(const Rows& outputs, const Labels& labels, bool probabilities, const OutDoubles& loss,
-                   const OutDoubles& confidence, const Narrow& predicted, const Narrow& above,
+                   const OutDoubles& confidence, const OutDoubles& brier, const Narrow& predicted, const Narrow& above,
                    const Maybe<OutDoubles>& mass, const Maybe<OutDoubles>& lowest) {
-  Block block = rows_of(labels, loss, confidence, predicted, above);
+  Block block = rows_of(labels, loss, confidence, brier, predicted, above);
   if (int64_t(outputs.shape(0)) != block.rows) throw std::invalid_argument("labels need one value a row");
   block.outputs = data_of(outputs);
   block.classes = outputs.shape(1);
@@ -55,9 +56,10 @@ using Matrix = nb::ndarray<double, nb::ndim<2>, nb::c_contig, nb::device::cpu>;
 
 // Adds rows to sums (evaluate/evaluate.h); (rows without a label, rows with a loss of NaN, the first of these or −1).
 std::array<int64_t, 3> evaluate_fold(const Labels& labels, const OutDoubles& loss, const OutDoubles& confidence,
-                                     const Narrow& predicted, const Narrow& above, int64_t top_k,
-                                     const Matrix& by_class, const OutDoubles& guessed, const Matrix& by_bin) {
-  Block block = rows_of(labels, loss, confidence, predicted, above);
+                                     const OutDoubles& brier, const Narrow& predicted, const Narrow& above,
+                                     int64_t top_k, double shift, const Matrix& by_class, const OutDoubles& guessed,
+                                     const Matrix& by_bin, const OutDoubles& moments) {
+  Block block = rows_of(labels, loss, confidence, brier, predicted, above);
   Sums sums;
   sums.classes = by_class.shape(0);
   sums.bins = by_bin.shape(0);
@@ -68,6 +70,8 @@ std::array<int64_t, 3> evaluate_fold(const Labels& labels, const OutDoubles& los
   sums.by_class = data_of(by_class);
   sums.by_bin = data_of(by_bin);
   sums.guessed = pointer(Maybe<OutDoubles>(guessed), sums.classes);
+  sums.shift = shift;
+  sums.moments = pointer(Maybe<OutDoubles>(moments), 4);
   bool classes = true;
   {
     nb::gil_scoped_release release;
@@ -81,7 +85,8 @@ std::array<int64_t, 3> evaluate_fold(const Labels& labels, const OutDoubles& los
 
 void xent::bind_evaluate(nb::module_& m) {
   m.def("evaluate_rows", &evaluate_rows, array("outputs"), array("labels"), "probabilities"_a, array("loss"),
-        array("confidence"), array("predicted"), array("above"), maybe("mass"), maybe("lowest"));
-  m.def("evaluate_fold", &evaluate_fold, array("labels"), array("loss"), array("confidence"), array("predicted"),
-        array("above"), "top_k"_a, array("by_class"), array("guessed"), array("by_bin"));
+        array("confidence"), array("brier"), array("predicted"), array("above"), maybe("mass"), maybe("lowest"));
+  m.def("evaluate_fold", &evaluate_fold, array("labels"), array("loss"), array("confidence"), array("brier"),
+        array("predicted"), array("above"), "top_k"_a, "shift"_a, array("by_class"), array("guessed"), array("by_bin"),
+        array("moments"));
 }

@@ -13,6 +13,17 @@ namespace XENT_ISA {
 constexpr int64_t MANY_CLASSES = 256;
 constexpr int LANES = 64;
 
+// Σ (p − e_y)² from e^(u − top) of the label, the sums of e^(u − top) and of its square over the classes but the
+// likeliest, and p of the likeliest: a sum of terms that are not negative, so that nothing cancels near certainty.
+template <class T>
+XENT_INLINE T brier_of(T own, T rest, T squares, T p) {
+  const T other = (T(1) - own) + rest;
+  return (other * other + (T(1) - own * own) + squares) * p * p;
+}
+
+// The same from p of the label and the sum of the squares of all p.
+XENT_INLINE double brier_of(double own, double squares) { return (1 - own) * (1 - own) + (squares - own * own); }
+
 // Along one row, W classes at a time; `tail` has the last classes, padded with −inf.
 template <class T, bool PROBABILITIES>
 class Along {
@@ -35,26 +46,31 @@ class Along {
     const T top = rank(z, y < 0 ? T(0) : z[y], at, block.above[i]);
     block.predicted[i] = int32_t(at);
     if constexpr (PROBABILITIES) {
-      block.loss[i] = 0.0 - std::log(y < 0 ? 0.0 : double(z[y]));
+      const double own = y < 0 ? 0.0 : double(z[y]);
+      block.loss[i] = 0.0 - std::log(own);
       block.confidence[i] = top;
-      block.mass[i] = sum(z, -1, [](T p) { return only(!(p == -std::numeric_limits<T>::infinity()), p); });
+      const Pair mass = sum(z, -1, [](T p) { return only(!(p == -std::numeric_limits<T>::infinity()), p); });
+      block.mass[i] = mass.first;
+      block.brier[i] = brier_of(own, mass.second);
       block.lowest[i] = least(z);
     } else {
-      double rest = sum(z, at, [top](T u) { return exp_(u - top); });
-      if (!((top - top) == T(0))) rest = nan_<double>();
+      Pair rest = sum(z, at, [top](T u) { return exp_(u - top); });
+      if (!((top - top) == T(0))) rest.first = nan_<double>();
       block.loss[i] = y < 0 ? 0.0 : double(z[y]) - double(top);
-      block.confidence[i] = rest;
+      block.confidence[i] = rest.first;
+      block.brier[i] = rest.second;
     }
   }
 
-  // The losses of all rows from the results of `row`, vectorised: −log p = log1p(rest) − (own − top).
+  // The results of all rows from those of `row`, vectorised: −log p = log1p(rest) − (own − top).
   XENT_ONCE void finish() const {
     if constexpr (PROBABILITIES) return;
-    double *loss = block.loss, *confidence = block.confidence;
+    double *loss = block.loss, *confidence = block.confidence, *brier = block.brier;
 #pragma omp simd
     for (int64_t i = 0; i < block.rows; ++i) {
-      const double rest = confidence[i], p = 1 / (1 + rest);
-      loss[i] = log1p_(rest, p) - loss[i];
+      const double rest = confidence[i], p = 1 / (1 + rest), gap = loss[i];
+      brier[i] = brier_of(exp_(gap), rest, brier[i], p);
+      loss[i] = log1p_(rest, p) - gap;
       confidence[i] = p;
     }
   }
@@ -91,21 +107,29 @@ class Along {
     return highest;
   }
 
-  // The sum of f(z[k]) without class `at`.
+  struct Pair {
+    double first = 0, second = 0;
+  };
+
+  // The sums of f(z[k]) and of its square without class `at`.
   template <class F>
-  XENT_ONCE double sum(const T* z, const int64_t at, F f) const {
-    T part[W] = {}, some[W];
-    double total = 0;
+  XENT_ONCE Pair sum(const T* z, const int64_t at, F f) const {
+    T part[W] = {}, square[W] = {}, some[W];
+    Pair total;
+    const auto flush = [&] {
+      total.first += flushed(part);
+      total.second += flushed(square);
+    };
     const auto add_without = [&](const T* u, int64_t place) {
       for (int j = 0; j < W; ++j) some[j] = j == place ? -std::numeric_limits<T>::infinity() : u[j];
-      add(some, W, part, f);
+      add(some, W, part, square, f);
     };
     const auto add_all = [&](const T* u, int64_t n) {
       for (; n > FLUSH; u += FLUSH, n -= FLUSH) {
-        add(u, FLUSH, part, f);
-        total += flushed(part);
+        add(u, FLUSH, part, square, f);
+        flush();
       }
-      add(u, n, part, f);
+      add(u, n, part, square, f);
     };
     const int64_t hole = at < 0 ? whole : at / W * W;
     add_all(z, hole);
@@ -114,17 +138,21 @@ class Along {
       add_all(z + hole + W, whole - hole - W);
     }
     add_without(tail, at - whole);
-    return total + flushed(part);
+    flush();
+    return total;
   }
 
   template <class F>
-  static XENT_INLINE void add(const T* u, int64_t n, T (&part)[W], F f) {
-    T own[W];  // local to the loop, so that it stays in registers
-    for (int j = 0; j < W; ++j) own[j] = part[j];
+  static XENT_INLINE void add(const T* u, int64_t n, T (&part)[W], T (&square)[W], F f) {
+    T own[W], own2[W];  // local to the loop, so that they stay in registers
+    for (int j = 0; j < W; ++j) own[j] = part[j], own2[j] = square[j];
     for (int64_t k = 0; k < n; k += W)
 #pragma omp simd
-      for (int j = 0; j < W; ++j) own[j] += f(u[k + j]);
-    for (int j = 0; j < W; ++j) part[j] = own[j];
+      for (int j = 0; j < W; ++j) {
+        const T value = f(u[k + j]);
+        own[j] += value, own2[j] += value * value;
+      }
+    for (int j = 0; j < W; ++j) part[j] = own[j], square[j] = own2[j];
   }
 
   static XENT_INLINE double flushed(T (&part)[W]) {
@@ -151,7 +179,7 @@ class Across : TileMemory<T, LANES> {
   static constexpr int CHUNK = 32;  // rows whose sums stay in registers
   const Block& block;
   T* const w;
-  alignas(64) T own[LANES], top[LANES], sum[LANES], lowest[LANES];
+  alignas(64) T own[LANES], top[LANES], sum[LANES], squares[LANES], lowest[LANES];
   alignas(64) Int at[LANES], above[LANES];
 
  public:
@@ -172,7 +200,7 @@ class Across : TileMemory<T, LANES> {
  private:
   XENT_ONCE void sweep(const int j0) {
     const T *u = w + j0, *label = own + j0;
-    T high[CHUNK], low[CHUNK], part[CHUNK] = {};
+    T high[CHUNK], low[CHUNK], part[CHUNK] = {}, square[CHUNK] = {};
     Int place[CHUNK] = {}, more[CHUNK] = {};
     for (int j = 0; j < CHUNK; ++j) high[j] = low[j] = u[j];
     for (int64_t k = 0; k < K; ++k)
@@ -186,13 +214,17 @@ class Across : TileMemory<T, LANES> {
         if constexpr (PROBABILITIES) {
           low[j] = value < low[j] ? value : low[j];
           part[j] += value;
+          square[j] += value * value;
         }
       }
     for (int64_t k = 0; k < K && !PROBABILITIES; ++k)
 #pragma omp simd
-      for (int j = 0; j < CHUNK; ++j) part[j] += only(place[j] != Int(k), exp_(u[k * LANES + j] - high[j]));
+      for (int j = 0; j < CHUNK; ++j) {
+        const T value = only(place[j] != Int(k), exp_(u[k * LANES + j] - high[j]));
+        part[j] += value, square[j] += value * value;
+      }
     for (int j = 0; j < CHUNK; ++j) {
-      top[j0 + j] = high[j], lowest[j0 + j] = low[j], sum[j0 + j] = part[j];
+      top[j0 + j] = high[j], lowest[j0 + j] = low[j], sum[j0 + j] = part[j], squares[j0 + j] = square[j];
       at[j0 + j] = place[j], above[j0 + j] = more[j];
     }
   }
@@ -201,16 +233,19 @@ class Across : TileMemory<T, LANES> {
     if constexpr (PROBABILITIES) {
       put(block.loss + place, [&](int j) { return 0.0 - std::log(double(own[j])); });
       put(block.confidence + place, [&](int j) { return double(top[j]); });
+      put(block.brier + place, [&](int j) { return brier_of(double(own[j]), double(squares[j])); });
       put(block.mass + place, [&](int j) { return double(sum[j]); });
       put(block.lowest + place, [&](int j) { return double(lowest[j]); });
     } else {
-      alignas(64) T loss[LANES], confidence[LANES];
+      alignas(64) T loss[LANES], confidence[LANES], brier[LANES];
 #pragma omp simd
       for (int j = 0; j < LANES; ++j) {
         const T rest = choose((top[j] - top[j]) == T(0), sum[j], nan_<T>()), p = T(1) / (T(1) + rest);
         loss[j] = T(0) - ((own[j] - top[j]) - log1p_(rest, p));
         confidence[j] = p;
+        brier[j] = brier_of(exp_(own[j] - top[j]), rest, squares[j], p);
       }
+      put(block.brier + place, [&](int j) { return double(brier[j]); });
       put(block.loss + place, [&](int j) { return double(loss[j]); });
       put(block.confidence + place, [&](int j) { return double(confidence[j]); });
     }
@@ -268,6 +303,7 @@ bool fold(const Block& whole, Sums& sums) {
   const Block block = whole;  // a copy: stores in the loop could alias a reference
   const int64_t classes = sums.classes, bins = sums.bins, top_k = sums.top_k;
   double *const by_class = sums.by_class, *const by_bin = sums.by_bin, *const guessed = sums.guessed;
+  const double shift = sums.shift;
   int64_t unlabelled = 0, undefined = 0, first_undefined = -1;
   for (int64_t i = 0; i < block.rows; ++i) {
     const int64_t y = block.labels[i], guess = block.predicted[i];
@@ -288,6 +324,14 @@ bool fold(const Block& whole, Sums& sums) {
       guessed[guess] += 1;
     }
   }
+  double loss = 0, loss2 = 0, brier = 0, brier2 = 0;
+#pragma omp simd reduction(+ : loss, loss2, brier, brier2)
+  for (int64_t i = 0; i < block.rows; ++i) {
+    const bool counts = block.labels[i] >= 0 && block.loss[i] == block.loss[i];
+    const double d = counts ? block.loss[i] - shift : 0.0, b = counts ? block.brier[i] : 0.0;
+    loss += d, loss2 += d * d, brier += b, brier2 += b * b;
+  }
+  add(sums.moments, loss, loss2, brier, brier2);
   sums.unlabelled = unlabelled, sums.undefined = undefined, sums.first_undefined = first_undefined;
   return true;
 }

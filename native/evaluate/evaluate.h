@@ -11,6 +11,7 @@ struct Block {
   const int64_t* labels = nullptr;  // negative: no label; `loss` and `above` are then undefined
   double* loss = nullptr;           // −log p of the label; +inf at p = 0, NaN if the row is not a distribution
   double* confidence = nullptr;     // the largest p
+  double* brier = nullptr;          // Σ (p − e_y)²; of probabilities as they are, unnormalised
   int32_t* predicted = nullptr;     // the first class of the largest p
   int32_t* above = nullptr;         // the number of classes with a larger p than the label
   double *mass = nullptr, *lowest = nullptr;  // of unnormalised probabilities: sum and minimum
@@ -22,6 +23,8 @@ struct Sums {
   double* by_class = nullptr;  // (classes, 4): rows of the class, correct ones, those in the top k, loss
   double* guessed = nullptr;   // (classes,): rows predicted to be of the class
   double* by_bin = nullptr;    // (bins of confidence, 4): rows, correct ones, confidence, rows of infinite loss
+  double shift = 0;            // a loss near the mean, so that the sums of squares lose no digits
+  double* moments = nullptr;   // (4,): sums of loss − shift and of its square, of brier and of its square
   int64_t unlabelled = 0, undefined = 0, first_undefined = -1;  // of the last block; first_undefined is a row index
 };
 

@@ -94,7 +94,7 @@ ALL = ["--temperature", "2", "--label-smoothing", "0.1", "--z-loss", "0.1"]
     [
         ("fit", [["iris"]]),
         ("predict", [["m.st", "iris"], ["m.st", "iris", "--output", "p.csv"]]),
-        ("eval", [["z.npy", "y.npy"]]),
+        ("eval", [["z.npy", "y.npy"], ["z.npy", "z.npy", "y.npy"]]),
         ("explain", [["1 2", "--label", "0"], ["1 2", "--label", "0", *ALL]]),
         ("check", [[]]),
     ],

@@ -18,7 +18,7 @@ from sklearn.metrics import accuracy_score, log_loss, precision_recall_fscore_su
 
 import xent
 from xent.command.cli import main
-from xent.evaluation import scoring, stream
+from xent.evaluation import bins, stream
 from xent.evaluation.scoring import Settings
 from xent.evaluation.stream import evaluate
 from xent.files.formats.row_reader import open_rows
@@ -91,7 +91,7 @@ def test_ties_are_in_favour_of_the_label(tmp_path):
 def test_calibration_is_scikit_learns(tmp_path):
     e = score(LOGITS, LABELS, tmp_path)
     confidence, right = PROBS.max(1), PROBS.argmax(1) == LABELS
-    share, mean = calibration_curve(right, confidence, n_bins=scoring.BINS)
+    share, mean = calibration_curve(right, confidence, n_bins=bins.BINS)
     np.testing.assert_allclose([(b.accuracy, b.confidence) for b in e.bins], np.stack([share, mean], 1))
     counts = np.array([b.rows for b in e.bins])
     assert e.calibration_error == pytest.approx(np.abs(share - mean) @ counts / ROWS)
@@ -302,12 +302,12 @@ def tensors(path: Path, content: bytes = bytes(16), **entry) -> None:
 # name → (file, how it is made, what the one line must say)
 BAD_FILES = {
     "missing": ("no.npy", lambda path: None, ["no.npy", "No such file"]),
-    "directory": ("d", Path.mkdir, ["is a directory", "npy, npz"]),
+    "directory": ("d", Path.mkdir, ["a directory without files"]),
     "empty": ("e.npy", lambda path: path.write_bytes(b""), ["is empty"]),
     "text": (
         "t.csv",
-        lambda path: path.write_text("1,2\n3,4\n"),
-        ["expected npy, npz"],
+        lambda path: path.write_text("a,b\n3,4\n3,x\n"),
+        ["expected a number in column 'b', line 3; got 'x'"],
     ),
     "objects": ("o.npy", objects, ["Python objects", "never loaded"]),
     "cut": ("c.npy", cut, ["is cut short", "bytes of"]),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from xent.evaluation import scoring
+from xent.evaluation import bins, scoring, tally
 from xent.kernels import _native, cpu
 
 RNG = np.random.default_rng(0)
@@ -47,6 +47,13 @@ def check(outputs, labels, dtype, columns):
     loss = np.log1p(rest.sum(1)) - (own - z.max(1))
     np.testing.assert_allclose(columns.loss[kept], loss[kept], rtol=TOLERANCE[dtype], atol=SMALLEST)
     np.testing.assert_allclose(columns.confidence, 1 / (1 + rest.sum(1)), rtol=TOLERANCE[dtype])
+    brier = rest / (1 + rest.sum(1, keepdims=True))  # of all classes but the likeliest and the label's
+    top = z.argmax(1)
+    miss = np.where(labels == top, rest.sum(1), 1 + rest.sum(1) - np.exp(own - z.max(1))) * columns.confidence
+    brier[np.arange(len(z)), top] = columns.confidence
+    brier[np.arange(len(z)), labels] = 0
+    expected = (brier**2).sum(1) + miss**2
+    np.testing.assert_allclose(columns.brier[kept], expected[kept], rtol=3 * TOLERANCE[dtype], atol=SMALLEST)
 
 
 @pytest.mark.parametrize("dtype", TOLERANCE)
@@ -72,6 +79,10 @@ def test_probabilities_are_taken_as_they_are(isa, dtype, num_classes):
     np.testing.assert_array_equal(lowest, wide.min(1))
     np.testing.assert_allclose(mass, wide.sum(1), rtol=TOLERANCE[dtype])
     np.testing.assert_allclose(columns.loss[kept], -np.log(own)[kept], rtol=1e-14, atol=1e-15)
+    squares = (wide**2).sum(1)
+    expected = squares - 2 * own + 1
+    error = TOLERANCE[dtype] * (1 + squares)
+    np.testing.assert_array_less(np.abs(columns.brier - expected)[kept], error[kept])
 
 
 @pytest.mark.parametrize("num_classes", [5, 40, 300])
@@ -96,7 +107,9 @@ def test_near_certainty_the_loss_has_all_its_digits(isa):
         z = np.full((1, num_classes), -40.0, np.float32)
         z[0, 2] = -20
         expected = (num_classes - 1) * np.exp(-20.0)
-        assert rows_of(z, np.array([2]))[0].loss[0] == pytest.approx(expected, rel=1e-6)
+        columns = rows_of(z, np.array([2]))[0]
+        assert columns.loss[0] == pytest.approx(expected, rel=1e-6)
+        assert columns.brier[0] == pytest.approx(expected**2 + (num_classes - 1) * np.exp(-40.0), rel=1e-5)
 
 
 def test_sums(isa):
@@ -107,10 +120,11 @@ def test_sums(isa):
     confidence = RNG.random(n)
     confidence[:2] = 0, 1
     predicted, above = (RNG.integers(0, size, n, np.int32) for _ in range(2))
-    sums, start = scoring.ColumnSums(size), 0
+    brier, loss[3] = RNG.random(n), 1e4
+    sums, start = tally.ColumnSums(size), 0
     for end in (0, 50, 90, n):  # in parts
         part = slice(start, end)
-        columns = scoring.Columns(*(x[part] for x in (labels, loss, confidence, predicted, above)))
+        columns = scoring.Columns(*(x[part] for x in (labels, loss, confidence, brier, predicted, above)))
         sums.add(columns, top_k, start)
         start = end
     kept = (labels >= 0) & ~np.isnan(loss)
@@ -120,16 +134,32 @@ def test_sums(isa):
     expected = np.stack([np.bincount(y, w, size) for w in weights], 1)
     np.testing.assert_allclose(sums.by_class, expected, rtol=1e-14)
     np.testing.assert_array_equal(sums.predicted, np.bincount(p, minlength=size))
-    bins = np.minimum((confidence[kept] * scoring.BINS).astype(int), scoring.BINS - 1)
+    number = bins.BINS * bins.FINE
+    index = np.minimum((confidence[kept] * number).astype(int), number - 1)
     weights = (np.ones(len(y)), right, confidence[kept], np.isinf(loss[kept]))
-    expected = np.stack([np.bincount(bins, w, scoring.BINS) for w in weights], 1)
+    expected = np.stack([np.bincount(index, w, number) for w in weights], 1)
     np.testing.assert_allclose(sums.by_bin, expected, rtol=1e-14)
+    assert sums.moments[:2].tolist() == [np.inf, np.inf]
+    np.testing.assert_allclose(sums.moments[2:], [brier[kept].sum(), (brier[kept] ** 2).sum()], rtol=1e-13)
+    assert sums.shift == pytest.approx(loss[:50][kept[:50] & np.isfinite(loss[:50])].mean())
+
+
+def test_moments_of_nearly_equal_losses_keep_their_digits(isa):
+    losses = 1e6 + RNG.random(1000)
+    columns = scoring.Columns(
+        np.zeros(1000, np.int64), losses, *np.ones((2, 1000)), *np.zeros((2, 1000), np.int32)
+    )
+    sums = tally.ColumnSums(2)
+    sums.add(columns, 1, 0)
+    d = losses - sums.shift
+    np.testing.assert_allclose(sums.moments[:2], [d.sum(), d @ d], rtol=1e-12, atol=1e-6)
+    assert sums.moments[1] / 1000 == pytest.approx(losses.var(), rel=1e-9)
 
 
 def test_a_label_beyond_the_classes_is_no_access_beyond_the_array(isa):
-    z, columns = np.zeros((2, 3)), (np.zeros(2), np.zeros(2), np.zeros(2, np.int32), np.zeros(2, np.int32))
-    sums = np.zeros((3, 4)), np.zeros(3), np.zeros((15, 4))
+    z, columns = np.zeros((2, 3)), (*np.zeros((3, 2)), *np.zeros((2, 2), np.int32))
+    sums = np.zeros((3, 4)), np.zeros(3), np.zeros((15, 4)), np.zeros(4)
     with pytest.raises(ValueError, match="no class"):
-        _native.evaluate_fold(np.array([0, 3]), *columns, 5, *sums)
+        _native.evaluate_fold(np.array([0, 3]), *columns, 5, 0.0, *sums)
     with pytest.raises(ValueError, match="no class"):
         _native.evaluate_rows(z, np.array([0, 3]), False, *columns, None, None)

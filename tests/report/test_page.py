@@ -164,7 +164,7 @@ def all_pictures(run):
     yield plots.loss_curve(run)
     yield plots.confusion_matrix(d, names)
     yield plots.gradient_map(d, names)
-    yield plots.reliability(d)
+    yield plots.reliability(d.reliability)
     yield from (plots.class_reliability(c.reliability, "<&>") for c in d.classes)
     yield from (plots.sample_bars(sample, names) for sample in d.costliest)
 
@@ -196,7 +196,7 @@ def test_bars_of_many_classes_have_one_for_the_rest_and_sum_to_zero():
     probs = np.linspace(1, 2, 30) / np.linspace(1, 2, 30).sum()
     sample = Sample(0, 3, 29, 3.0, probs, probs - np.eye(30)[3])
     bars = plots._bars(sample, [f"a long name {k}" for k in range(30)], 264)
-    assert [name for name, _, _ in bars] == ["a long name 3", "a long name 28", "a long name 29", "27 more"]
+    assert [name for name, _, _ in bars] == ["a long name 3", "a long name 28", "a long name 29", "+27"]
     assert sum(p for _, p, _ in bars) == pytest.approx(1)
     assert sum(g for _, _, g in bars) == pytest.approx(0, abs=1e-15)
     assert len(plots._bars(sample, list(range(30)), 264)) == 10

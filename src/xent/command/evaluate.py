@@ -1,147 +1,202 @@
-"""`xent eval`: evaluate a file of logits or probabilities against a file of targets."""
+"""`xent eval`: evaluate files of logits or probabilities, of one model or two, against a file of targets."""
 
 from __future__ import annotations
 
 import math
+import re
+import shlex
+from contextlib import ExitStack
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
+import numpy as np
 import typer
-from rich import box
-from rich.console import Console
-from rich.table import Table
 
-from xent.command import screen
-from xent.files.phrases import counted
+from xent.command import outputs, screen
 
 if TYPE_CHECKING:
-    from xent.evaluation.stream import Evaluation
+    from xent.evaluation.scoring import Settings
+    from xent.evaluation.stream import Results, RowColumns
+    from xent.files.formats.row_stream import RowReader
+
+COSTLIEST = 20  # rows on the page
+UNIT = re.compile(r"([^\W\d]\w*)=(.+)", re.DOTALL)  # NAME=COUNT of --units
 
 
 def evaluate(
-    logits: Annotated[
-        str, typer.Argument(help="npy, npz, safetensors or Parquet; FILE:NAME for one array of several.")
-    ],
-    labels: Annotated[
-        str, typer.Argument(help="Integers (...), or probabilities in the logits' shape (..., classes).")
+    context: typer.Context,
+    files: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="LOGITS [OTHER] LABELS",
+            help="npy, npz, safetensors, Parquet or CSV; FILE:NAME for one array of several; a pattern in "
+            "quotes for several files; - for an npy file on standard input.",
+        ),
     ],
     probabilities: Annotated[
-        bool, typer.Option("--probabilities", help="The first file holds probabilities.")
+        bool, typer.Option("--probabilities", help="LOGITS, and OTHER, hold probabilities.")
     ] = False,
+    groups: Annotated[
+        str | None,
+        typer.Option(metavar="FILE", help="A number or a name of each row; rows of one belong together."),
+    ] = None,
+    units: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="[NAME=]COUNT", help="Bytes, or NAME, of the text: a number, or a file with one a row."
+        ),
+    ] = None,
     top_k: Annotated[int, typer.Option(help="Also count labels among the k most probable classes.")] = 5,
     ignore_index: Annotated[int, typer.Option(help="Leave out rows with this label.")] = -100,
     classes: Annotated[int, typer.Option(help="Show so many classes, the costliest first.")] = 10,
+    report: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Write an HTML page with pictures here.")
+    ] = None,
     json: screen.Json = False,
 ) -> int:
-    """Score LOGITS against LABELS: loss, perplexity, accuracy, calibration, classes.
+    """Score LOGITS against LABELS: loss, perplexity, accuracy, calibration, classes, with standard errors.
 
-    Both files are read once, a few rows at a time, and may be larger than memory. Exit code 1 if a row
-    has no loss because it holds NaN or infinity; such rows are counted and left out.
+    LABELS are integers (...), text with the names of the classes, or probabilities in the logits' shape
+    (..., classes). With OTHER two models are compared row by row. All files are read once, a few rows at a
+    time, and may be larger than memory. Exit code 1 if a row has no loss because it holds NaN or infinity;
+    such rows are counted and left out.
     """
-    from xent.evaluation import scoring, stream
-    from xent.files.formats import row_reader
+    from xent.command import evaluation_text
+    from xent.evaluation import plain
+    from xent.evaluation.scoring import Settings
 
+    if not 2 <= len(files) <= 3:
+        raise ValueError(
+            f"`xent eval` takes LOGITS, perhaps OTHER logits, and LABELS; got {len(files)} files: "
+            + ("put a pattern for several files in quotes" if len(files) > 3 else "LABELS are missing")
+        )
+    if files.count("-") > 1:
+        raise ValueError("-: standard input can be read once only; save one of the arrays as a file")
     if classes < 0:
         raise ValueError(f"`--classes` must be >= 0; got {classes}")
-    settings = scoring.Settings(probabilities, ignore_index, top_k)
-    with row_reader.open_rows(logits) as outputs, row_reader.open_rows(labels) as targets:
-        with screen.progress("reading", math.prod(outputs.shape) * outputs.itemsize) as advance:
-            result = stream.evaluate(outputs, targets, settings, on_bytes=advance)
+    if report is not None:
+        read = [each for each in (*files, groups) if each is not None]
+        outputs.require_distinct({"--report": report}, read)
+    settings = Settings(probabilities, ignore_index, top_k)
+    names, results = _results(files, settings, groups, units or [], COSTLIEST if report is not None else 0)
+    for name, result in zip(files, results.evaluations, strict=False):
         if not result.rows:
             raise ValueError(
-                f"{logits}: no row to score: {result.ignored:,} ignored, {result.undefined:,} without a loss"
+                f"{name}: no row to score: {result.ignored:,} ignored, {result.undefined:,} without a loss"
             )
+    if report is not None:
+        from xent.files import storage
+        from xent.report import evaluation_page
+
+        command = shlex.join(["xent", *context.obj])
+        storage.write(report, evaluation_page.html(files, names, results, command).encode())
     if json:
-        screen.print_json(_as_json(result))
+        values = plain.evaluation(results.evaluations[0], names)
+        if results.comparison is not None:
+            values["second"] = plain.evaluation(results.evaluations[1], names)
+            values |= plain.comparison(results.comparison)
+        screen.print_json(values | {"report": None if report is None else str(report)})
     else:
-        _print(screen.console(), logits, result, classes)
-    return 1 if result.undefined else 0
+        evaluation_text.show(screen.console(), files, names, results, classes)
+        if report is not None:
+            screen.say(screen.console(), f"report: {report}")
+    return 1 if any(result.undefined for result in results.evaluations) else 0
 
 
-def _as_json(result: Evaluation) -> dict[str, Any]:
-    plain = result._asdict()
-    plain["bins"] = [each._asdict() for each in result.bins]
-    plain["classes"] = [each._asdict() for each in result.classes]
-    uniform = math.log(result.num_classes)
-    return {"bits": result.bits, "perplexity": result.perplexity, "uniform": uniform} | plain
+def _results(
+    files: list[str], settings: Settings, groups: str | None, units: list[str], costliest: int
+) -> tuple[list[str] | None, Results]:
+    """(the names of the classes if they are known, the results)."""
+    from xent.evaluation import stream
+    from xent.files import stored_rows
+
+    with ExitStack() as opened:
+        models = [opened.enter_context(stored_rows.open_outputs(name)) for name in files[:-1]]
+        targets = opened.enter_context(stored_rows.open_labels(files[-1], models[0], settings.ignore_index))
+        own = [
+            settings._replace(probabilities=settings.probabilities or m.classes is not None) for m in models
+        ]
+        models = [_of_two_classes(m, targets, s) for m, s in zip(models, own, strict=True)]
+        _require_same_classes(models)
+        shape = models[0].shape[:-1]
+        columns = _columns(shape, groups, units)
+        size = sum(math.prod(each.shape) * each.itemsize for each in models)
+        with screen.progress("reading", size) as advance:
+            results = stream.evaluate_models(
+                models,
+                targets,
+                own,
+                on_bytes=advance,
+                columns=columns,
+                costliest=costliest,
+            )
+        return models[0].classes, results
 
 
-def _print(console: Console, name: str, result: Evaluation, classes: int) -> None:
-    left_out = f"; {result.ignored:,} ignored" if result.ignored else ""
-    counts = f"{counted(result.rows, 'row')}, {counted(result.num_classes, 'class', 'classes')}"
-    screen.say(console, f"{name}: {counts}{left_out}")
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_header=False)
-    table.add_column("")
-    table.add_column("", justify="right")
-    gap = result.calibration_gap
-    leaning = "" if abs(gap) < 5e-4 else ", overconfident" if gap > 0 else ", underconfident"
-    for row, value in (
-        ("loss, nats", f"{result.loss:.6f}"),
-        ("loss, bits", f"{result.bits:.6f}"),
-        ("perplexity", f"{result.perplexity:,.4f}"),
-        ("  entropy of the targets, H(q)", f"{result.entropy:.6f}"),
-        ("  divergence from them, KL(q‖p)", f"{result.divergence:.6f}"),
-        ("  guessing by class frequencies: their entropy", f"{result.frequencies:.6f}"),
-        (f"  guessing uniformly: ln {result.num_classes:,}", f"{math.log(result.num_classes):.6f}"),
-        ("accuracy", f"{result.accuracy:.2%}"),
-        (f"label among the {result.top_k} most probable", f"{result.top_k_accuracy:.2%}"),
-        ("calibration error, 15 bins", f"{result.calibration_error:.4f}"),
-        (f"  mean confidence − accuracy{leaning}", f"{gap:+.4f}"),
-    ):
-        table.add_row(row, value, style="" if row.startswith(" ") else "bold")
-    console.print(table)
-    shown = sorted((c for c in result.classes if c.support), key=lambda c: (-(c.share or 0), c.label))
-    if classes and shown:
-        _print_classes(console, shown[:classes], len(shown))
-    for note in notes(result):
-        screen.say(console, f"note: {note}", "yellow", indent=6)
+def _of_two_classes(outputs: RowReader, targets: RowReader, settings: Settings) -> RowReader:
+    """``outputs``, with two classes if they are one float for each label, of shape (N,) or (..., 1)."""
+    from xent.evaluation.shapes import FLOATS
+    from xent.files import stored_rows
+
+    rows = outputs.shape if len(outputs.shape) == 1 else outputs.shape[:-1]
+    single = rows == targets.shape and (len(outputs.shape) == 1 or outputs.shape[-1] == 1)
+    if single and outputs.dtype in FLOATS and targets.dtype not in FLOATS:
+        return stored_rows.two_classes(outputs, settings.probabilities)
+    return outputs
 
 
-def _print_classes(console: Console, shown: list[Any], num_classes: int) -> None:
-    which = (
-        f"{len(shown)} of {counted(num_classes, 'class', 'classes')}, the costliest first"
-        if len(shown) < num_classes
-        else "classes"
-    )
-    screen.say(console, which)
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    for name in ("class", "rows", "recall", "precision", "loss, nats", "share of loss"):
-        table.add_column(name, justify="right")
-    for c in shown:
-        table.add_row(
-            f"{c.label}",
-            f"{c.support:,}",
-            f"{c.recall:.2%}",
-            "-" if c.precision is None else f"{c.precision:.2%}",
-            f"{c.loss:.4f}",
-            "-" if c.share is None else f"{c.share:.2%}",
-        )
-    console.print(table)
+def _require_same_classes(models: list[RowReader]) -> None:
+    from xent.files.phrases import listed
+
+    first = models[0]
+    for other in models[1:]:
+        if None not in (first.classes, other.classes) and first.classes != other.classes:
+            raise ValueError(
+                f"{other.name}: its classes are {listed(other.classes or [], 6)}, those of {first.name} "
+                f"{listed(first.classes or [], 6)}"
+            )
 
 
-def notes(result: Evaluation) -> list[str]:
-    """Sentences that the user should know before trusting the numbers."""
-    sentences = []
-    if result.like_probabilities:
-        sentences.append(
-            "every row looked at lies in [0, 1] and sums to 1, like probabilities; they were read as "
-            "logits. If they are probabilities, say --probabilities"
-        )
-    if result.undefined:
-        first = f"row {result.first_undefined}"
-        held = counted(result.undefined, "row holds", "rows hold")
-        rows = f"{held} NaN or infinity{': ' if result.undefined == 1 else ', the first is '}{first}"
-        sentences.append(f"{rows}; no loss, and no part in the numbers above")
-    if result.infinite:
-        rows = counted(result.infinite, "row gives its", "rows give their")
-        sentences.append(f"{rows} target probability 0: an infinite loss")
-    if result.unnormalised:
-        rows = counted(result.unnormalised, "row of probabilities does", "rows of probabilities do")
-        sentences.append(f"{rows} not sum to 1: divided by the sum")
-    if result.unnormalised_targets:
-        rows = counted(result.unnormalised_targets, "row of targets does", "rows of targets do")
-        sentences.append(f"{rows} not sum to 1: taken without change")
-    if not result.like_probabilities and result.loss > math.log(result.num_classes):
-        sentences.append(
-            "the loss is above that of guessing uniformly: do logits and labels belong together?"
-        )
-    return sentences
+def _columns(shape: tuple[int, ...], groups: str | None, units: list[str]) -> RowColumns:
+    """The groups of the rows, and the numbers of units, of the options."""
+    from xent.evaluation.stream import RowColumns
+    from xent.files import stored_rows
+
+    index, num_groups = None, 0
+    if groups is not None:
+        values = stored_rows.row_values(groups, shape)
+        if values.dtype.kind not in "biuUO":
+            raise ValueError(f"{groups}: expected integers or text, a group for each row; got {values.dtype}")
+        distinct, index = np.unique(values, return_inverse=True)
+        num_groups = len(distinct)
+    counts: dict[str, Any] = {}
+    for option in units:
+        match = UNIT.fullmatch(option)
+        name, value = (match[1], match[2]) if match else ("byte", option)
+        if name in counts:
+            raise ValueError(f"`--units` must name each unit once; got {name!r} twice")
+        counts[name] = _count(value, shape)
+    return RowColumns(index, num_groups, counts)
+
+
+def _count(value: str, shape: tuple[int, ...]) -> Any:
+    """A number > 0, or the numbers >= 0 of the rows in a file."""
+    from xent.files import stored_rows
+
+    try:
+        number = float(value)
+    except ValueError:
+        counts = stored_rows.row_values(value, shape)
+        if counts.dtype.kind not in "biuf":
+            raise ValueError(f"{value}: expected a number for each row; got {counts.dtype}") from None
+        counts = counts.astype(np.float64)
+        bad = ~((counts >= 0) & (counts < np.inf))
+        if bad.any():
+            row = int(bad.argmax())
+            raise ValueError(
+                f"{value}: `--units` must be finite and >= 0; got {counts[row]:g} in row {row + 1}"
+            ) from None
+        return counts
+    if not 0 < number < math.inf:
+        raise ValueError(f"`--units` must be > 0 and finite; got {value}")
+    return number

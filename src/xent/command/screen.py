@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import json
-import math
 import re
 import sys
 from collections.abc import Callable, Iterator
@@ -17,6 +16,7 @@ from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.text import Text
 
+from xent.files.json_values import finite_or_null
 from xent.files.phrases import printable
 
 if TYPE_CHECKING:
@@ -135,14 +135,4 @@ def print_json(value: dict[str, Any]) -> None:
     """Print ``value`` as JSON on one line, with null for NaN and infinity."""
     encoding = getattr(sys.stdout, "encoding", None) or "utf-8"
     escaped = not encoding.lower().startswith("utf")
-    print(json.dumps(_finite_or_null(value), ensure_ascii=escaped, allow_nan=False))
-
-
-def _finite_or_null(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {str(name): _finite_or_null(each) for name, each in value.items()}
-    if isinstance(value, list | tuple):
-        return [_finite_or_null(each) for each in value]
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    return value
+    print(json.dumps(finite_or_null(value), ensure_ascii=escaped, allow_nan=False))

@@ -1,13 +1,12 @@
-"""Score a few rows of logits or probabilities against their targets, and add up such scores."""
+"""Score a few rows of logits or probabilities against their targets: one number of each kind for each row."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from xent.api.cross_entropy import softmax
 from xent.core.link import Link
 from xent.engine import checks
 from xent.kernels import cpu, cpu_evaluate, registry
@@ -17,15 +16,6 @@ Array = np.ndarray[Any, Any]
 SAMPLED = 64  # one of so many rows of logits is tested for being probabilities
 UNNORMALISED = 1e-3  # |1 − Σ p| above which a row is no distribution
 UNNORMALISED_HALF = 2e-2  # the same in 16 bits
-BINS = 15  # bins of the highest probability, for the calibration error
-
-
-class Bin(NamedTuple):
-    """The rows whose probability lies in one of the equal intervals of [0, 1]."""
-
-    rows: int
-    confidence: float  # mean of the probability
-    accuracy: float  # share of these rows for which the event was true
 
 
 class Settings(NamedTuple):
@@ -42,8 +32,14 @@ class Columns(NamedTuple):
     label: Array  # int64; negative if the row is ignored: then the other columns are undefined
     loss: Array  # nats; NaN where it is undefined
     confidence: Array  # the highest probability
+    brier: Array  # Brier score, Σ (p − t)²
     predicted: Array  # int32
     above: Array  # int32, number of classes more probable than the label
+
+    @property
+    def counts(self) -> Array:
+        """Mask (n,) of the rows that count: not ignored, with a loss."""
+        return (self.label >= 0) & ~np.isnan(self.loss)
 
 
 class Scores(NamedTuple):
@@ -57,33 +53,6 @@ class Scores(NamedTuple):
     unnormalised_targets: int = 0
     sampled: int = 0
     like_probabilities: int = 0
-
-
-class ColumnSums:
-    """Sums of `Columns` over rows; they depend on the order in which rows are added."""
-
-    def __init__(self, num_classes: int) -> None:
-        self.by_class = np.zeros((num_classes, 4))  # rows, right rows, rows right in the top k, loss
-        self.predicted = np.zeros(num_classes)  # rows predicted to be of the class
-        # Of each bin of confidence: rows, right rows, confidence, infinite losses.
-        self.by_bin = np.zeros((BINS, 4))
-        self.ignored = self.undefined = 0
-        self.first_undefined: int | None = None
-
-    def add(self, columns: Columns, top_k: int, start: int) -> None:
-        """Add rows, the first of which is row ``start``."""
-        sums = self.by_class, self.predicted, self.by_bin
-        ignored, undefined, first = cpu_evaluate.evaluate_fold(*columns, top_k, *sums)
-        self.ignored += ignored
-        self.undefined += undefined
-        if self.first_undefined is None and first >= 0:
-            self.first_undefined = start + first
-
-
-def calibration_error(bins: Sequence[Bin]) -> float:
-    """Mean over rows of |confidence − accuracy| of their bin; NaN without rows."""
-    rows = sum(b.rows for b in bins)
-    return sum(b.rows * abs(b.confidence - b.accuracy) for b in bins) / rows if rows else math.nan
 
 
 def score(
@@ -108,7 +77,9 @@ def score(
         columns, unnormalised = _score_probabilities(z, q.argmax(1), q, start, names[0])
     else:
         stats = registry.get("cpu").row_stats(z, None, q, Link(), ("dense_log_prob",))
-        columns = _score_rows(z, q.argmax(1))._replace(loss=0.0 - stats.dense_log_prob)
+        p = softmax(z.astype(np.float64))
+        columns = _score_rows(z, q.argmax(1))
+        columns = columns._replace(loss=0.0 - stats.dense_log_prob, brier=((p - q) ** 2).sum(1))
         unnormalised = np.zeros(len(q), bool)
     q = q[~np.isnan(columns.loss)]
     return Scores(
@@ -130,7 +101,7 @@ def _score_rows(
     Then the sum of each row is written into ``mass`` and its least entry into ``lowest``.
     """
     n = len(outputs)
-    columns = Columns(labels, np.empty(n), np.empty(n), np.empty(n, np.int32), np.empty(n, np.int32))
+    columns = Columns(labels, *np.empty((3, n)), *np.empty((2, n), np.int32))
     bits = outputs.view(np.uint16) if checks.is_bfloat16(outputs.dtype) else outputs
     bits = np.ascontiguousarray(bits)
     cpu_evaluate.evaluate_rows(bits, labels, mass is not None, *columns[1:], mass, lowest)
@@ -156,11 +127,16 @@ def _score_probabilities(
         mass = np.where(unnormalised, mass, 1)
         mass[~(np.isfinite(mass) & (mass > 0))] = np.nan
         if q is None:
-            loss = columns.loss + np.log(mass)
+            own = np.exp(-columns.loss)
+            squares = columns.brier - 1 + 2 * own  # Σ p², before the division
+            loss, brier = columns.loss + np.log(mass), squares / mass**2 - 2 * own / mass + 1
         else:
-            terms = np.where(q > 0, q * np.log(p.astype(np.float64)), 0.0)
+            wide = p.astype(np.float64)
+            terms = np.where(q > 0, q * np.log(wide), 0.0)
             loss = q.sum(1) * np.log(mass) - terms.sum(1)
-        return columns._replace(loss=loss, confidence=columns.confidence / mass), unnormalised
+            brier = ((wide / mass[:, None] - q) ** 2).sum(1)
+        confidence = columns.confidence / mass
+        return columns._replace(loss=loss, confidence=confidence, brier=brier), unnormalised
 
 
 def _labels(targets: Array, num_classes: int, ignore_index: int, start: int, name: str) -> Array:

@@ -129,6 +129,7 @@ def evaluate_rows(
     probabilities: bool,
     loss: Annotated[NDArray[numpy.float64], dict(order="C", device="cpu")],
     confidence: Annotated[NDArray[numpy.float64], dict(order="C", device="cpu")],
+    brier: Annotated[NDArray[numpy.float64], dict(order="C", device="cpu")],
     predicted: Annotated[NDArray[numpy.int32], dict(shape=(None,), order="C", device="cpu")],
     above: Annotated[NDArray[numpy.int32], dict(shape=(None,), order="C", device="cpu")],
     mass: Annotated[NDArray[numpy.float64], dict(order="C", device="cpu")] | None,
@@ -138,12 +139,15 @@ def evaluate_fold(
     labels: Annotated[NDArray[numpy.int64], dict(order="C", device="cpu", writable=False)],
     loss: Annotated[NDArray[numpy.float64], dict(order="C", device="cpu")],
     confidence: Annotated[NDArray[numpy.float64], dict(order="C", device="cpu")],
+    brier: Annotated[NDArray[numpy.float64], dict(order="C", device="cpu")],
     predicted: Annotated[NDArray[numpy.int32], dict(shape=(None,), order="C", device="cpu")],
     above: Annotated[NDArray[numpy.int32], dict(shape=(None,), order="C", device="cpu")],
     top_k: int,
+    shift: float,
     by_class: Annotated[NDArray[numpy.float64], dict(shape=(None, None), order="C", device="cpu")],
     guessed: Annotated[NDArray[numpy.float64], dict(order="C", device="cpu")],
     by_bin: Annotated[NDArray[numpy.float64], dict(shape=(None, None), order="C", device="cpu")],
+    moments: Annotated[NDArray[numpy.float64], dict(order="C", device="cpu")],
 ) -> list[int]: ...
 def csr_product(
     entries: Annotated[NDArray, dict(device="cpu", writable=False)],

@@ -9,8 +9,8 @@ import numpy as np
 
 from xent import information
 from xent.api.cross_entropy import cross_entropy, cross_entropy_with_grad, log_softmax
-from xent.evaluation.scoring import BINS, Bin, calibration_error
-from xent.regression.calibration import fit_temperature
+from xent.evaluation.bins import BINS, Bin, calibration_error
+from xent.regression.calibration import cross_fitted
 from xent.regression.objective import Objective
 from xent.regression.partition_sums import RowLoss, blocks_of_logits
 from xent.regression.partitions import Partition
@@ -20,7 +20,6 @@ Array = np.ndarray[Any, Any]
 CLASS_BINS = 5  # bins of one class's probability: a class has fewer rows than all
 COSTLIEST = 20  # rows to show
 MOST_REASONS = 3  # features to name for a row
-FOLDS = 5
 ENOUGH = 20_000  # rows that are enough to fit a temperature
 
 
@@ -171,28 +170,15 @@ def _summary(rows: Array, losses: Array, right: Array) -> Summary:
 
 
 def parts(logits: Array, labels: Array) -> Parts:
-    """Equation (18). The calibrated loss is that of ``logits/T``, T of each fifth fitted on the others."""
+    """Equation (18). The calibrated loss is that of ``logits/T``, T of each fifth fitted on the others.
+
+    Of more than `ENOUGH` rows some, evenly spread, tell the temperature and what it saves.
+    """
     uncertainty = float(information.entropy(np.bincount(labels) / len(labels)))
-    losses = cross_entropy(logits, labels, reduction="none")
-    calibrated = np.empty_like(losses)
-    fold = np.arange(len(labels)) % min(FOLDS, len(labels))
-    for f in range(fold.max() + 1):
-        own, others = fold == f, fold != f
-        temperature = _temperature(logits[others], labels[others]) or 1.0
-        calibrated[own] = cross_entropy(logits[own], labels[own], temperature=temperature, reduction="none")
-    saved = max(0.0, float(np.mean(losses - calibrated)))
-    return Parts(
-        uncertainty, uncertainty - (float(losses.mean()) - saved), saved, _temperature(logits, labels)
-    )
-
-
-def _temperature(logits: Array, labels: Array) -> float | None:
-    """The best temperature, fitted on about `ENOUGH` rows; None if none is best, as if all are right."""
+    loss = float(cross_entropy(logits, labels))
     rows = slice(None, None, math.ceil(len(labels) / ENOUGH))
-    try:
-        return fit_temperature(logits[rows], labels[rows])
-    except ValueError:
-        return None
+    fitted = cross_fitted(logits[rows], labels[rows])
+    return Parts(uncertainty, uncertainty - (loss - fitted.saved), fitted.saved, fitted.temperature)
 
 
 def class_summaries(

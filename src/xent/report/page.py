@@ -90,8 +90,8 @@ def key_numbers(run: Run) -> list[Figure]:
     return [
         Figure(
             "Held-out loss",
-            _nats(run.test.loss),
-            f"nats a row: {_nats(information.bits(run.test.loss))} bits, a perplexity of "
+            nats(run.test.loss),
+            f"nats a row: {nats(information.bits(run.test.loss))} bits, a perplexity of "
             f"{perplexity(run.test.loss, 2)}",
         ),
         Figure("Accuracy", f"{run.test.accuracy:.2%}", note),
@@ -108,25 +108,29 @@ def key_numbers(run: Run) -> list[Figure]:
 def loss_scale(run: Run) -> dict[str, Any]:
     """The losses, and that of the guess in `Yardstick`, as positions on a scale that ends at certainty."""
     guess = yardstick(run)
-    widest = max(guess.guess, guess.held_out, guess.training)
-    interval = "" if guess.interval is None else f" ± {_nats(guess.interval)}"
-    marks = [
-        Mark(name, f"{_nats(loss)}{error}", 100 * (1 - loss / widest))
-        for name, loss, error in (
-            ("held out", guess.held_out, interval),
-            ("training", guess.training, ""),
-        )
-    ]
+    return scale(
+        [("held out", guess.held_out, guess.interval), ("training", guess.training, None)],
+        guess.guess,
+        guess.name,
+    )
+
+
+def scale(losses: list[tuple[str, float, float | None]], guess: float, name: str) -> dict[str, Any]:
+    """As `loss_scale`, of [(name, loss, half of its 95% interval)]; the skill is that of the first."""
+    widest = max(guess, *(loss for _, loss, _ in losses)) or 1.0
     return {
-        "marks": marks,
-        "name": guess.name,
-        "guess": 100 * (1 - guess.guess / widest),
-        "nats": f"{guess.guess:.4f}",
-        "skill": f"skill {guess.skill:,.1%}".replace("-", "−"),
+        "marks": [
+            Mark(which, nats(loss) + ("" if half is None else f" ± {nats(half)}"), 100 * (1 - loss / widest))
+            for which, loss, half in losses
+        ],
+        "name": name,
+        "guess": 100 * (1 - guess / widest),
+        "nats": f"{guess:.4f}",
+        "skill": f"skill {1 - losses[0][1] / guess if guess > 0 else 0.0:,.1%}".replace("-", "−"),
     }
 
 
-def sum_of_parts(parts: Parts) -> list[Part]:
+def sum_of_parts(parts: Parts, name: str = "Held-out loss") -> list[Part]:
     """Equation (18) as bars; the second number is rounded so that the printed numbers add up."""
     decimals = 4 if parts.loss >= 1e-3 else 6
     uncertainty, wrong, loss = (
@@ -160,7 +164,7 @@ def sum_of_parts(parts: Parts) -> list[Part]:
             unit * wrong,
             "bad",
         ),
-        Part("Held-out loss", "", f"= {loss:.{decimals}f}", 0, unit * loss, "total"),
+        Part(name, "", f"= {loss:.{decimals}f}", 0, unit * loss, "total"),
     ]
 
 
@@ -341,7 +345,7 @@ def html(run: Run, command: str) -> str:
             "curve": plots.loss_curve(run),
             "confusion": plots.confusion_matrix(d, names),
             "gradient": plots.gradient_map(d, names),
-            "reliability": plots.reliability(d),
+            "reliability": plots.reliability(d.reliability),
         },
         objective=objective(run.settings),
         reading=reading(run),
@@ -373,7 +377,7 @@ def signed(value: float, form: str = "+.3g") -> str:
     return f"{value:{form}}".replace("-", "−")
 
 
-def _nats(loss: float) -> str:
+def nats(loss: float) -> str:
     """The loss with four decimals, or as a power of ten if it is small."""
     return f"{loss:.4f}" if loss == 0 or loss >= 1e-3 else _scientific(loss)
 

@@ -9,7 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from xent.evaluation.scoring import BINS, Bin
+from xent.evaluation.bins import BINS, Bin
+from xent.evaluation.standard_errors import wilson
 from xent.files.phrases import counted
 from xent.html.svg import Scale, distinct_names, element, number, picture, text, width_of
 from xent.report.diagnosis import CLASS_BINS, Diagnosis, Sample, spread_rows
@@ -121,20 +122,20 @@ def gradient_map(d: Diagnosis, classes: list[Any]) -> str:
     return picture(WIDTH, frame.height, parts, label)
 
 
-def reliability(d: Diagnosis) -> str:
+def reliability(bins: list[Bin]) -> str:
     """Accuracy against confidence in `BINS` bins with 95% intervals; below it the number of rows in each."""
     x, y = Scale(0, 1, _left(["100%"], SIZE), WIDTH - 8), Scale(0, 1, 246, 10)
     parts = [_rule_across(x, y(tick), f"{tick:.0%}") for tick in (0, 0.25, 0.5, 0.75, 1)]
     parts.append(
         element("path", d=f"M{number(x(0))} {number(y(0))}L{number(x(1))} {number(y(1))}", class_="dotted")
     )
-    parts += _points(d.reliability, x, y, 5)
-    parts += _counts(d.reliability, BINS, x, 330, 52)
+    parts += _points(bins, x, y, 5)
+    parts += _counts(bins, BINS, x, 330, 52)
     parts += [text(x(tick), 350, f"{tick:.0%}", "middle") for tick in (0, 0.2, 0.4, 0.6, 0.8)]
     parts.append(text(x(1), 350, "100%", "end"))
     parts.append(text((x.start + x.end) / 2, 374, f"confidence, and rows in each of {BINS} bins", "middle"))
     description = "; ".join(
-        f"{b.confidence:.0%} said, {b.accuracy:.0%} right of {counted(b.rows, 'row')}" for b in d.reliability
+        f"{b.confidence:.0%} said, {b.accuracy:.0%} right of {counted(b.rows, 'row')}" for b in bins
     )
     return picture(WIDTH, 382, parts, f"Reliability of the highest probability: {description}")
 
@@ -187,7 +188,8 @@ def sample_bars(sample: Sample, classes: list[Any]) -> str:
 def _bars(sample: Sample, classes: list[Any], width: float) -> list[tuple[str, float, float]]:
     """[(class, probability, gradient)] of the label and the likeliest others, and the sum of the rest."""
     names = [str(name) for name in classes]
-    widest = max(width_of(name, NARROW_SIZE, strong=True) for name in names)
+    likeliest = {sample.label, *np.argsort(-sample.probs, kind="stable")[:MOST_BARS].tolist()}
+    widest = max(width_of(names[k], NARROW_SIZE, strong=True) for k in likeliest)
     room = min(widest, width_of("0" * 9, NARROW_SIZE)) + 3
     most = max(4, min(MOST_BARS, int(width / room)))
     likely = [int(k) for k in np.argsort(-sample.probs, kind="stable") if k != sample.label]
@@ -196,9 +198,10 @@ def _bars(sample: Sample, classes: list[Any], width: float) -> list[tuple[str, f
     shown = [(names[k], float(sample.probs[k]), float(sample.gradient[k])) for k in own]
     rest = likely[kept - 1 :]
     if rest:
-        shown.append(
-            (f"{len(rest)} more", float(sample.probs[rest].sum()), float(sample.gradient[rest].sum()))
-        )
+        name = f"{len(rest)} more"
+        if width_of(name, NARROW_SIZE, strong=True) > width / (len(shown) + 1) - 3:
+            name = f"+{len(rest)}"
+        shown.append((name, float(sample.probs[rest].sum()), float(sample.gradient[rest].sum())))
     return shown
 
 
@@ -280,7 +283,7 @@ def _points(bins: list[Bin], x: Scale, y: Scale, radius: float) -> list[str]:
     """A dot for each bin, on the line of its 95% interval."""
     parts = []
     for b in bins:
-        low, high = _wilson(b.accuracy, b.rows)
+        low, high = wilson(b.accuracy, b.rows)
         at = number(x(b.confidence))
         parts.append(element("path", d=f"M{at} {number(y(low))}V{number(y(high))}", class_="interval"))
         title = element("title", f"stated {b.confidence:.1%}, true {b.accuracy:.1%}, rows {b.rows:,}")
@@ -312,11 +315,3 @@ def _count(rows: int) -> str:
         return str(rows)
     value, unit = (rows / 1e3, "k") if rows < 999_500 else (rows / 1e6, "M")
     return f"{value:.1f}{unit}" if value < 9.95 else f"{value:.0f}{unit}"
-
-
-def _wilson(share: float, count: int) -> tuple[float, float]:
-    """95% interval of a proportion (Wilson, 1927)."""
-    z = 1.96
-    middle = (share + z * z / (2 * count)) / (1 + z * z / count)
-    half = z / (1 + z * z / count) * math.sqrt(share * (1 - share) / count + z * z / (4 * count * count))
-    return max(0.0, middle - half), min(1.0, middle + half)

@@ -35,10 +35,7 @@ def verdict(run: Run) -> tuple[str, list[str]]:
     if run.settings.balanced:
         right += f", {run.test.balanced_accuracy:.1%} averaged over the classes"
         loss = "the loss, with all classes weighed alike,"
-    if guess.skill >= 0.005:
-        finding = f"{right}; {loss} is {guess.skill:.0%} below {guess.name}."
-    else:
-        finding = f"{right}, but {loss} is no better than {guess.name}."
+    finding = judged(right, loss, guess.skill, guess.name)
     cautions = []
     if run.settings.balanced:
         cautions.append(
@@ -75,6 +72,13 @@ def verdict(run: Run) -> tuple[str, list[str]]:
         cautions.append(f"{run.test.rows} held-out rows are few: the last digits above are noise.")
     cautions += [found.sentence for found in run.findings if found.grave]
     return finding, cautions
+
+
+def judged(right: str, loss: str, skill: float, guess: str) -> str:
+    """A sentence on the accuracy, ``right``, and the ``loss`` beside that of a guess."""
+    if skill >= 0.005:
+        return f"{right}; {loss} is {skill:.0%} below {guess}."
+    return f"{right}, but {loss} is no better than {guess}."
 
 
 def yardstick(run: Run) -> Yardstick:

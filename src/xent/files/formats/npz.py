@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 
 from xent.files.errors import DataError
-from xent.files.formats.row_reader import NO_HEADER, FortranOrderError, archive_faults, open_rows
+from xent.files.formats.row_reader import NO_HEADER, open_rows
+from xent.files.formats.row_stream import FortranOrderError, archive_faults
 from xent.files.phrases import listed
 
 Array = np.ndarray[Any, Any]

@@ -1,0 +1,122 @@
+"""What is measured on a sample of the rows: the temperature and what it saves, and classwise calibration."""
+
+from __future__ import annotations
+
+import math
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from xent.api.cross_entropy import softmax
+from xent.engine import checks
+from xent.evaluation import bins
+from xent.evaluation.bins import BINS
+from xent.evaluation.scoring import Columns
+from xent.regression.calibration import cross_fitted
+
+Array = np.ndarray[Any, Any]
+
+ENOUGH = 20_000  # rows that are enough to fit a temperature
+LEAST, MOST = 1 << 21, 1 << 25  # logits of a sample
+SHARE = 64  # one of so many logits of a large file is sampled: fitting takes about ten reads of the sample
+MOST_CLASSES = 100  # for classwise calibration
+CLASSWISE = 1 << 19  # probabilities for it
+
+
+class Refinement(NamedTuple):
+    """The loss as ``refinement + calibration``, (48) of docs/maths.md, by a fitted temperature."""
+
+    refinement: float  # the loss that the temperature leaves
+    calibration: float  # what it saves, fitted on other rows than it is applied to; 0 if nothing
+    calibration_se: float
+    temperature: float
+    temperature_se: float
+    rows: int  # rows of the sample
+
+
+class Classwise(NamedTuple):
+    """The calibration of the probabilities of all classes: means over classes, in `BINS` equal intervals."""
+
+    error: float  # mean gap
+    expected: float  # the mean of ``error`` for a calibrated model with as many rows
+    rms: float  # root of the mean squared gap without its bias
+    rms_interval: tuple[float, float]  # 95%
+    rows: int  # rows of the sample
+
+
+class RowSample:
+    """Evenly spread rows of the file with their targets, all rows of a small file."""
+
+    def __init__(self, num_rows: int, num_classes: int, probabilities: bool) -> None:
+        most = min(MOST, max(LEAST, num_rows * num_classes // SHARE))
+        rows = max(1, min(ENOUGH, most // num_classes))
+        self.stride = max(1, math.ceil(num_rows / rows))
+        self.probabilities = probabilities
+        self.parts: list[tuple[Array, Array]] = []
+
+    def take(self, outputs: Array, targets: Array, columns: Columns, start: int) -> tuple[Array, Array]:
+        """Copies of those of the rows from ``start`` on that are in the sample and count."""
+        rows = np.arange(-start % self.stride, len(outputs), self.stride)
+        rows = rows[columns.counts[rows]]
+        if targets.dtype.kind in "iu":
+            return outputs[rows], columns.label[rows]
+        return outputs[rows], targets[rows].astype(np.float64)
+
+    def add(self, part: tuple[Array, Array]) -> None:
+        """Add what `take` returned."""
+        if len(part[0]):
+            self.parts.append(part)
+
+    def refinement(self, loss: float) -> Refinement | None:
+        """The parts of the mean ``loss`` of all rows; None if the sample has no best temperature."""
+        if not self.parts or not math.isfinite(loss):
+            return None
+        logits, targets = (np.concatenate(each) for each in zip(*self.parts, strict=True))
+        if self.probabilities:
+            with np.errstate(divide="ignore"):
+                logits = np.log(logits, dtype=np.float64)
+        fitted = cross_fitted(checks.as_logits(logits), targets)
+        if fitted.temperature is None or not np.isfinite(fitted.losses).all():
+            return None
+        return Refinement(
+            loss - fitted.saved,
+            fitted.saved,
+            fitted.saved_se,
+            fitted.temperature,
+            fitted.temperature_se,
+            len(logits),
+        )
+
+    def classwise(self) -> Classwise | None:
+        """The classwise calibration of the sample; None without rows or with more than `MOST_CLASSES`."""
+        if not self.parts or self.parts[0][0].shape[1] > MOST_CLASSES:
+            return None
+        outputs, targets = (np.concatenate(each) for each in zip(*self.parts, strict=True))
+        every = math.ceil(outputs.size / CLASSWISE)
+        p = outputs[::every].astype(np.float64)
+        p = p / p.sum(1, keepdims=True) if self.probabilities else softmax(p)
+        if targets.ndim == 2:
+            targets = targets.argmax(1)
+        return classwise(p, targets[::every])
+
+
+def classwise(p: Array, labels: Array) -> Classwise:
+    """Classwise calibration of probabilities ``p (n, K)`` with ``labels (n,)``."""
+    n, K = p.shape
+    index = np.minimum((p * BINS).astype(np.int64), BINS - 1) + BINS * np.arange(K)
+    own = index[np.arange(n), labels]
+    counts, stated, true = (
+        np.bincount(where.ravel(), weight, BINS * K).reshape(K, BINS)
+        for where, weight in ((index, None), (index, p.ravel()), (own, None))
+    )
+    of_class = [
+        bins.bins_of(np.stack(each, 1)) for each in zip(counts.astype(float), true, stated, strict=True)
+    ]
+    errors = np.array([bins.squared_error(each) for each in of_class])
+    squared, error = float(errors[:, 0].mean()), math.sqrt(float((errors[:, 1] ** 2).sum())) / K
+    return Classwise(
+        float(np.mean([bins.calibration_error(each) for each in of_class])),
+        float(np.mean([bins.expected_error(each) for each in of_class])),
+        *bins.root(squared, error),
+        n,
+    )
