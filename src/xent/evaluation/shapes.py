@@ -32,7 +32,7 @@ def check(outputs: RowReader, targets: RowReader, settings: Settings) -> bool:
         )
     if targets.dtype in (*INTEGERS, "bool"):
         if targets.shape not in (rows, (*rows, 1)):
-            expected = f"labels of shape {rows}, one a row"
+            expected = f"labels of shape {rows}, one for each row of {outputs.name}"
             raise ValueError(f"{targets.name}: expected {expected}; got {targets.shape}")
         if targets.row != (1,):  # labels (B, T) of logits (B, T, K) are read as single numbers
             targets.row = ()

@@ -112,9 +112,9 @@ def evaluate_models(
 
     ``costliest`` is the number of rows of the highest loss to keep, of the first model.
     """
+    shapes.check_same(models)
     for outputs, own in zip(models, settings, strict=True):
         soft = shapes.check(outputs, targets, own)
-    shapes.check_same(models)
     num_classes, num_rows = models[0].shape[-1], math.prod(models[0].shape[:-1])
     stream = _Stream(models, targets, settings, columns, costliest)
     step = max(1, chunk // (2 * num_classes if soft else num_classes))

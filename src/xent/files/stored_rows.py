@@ -81,7 +81,7 @@ def open_labels(name: str, outputs: RowReader, ignore_index: int) -> RowReader:
         return np.where(known, ignore_index, found)
 
     order = np.argsort(numbers)
-    return ConvertedRows(reader, indices, reader.shape, "int64")
+    return ConvertedRows(reader, indices, reader.shape, (), "int64")
 
 
 def row_values(name: str, shape: tuple[int, ...]) -> Array:
@@ -114,13 +114,12 @@ def _require_shape(name: str, shape: tuple[int, ...], rows: tuple[int, ...]) -> 
 def two_classes(reader: RowReader, probabilities: bool) -> RowReader:
     """One score for each row as two classes: logits (0, z), or probabilities (1 − p, p)."""
     shape = reader.shape[:-1] if reader.row == (1,) else reader.shape
-    reader.row = ()
 
     def convert(scores: Array, _: int) -> Array:
         other = 1 - scores.astype(np.float64) if probabilities else np.zeros(len(scores), scores.dtype)
         return np.stack([other, scores.astype(other.dtype)], 1)
 
-    return ConvertedRows(reader, convert, (*shape, 2), "float64" if probabilities else reader.dtype)
+    return ConvertedRows(reader, convert, (*shape, 2), (2,), "float64" if probabilities else reader.dtype)
 
 
 def _is_table(path: Path) -> bool:

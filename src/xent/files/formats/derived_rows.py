@@ -89,14 +89,23 @@ class ArrayRows(RowReader):
 
 
 class ConvertedRows(RowReader):
-    """The rows of ``reader``, passed through ``convert(rows, index of the first)``."""
+    """The numbers of ``reader``, one by one, passed through ``convert(numbers, index of the first)``.
+
+    ``row`` is the shape that a number becomes.
+    """
 
     def __init__(
-        self, reader: RowReader, convert: Callable[[Array, int], Array], shape: tuple[int, ...], dtype: str
+        self,
+        reader: RowReader,
+        convert: Callable[[Array, int], Array],
+        shape: tuple[int, ...],
+        row: tuple[int, ...],
+        dtype: str,
     ) -> None:
+        reader.row = ()
         self.reader, self.convert, self.shape, self.dtype = reader, convert, shape, dtype
         self.name, self.itemsize = reader.name, reader.itemsize
-        self.row = shape[-1:] if len(shape) > len(reader.shape) else reader.row
+        self.row = row
         self.first = 0
 
     def take(self, count: int, reuse: Array | None = None) -> Array:
