@@ -18,7 +18,7 @@ Array = np.ndarray[Any, Any]
 
 ENOUGH = 20_000  # rows that are enough to fit a temperature
 LEAST, MOST = 1 << 21, 1 << 25  # logits of a sample
-SHARE = 64  # one of so many logits of a large file is sampled: fitting takes about ten reads of the sample
+SHARE = 128  # one of so many logits of a large file is sampled: fitting takes about six reads of the sample
 MOST_CLASSES = 100  # for classwise calibration
 CLASSWISE = 1 << 19  # probabilities for it
 
@@ -56,11 +56,12 @@ class RowSample:
 
     def take(self, outputs: Array, targets: Array, columns: Columns, start: int) -> tuple[Array, Array]:
         """Copies of those of the rows from ``start`` on that are in the sample and count."""
-        rows = np.arange(-start % self.stride, len(outputs), self.stride)
-        rows = rows[columns.counts[rows]]
+        rows = slice(-start % self.stride, None, self.stride)
+        label = columns.label[rows]
+        counts = (label >= 0) & ~np.isnan(columns.loss[rows])
         if targets.dtype.kind in "iu":
-            return outputs[rows], columns.label[rows]
-        return outputs[rows], targets[rows].astype(np.float64)
+            return outputs[rows][counts], label[counts]
+        return outputs[rows][counts], targets[rows][counts].astype(np.float64)
 
     def add(self, part: tuple[Array, Array]) -> None:
         """Add what `take` returned."""

@@ -62,6 +62,8 @@ def numbers(result: Evaluation) -> list[tuple[str, str, str]]:
         w = r.classwise
         rows.append(("  of the probabilities of all classes", f"{w.error:.4f}", ""))
         rows.append(("    that of a calibrated model, by chance", f"{w.expected:.4f}", ""))
+        limits = interval(*w.rms_interval, "{:.4f}")
+        rows.append(("    root mean square without bias", f"{w.rms:.4f}", limits))
     return rows
 
 

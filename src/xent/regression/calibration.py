@@ -14,7 +14,7 @@ Array = np.ndarray[Any, Any]
 
 FOLDS = 5
 # Steps of log 1/T: the first, the longest, the last, and one from all rows to a part that may be the last.
-FIRST, LONGEST, LAST, SMALL = 0.05, 2.0, 1e-4, 3e-3
+FIRST, LONGEST, LAST, SMALL = 0.05, 2.0, 1e-4, 2e-2
 STEPS = 10
 
 

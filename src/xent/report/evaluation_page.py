@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -43,7 +44,7 @@ def html(files: list[str], class_names: list[str] | None, results: Results, comm
         (k for k, c in enumerate(first.classes) if c.support), key=lambda k: -(first.classes[k].share or 0)
     )
     shown = sorted(order[: page.MOST_CLASSES])
-    models = [printable(name) for name in files[:-1]]
+    models = model_names(files[:-1])
     numbers = json.dumps(finite_or_null(facts(class_names, results, shown, command)), ensure_ascii=False)
     return render.render(
         "evaluation.html.j2",
@@ -77,6 +78,12 @@ def html(files: list[str], class_names: list[str] | None, results: Results, comm
         versions=versions(),
         numbers=numbers.replace("<", "\\u003c"),
     )
+
+
+def model_names(files: list[str]) -> list[str]:
+    """Short names of the files: without their folders if that leaves them distinct."""
+    short = [Path(name).name or name for name in files]
+    return [printable(name) for name in (short if len(set(short)) == len(files) else files)]
 
 
 def facts(class_names: list[str] | None, results: Results, shown: list[int], command: str) -> dict[str, Any]:
