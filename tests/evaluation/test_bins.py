@@ -72,6 +72,17 @@ def test_the_squared_error_has_no_bias_and_its_interval_holds(gap):
     assert 0.92 < held / 1500 <= 1
 
 
+def test_bins_of_few_rows_have_no_bias_either():
+    rng, stated = np.random.default_rng(0), np.linspace(0.3, 0.95, 15)
+    squares = [
+        bins.squared_error([Bin(3, c, a) for c, a in zip(stated, rng.binomial(3, stated) / 3, strict=True)])[
+            0
+        ]
+        for _ in range(3000)
+    ]
+    assert np.mean(squares) == pytest.approx(0, abs=4 * np.std(squares) / np.sqrt(3000))
+
+
 def test_no_rows_and_bins_of_one_row():
     none = bins.calibration_errors(fine(np.zeros(0), np.zeros(0)))
     assert np.isnan([none.error, none.expected, none.adaptive, none.rms]).all()

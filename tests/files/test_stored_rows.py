@@ -12,6 +12,7 @@ import pytest
 import safetensors.numpy
 
 from xent.files import stored_rows
+from xent.files.formats import table_rows
 from xent.files.formats.row_stream import natural
 
 Z = np.random.default_rng(0).standard_normal((23, 4)).astype(np.float32)
@@ -300,6 +301,15 @@ BAD_FILES = {
         "z.csv: expected a number in column 'b', line 3; got ''",
     ),
 }
+
+
+def test_a_line_is_counted_from_the_beginning_of_the_file(monkeypatch):
+    monkeypatch.setattr(table_rows, "BATCH", 8)
+    Path("z.csv").write_text("a,b\n" + "1,2\n" * 30 + "1,x\n")
+    with stored_rows.open_outputs("z.csv") as reader:
+        np.testing.assert_array_equal(reader.take(25), [[1, 2]] * 25)
+        with pytest.raises(ValueError, match="column 'b', line 32; got 'x'"):
+            reader.take(6)
 
 
 @pytest.mark.parametrize("case", BAD_FILES)

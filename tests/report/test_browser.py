@@ -10,10 +10,11 @@ from itertools import pairwise
 import numpy as np
 import pytest
 
+from tests.evaluation.evaluations import results
 from xent.files import dataset as data
 from xent.html import svg
+from xent.report import evaluation_page, training
 from xent.report import page as report
-from xent.report import training
 
 COMMAND = "xent fit data.csv --target topic --report report.html"
 NAMES = ["a question about the bill", "cancellation", "it does not work", "praise"]
@@ -47,7 +48,7 @@ def wide_names():
 
 
 @pytest.fixture(scope="module")
-def pages() -> dict[str, str]:
+def pages(tmp_path_factory) -> dict[str, str]:
     rng = np.random.default_rng(1)
     noise = data.Dataset(
         "noise", rng.standard_normal((150, 40)), rng.integers(0, 3, 150), list(map(str, range(40)))
@@ -57,12 +58,24 @@ def pages() -> dict[str, str]:
     summary = runs["noise"].test._replace(loss=138.0010, accuracy=0.2)  # as where no penalty holds the model
     worse = runs["noise"].diagnosis._replace(summary=summary, error=54.6241)
     runs["worse"] = runs["noise"]._replace(diagnosis=worse)
-    return {name: report.html(run, COMMAND) for name, run in runs.items()}
+    made_pages = {name: report.html(run, COMMAND) for name, run in runs.items()}
+    names = np.unique(wide_names().labels).tolist()
+    return made_pages | {"two models": evaluated_page(tmp_path_factory.mktemp("models"), names)}
 
 
-EACH = pytest.mark.parametrize(
-    "name", ["digits", "breast_cancer", "made.csv", "noise", "species.csv", "worse"]
-)
+def evaluated_page(folder, names):
+    """Of two models with long names, and classes with long names."""
+    rng = np.random.default_rng(0)
+    logits = 3 * rng.standard_normal((300, len(names)))
+    labels = (logits + 2 * rng.gumbel(size=logits.shape)).argmax(1)
+    found = results(folder, [logits, logits + rng.standard_normal(logits.shape)], labels, costliest=20)
+    files = ["the-larger-model-step-20000.npy", "WWWWWWWW-step-MMMMMMMM-00000.npy", "labels.npy"]
+    return evaluation_page.html(files, names, found, "xent eval a.npy b.npy labels.npy")
+
+
+FITS = ["digits", "breast_cancer", "made.csv", "noise", "species.csv", "worse"]
+EACH = pytest.mark.parametrize("name", [*FITS, "two models"])
+EACH_FIT = pytest.mark.parametrize("name", FITS)
 BOXES = """nodes => nodes.map(node => {
     const box = node.getBoundingClientRect();
     return [box.left, box.top, box.right, box.bottom, node.textContent];
@@ -155,7 +168,7 @@ def test_the_dark_is_followed_and_all_is_legible(pages, visit):
             assert name == "paper" or contrast(colour, colours["paper"]) >= 4.5, (name, colour)
 
 
-@EACH
+@EACH_FIT
 def test_it_prints_on_a_few_pages_of_a4_and_nothing_is_cut_off(pages, visit, name):
     page = visit(pages[name], viewport={"width": 680, "height": 900}, color_scheme="dark")  # 180 mm
     page.emulate_media(media="print")

@@ -92,7 +92,11 @@ def _print_comparison(
         ("  ties", f"{result.wins.ties:,}", f"{shares[2]:.1%}"),
         ("  only the first is right", f"{result.only_right[0]:,}", ""),
         ("  only the second is right", f"{result.only_right[1]:,}", ""),
-        ("correlation of the losses", f"{result.correlation:.4f}", ""),
+        (
+            "correlation of the losses",
+            "-" if math.isnan(result.correlation) else f"{result.correlation:.4f}",
+            "",
+        ),
     ):
         table.add_row(row, value, error, style="" if row.startswith(" ") else "bold")
     console.print(table)

@@ -147,7 +147,7 @@ def figures(first: Evaluation, comparison: Comparison | None) -> list[Figure]:
     result = [
         Figure(
             "Loss",
-            page.nats(first.loss) if math.isfinite(first.loss) else "∞",
+            page.nats(first.loss),
             f"± {page.nats(_half(first) or math.nan)} nats a row: {page.nats(first.bits)} bits, a perplexity "
             f"of {page.perplexity(first.loss, 2)}"
             if math.isfinite(first.loss)

@@ -379,6 +379,8 @@ def signed(value: float, form: str = "+.3g") -> str:
 
 def nats(loss: float) -> str:
     """The loss with four decimals, or as a power of ten if it is small."""
+    if not math.isfinite(loss):
+        return "∞" if loss > 0 else "unknown"
     return f"{loss:.4f}" if loss == 0 or loss >= 1e-3 else _scientific(loss)
 
 
