@@ -145,6 +145,7 @@ BAD = {
     ),
     "one file": ("a.npy", ["LOGITS", "LABELS are missing", "got 1 files"]),
     "four files": ("a.npy b.npy a.npy y.npy", ["got 4 files", "in quotes"]),
+    "standard input for groups too": ("- y.npy --groups -", ["can be read once only"]),
     "standard input twice": ("- - y.npy", ["can be read once only"]),
     "rows of two models": ("a.npy short.npy y.npy", ["short.npy: has shape (598, 5), a.npy (600, 5)"]),
     "rows of a second model": ("a.npy long.npy y.npy", ["long.npy: has shape (602, 5), a.npy (600, 5)"]),

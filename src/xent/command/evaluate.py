@@ -70,7 +70,7 @@ def evaluate(
             f"`xent eval` takes LOGITS, perhaps OTHER logits, and LABELS; got {len(files)} files: "
             + ("put a pattern for several files in quotes" if len(files) > 3 else "LABELS are missing")
         )
-    if files.count("-") > 1:
+    if [*files, groups, *(units or [])].count("-") > 1:
         raise ValueError("-: standard input can be read once only; save one of the arrays as a file")
     if classes < 0:
         raise ValueError(f"`--classes` must be >= 0; got {classes}")
