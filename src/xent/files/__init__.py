@@ -5,7 +5,7 @@
 `skipped` finds blank rows, empty columns and pandas' index. `preprocess` scales and one-hot encodes columns.
 `sources` reads many files, or a large one, a piece at a time; `learning` learns the preprocessing from them,
 `held_out` chooses rows to hold out, and `row_cache` keeps prepared rows on disk. `stored_rows` opens the
-arrays of `xent eval`. `storage` writes files atomically and reads model files. `errors` has DataError and turns
-the errors of polars into it; `phrases` formats counts, lists and names for people, `json_values` values for
-JSON.
+arrays of `xent eval`. `storage` writes files atomically and reads model files. `errors` has DataError and
+turns the errors of polars into it; `phrases` formats counts, lists and names for people, `json_values` values
+for JSON.
 """
