@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from threading import Lock
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -17,6 +18,7 @@ from xent.regression.calibration import cross_fitted
 Array = np.ndarray[Any, Any]
 
 ENOUGH = 20_000  # rows that are enough to fit a temperature
+FEWEST = 256  # rows of a sample with very many classes, which tell the temperature to some hundredths
 LEAST, MOST = 1 << 21, 1 << 25  # logits of a sample
 SHARE = 128  # one of so many logits of a large file is sampled: fitting takes about six reads of the sample
 MOST_CLASSES = 100  # for classwise calibration
@@ -49,30 +51,44 @@ class RowSample:
 
     def __init__(self, num_rows: int, num_classes: int, probabilities: bool) -> None:
         most = min(MOST, max(LEAST, num_rows * num_classes // SHARE))
-        rows = max(1, min(ENOUGH, most // num_classes))
+        rows = max(1, min(ENOUGH, max(FEWEST, most // num_classes), MOST // num_classes))
         self.stride = max(1, math.ceil(num_rows / rows))
         self.probabilities = probabilities
-        self.parts: list[tuple[Array, Array]] = []
+        self.counts = np.zeros(-(-num_rows // self.stride), bool)  # which of the sampled rows count
+        self.allocating = Lock()
+        self.outputs: Array | None = None
+        self.targets: Array | None = None
 
-    def take(self, outputs: Array, targets: Array, columns: Columns, start: int) -> tuple[Array, Array]:
-        """Copies of those of the rows from ``start`` on that are in the sample and count."""
+    def take(self, outputs: Array, targets: Array, columns: Columns, start: int) -> None:
+        """Copy those of the rows from ``start`` on that are in the sample; called by any thread."""
         rows = slice(-start % self.stride, None, self.stride)
         label = columns.label[rows]
-        counts = (label >= 0) & ~np.isnan(columns.loss[rows])
-        if targets.dtype.kind in "iu":
-            return outputs[rows][counts], label[counts]
-        return outputs[rows][counts], targets[rows][counts].astype(np.float64)
+        soft = targets.dtype.kind not in "iu"
+        with self.allocating:
+            if self.outputs is None or self.targets is None:
+                n = len(self.counts)
+                self.outputs = np.empty((n, *outputs.shape[1:]), outputs.dtype)
+                self.targets = np.empty((n, *targets.shape[1:]) if soft else n, float if soft else np.int64)
+        first = -(-start // self.stride)
+        place = slice(first, first + len(label))
+        self.counts[place] = (label >= 0) & ~np.isnan(columns.loss[rows])
+        self.outputs[place] = outputs[rows]
+        self.targets[place] = targets[rows] if soft else label
 
-    def add(self, part: tuple[Array, Array]) -> None:
-        """Add what `take` returned."""
-        if len(part[0]):
-            self.parts.append(part)
+    @property
+    def rows(self) -> tuple[Array, Array] | None:
+        """(outputs, targets) of the sampled rows that count, None without one."""
+        if self.outputs is None or self.targets is None or not self.counts.any():
+            return None
+        if self.counts.all():
+            return self.outputs, self.targets
+        return self.outputs[self.counts], self.targets[self.counts]
 
     def refinement(self, loss: float) -> Refinement | None:
         """The parts of the mean ``loss`` of all rows; None if the sample has no best temperature."""
-        if not self.parts or not math.isfinite(loss):
+        if self.rows is None or not math.isfinite(loss):
             return None
-        logits, targets = (np.concatenate(each) for each in zip(*self.parts, strict=True))
+        logits, targets = self.rows
         if self.probabilities:
             with np.errstate(divide="ignore"):
                 logits = np.log(logits, dtype=np.float64)
@@ -90,9 +106,9 @@ class RowSample:
 
     def classwise(self) -> Classwise | None:
         """The classwise calibration of the sample; None without rows or with more than `MOST_CLASSES`."""
-        if not self.parts or self.parts[0][0].shape[1] > MOST_CLASSES:
+        if self.rows is None or self.rows[0].shape[1] > MOST_CLASSES:
             return None
-        outputs, targets = (np.concatenate(each) for each in zip(*self.parts, strict=True))
+        outputs, targets = self.rows
         every = math.ceil(outputs.size / CLASSWISE)
         p = outputs[::every].astype(np.float64)
         p = p / p.sum(1, keepdims=True) if self.probabilities else softmax(p)

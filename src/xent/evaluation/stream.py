@@ -160,10 +160,9 @@ def evaluate_models(
 
 
 class _Chunk(NamedTuple):
-    """The scores of some rows by each model, and copies of some of these rows."""
+    """The scores of some rows by each model, and copies of the costliest of these rows."""
 
     scores: list[Scores]
-    sampled: list[tuple[Array, Array]]
     costly: list[Row]
 
 
@@ -201,12 +200,12 @@ class _Stream:
     def score(self, arrays: Sequence[Any], start: int) -> _Chunk:
         """Score the rows of ``arrays``, the outputs of each model and the targets, from row ``start`` on."""
         *models, y = arrays
-        scores, sampled = [], []
+        scores = []
         for z, tally, own, names in zip(models, self.tallies, self.settings, self.names, strict=True):
             part = scoring.score(z, y, start, own, names, tally.may_be_probabilities)
             scores.append(part)
-            sampled.append(tally.sample.take(z, y, part.columns, start))
-        return _Chunk(scores, sampled, self._costly(models[0], y, scores[0]))
+            tally.sample.take(z, y, part.columns, start)
+        return _Chunk(scores, self._costly(models[0], y, scores[0]))
 
     def add(self, chunk: _Chunk) -> None:
         """Add a chunk."""
@@ -214,9 +213,8 @@ class _Stream:
         rows = slice(first.start, first.start + len(first.columns.label))
         groups = None if self.columns.groups is None else self.columns.groups[rows]
         counts = [each[rows] for each in self.counts]
-        for tally, part, sampled in zip(self.tallies, chunk.scores, chunk.sampled, strict=True):
+        for tally, part in zip(self.tallies, chunk.scores, strict=True):
             tally.add(part, groups, counts)
-            tally.sample.add(sampled)
         if self.paired is not None:
             self.paired.add(first.columns, chunk.scores[1].columns, first.start, groups)
         self.costly.add(chunk.costly)

@@ -39,7 +39,9 @@ def numbers(result: Evaluation) -> list[tuple[str, str, str]]:
                 "",
             ),
             (
-                "  calibration: what that would save",
+                "  calibration: what that would save"
+                if f.rows == r.rows
+                else f"  calibration: saved by it on {f.rows:,} rows",
                 f"{f.calibration:.6f}",
                 half_interval(1.96 * f.calibration_se, "{:.4f}"),
             ),
