@@ -44,6 +44,13 @@ def test_two_models_in_json(capsys):
     assert found["first_worse"][0]["row"] == 1 + int((A - B).argmax())
 
 
+def test_a_group_that_one_model_cannot_score_counts_for_the_other(capsys):
+    np.save("b.npy", np.where((GROUPS == 3)[:, None], np.nan, OTHER))
+    found = json.loads(called(capsys, "a.npy", "b.npy", "y.npy", "--groups", "g.npy", "--json", code=1))
+    assert (found["groups"], found["second"]["groups"]) == (40, 39)
+    assert (found["rows"], found["compared_rows"]) == (ROWS, ROWS - (GROUPS == 3).sum())
+
+
 def test_two_models_on_the_screen(capsys):
     out = called(
         capsys, "a.npy", "b.npy", "y.npy", "--groups", "g.npy", "--units", "4321", "--units", "word=900"

@@ -77,3 +77,13 @@ def test_the_verdict(case, tmp_path):
 def test_files_are_called_by_their_last_part_if_that_tells_them_apart():
     assert evaluation_page.model_names(["x/a.npy", "y/b.npy:z"]) == ["a.npy", "b.npy:z"]
     assert evaluation_page.model_names(["x/a.npy", "y/a.npy"]) == ["x/a.npy", "y/a.npy"]
+
+
+@pytest.mark.parametrize("probabilities", [False, True])
+def test_the_cards_show_probabilities_and_their_difference_from_the_target(tmp_path, probabilities):
+    outputs = 2 * SOFT if probabilities else TRUE  # rows are divided by their sum
+    found = results(tmp_path, [outputs], LABELS, costliest=5, probabilities=probabilities)
+    for row in found.costliest:
+        sample = evaluation_page.card(row, found.evaluations[0], NAMES, probabilities).sample
+        np.testing.assert_allclose(sample.probs, SOFT[row.row - 1])
+        np.testing.assert_allclose(sample.gradient, SOFT[row.row - 1] - np.eye(CLASSES)[LABELS[row.row - 1]])
