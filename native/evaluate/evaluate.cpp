@@ -117,8 +117,8 @@ class Along {
     T part[W] = {}, square[W] = {}, some[W];
     Pair total;
     const auto flush = [&] {
-      total.first += flushed(part);
-      total.second += flushed(square);
+      const Pair sums = flushed(part, square);
+      total.first += sums.first, total.second += sums.second;
     };
     const auto add_without = [&](const T* u, int64_t place) {
       for (int j = 0; j < W; ++j) some[j] = j == place ? -std::numeric_limits<T>::infinity() : u[j];
@@ -155,11 +155,11 @@ class Along {
     for (int j = 0; j < W; ++j) part[j] = own[j], square[j] = own2[j];
   }
 
-  static XENT_INLINE double flushed(T (&part)[W]) {
-    T sum = 0;
-#pragma omp simd reduction(+ : sum)
-    for (int j = 0; j < W; ++j) sum += part[j], part[j] = 0;
-    return double(sum);
+  static XENT_INLINE Pair flushed(T (&part)[W], T (&square)[W]) {
+    T first = 0, second = 0;
+#pragma omp simd reduction(+ : first, second)
+    for (int j = 0; j < W; ++j) first += part[j], second += square[j], part[j] = 0, square[j] = 0;
+    return {double(first), double(second)};
   }
 
   XENT_ONCE T least(const T* z) const {
