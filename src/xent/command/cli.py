@@ -29,7 +29,8 @@ def main(arguments: list[str] | None = None) -> int:
         package = (error.name or "").partition(".")[0]
         if package == "xent":
             raise
-        return _say(f"error: this command needs {package}: pip install 'xent[fit]'", USAGE)
+        extra = "dask" if package in ("dask", "distributed") else "fit"
+        return _say(f"error: this command needs {package}: pip install 'xent[{extra}]'", USAGE)
     except OSError as error:
         where = f"{error.filename}: " if error.filename else ""
         return _say(f"error: {where}{error.strerror or error}", USAGE)

@@ -83,6 +83,13 @@ def fit(
     resume: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Go on from this checkpoint of the same training.")
     ] = None,
+    dask: Annotated[
+        str | None,
+        typer.Option(
+            metavar="ADDRESS",
+            help="Let the workers of this scheduler, such as tcp://host:8786, read DATA, Parquet, and train.",
+        ),
+    ] = None,
     test_size: Annotated[float, typer.Option(help="Share of the rows to hold out.")] = 0.2,
     seed: Annotated[
         int, typer.Option(help="Chooses the rows held out and where the gradient is checked.")
@@ -109,6 +116,9 @@ def fit(
     may be larger than that: CSV, Parquet or svmlight is read twice, and prepared rows go to a cache in the
     folder of temporary files (TMPDIR), which is read again at each step. At most as many rows are held out
     as fit in an eighth of the memory.
+
+    With --dask the workers read DATA: paths are theirs, and a file is a part. This process gets the rows
+    held out and a sample of the others, at most an eighth of --memory each. Needs the extra xent[dask].
     """
     from xent.files import storage
     from xent.files.formats import csv_table
@@ -124,7 +134,8 @@ def fit(
     if coefficients is not None and coefficients.suffix not in (".csv", ".parquet"):
         raise ValueError(f"{coefficients}: `--coefficients` must end in .csv or .parquet")
     written = {"report": report, "model": model, "coefficients": coefficients}
-    inputs, restart = _inputs(data, memory), Restart(checkpoint, resume)
+    inputs = _inputs(data, memory) if dask is None else []
+    restart = Restart(checkpoint, resume)
     named = {f"--{name}": path for name, path in written.items()}
     outputs.require_distinct({"--checkpoint": checkpoint} | named, inputs or [data])
     outputs.require_distinct(named, [] if resume is None else [resume])
@@ -139,7 +150,9 @@ def fit(
         "dialect": dialect,
         "drop_unlabelled": drop_unlabelled,
     }
-    if inputs:
+    if dask is not None:
+        run = _run_on_dask(data, options, settings, restart, memory, dask)
+    elif inputs:
         run = _run_in_parts(data, options, settings, restart, memory)
     else:
         run = _run(data, options, settings, restart)
@@ -205,6 +218,28 @@ def _run_in_parts(
     with screen.passes() as passes:
         rows = rows_from(data, **options, prepare=True, memory=size, progress=passes.read)
         return streamed.run(rows, settings, passes.stepped, restart)
+
+
+def _run_on_dask(
+    data: str, options: dict[str, Any], settings: Settings, restart: Restart, memory: str | None, address: str
+) -> Run:
+    """A run on rows that dask's workers read."""
+    import os
+
+    from xent.command.sizes import memory_bytes
+    from xent.regression.rows import MEMORY, rows_from
+    from xent.report import on_dask
+
+    size = MEMORY if memory is None else memory_bytes(memory)
+    rows = rows_from(os.path.abspath(data), **options, prepare=True, memory=size)
+    with screen.status(f"training on {address}") as update:
+        return on_dask.run(
+            rows,
+            address,
+            settings,
+            lambda step: update(f"step {step.iteration}, objective {step.objective:.6f}"),
+            restart,
+        )
 
 
 def _say_under(console: Console, heading: str, text: str) -> None:

@@ -42,15 +42,17 @@ class HeldOut:
     seed : int
     memory : int
         Bytes, for the rows held out and again for the sample.
+    file : int, default None
+        Number of the only file, where files are read apart: each has its own draws, of ``seed`` and this.
     """
 
-    def __init__(self, test_size: float, seed: int, memory: int) -> None:
-        self.share, self.seed, self.memory = test_size, seed, memory
+    def __init__(self, test_size: float, seed: int, memory: int, file: int | None = None) -> None:
+        self.share, self.seed, self.memory, self.file = test_size, seed, memory, file
         self.sampled = 1.0
         self.unlabelled = 0  # rows without a label
         self._rows = self._entries = self._classes = 0  # of all rows
         self._waiting: list[tuple[Array, Any]] = []
-        self._kept: list[Kept] = []
+        self.files: list[Kept] = []  # rows that are kept, of one piece each
         self._begin()
 
     def to_learn(self, piece: Piece, codes: Array) -> Any:
@@ -80,6 +82,20 @@ class HeldOut:
             self._waiting[index] = draws[~out], features[np.flatnonzero(~out)]
         return released
 
+    def bound(self, rows: int, columns: int, width: int | None = None, classes: int = 2) -> None:
+        """For files that are read elsewhere: halve ``share`` until it fits, and choose the sample's size.
+
+        All rows are so many, with so many columns and, where known, features and classes.
+        """
+        self._classes = classes
+        while self._bytes(held := int(self.share * rows), held * columns, width) > self.memory:
+            self.share /= 2
+        self.sampled = min(1.0, self.memory / max(1, self._bytes(rows, rows * columns, width)))
+
+    def add(self, kept: list[Kept]) -> None:
+        """Keep rows of files that were read elsewhere."""
+        self.files += kept
+
     def end_learning(self, width: int | None) -> None:
         """Between the passes: forget the rows that wait, and choose the size of the sample."""
         self.sampled = min(1.0, self.memory / max(1, self._bytes(self._rows, self._entries, width)))
@@ -94,17 +110,17 @@ class HeldOut:
         files = np.full(len(kept), str(piece.path), object)
         numbers = piece.numbers.lookup(piece.kept[kept])
         rows = piece.features[kept], codes[kept], is_held_out[kept], numbers, files, piece.numbers.word
-        self._kept.append(Kept(*rows))
+        self.files.append(Kept(*rows))
         return np.flatnonzero(~is_held_out)
 
     def kept(self) -> Kept:
         """After the second pass: the rows held out, and the sample of the others."""
-        tables, *columns, words = zip(*self._kept, strict=True)
+        tables, *columns, words = zip(*self.files, strict=True)
         codes, is_held_out, numbers, files = map(np.concatenate, columns)
         return Kept(_stacked(tables), codes, is_held_out, numbers, files, words[0])
 
     def _begin(self) -> None:
-        self._random = np.random.default_rng(self.seed)
+        self._random = np.random.default_rng(self.seed if self.file is None else [self.seed, self.file])
         self._seen: set[int] = set()
 
     def _draws(self, codes: Array) -> Array:

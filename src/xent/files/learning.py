@@ -58,12 +58,7 @@ class Learner:
         """Learn from more rows: a polars DataFrame of floats and text, null where missing."""
         for name, levels in self.levels.items():
             levels.update(table[name].unique().to_list())
-        if sum(map(len, self.levels.values())) > MOST_LEVELS:
-            name = max(self.levels, key=lambda each: len(self.levels[each]))
-            many = f"{len(self.levels[name]):,} levels in {self.rows + table.height:,} rows"
-            raise ValueError(
-                f"column {name!r} has {many}, too many for a column each: leave it out or group them"
-            )
+        self._require_few_levels(self.rows + table.height)
         x = as_numbers(table, self.numbers)
         if x.size:
             self._add_moments(x)
@@ -72,9 +67,41 @@ class Learner:
             for k in np.flatnonzero(self.booleans):
                 self.booleans[k] = is_boolean(x[:, k])
             self.sample.append(x[-self.rows % self.step :: self.step].copy())
-            while sum(map(len, self.sample)) > self.most:
-                self.sample, self.step = [np.concatenate(self.sample)[::2]], 2 * self.step
+            self._thin()
         self.rows += table.height
+
+    def merge(self, other: Learner) -> None:
+        """Learn what ``other`` has learnt from other rows of the same columns.
+
+        Each of the two samples for the medians is thinned to the steps of the other.
+        """
+        for name, levels in self.levels.items():
+            levels.update(other.levels[name])
+        self._require_few_levels(self.rows + other.rows)
+        self._combine(other.rows - other.missing, other.mean, other.squares)
+        self.missing += other.missing
+        self.least = np.fmin(self.least, other.least)
+        self.largest = np.fmax(self.largest, other.largest)
+        self.booleans &= other.booleans
+        step = max(self.step, other.step)
+        samples = [np.concatenate(each.sample)[:: step // each.step] for each in (self, other) if each.sample]
+        self.sample, self.step = samples, step
+        self._thin()
+        self.rows += other.rows
+
+    def _require_few_levels(self, rows: int) -> None:
+        """ValueError for more levels than there can be columns."""
+        if sum(map(len, self.levels.values())) > MOST_LEVELS:
+            name = max(self.levels, key=lambda each: len(self.levels[each]))
+            many = f"{len(self.levels[name]):,} levels in {rows:,} rows"
+            raise ValueError(
+                f"column {name!r} has {many}, too many for a column each: leave it out or group them"
+            )
+
+    def _thin(self) -> None:
+        """Leave out every second number of the sample while it is too large."""
+        while sum(map(len, self.sample)) > self.most:
+            self.sample, self.step = [np.concatenate(self.sample)[::2]], 2 * self.step
 
     def preprocessor(self) -> Preprocessor:
         """What the rows so far have taught. ValueError names a column whose values cannot be squared."""
@@ -108,11 +135,9 @@ class Learner:
         )
 
     def _add_moments(self, x: Array) -> None:
-        """Combine mean and squares with those of more rows (Chan, Golub and LeVeque)."""
+        """Mean and squares of more rows, combined with those so far."""
         missing = np.isnan(x)
         count = len(x) - missing.sum(axis=0)
-        before = self.rows - self.missing
-        self.missing += len(x) - count
         with np.errstate(all="ignore"):
             wide = x.astype(np.float64)
             wide[missing] = 0.0
@@ -121,6 +146,13 @@ class Learner:
             wide[missing] = 0.0
             rest = wide.sum(axis=0)  # of rounding
             squares = np.einsum("nd,nd->d", wide, wide) - rest**2 / np.maximum(count, 1)
+        self._combine(count, mean, squares)
+        self.missing += len(x) - count
+
+    def _combine(self, count: Array, mean: Array, squares: Array) -> None:
+        """Combine mean and squares with those of ``count`` more values (Chan, Golub and LeVeque)."""
+        before = self.rows - self.missing
+        with np.errstate(all="ignore"):
             share = count / np.maximum(before + count, 1)
             self.squares += squares + before * share * (mean - self.mean) ** 2
             self.mean += share * (mean - self.mean)

@@ -66,7 +66,7 @@ class CachedRows:
         source: Source,
         learnt: Preprocessor | None,
         cache: RowCache,
-        labels: _Labels,
+        labels: Labels,
         passes: int,
     ) -> None:
         self.rows, self.source, self.learnt = rows, source, learnt
@@ -102,7 +102,7 @@ def cached(rows: Rows, held_out: HeldOut | None = None) -> Iterator[CachedRows]:
     block = block_entries(rows.memory)
     source = sources.open_files(rows.files, **rows.options, cells=block)
     rows.notes, passes = source.notes, 1
-    labels, learnt = _Labels(), None
+    labels, learnt = Labels(), None
     if rows.prepare or source.is_sparse:
         learnt, passes = _learn(source, rows, labels, held_out), 2
     width = len(source.feature_names if learnt is None else learnt.feature_names)
@@ -110,12 +110,12 @@ def cached(rows: Rows, held_out: HeldOut | None = None) -> Iterator[CachedRows]:
     with RowCache(width, is_sparse, block) as cache:
         for piece in _counted(source, rows, "writing the rows" if passes == 2 else "reading the files"):
             codes = labels.codes(piece)
-            _count(labels.rows, codes)
+            count_codes(labels.rows, codes)
             if held_out is not None:
                 trained = held_out.to_train(piece, codes)
                 piece, codes = piece.take(trained), codes[trained]
-            _count(labels.trained, codes)
-            cache.append(_features(piece, source, learnt if rows.prepare else None), codes)
+            count_codes(labels.trained, codes)
+            cache.append(prepared_features(piece, source, learnt if rows.prepare else None), codes)
         cache.finish()
         found = CachedRows(rows, source, learnt, cache, labels, passes)
         where = f"{rows.files}: {rows.options['target'] or 'y'}"
@@ -143,7 +143,7 @@ class _Blocks(Sequence[Any]):
         return Partition(features, as_target(targets, self.factors, self.spec))
 
 
-class _Labels:
+class Labels:
     """The distinct labels in the order in which they came.
 
     ``rows`` and ``trained`` count the rows of each, and those that are not held out.
@@ -163,6 +163,14 @@ class _Labels:
             raise DataError(f"{piece.path}: more than {MOST_CLASSES:,} distinct labels; expected classes")
         return codes[inverse] if len(distinct) else np.zeros(0, np.int32)
 
+    def merge(self, other: Labels) -> None:
+        """Take the labels that ``other`` has found, and its counts."""
+        codes = {code: self._index.setdefault(text, len(self._index)) for text, code in other._index.items()}
+        for mine, its in ((self.rows, other.rows), (self.trained, other.trained)):
+            mine.update({codes[code]: number for code, number in its.items()})
+        if len(self._index) > MOST_CLASSES:
+            raise DataError(f"more than {MOST_CLASSES:,} distinct labels; expected classes")
+
     def of_classes(self, counts: Counter[int]) -> Array:
         """The counts of labels as those of classes, (K,) float64."""
         classes, order = self.classes()
@@ -179,12 +187,12 @@ class _Labels:
         return classes, order.astype(np.int64, copy=False)
 
 
-def _count(counts: Counter[int], codes: Array) -> None:
+def count_codes(counts: Counter[int], codes: Array) -> None:
     """Count more rows by the codes of their labels."""
     counts.update(dict(enumerate(np.bincount(codes).tolist())))
 
 
-def _learn(source: Source, rows: Rows, labels: _Labels, held_out: HeldOut | None) -> Preprocessor:
+def _learn(source: Source, rows: Rows, labels: Labels, held_out: HeldOut | None) -> Preprocessor:
     """Learn the preprocessing in one pass over the files; of svmlight the columns too."""
     learner: Learner | SparseLearner = SparseLearner()
     if not source.is_sparse:
@@ -227,7 +235,7 @@ def _counted(source: Source, rows: Rows, what: str) -> Iterable[Piece]:
         rows.progress(what, done, source.size)
 
 
-def _features(piece: Piece, source: Source, learnt: Preprocessor | None) -> Any:
+def prepared_features(piece: Piece, source: Source, learnt: Preprocessor | None) -> Any:
     """The features of a piece as float32, finite."""
     if learnt is not None:
         try:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from copy import copy
 from functools import cached_property
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -22,6 +22,9 @@ from xent.regression.partitions import PartitionError
 from xent.regression.rows import Rows
 from xent.report import training
 from xent.report.training import NO_RESTART, Restart, Run, Settings
+
+if TYPE_CHECKING:
+    from xent.regression.dask_rows.files import FilesOnDask
 
 Array = np.ndarray[Any, Any]
 
@@ -54,11 +57,7 @@ def run(
         If a file cannot be read, or if there is no room for the cache.
     """
     estimator = training.estimator_for(settings, restart)
-    if settings.solver == "sgd":
-        raise ValueError(
-            '`solver` must be "auto", "lbfgs" or "newton-cg" for rows that are read in parts, as "sgd" takes '
-            'them in any order; got "sgd"'
-        )
+    require_any_order(settings)
     held_out = HeldOut(settings.test_size, settings.seed, rows.memory // HELD_OUT)
     rows = copy(rows)
     rows.memory -= 2 * held_out.memory
@@ -70,10 +69,19 @@ def run(
         return result._replace(reads=found.reads)
 
 
-class FromFiles:
-    """The rows of files: see `training.TrainingRows`."""
+def require_any_order(settings: Settings) -> None:
+    """ValueError for a solver that takes the rows in an order of its own."""
+    if settings.solver == "sgd":
+        raise ValueError(
+            '`solver` must be "auto", "lbfgs" or "newton-cg" for rows that are read in parts, as "sgd" takes '
+            'them in any order; got "sgd"'
+        )
 
-    def __init__(self, found: CachedRows, held_out: HeldOut, settings: Settings) -> None:
+
+class FromFiles:
+    """The rows of files, in a cache or with dask's workers: see `training.TrainingRows`."""
+
+    def __init__(self, found: CachedRows | FilesOnDask, held_out: HeldOut, settings: Settings) -> None:
         rows, kept = found.rows, held_out.kept()
         name = str(rows.files)
         notes = found.source.notes
