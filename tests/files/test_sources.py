@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 import numpy as np
 import polars as pl
 import pytest
@@ -145,3 +147,26 @@ def test_labels_that_are_whole_numbers_are_int64(tmp_path):
         loaded = dataset.load(str(write(table, tmp_path / "a.parquet")), "y")
         assert loaded.labels.dtype == np.int64
         assert loaded.labels.tolist() == numbers
+
+
+def svmlight(table, path):
+    dump_svmlight_file(table.select("a", "b").to_numpy(), np.arange(table.height) % 2, str(path))
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".parquet", ".svm"])
+@pytest.mark.parametrize(
+    "change", [lambda content: content * 2, lambda content: content[:-9], lambda content: b"", None]
+)
+def test_a_file_that_changes_between_passes_is_an_error(tmp_path, suffix, change):
+    paths = [tmp_path / f"{number}{suffix}" for number in range(3)]
+    for path in paths:
+        (svmlight if suffix == ".svm" else write)(TABLE, path)
+    source = sources.open_files(tmp_path, None if suffix == ".svm" else "y")
+    rows = [len(list(source.pieces(1))) for _ in range(2)]
+    assert rows[0] == rows[1] > 3
+    if change is None:  # other values in as many bytes
+        os.utime(paths[1], ns=(0, 0))
+    else:
+        paths[1].write_bytes(change(paths[1].read_bytes()))
+    with pytest.raises(DataError, match=rf"1\{suffix}: was changed while it was read"):
+        list(source.pieces(1))

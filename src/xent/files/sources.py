@@ -8,6 +8,7 @@ from __future__ import annotations
 import glob
 import os
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -50,6 +51,34 @@ class Piece(NamedTuple):
     def place(self, row: int) -> str:
         """ "line 17" of row ``row`` of ``features``."""
         return self.numbers.name(int(self.kept[row]))
+
+
+class Stamp(NamedTuple):
+    """What shows that a file was changed between two passes or during one."""
+
+    size: int  # bytes
+    modified: int  # nanoseconds
+
+
+def _stamp(path: Path) -> Stamp:
+    status = path.stat()
+    return Stamp(status.st_size, status.st_mtime_ns)
+
+
+@contextmanager
+def _unchanged(path: Path, stamp: Stamp) -> Iterator[None]:
+    """Raise DataError if the file has another stamp at the end of the block, or when reading it fails."""
+
+    def check() -> None:
+        if _stamp(path) != stamp:
+            raise DataError(f"{path}: was changed while it was read, which takes several passes: run again")
+
+    try:
+        yield
+    except (OSError, ValueError):  # such as a value that was written half
+        check()
+        raise
+    check()
 
 
 def is_several(name: str) -> bool:
@@ -106,7 +135,8 @@ class Tables:
         cells: int,
     ) -> None:
         self.paths, self.kind, self.dialect, self.drop_unlabelled = paths, kind, dialect, drop_unlabelled
-        self.size = sum(path.stat().st_size for path in paths)
+        self.stamps = [_stamp(path) for path in paths]
+        self.size = sum(stamp.size for stamp in self.stamps)
         schemas = [self._schema(path) for path in paths]
         names = list(schemas[0])
         if target is None:
@@ -157,8 +187,8 @@ class Tables:
 
     def pieces(self, cells: int) -> Iterator[Piece]:
         """All rows, in pieces of about ``cells`` cells; DataError names the file and the row."""
-        for path in self.paths:
-            with named_faults(path):
+        for path, stamp in zip(self.paths, self.stamps, strict=True):
+            with _unchanged(path, stamp), named_faults(path):
                 for table, reading, _ in self._tables(path, cells):
                     yield self._piece(path, table, reading)
 
@@ -201,30 +231,33 @@ class Svmlight:
 
     def __init__(self, paths: Sequence[Path], drop_unlabelled: bool) -> None:
         self.paths, self.drop_unlabelled = paths, drop_unlabelled
-        self.size = sum(path.stat().st_size for path in paths)
+        self.stamps = [_stamp(path) for path in paths]
+        self.size = sum(stamp.size for stamp in self.stamps)
         self.first: int | None = None
         self.feature_names: list[str] = []
 
     def pieces(self, cells: int) -> Iterator[Piece]:
         """All rows, in pieces of about ``cells`` entries; in the first pass columns are counted from 0."""
         least, width = 1, 0
-        for path in self.paths:
-            numbers = row_numbers.svmlight_lines(path)
-            count, size = 0, path.stat().st_size
-            for start in range(0, size, LINE * cells):
-                known = None if self.first is None else len(self.feature_names)
-                x, y = svmlight.part(str(path), known, self.first or 0, start, LINE * cells, numbers, count)
-                if not x.shape[0]:
-                    continue
-                least = min(least, int(x.indices.min(initial=1)))
-                width = max(width, x.shape[1])
-                after = numbers.after(count)
-                labels, kept = dataset.plain_labels(str(path), y, after, self.drop_unlabelled)
-                x = x if len(kept) == len(y) else x[kept]
-                read, unlabelled = min(LINE * cells, size - start), len(y) - len(kept)
-                yield Piece(x, labels, path, after, kept, read, unlabelled)
-                count += len(y)
-            svmlight.require_count(str(path), count, numbers)
+        for path, stamp in zip(self.paths, self.stamps, strict=True):
+            with _unchanged(path, stamp):
+                numbers = row_numbers.svmlight_lines(path)
+                count, size = 0, stamp.size
+                for start in range(0, size, LINE * cells):
+                    known = None if self.first is None else len(self.feature_names)
+                    place = start, LINE * cells, numbers, count
+                    x, y = svmlight.part(str(path), known, self.first or 0, *place)
+                    if not x.shape[0]:
+                        continue
+                    least = min(least, int(x.indices.min(initial=1)))
+                    width = max(width, x.shape[1])
+                    after = numbers.after(count)
+                    labels, kept = dataset.plain_labels(str(path), y, after, self.drop_unlabelled)
+                    x = x if len(kept) == len(y) else x[kept]
+                    read, unlabelled = min(LINE * cells, size - start), len(y) - len(kept)
+                    yield Piece(x, labels, path, after, kept, read, unlabelled)
+                    count += len(y)
+                svmlight.require_count(str(path), count, numbers)
         if self.first is None:
             self.first = least
             self.feature_names = svmlight.numbered(str(self.paths[0]), width - least, least)
