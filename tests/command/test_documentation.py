@@ -14,7 +14,7 @@ import typer.main
 from tests.command.test_predict import people
 from xent.command import app, cli
 from xent.command.cli import main
-from xent.files import cells, dataset
+from xent.files import cells, data_files
 
 PAGE = (Path(__file__).parents[2] / "docs/command.md").read_text("utf-8")
 COMMAND = typer.main.get_command(app.app)
@@ -43,7 +43,7 @@ def test_exit_codes_are_the_programs():
 
 
 def test_bundled_sets_and_spellings_of_missing_are_the_programs():
-    assert all(f"`{name}`" in PAGE for name in dataset.BUNDLED)
+    assert all(f"`{name}`" in PAGE for name in data_files.BUNDLED)
     sentence = PAGE.split("**A missing number**")[1].partition(")")[0]
     spelt = {word.lower() for word in re.findall(r"`([^`]+)`", sentence)}
     assert spelt | {""} == set(cells.MISSING)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import zipfile
 from datetime import date
 from pathlib import Path
@@ -220,17 +219,6 @@ def test_other_values_with_commas_are_categories(values):
     assert dataset.load("f", "kind").features.dtypes == [pl.String]
 
 
-@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs pipes with a name")
-def test_a_pipe_is_refused_without_being_read():
-    os.mkfifo("f")
-    for read in (
-        lambda: dataset.load("f", "kind"),
-        lambda: list(dataset.batches("f", Preprocessor.fit(X, NAMES))),
-    ):
-        with pytest.raises(DataError, match="f: is a pipe or a device"):
-            read()
-
-
 def compressed(damage: str) -> None:
     """A compressed npz file with one byte changed."""
     np.savez_compressed("f.npz", X=X, y=Y)
@@ -321,7 +309,18 @@ BAD = {
     "one axis": (lambda: np.savez("f", X=Y, y=Y), None, r"expected X of shape \(rows, columns\)"),
     "text": (lambda: np.savez("f", X=X.astype(str), y=Y), None, "expected numbers in X"),
     "infinite X": (lambda: np.savez("f", X=X * [1, np.inf, 1, 1], y=Y), None, "column x1, row 1;"),
-    "y of two axes": (lambda: np.savez("f", X=X, y=np.eye(3)[Y]), None, "one label a row"),
+    "y of three axes": (lambda: np.savez("f", X=X, y=np.zeros((150, 2, 2))), None, "one label a row"),
+    "no one-hot y": (lambda: np.savez("f", X=X, y=np.eye(3)[Y] + 1), None, "one-hot, .* row 1 is not"),
+    "two in a row of y": (
+        lambda: np.savez("f", X=X, y=np.where(np.arange(150)[:, None] == 7, 1, np.eye(3)[Y])),
+        None,
+        "row 8 is not",
+    ),
+    "shapes of rows": (
+        lambda: np.savez("f", x_train=X, y_train=Y, x_test=X[:, :2], y_test=Y),
+        None,
+        r"of a row of x_test is \(2,\), in the training rows \(4,\)",
+    ),
     "y with a fraction": (lambda: np.savez("f", X=X, y=Y / 2), None, "labels; got 0.5 in row 51"),
     "y missing": (lambda: np.savez("f", X=X, y=np.where(Y == 1, np.nan, Y)), None, "missing label in row 51"),
     "no CSR": (lambda: np.savez("f", data=X, indices=Y, indptr=Y, shape=[3, 4], y=Y), None, "no CSR matrix"),

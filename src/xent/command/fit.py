@@ -37,8 +37,9 @@ def fit(
     data: Annotated[
         str,
         typer.Argument(
-            help="digits, iris, wine, breast_cancer, or a file: CSV, Parquet, npz, svmlight. Or many files: "
-            "a directory, or a pattern in quotes, such as 'DIR/*.parquet'."
+            help="digits, iris, wine, breast_cancer, a file (CSV, Parquet, JSON Lines, Arrow, Excel, npz, "
+            "svmlight; also compressed), or - for standard input. Or many files: a directory, or a pattern "
+            "in quotes, such as 'DIR/*.parquet'."
         ),
     ] = "digits",
     target: Annotated[
@@ -57,6 +58,9 @@ def fit(
     no_missing: screen.NoMissing = False,
     drop_unlabelled: Annotated[
         bool, typer.Option("--drop-unlabelled", help="Leave out rows without a label.")
+    ] = False,
+    drop_rare: Annotated[
+        bool, typer.Option("--drop-rare", help="Leave out rows that are the only ones of their class.")
     ] = False,
     report: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Write an HTML page with pictures here.")
@@ -150,12 +154,14 @@ def fit(
         "dialect": dialect,
         "drop_unlabelled": drop_unlabelled,
     }
+    if drop_rare and (inputs or dask is not None):
+        raise ValueError("`--drop-rare` is for rows in memory; these are read in parts")
     if dask is not None:
         run = _run_on_dask(data, options, settings, restart, memory, dask)
     elif inputs:
         run = _run_in_parts(data, options, settings, restart, memory)
     else:
-        run = _run(data, options, settings, restart)
+        run = _run(data, options | {"drop_rare": drop_rare}, settings, restart)
 
     command = shlex.join(["xent", *context.obj])
     if report is not None:
@@ -180,12 +186,12 @@ def fit(
 
 def _inputs(data: str, memory: str | None) -> list[Path]:
     """The files to read in parts; none if ``data`` is to be read as a whole."""
-    from xent.files import dataset, sources
+    from xent.files import data_files, sources
 
     several = sources.is_several(data)
     if memory is None and not several:
         return []
-    if data in dataset.BUNDLED and not several:
+    if data in data_files.BUNDLED and not several:
         raise ValueError(f"`--memory` is for files that are read in parts; {data} is a bundled set")
     return sources.expand(data)
 

@@ -28,7 +28,9 @@ def predict(
     model: Annotated[Path, typer.Argument(help="A file that `xent fit --model` wrote.")],
     data: Annotated[
         str,
-        typer.Argument(help="Rows as those of the training, in any file of `xent fit`, or in many of them."),
+        typer.Argument(
+            help="Rows as those of the training, in any file of `xent fit` or npy, or in many of them."
+        ),
     ],
     output: Annotated[
         Path | None,
@@ -47,7 +49,6 @@ def predict(
     directory, or of a pattern in quotes, file by file in the order of their names. How CSV is read is
     remembered from `xent fit`; options given here come first.
     """
-    from xent.files import dataset as datasets
     from xent.files import sources, storage
     from xent.files.formats import csv_table
     from xent.regression import model_file
@@ -58,12 +59,10 @@ def predict(
             raise ValueError(f"{output}: `--output` must end in .csv or .parquet")
         outputs.require_distinct({"--output": output}, [*files, model])
     given = csv_table.Dialect(separator, decimal, tuple(missing or ()), not no_missing).checked()
-    for file in files:
-        datasets.require_table_options(file, given)
     loaded = model_file.load(model)
     with storage.reading(model):
         remembered = csv_table.Dialect.from_json(loaded.notes.get("dialect"))
-    job = _Prediction(loaded, files, given.over(remembered))
+    job = _Prediction(loaded, files, given, remembered)
     with screen.status("predicting") as update, closing(job.frames(update)) as frames:
         if output is not None:
             with storage.replacing(output) as beside:
@@ -87,12 +86,13 @@ def predict(
 class _Prediction:
     """The predictions of one model for the rows of files."""
 
-    def __init__(self, model: Model, files: list[str], dialect: Dialect) -> None:
+    def __init__(self, model: Model, files: list[str], given: Dialect, remembered: Dialect) -> None:
         import polars
 
         self.model = model
         self.files = files
-        self.dialect = dialect
+        self.given, self.remembered = given, remembered  # options for reading the files
+        self.file_notes: dict[str, None] = {}  # in the order in which they came
         self.classes = model.estimator.classes_.tolist()
         kinds: dict[type, Any] = {str: polars.String, bool: polars.Boolean}
         large = type(self.classes[0]) is int and self.classes[-1] >= 2**63
@@ -115,8 +115,10 @@ class _Prediction:
         learnt = self.model.preprocessor
         waiting: list[polars.DataFrame] = []  # held back until each column of categories had a known level
         yielded = False
-        for batch in chain.from_iterable(datasets.batches(f, learnt, self.dialect) for f in self.files):
+        read = (datasets.batches(file, learnt, self.given, self.remembered) for file in self.files)
+        for batch in chain.from_iterable(read):
             self.blank += batch.blank
+            self.file_notes |= dict.fromkeys(batch.notes)
             self.rows += batch.features.shape[0]
             self._count(learnt.surprises(batch.features))
             if batch.features.shape[0]:
@@ -159,7 +161,8 @@ class _Prediction:
         from xent.files.preprocess import describe_surprises
 
         lines = counted(self.blank, "blank line was", "blank lines were")
-        return describe_surprises(self.surprises) + ([f"{lines} passed over"] if self.blank else [])
+        blank = [f"{lines} passed over"] if self.blank else []
+        return [*self.file_notes, *describe_surprises(self.surprises), *blank]
 
 
 def _write(path: Path, suffix: str, frames: Iterator[polars.DataFrame], schema: Any) -> None:

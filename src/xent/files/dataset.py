@@ -8,8 +8,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from xent.files import cells, skipped, tables
+from xent.files import cells, labels, skipped, tables
 from xent.files.cells import Reading
+from xent.files.data_files import Opened, opened
 from xent.files.errors import DataError, named_faults
 from xent.files.formats import csv_table, foreign, npz, parquet, row_numbers, svmlight
 from xent.files.formats.csv_table import Dialect
@@ -18,8 +19,6 @@ from xent.files.preprocess import Preprocessor
 
 Array = np.ndarray[Any, Any]
 
-BUNDLED = ("digits", "iris", "wine", "breast_cancer")
-KINDS = "CSV, Parquet, npz or svmlight"
 PIECE = 1 << 24  # bytes of an svmlight file, or values of an npz array, to read at a time
 BATCH = 1 << 20  # cells of a table to read at a time
 NO_DIALECT = Dialect()
@@ -43,6 +42,7 @@ class Dataset(NamedTuple):
     unlabelled: int = 0  # rows left out because they have no label
     notes: tuple[str, ...] = ()  # what was left out, in sentences
     dialect: Dialect = NO_DIALECT  # the options for reading the file
+    held_out: Array | None = None  # rows that the file says are not for training; None to choose them
     files: Array | None = None  # (N,) name of the file of each row, if there are several
 
     def number(self, row: int) -> int:
@@ -51,10 +51,11 @@ class Dataset(NamedTuple):
 
 
 class Batch(NamedTuple):
-    """A few rows of ``features``, as in `Dataset`, and the number of blank lines among them."""
+    """A few rows of ``features``, as in `Dataset`, with the number of blank lines among them."""
 
     features: Any
     blank: int = 0
+    notes: tuple[str, ...] = ()  # how the file was read, in sentences
 
 
 def load(
@@ -64,64 +65,81 @@ def load(
     categorical: Sequence[str] = (),
     dialect: Dialect = NO_DIALECT,
     drop_unlabelled: bool = False,
+    drop_rare: bool = False,
 ) -> Dataset:
-    """Load a bundled set by its name, or the file at that path.
+    """Load a bundled set by its name, or the file at that path; "-" is standard input.
 
     A CSV file has a header, then one row for each example. Its separator and decimal mark are detected
-    unless ``dialect`` gives them. In CSV and Parquet files ``target`` names the label column, the columns
-    in ``drop`` are left out, and those in ``categorical`` are categories even if they hold numbers. An npz
-    file has arrays ``X (N, D)`` and ``y (N,)``; a CSR matrix is ``data``, ``indices``, ``indptr`` and
-    ``shape`` instead of ``X``. Rows without a label are an error unless ``drop_unlabelled`` leaves them
-    out. Raises DataError.
+    unless ``dialect`` gives them. In tables ``target`` names the label column, the columns in ``drop`` are
+    left out, and those in ``categorical`` are categories even if they hold numbers. An npz file has arrays
+    ``X (N, ...)`` and ``y (N,)``, or of a common name such as x_train; a CSR matrix is ``data``,
+    ``indices``, ``indptr`` and ``shape`` instead of ``X``. Rows without a label are an error unless
+    ``drop_unlabelled`` leaves them out; ``drop_rare`` leaves out rows that are the only ones of their
+    class. Other kinds of files are `xent.files.data_files`'. Raises DataError.
     """
-    kind, path = kind_of(data)
-    _require_no_options(
-        data,
-        kind,
-        {"--target": target, "--drop": drop, "--categorical": categorical, **_table_options(dialect)},
-    )
-    with named_faults(data):
-        if kind in ("csv", "parquet"):
-            dataset = _table(path, kind, target, drop, categorical, dialect, drop_unlabelled)
-        elif kind == "bundled":
-            dataset = _bundled(data)
-        else:
-            dataset = (_npz if kind == "npz" else _svmlight)(data, drop_unlabelled)
-    _check_classes(dataset)
-    if dataset.unlabelled:
-        left_out = f"{counted(dataset.unlabelled, 'row')} without a label left out"
-        dataset = dataset._replace(notes=(*dataset.notes, left_out))
+    with opened(data) as file:
+        options = {"--target": target, "--drop": drop, "--categorical": categorical}
+        _require_no_options(file, {**options, **_table_options(dialect)})
+        with named_faults(file.name):
+            if file.kind in ("csv", "parquet"):
+                dataset = _table(file.path, file.kind, target, drop, categorical, dialect, drop_unlabelled)
+            elif file.kind == "bundled":
+                dataset = _bundled(data)
+            elif file.kind == "npy":
+                raise DataError(f"{data}: {'; '.join(foreign.ARRAY)}")
+            else:
+                dataset = (_npz if file.kind == "npz" else _svmlight)(str(file.path), drop_unlabelled)
+        dataset = dataset._replace(name=Path(file.name).name, notes=(*file.notes, *dataset.notes))
+        if dataset.unlabelled:
+            left_out = f"{counted(dataset.unlabelled, 'row')} without a label left out"
+            dataset = dataset._replace(notes=(*dataset.notes, left_out))
+        if drop_rare:
+            dataset = _without_rare_classes(dataset)
+        _check_classes(dataset)
     return dataset
 
 
-def batches(data: str, learnt: Preprocessor, dialect: Dialect = NO_DIALECT) -> Iterator[Batch]:
-    """Yield the rows of a file, a batch at a time, with the columns that ``learnt`` can transform."""
-    kind, path = kind_of(data)
-    with named_faults(data):
-        if kind in ("csv", "parquet"):
-            yield from _table_batches(path, kind, learnt, dialect)
-            return
-        if learnt.levels:
-            needed = listed(list(learnt.columns))
-            raise DataError(
-                f"{data}: has no named columns; the model needs {needed}, some of them categories"
-            )
-        width = len(learnt.columns)
-        if kind == "npz":
-            pieces = npz.pieces(data, PIECE)
-        elif kind == "svmlight":
-            pieces = svmlight.pieces(data, learnt.columns, PIECE)
-        else:
-            pieces = iter([_bundled(data).features])
-        for rows in pieces:
-            if rows.shape[1] != width:
-                raise DataError(f"{data}: has {rows.shape[1]} columns; the model was trained on {width}")
-            yield Batch(rows)
+def batches(
+    data: str, learnt: Preprocessor, dialect: Dialect = NO_DIALECT, remembered: Dialect = NO_DIALECT
+) -> Iterator[Batch]:
+    """Yield the rows of a file, a batch at a time, with the columns that ``learnt`` can transform.
+
+    The options in ``dialect`` must suit the kind of file; they take precedence over those ``remembered``
+    from the training.
+    """
+    with opened(data) as file:
+        require_table_options(file, dialect)
+        with named_faults(file.name):
+            for batch in _batches(file, learnt, dialect.over(remembered)):
+                yield batch._replace(notes=file.notes)
 
 
-def require_table_options(data: str, dialect: Dialect) -> None:
-    """Raise DataError if ``dialect`` has an option that the kind of file at ``data`` does not take."""
-    _require_no_options(data, kind_of(data)[0], _table_options(dialect))
+def _batches(file: Opened, learnt: Preprocessor, dialect: Dialect) -> Iterator[Batch]:
+    if file.kind in ("csv", "parquet"):
+        yield from _table_batches(file.path, file.kind, learnt, dialect)
+        return
+    path = str(file.path)
+    if learnt.levels:
+        needed = listed(list(learnt.columns))
+        raise DataError(f"{path}: has no named columns; the model needs {needed}, some of them categories")
+    width = len(learnt.columns)
+    if file.kind == "npz":
+        pieces = npz.pieces(path, PIECE)
+    elif file.kind == "npy":
+        pieces = npz.array_pieces(path, PIECE)
+    elif file.kind == "svmlight":
+        pieces = svmlight.pieces(path, learnt.columns, PIECE)
+    else:
+        pieces = iter([_bundled(path).features])
+    for rows in pieces:
+        if rows.shape[1] != width:
+            raise DataError(f"{path}: has {rows.shape[1]} columns; the model was trained on {width}")
+        yield Batch(rows)
+
+
+def require_table_options(file: Opened, dialect: Dialect) -> None:
+    """Raise DataError if ``dialect`` has an option that a file of this kind does not take."""
+    _require_no_options(file, _table_options(dialect))
 
 
 def _table_options(dialect: Dialect) -> dict[str, Any]:
@@ -133,34 +151,14 @@ def _table_options(dialect: Dialect) -> dict[str, Any]:
     }
 
 
-def _require_no_options(data: str, kind: str, options: dict[str, Any]) -> None:
+def _require_no_options(file: Opened, options: dict[str, Any]) -> None:
     for option, value in options.items():
-        if not value or kind == "csv":
+        if not value or file.kind == "csv":
             continue
-        if kind != "parquet":
-            raise DataError(f"`{option}` is for CSV and Parquet files; {data} has no named columns")
+        if file.kind != "parquet":
+            raise DataError(f"`{option}` is for CSV and Parquet files; {file.name} has no named columns")
         if option in ("--separator", "--decimal"):
-            raise DataError(f"`{option}` is for CSV files; {data} is a Parquet file")
-
-
-def kind_of(data: str) -> tuple[str, Path]:
-    """(bundled, csv, parquet, npz or svmlight; the path). Raises DataError if it is none of them."""
-    path = Path(data)
-    if data in BUNDLED:
-        return "bundled", path
-    foreign.require_file(data, KINDS)
-    if not path.exists():
-        raise DataError(f"{data}: no such file, and none of the bundled sets {', '.join(BUNDLED)}")
-    with path.open("rb") as file:
-        head = file.read(foreign.HEAD)
-    if head.startswith(b"PAR1"):
-        return "parquet", path
-    other = foreign.identify(path, KINDS)
-    if other:
-        raise other
-    if head.startswith(b"PK"):
-        return "npz", path
-    return "svmlight" if svmlight.is_svmlight(head) else "csv", path
+            raise DataError(f"`{option}` is for CSV files; {file.name} is a Parquet file")
 
 
 def _bundled(name: str) -> Dataset:
@@ -211,12 +209,12 @@ def _table(
     if not feature_names:
         why = f" ({'; '.join(notes)})" if notes else ""
         raise DataError(f"{path}: no feature column beside the target {target!r}{why}")
-    labels, kept = tables.labels(path, table[target], rows, reading, drop_unlabelled)
+    classes, kept = tables.labels(path, table[target], rows, reading, drop_unlabelled)
     features = tables.columns(path, table, feature_names, reading, also=categorical)[kept]
     return Dataset(
         path.name,
         plain(features),
-        labels,
+        classes,
         feature_names,
         target,
         reading.numbers.lookup(kept),
@@ -280,14 +278,14 @@ def plain(features: Any) -> Any:
 
 
 def _npz(data: str, drop_unlabelled: bool) -> Dataset:
-    features = npz.features(data)
-    names = svmlight.numbered(data, features.shape[1], 0)
-    y = npz.arrays(data, ["y"])["y"]
-    if y.ndim != 1:
-        raise DataError(f"{data}: expected y of shape (rows,), one label a row; got {y.shape}")
-    if len(y) != features.shape[0]:
-        raise DataError(f"{data}: X has {features.shape[0]} rows, y {len(y)}")
-    return _unnamed(data, features, y, names, row_numbers.one_based(len(y)), drop_unlabelled)
+    stored = npz.read(data)
+    y = labels.of_rows(data, stored.labels)
+    numbers = row_numbers.one_based(len(y))
+    dataset = _unnamed(data, stored.features, y, stored.names, numbers, drop_unlabelled)
+    if stored.held_out:
+        rows = np.arange(1, len(y) + 1) if dataset.numbers is None else dataset.numbers
+        dataset = dataset._replace(held_out=np.flatnonzero(rows > len(y) - stored.held_out))
+    return dataset._replace(notes=stored.notes)
 
 
 def _svmlight(data: str, drop_unlabelled: bool) -> Dataset:
@@ -303,11 +301,11 @@ def _unnamed(
     numbers: row_numbers.RowNumbers,
     drop_unlabelled: bool,
 ) -> Dataset:
-    labels, kept = plain_labels(data, y, numbers, drop_unlabelled)
+    classes, kept = labels.plain_labels(data, y, numbers, drop_unlabelled)
     return Dataset(
         Path(data).name,
         features if len(kept) == len(y) else features[kept],
-        labels,
+        classes,
         names,
         numbers=numbers.lookup(kept),
         word=numbers.word,
@@ -315,47 +313,25 @@ def _unnamed(
     )
 
 
-def plain_labels(
-    data: str, y: Array, numbers: row_numbers.RowNumbers, drop_missing: bool
-) -> tuple[Array, Array]:
-    """(labels (N,) as integers, booleans or text; the index of their rows in ``y``)."""
-    import polars
-
-    rows = np.arange(len(y))
-    if y.dtype.kind == "U":
-        return tables.labels(Path(data), polars.Series("y", y.tolist()), rows, Reading(numbers), drop_missing)
-    if y.dtype.kind == "f":
-        rows = np.flatnonzero(~np.isnan(y)) if drop_missing else rows
-        y = y[rows]
-        whole = (np.abs(y) < 2.0**63) & (y == np.round(y))
-        if not whole.all():
-            row = int((~whole).argmax())
-            if np.isnan(y[row]):
-                raise DataError(
-                    f"{data}: missing label in {numbers.name(int(rows[row]))}: {tables.LEAVE_OUT}"
-                )
-            expected = "whole numbers of 64 bits as labels"
-            raise DataError(f"{data}: expected {expected}; got {y[row]} in {numbers.name(int(rows[row]))}")
-        return y.astype(np.int64), rows
-    if y.dtype.kind not in "biu":
-        raise DataError(f"{data}: expected integers or text as labels; got {y.dtype}")
-    return y, rows
-
-
 def _check_classes(dataset: Dataset) -> None:
     """Raise DataError if the labels hold fewer than 2 classes, or mostly values that occur once."""
     where = f"{dataset.name}: " + (f"column {dataset.target!r}" if dataset.target != "target" else "y")
-    check_classes(where, *np.unique(dataset.labels, return_counts=True))
+    labels.check_classes(where, *np.unique(dataset.labels, return_counts=True))
 
 
-def check_classes(where: str, classes: Array, counts: Array) -> None:
-    """Raise DataError if there are fewer than 2 classes, or mostly values that occur once."""
-    rows = int(counts.sum())
-    if len(classes) < 2:
-        only = f"one class only: {classes[0].item()!r} in all {rows} rows" if rows else "no rows"
-        raise DataError(f"{where}: {only}; at least 2 classes are needed")
-    if len(classes) > 20 and np.mean(counts == 1) > 0.5:
-        raise DataError(
-            f"{where} has {len(classes)} distinct values in {rows} rows; expected classes, not a quantity or "
-            "a name for each row"
-        )
+def _without_rare_classes(dataset: Dataset) -> Dataset:
+    """``dataset`` without the rows that are the only ones of their class, and a note if there are any."""
+    kept, note = labels.of_classes_with_rows(dataset.labels, 2)
+    if kept.all():
+        return dataset
+    numbers = np.arange(1, len(kept) + 1) if dataset.numbers is None else dataset.numbers
+    held_out = dataset.held_out
+    if held_out is not None:
+        held_out = np.flatnonzero(np.isin(np.flatnonzero(kept), held_out))
+    return dataset._replace(
+        features=dataset.features[np.flatnonzero(kept)],
+        labels=dataset.labels[kept],
+        numbers=numbers[kept],
+        held_out=held_out,
+        notes=(*dataset.notes, note),
+    )

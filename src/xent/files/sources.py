@@ -14,8 +14,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from xent.files import dataset, skipped, tables
+from xent.files import dataset, labels, skipped, tables
 from xent.files.cells import Reading
+from xent.files.data_files import DataFiles, Opened
 from xent.files.dataset import NO_DIALECT
 from xent.files.errors import DataError, named_faults, polars_faults
 from xent.files.formats import csv_table, parquet, row_numbers, svmlight
@@ -125,8 +126,8 @@ class Tables:
 
     def __init__(
         self,
-        paths: Sequence[Path],
-        kind: str,
+        files: DataFiles,
+        opened: Sequence[Opened],
         target: str | None,
         drop: Sequence[str],
         categorical: Sequence[str],
@@ -134,9 +135,12 @@ class Tables:
         drop_unlabelled: bool,
         cells: int,
     ) -> None:
-        self.paths, self.kind, self.dialect, self.drop_unlabelled = paths, kind, dialect, drop_unlabelled
+        paths = [file.path for file in opened]
+        self.files, self.paths, self.kind = files, paths, opened[0].kind
+        self.dialect, self.drop_unlabelled = dialect, drop_unlabelled
         self.stamps = [_stamp(path) for path in paths]
         self.size = sum(stamp.size for stamp in self.stamps)
+        self.notes = tuple(dict.fromkeys(note for file in opened for note in file.notes))
         schemas = [self._schema(path) for path in paths]
         names = list(schemas[0])
         if target is None:
@@ -172,7 +176,7 @@ class Tables:
         left_out = skipped.left_out(head, nameless, index, reading)
         for name in (self.target, *drop, *categorical):
             left_out.pop(name, None)
-        self.notes = tuple(dict.fromkeys(left_out.values()))
+        self.notes = tuple(dict.fromkeys((*self.notes, *left_out.values())))
         self.feature_names = [name for name in names if name not in (self.target, *drop, *left_out)]
         if not self.feature_names:
             raise DataError(f"{path}: no feature column beside the target {self.target!r}")
@@ -187,21 +191,23 @@ class Tables:
 
     def pieces(self, cells: int) -> Iterator[Piece]:
         """All rows, in pieces of about ``cells`` cells; DataError names the file and the row."""
-        for path, stamp in zip(self.paths, self.stamps, strict=True):
-            with _unchanged(path, stamp), named_faults(path):
-                for table, reading, _ in self._tables(path, cells):
-                    yield self._piece(path, table, reading)
+        with self.files.named():
+            for path, stamp in zip(self.paths, self.stamps, strict=True):
+                with _unchanged(path, stamp), named_faults(path):
+                    for table, reading, _ in self._tables(path, cells):
+                        yield self._piece(path, table, reading)
 
     def _piece(self, path: Path, table: Any, reading: Reading) -> Piece:
         rows = skipped.filled_rows(table) if self.kind == "csv" else np.arange(table.height)
-        labels, kept = tables.labels(path, table[self.target], rows, reading, self.drop_unlabelled)
+        classes, kept = tables.labels(path, table[self.target], rows, reading, self.drop_unlabelled)
         names = self.feature_names
         features = tables.columns(path, table, names, reading, self.categories, self.booleans)
         share = table.height / max(1, reading.numbers.num_rows)
         if len(kept) < table.height:
             features = features[kept]
         size, unlabelled = int(share * path.stat().st_size), len(rows) - len(kept)
-        return Piece(features, labels, path, reading.numbers, kept, size, unlabelled)
+        given = self.files.given(path)
+        return Piece(features, classes, given, reading.numbers, kept, size, unlabelled)
 
     def _tables(self, path: Path, cells: int) -> Iterator[tuple[Any, Reading, Path]]:
         """(rows of a file, how to read them and their numbers, the file)."""
@@ -227,17 +233,22 @@ class Svmlight:
 
     is_sparse = True
     categories: tuple[str, ...] = ()
-    notes: tuple[str, ...] = ()
 
-    def __init__(self, paths: Sequence[Path], drop_unlabelled: bool) -> None:
-        self.paths, self.drop_unlabelled = paths, drop_unlabelled
-        self.stamps = [_stamp(path) for path in paths]
+    def __init__(self, files: DataFiles, opened: Sequence[Opened], drop_unlabelled: bool) -> None:
+        self.files, self.paths = files, [file.path for file in opened]
+        self.drop_unlabelled = drop_unlabelled
+        self.stamps = [_stamp(path) for path in self.paths]
         self.size = sum(stamp.size for stamp in self.stamps)
+        self.notes = tuple(dict.fromkeys(note for file in opened for note in file.notes))
         self.first: int | None = None
         self.feature_names: list[str] = []
 
     def pieces(self, cells: int) -> Iterator[Piece]:
         """All rows, in pieces of about ``cells`` entries; in the first pass columns are counted from 0."""
+        with self.files.named():
+            yield from self._pieces(cells)
+
+    def _pieces(self, cells: int) -> Iterator[Piece]:
         least, width = 1, 0
         for path, stamp in zip(self.paths, self.stamps, strict=True):
             with _unchanged(path, stamp):
@@ -252,10 +263,10 @@ class Svmlight:
                     least = min(least, int(x.indices.min(initial=1)))
                     width = max(width, x.shape[1])
                     after = numbers.after(count)
-                    labels, kept = dataset.plain_labels(str(path), y, after, self.drop_unlabelled)
+                    classes, kept = labels.plain_labels(str(path), y, after, self.drop_unlabelled)
                     x = x if len(kept) == len(y) else x[kept]
                     read, unlabelled = min(LINE * cells, size - start), len(y) - len(kept)
-                    yield Piece(x, labels, path, after, kept, read, unlabelled)
+                    yield Piece(x, classes, self.files.given(path), after, kept, read, unlabelled)
                     count += len(y)
                 svmlight.require_count(str(path), count, numbers)
         if self.first is None:
@@ -286,20 +297,24 @@ def open_files(
     empty = [path for path in paths if path.is_file() and not path.stat().st_size]
     if empty:
         raise DataError(f"{empty[0]}: is empty")
-    kinds = [dataset.kind_of(str(path) if path.parent.name else f"./{path}")[0] for path in paths]
+    data_files = DataFiles()
+    names = [str(path) if path.parent.name or str(path) == "-" else f"./{path}" for path in paths]
+    opened = [data_files.open(name) for name in names]
+    kinds = [file.kind for file in opened]
     for path, kind in zip(paths, kinds, strict=True):
         if kind not in ("csv", "parquet", "svmlight"):
             raise DataError(f"{path}: is {kind}; expected CSV, Parquet or svmlight to be read in pieces")
         if kind != kinds[0]:
             raise DataError(f"{path}: is {kind}, the first file, {paths[0]}, {kinds[0]}")
-    dataset.require_table_options(str(paths[0]), dialect)
+    dataset.require_table_options(opened[0], dialect)
     if kinds[0] == "svmlight":
         named = {"target": target, "drop": drop, "categorical": categorical}
         for option, value in named.items():
             if value:
                 raise DataError(f"`{option}` is for CSV and Parquet; {paths[0]} has no named columns")
-        return Svmlight(paths, drop_unlabelled)
-    return Tables(paths, kinds[0], target, drop, categorical, dialect, drop_unlabelled, cells)
+        return Svmlight(data_files, opened, drop_unlabelled)
+    with data_files.named():
+        return Tables(data_files, opened, target, drop, categorical, dialect, drop_unlabelled, cells)
 
 
 def _slices(path: Path, cells: int) -> Iterator[Any]:

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from xent.core.spec import LossSpec
-from xent.files import dataset, sources, tables
+from xent.files import labels as label_checks
+from xent.files import sources, tables
 from xent.files.errors import DataError
 from xent.files.held_out import HeldOut
 from xent.files.learning import Learner, SparseLearner
@@ -119,7 +120,7 @@ def cached(rows: Rows, held_out: HeldOut | None = None) -> Iterator[CachedRows]:
         cache.finish()
         found = CachedRows(rows, source, learnt, cache, labels, passes)
         where = f"{rows.files}: {rows.options['target'] or 'y'}"
-        dataset.check_classes(where, found.classes, found.class_rows)
+        label_checks.check_classes(where, found.classes, found.class_rows)
         yield found
 
 

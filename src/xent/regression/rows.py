@@ -70,8 +70,10 @@ def rows_from(
     Parameters
     ----------
     files : path, pattern such as ``"DIR/*.parquet"``, or an iterable of them
-        Parquet or CSV files with the same columns of the same types, or svmlight files. Of a directory its
-        files, but those whose names begin with a point or an underscore; their order is that of the names.
+        Parquet or CSV files with the same columns of the same types, or svmlight files; also compressed, or
+        JSON Lines, Arrow or Excel files, which are first converted to temporary files in the same folder. Of
+        a directory its files, but those whose names begin with a point or an underscore; their order is that
+        of the names.
         Of a Parquet file a block reads each row group whole that it lies in: larger ones are read often.
     target : str, default None
         The column of the labels, integers or text. None for svmlight.

@@ -167,6 +167,8 @@ def run(
     Raises DataError; OSError or ValueError for a checkpoint that cannot be read or written, or is of another
     training.
     """
+    if data.held_out is not None:
+        settings = settings._replace(test_size=len(data.held_out) / len(data.labels))
     estimator = estimator_for(settings, restart)
     return results(InMemory(data, settings), estimator, settings, on_step)
 
@@ -252,11 +254,13 @@ def _split(data: Dataset, classes: Array, labels: Array, settings: Settings) -> 
     """(training rows, held-out rows), stratified by class."""
     from sklearn.model_selection import train_test_split
 
+    if data.held_out is not None:
+        return _given_split(data.name, data.held_out, classes, labels)
     counts = np.bincount(labels)
     if counts.min() < 2:
         raise DataError(
             f"{data.name}: class {classes[counts.argmin()].item()!r} has one row; at least 2 are needed, "
-            "one to train on and one to hold out"
+            "one to train on and one to hold out: --drop-rare leaves such rows out"
         )
     held_out = math.ceil(settings.test_size * len(labels))
     if min(held_out, len(labels) - held_out) < len(classes):
@@ -267,6 +271,18 @@ def _split(data: Dataset, classes: Array, labels: Array, settings: Settings) -> 
     train, test = train_test_split(
         np.arange(len(labels)), test_size=held_out, stratify=labels, random_state=settings.seed
     )
+    return train, test
+
+
+def _given_split(name: str, test: Array, classes: Array, labels: Array) -> tuple[Array, Array]:
+    """(training rows, ``test``) of a file that has both; DataError if a part lacks what it needs."""
+    train = np.setdiff1d(np.arange(len(labels)), test)
+    counts = np.bincount(labels[train], minlength=len(classes))
+    if not counts.all():
+        absent = classes[counts.argmin()].item()
+        raise DataError(f"{name}: class {absent!r} is in the rows for testing alone; none can teach it")
+    if not len(test):
+        raise DataError(f"{name}: its arrays for testing have no rows; leave them out of the file")
     return train, test
 
 

@@ -8,6 +8,7 @@ import zipfile
 from pathlib import Path
 
 from xent.files.errors import DataError
+from xent.files.formats import wide_text
 
 HEAD = 1 << 12  # bytes to look at
 CONVERT = "save it as CSV or Parquet"
@@ -36,12 +37,8 @@ MAGIC = {
 }
 NPZ = "save its arrays as npz: numpy.savez"
 URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
-ENCODINGS = {
-    b"\xff\xfe\0\0": "UTF-32",
-    b"\0\0\xfe\xff": "UTF-32",
-    b"\xff\xfe": "UTF-16",
-    b"\xfe\xff": "UTF-16",
-}
+ARRAY = "is an npy file, one array without a name", "save X and y in one npz file: numpy.savez"
+NPY = b"\x93NUMPY"
 
 
 def require_file(name: str, expected: str) -> None:
@@ -58,6 +55,11 @@ def require_file(name: str, expected: str) -> None:
         raise DataError(
             f"{name}: is a pipe or a device, which can be read once only; expected a file: save it first"
         )
+
+
+def is_pipe(name: str) -> bool:
+    """Whether ``name`` is a pipe, as ``<(command)`` of a shell is: it can be read once."""
+    return Path(name).is_fifo()
 
 
 def require_no_address(name: str) -> None:
@@ -89,15 +91,11 @@ def _identified(path: Path) -> tuple[str, str] | None:
             return what, f"{mend} {path.name}" if mend.startswith("unpack") else mend
     if head.startswith(b"PK"):
         return _archive(path)
-    for mark, name in ENCODINGS.items():
-        if head.startswith(mark):
-            return _wide(path, name)
-    if len(head) > 3 and not any(head[1::2]) and all(head[: len(head) & ~1 : 2]):
-        return _wide(path, "UTF-16LE")
-    if len(head) > 3 and not any(head[: len(head) & ~1 : 2]) and all(head[1::2]):
-        return _wide(path, "UTF-16BE")
-    if head.startswith(b"\x93NUMPY"):
-        return "is an npy file, one array without a name", "save X and y in one npz file: numpy.savez"
+    encoding = wide_text.encoding(head)
+    if encoding is not None:
+        return _wide(path, encoding)
+    if head.startswith(NPY):
+        return ARRAY
     if is_safetensors(head):
         return "is a safetensors file", NPZ
     if head[:1] == b"\x80" and head[1:2] in (b"\2", b"\3", b"\4", b"\5"):

@@ -44,7 +44,7 @@ def open_rows(name: str) -> RowReader:
 def _open(path: Path, key: str | None) -> RowReader:
     with path.open("rb") as file:
         head = file.read(1 << 12)
-    if head.startswith(b"\x93NUMPY"):
+    if head.startswith(foreign.NPY):
         if key is not None:
             raise ValueError(
                 f"{path}: is an npy file, one array without a name; got {key!r} behind the colon"

@@ -73,10 +73,14 @@ def _load(
     from sklearn.datasets import load_svmlight_file
 
     try:
-        if first is None:
-            with_zero, _ = load_svmlight_file(data, zero_based=True)
-            first = int(with_zero.indices.all())
-        x, y = load_svmlight_file(data, n_features=width, offset=start, length=length, zero_based=first == 0)
+        with open(data, "rb") as file:  # of a path scikit-learn would unpack what is called .gz or .bz2
+            if first is None:
+                with_zero, _ = load_svmlight_file(file, zero_based=True)
+                first = int(with_zero.indices.all())
+                file.seek(0)
+            x, y = load_svmlight_file(
+                file, n_features=width, offset=start, length=length, zero_based=first == 0
+            )
     except (ValueError, OverflowError) as error:
         raise DataError(f"{data}: is no svmlight file for this: {error}") from None
     return x, y, first

@@ -10,7 +10,8 @@ import scipy.sparse
 from dask.delayed import Delayed, delayed
 
 from xent.core.spec import LossSpec
-from xent.files import dataset, sources
+from xent.files import labels as label_checks
+from xent.files import sources
 from xent.files.errors import DataError
 from xent.files.formats import parquet
 from xent.files.held_out import HeldOut, Kept
@@ -111,7 +112,7 @@ def read_files(rows: Rows, held_out: HeldOut) -> FilesOnDask:
         raise DataError(f"{rows.files}: {error}") from None
     classes = labels.classes()[0]
     where = f"{rows.files}: {rows.options['target']}"
-    dataset.check_classes(where, classes, labels.of_classes(labels.rows))
+    label_checks.check_classes(where, classes, labels.of_classes(labels.rows))
     held_out.bound(count, len(source.feature_names), len(learnt.feature_names), len(classes))
     share = Share(held_out.seed, held_out.share, held_out.sampled)
     files = _tasks(prepare, numbers, (source, share, learnt, labels))
@@ -126,7 +127,7 @@ def opened(files: Any, options: dict[str, Any]) -> tuple[Tables, int] | Exceptio
     """On a worker: the files as one data set, and the number of their rows."""
     try:
         source = sources.open_files(files, **options)
-        if not isinstance(source, Tables) or source.kind != "parquet":
+        if not isinstance(source, Tables) or source.kind != "parquet" or source.files.has_copies:
             raise DataError(f"{source.paths[0]}: is no Parquet file, which is what dask's workers read")
         return source, sum(map(parquet.rows, source.paths))
     except (ValueError, OSError) as error:
