@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from xent.core.contract import RowStatistics
     from xent.engine.memory import release_memory
     from xent.regression.estimator import SoftmaxRegression
+    from xent.regression.estimator_cv import SoftmaxRegressionCV
     from xent.regression.rows import rows_from
 
     __version__: str
@@ -30,6 +31,7 @@ __all__ = [
     "CrossEntropyLoss",
     "RowStatistics",
     "SoftmaxRegression",
+    "SoftmaxRegressionCV",
     "__version__",
     "binary_cross_entropy",
     "binary_cross_entropy_with_grad",
@@ -61,6 +63,7 @@ _MODULES = {
     "RowStatistics": "core.contract",
     "release_memory": "engine.memory",
     "SoftmaxRegression": "regression.estimator",
+    "SoftmaxRegressionCV": "regression.estimator_cv",
     "rows_from": "regression.rows",
 }
 

@@ -5,9 +5,10 @@
 are dense and classes few by `fused_loss` in one native pass; `objective` is the penalised loss over all.
 `rows` are those of files that need not fit in memory, and `cached_rows` their passes over the files and the
 cache; `dask_input` recognises dask collections, and `dask_rows` has their rows as partitions. `solvers`
-minimise the objective and bound the distance to the minimum. `fitting` sets an estimator's attributes to the
-result; `checkpoints` are files from which a fit goes on. `threads` limits thread pools. `calibration` fits a
-temperature.
+minimise the objective and bound the distance to the minimum. `estimator_cv` is the classifier that chooses
+its penalty, by the held-out losses of `alpha_choice` along a `penalty_path`. `fitting` sets an estimator's
+attributes to the result; `checkpoints` are files from which a fit goes on. `threads` limits thread pools.
+`calibration` fits a temperature.
 `serialization` converts an estimator to tensors and JSON; `model_file` saves it with its preprocessing.
 """
 

@@ -148,6 +148,13 @@ class Objective:
         other.row_loss = self.row_loss._replace(dtype=narrow)
         return other
 
+    def with_alpha(self, alpha: float) -> Self:
+        """This objective with another penalty; the rows are shared."""
+        other = copy(self)
+        other.__dict__.pop("_narrow", None)
+        other.alpha = alpha
+        return other
+
     def subset(self, rows: Any, divisor: float) -> Self:
         """The objective of these rows, in memory, whose losses are divided by ``divisor``.
 

@@ -83,7 +83,7 @@ def minimise(
         if totals.dtype == np.float64 and not objective.row_norm() < LARGEST:
             raise overflow
         if resume is None:
-            random, counts = _generator(random_state, name), Counts()
+            random, counts = generator(random_state, name), Counts()
         else:
             _require_same(objective, name, resume)
             random, counts = np.random.RandomState(0), resume.counts
@@ -129,7 +129,7 @@ def solver_of(objective: Objective, solver: str) -> str:
     return name
 
 
-def _generator(random_state: Any, solver: str) -> np.random.RandomState:
+def generator(random_state: Any, solver: str) -> np.random.RandomState:
     """Of all that is drawn. Without a random_state two fits of the same data are equal, except with "sgd"."""
     given = 0 if random_state is None and solver != "sgd" else random_state
     random: np.random.RandomState = check_random_state(given)

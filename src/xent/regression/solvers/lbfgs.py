@@ -101,12 +101,18 @@ class Memory:
     ``kept`` is all that it is made from, and ``random`` must be in its state ``draws``.
     """
 
-    def __init__(self, objective: Objective, kept: Kept, random: np.random.RandomState) -> None:
+    def __init__(
+        self,
+        objective: Objective,
+        kept: Kept,
+        random: np.random.RandomState,
+        by_class: bool | None = None,
+    ) -> None:
         self.objective = objective
         self.random = random
         self.kept = kept
         self.most = min(PAIRS, max(4, PAIRS_BYTES // max(1, 2 * 8 * objective.num_parameters)))
-        self.by_class = is_cheap_by_class(objective)
+        self.by_class = is_cheap_by_class(objective) if by_class is None else by_class
         self.refresh(kept.anchor, kept.anchor_step)
 
     def is_stale(self, progress: Progress) -> bool:
@@ -125,7 +131,18 @@ class Memory:
 
     def learn(self, before: Point, after: Point) -> None:
         """Add the pair of a step if the curvature along it is positive."""
-        step, change = after.parameters - before.parameters, after.gradient - before.gradient
+        self._add(after.parameters - before.parameters, after.gradient - before.gradient)
+
+    def adopt(self, other: Memory) -> None:
+        """Take the pairs of a memory of the same loss with another alpha, which changes the gradients."""
+        more = self.objective.alpha - other.objective.alpha
+        weights = self.objective.num_scores * self.objective.num_features
+        for step, change in zip(other.kept.steps, other.kept.changes, strict=True):
+            penalised = change.copy()
+            penalised[:weights] += more * step[:weights]
+            self._add(step, penalised)
+
+    def _add(self, step: Array, change: Array) -> None:
         curvature = float(step @ change)
         if not curvature > 1e-10 * float((step @ step) * (change @ change)) ** 0.5:
             return

@@ -22,8 +22,8 @@ RESOLUTION = 4 * float(np.finfo(np.float64).eps)  # least gap that a solver can 
 class Progress:
     """The state of one minimisation, except for that of the solver.
 
-    ``gap`` is the bound for the last point evaluated. If the objective is not convex, it is the expected
-    decrease of the next step, relative to the objective, which certifies nothing.
+    ``gap`` is the bound for the last point evaluated. If the objective is not convex, or ``certify`` is
+    False, it is the expected decrease of the next step, relative to the objective, which certifies nothing.
     """
 
     def __init__(
@@ -34,17 +34,18 @@ class Progress:
         random: np.random.RandomState,
         on_step: OnStep = lambda state, counts: None,
         counts: Counts | None = None,
+        certify: bool = True,
     ) -> None:
         self.max_iter = max_iter
         self.tol = max(tol, RESOLUTION)
         self.on_step = on_step
-        self.certificate = Certificate(objective) if objective.is_convex else None
+        self.certificate = Certificate(objective) if certify and objective.is_convex else None
         self.steps, self.gap, within_reach, lower, self.separated = counts or Counts()
         if self.certificate is not None:
             self.certificate.within_reach, self.certificate.lower = within_reach, lower
         self.random = random
         # Half, as products in float32 are not exact.
-        self._separating = 0.5 * least_error(objective)
+        self._separating = 0.5 * least_error(objective) if certify else -np.inf
 
     @property
     def exhausted(self) -> bool:
