@@ -98,7 +98,13 @@ def fit(
     seed: Annotated[
         int, typer.Option(help="Chooses the rows held out and where the gradient is checked.")
     ] = 0,
-    alpha: Annotated[float, typer.Option(help="Strength of the L2 penalty, alpha/2 |W|^2.")] = 1e-3,
+    alpha: Annotated[
+        str,
+        typer.Option(
+            metavar="NUMBER|auto",
+            help="Strength of the L2 penalty, alpha/2 |W|^2; auto chooses it by cross-validation.",
+        ),
+    ] = "0.001",
     solver: Annotated[Solver, typer.Option(help="How to minimise.")] = Solver.AUTO,
     max_iter: Annotated[int, typer.Option(help="Most steps of the solver.")] = 1000,
     tol: Annotated[float, typer.Option(help="End this close to the optimum, relative to it.")] = 1e-4,
@@ -144,8 +150,18 @@ def fit(
     outputs.require_distinct({"--checkpoint": checkpoint} | named, inputs or [data])
     outputs.require_distinct(named, [] if resume is None else [resume])
     dialect = csv_table.Dialect(separator, decimal, tuple(missing or ()), not no_missing).checked()
+    strength = screen.number("--alpha", alpha, or_word="auto")
     settings = Settings(
-        test_size, seed, alpha, max_iter, tol, label_smoothing, focal_gamma, balanced, solver.value
+        test_size,
+        seed,
+        strength or 0.0,
+        max_iter,
+        tol,
+        label_smoothing,
+        focal_gamma,
+        balanced,
+        solver.value,
+        auto_alpha=strength is None,
     )
     options: dict[str, Any] = {
         "target": target,
@@ -288,6 +304,8 @@ def _print_run(console: Console, run: Run) -> None:
         _say_under(console, heading, sentence)
     if run.reads is not None:
         _say_under(console, "files", "; ".join(verdict.reading(run)))
+    if run.tried is not None:
+        _say_under(console, "alpha", verdict.about_alpha(run.tried, s.alpha))
     steps = f"{counted(run.steps, 'step')} of {run.solver} in {run.seconds:.2f} s"
     gap = run.optimality_gap
     # A gap of 1 is no information: it holds as no loss is negative.

@@ -107,6 +107,14 @@ def console() -> Console:
     return Console(highlight=False)
 
 
+def number(option: str, word: str, or_word: str) -> float | None:
+    """The number that an option is given; None for ``or_word``, and ValueError for anything else."""
+    try:
+        return None if word == or_word else float(word)
+    except ValueError:
+        raise ValueError(f"`{option}` must be a number or {or_word}; got {word!r}") from None
+
+
 def say(console: Console, text: str, style: str = "", indent: int = 0) -> None:
     """Print `printable` ``text``: in a pipe as one line, on a terminal wrapped between words.
 

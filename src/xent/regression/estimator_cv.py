@@ -15,6 +15,7 @@ from xent.regression.alpha_choice import choose
 from xent.regression.dask_input import is_dask
 from xent.regression.estimator import SoftmaxRegression
 from xent.regression.fitting import Step, fit_objective, set_parameters
+from xent.regression.objective import Objective
 from xent.regression.parameters import check_parameters
 from xent.regression.rows import Rows
 
@@ -151,6 +152,10 @@ class SoftmaxRegressionCV(SoftmaxRegression):
         self.__dict__.pop("feature_names_in_", None)
         self.__dict__.update({name: value for name, value in vars(model).items() if name.endswith("_")})
         return self
+
+    def objective(self, X: Any, y: Any, sample_weight: Any = None) -> Objective:
+        """The function that `fit` minimised at last, with ``alpha_``."""
+        return self.single().objective(X, y, sample_weight)
 
     def contents(self) -> storage.Contents:
         """The contents that `save` writes: those of a `SoftmaxRegression` with ``alpha_``."""

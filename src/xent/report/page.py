@@ -284,6 +284,7 @@ def facts(run: Run, command: str, most: int | None = None) -> dict[str, Any]:
         "optimality_gap": run.optimality_gap,
         "gradient_check": run.gradient._asdict() | {"passed": run.gradient.passed},
         "coefficients": coefficients.plain(values, most and max(1, most // len(values.classes))),
+        "alpha_choice": None if run.tried is None else run.tried._asdict(),
         "curve": {
             "first_step": run.first_step,
             "training": [a for a, _ in run.curve],
@@ -346,6 +347,7 @@ def html(run: Run, command: str) -> str:
             "confusion": plots.confusion_matrix(d, names),
             "gradient": plots.gradient_map(d, names),
             "reliability": plots.reliability(d.reliability),
+            "alphas": None if run.tried is None else plots.loss_by_alpha(run.tried, run.settings.alpha),
         },
         objective=objective(run.settings),
         reading=reading(run),

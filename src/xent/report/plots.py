@@ -14,7 +14,7 @@ from xent.evaluation.standard_errors import wilson
 from xent.files.phrases import counted
 from xent.html.svg import Scale, distinct_names, element, number, picture, text, width_of
 from xent.report.diagnosis import CLASS_BINS, Diagnosis, Sample, spread_rows
-from xent.report.training import Run
+from xent.report.training import Run, TriedAlphas
 
 Array = np.ndarray[Any, Any]
 
@@ -60,6 +60,31 @@ def loss_curve(run: Run) -> str:
         "on held-out rows"
     )
     return picture(WIDTH, 354, parts, label)
+
+
+def loss_by_alpha(tried: TriedAlphas, alpha: float) -> str:
+    """Held-out loss of each alpha on the folds, with one standard error; the chosen one is marked."""
+    losses, errors = np.array(tried.losses), np.array(tried.standard_errors)
+    low, high = float((losses - errors).min()), float((losses + errors).max())
+    room = 0.06 * (high - low)
+    y = Scale(max(0.0, low - room), high + room, 300, 8)
+    ticks = {tick: f"{tick:.6g}" for tick in y.ticks(6)}
+    least, largest = min(tried.alphas), max(tried.alphas)
+    x = Scale(least / 1.3, 1.3 * largest, _left(ticks.values(), SIZE), WIDTH - 8, log=True)
+    parts = [_rule_across(x, y(tick), words) for tick, words in ticks.items()]
+    parts += [text(x(tick), 322, f"{tick:g}", "middle") for tick in x.ticks(5)]
+    parts.append(text((x.start + x.end) / 2, 346, "alpha", "middle"))
+    points = " ".join(
+        f"{number(x(a))},{number(y(loss))}" for a, loss in zip(tried.alphas, losses, strict=True)
+    )
+    parts.append(element("polyline", points=points, class_="line b"))
+    for a, loss, error in zip(tried.alphas, losses, errors, strict=True):
+        ends = f"M{number(x(a))} {number(y(loss - error))}V{number(y(loss + error))}"
+        parts.append(element("path", d=ends, class_="interval"))
+        title = element("title", f"alpha {a:.3g}: {loss:.4f} ± {error:.4f} nats")
+        parts.append(element("circle", title, cx=x(a), cy=y(loss), r=7 if a == alpha else 4, class_="b"))
+    description = "; ".join(f"{a:.3g}: {loss:.4f}" for a, loss in zip(tried.alphas, losses, strict=True))
+    return picture(WIDTH, 354, parts, f"Held-out loss by alpha, {alpha:.3g} chosen: {description}")
 
 
 def confusion_matrix(d: Diagnosis, classes: list[Any]) -> str:

@@ -56,6 +56,8 @@ def run(
     OSError
         If a file cannot be read, or if there is no room for the cache.
     """
+    if settings.auto_alpha:
+        raise ValueError("`--alpha` must be a number for rows that are read in parts; got auto")
     estimator = training.estimator_for(settings, restart)
     require_any_order(settings)
     held_out = HeldOut(settings.test_size, settings.seed, rows.memory // HELD_OUT)

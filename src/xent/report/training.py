@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple, Protocol
 
 import numpy as np
+from sklearn.model_selection import StratifiedKFold
 
 from xent.api.cross_entropy import cross_entropy
 from xent.check import GradientCheck, gradient_check
@@ -19,6 +20,7 @@ from xent.files.tables import DataError
 from xent.regression import checkpoints
 from xent.regression.cached_rows import Reads
 from xent.regression.estimator import SoftmaxRegression
+from xent.regression.estimator_cv import SoftmaxRegressionCV
 from xent.regression.fitting import Step, last_step
 from xent.regression.model_file import Model
 from xent.regression.objective import Objective
@@ -32,6 +34,7 @@ Array = np.ndarray[Any, Any]
 CHECK_WORK = 1 << 27  # multiplications in the gradient check: about 0.1 s
 CHECK_ROWS = 64  # least number of rows to check it on
 CHECK_PARAMETERS = (16, 256)  # least and largest number of parameters to check
+FOLDS = 5  # for the choice of alpha
 EXPONENTIAL = 16  # multiplications that take the time of one exponential
 
 
@@ -47,6 +50,7 @@ class Settings(NamedTuple):
     focal_gamma: float = 0.0
     balanced: bool = False
     solver: Literal["auto", "lbfgs", "newton-cg", "sgd"] = "auto"
+    auto_alpha: bool = False  # whether to choose alpha by cross-validation on the rows to train on
 
     @property
     def is_plain(self) -> bool:
@@ -91,6 +95,15 @@ class TrainingRows(Protocol):
     def training_loss(self, step: Step) -> float:
         """Mean cross-entropy of the rows to train on after a step, nats."""
         ...
+
+
+class TriedAlphas(NamedTuple):
+    """The penalties that were tried on folds of the rows to train on, the largest first."""
+
+    alphas: list[float]
+    losses: list[float]  # mean cross-entropy where a row was held out, nats
+    standard_errors: list[float]
+    folds: int
 
 
 class InMemory:
@@ -144,6 +157,7 @@ class Run(NamedTuple):
     sample: int | None = None  # training rows in ``data``, if they are not all
     reads: Reads | None = None  # of files that were read piece by piece
     first_step: int = 0  # after which the training went on, if from a checkpoint
+    tried: TriedAlphas | None = None  # if alpha was to be chosen
 
     @property
     def test(self) -> Summary:
@@ -170,22 +184,29 @@ def run(
     if data.held_out is not None:
         settings = settings._replace(test_size=len(data.held_out) / len(data.labels))
     estimator = estimator_for(settings, restart)
-    return results(InMemory(data, settings), estimator, settings, on_step)
+    rows = InMemory(data, settings)
+    if isinstance(estimator, SoftmaxRegressionCV):
+        most = int(np.unique(data.labels[rows.train], return_counts=True)[1].max())
+        estimator.cv = StratifiedKFold(min(FOLDS, most), shuffle=True, random_state=settings.seed)
+    return results(rows, estimator, settings, on_step)
 
 
 def estimator_for(settings: Settings, restart: Restart) -> SoftmaxRegression:
     """The estimator of a run, to be fitted; errors for settings and checkpoints as its `fit` raises."""
-    estimator = SoftmaxRegression(
-        alpha=settings.alpha,
-        max_iter=settings.max_iter,
-        tol=settings.tol,
-        solver=settings.solver,
-        random_state=settings.seed,
-        label_smoothing=settings.label_smoothing,
-        focal_gamma=settings.focal_gamma,
-        class_weight="balanced" if settings.balanced else None,
-        **restart._asdict(),
-    )
+    options: dict[str, Any] = {
+        "max_iter": settings.max_iter,
+        "tol": settings.tol,
+        "solver": settings.solver,
+        "random_state": settings.seed,
+        "label_smoothing": settings.label_smoothing,
+        "focal_gamma": settings.focal_gamma,
+        "class_weight": "balanced" if settings.balanced else None,
+    }
+    if settings.auto_alpha:
+        if restart != NO_RESTART:
+            raise ValueError("`--alpha` must be a number with --checkpoint and --resume; got auto")
+        return SoftmaxRegressionCV(**options)
+    estimator = SoftmaxRegression(alpha=settings.alpha, **options, **restart._asdict())
     check_parameters(estimator)
     checkpoints.check(estimator)
     return estimator
@@ -221,6 +242,16 @@ def results(
         warnings.simplefilter("always", ConvergenceWarning)
         objective = rows.fit(estimator)
     seconds = time.perf_counter() - start
+    tried = None
+    if isinstance(estimator, SoftmaxRegressionCV):
+        settings = settings._replace(alpha=estimator.alpha_)
+        tried = TriedAlphas(
+            estimator.alphas_.tolist(),
+            estimator.mean_scores_.tolist(),
+            estimator.standard_errors_.tolist(),
+            estimator.scores_.shape[1],
+        )
+        estimator = estimator.single()
     estimator.set_params(callback=None, checkpoint=None, resume=None)  # they are no part of the model
     uniform = math.log(len(classes))
     curve.insert(0, (uniform, uniform) if begun is None else losses(last_step(begun)))
@@ -247,6 +278,7 @@ def results(
         model=Model(estimator, learnt, _notes(data, settings)),
         sample=len(rows.train) if rows.is_sample else None,
         first_step=0 if begun is None else begun.n_iter_,
+        tried=tried,
     )
 
 

@@ -9,7 +9,7 @@ import numpy as np
 from rich.filesize import decimal
 
 from xent.files.phrases import counted
-from xent.report.training import Run
+from xent.report.training import Run, TriedAlphas
 
 
 class Yardstick(NamedTuple):
@@ -59,9 +59,10 @@ def verdict(run: Run) -> tuple[str, list[str]]:
         )
     step, (train, best) = min(enumerate(run.curve, run.first_step), key=lambda each: each[1][1])
     by_heart = run.train.loss < train
-    if best < 0.95 * run.test.loss and best < run.test.loss - 0.005 and (by_heart or run.settings.is_plain):
+    rose = best < 0.95 * run.test.loss and best < run.test.loss - 0.005
+    if rose and run.tried is None and (by_heart or run.settings.is_plain):
         why = (
-            "the model has learnt its training rows by heart; a larger --alpha may help."
+            "the model has learnt its training rows by heart; a larger --alpha may help: try --alpha auto."
             if by_heart
             else "the training loss rose too, for the sake of the penalty; a smaller --alpha may help."
         )
@@ -126,3 +127,16 @@ def reading(run: Run) -> list[str]:
 def sampled(run: Run) -> str:
     """The training rows in memory, if they are not all, in words."""
     return f"a sample of {run.sample:,} of the {counted(run.train.rows, 'training row')}"
+
+
+def about_alpha(tried: TriedAlphas, alpha: float) -> str:
+    """How alpha was chosen, and whether one beyond those tried may be better."""
+    chosen = tried.alphas.index(alpha)
+    loss, error = tried.losses[chosen], tried.standard_errors[chosen]
+    sentence = (
+        f"{alpha:.3g}, the best of {len(tried.alphas)} on {tried.folds} folds of the training rows: a loss of "
+        f"{loss:.4f} ± {error:.4f} nats (one standard error)"
+    )
+    if chosen in (0, len(tried.alphas) - 1):
+        sentence += f"; a {'smaller' if chosen else 'larger'} one may be better"
+    return sentence
