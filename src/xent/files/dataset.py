@@ -42,8 +42,8 @@ class Dataset(NamedTuple):
     unlabelled: int = 0  # rows left out because they have no label
     notes: tuple[str, ...] = ()  # what was left out, in sentences
     dialect: Dialect = NO_DIALECT  # the options for reading the file
-    held_out: Array | None = None  # rows that the file says are not for training; None to choose them
     files: Array | None = None  # (N,) name of the file of each row, if there are several
+    held_out: Array | None = None  # rows that the file says are not for training; None to choose them
 
     def number(self, row: int) -> int:
         """Number in its file of row ``row``, counted from 0 in ``features``."""

@@ -16,10 +16,10 @@ import numpy as np
 
 from xent.files import dataset, labels, skipped, tables
 from xent.files.cells import Reading
-from xent.files.data_files import DataFiles, Opened
+from xent.files.data_files import KINDS, DataFiles, Opened
 from xent.files.dataset import NO_DIALECT
 from xent.files.errors import DataError, named_faults, polars_faults
-from xent.files.formats import csv_table, parquet, row_numbers, svmlight
+from xent.files.formats import csv_table, foreign, parquet, row_numbers, svmlight
 from xent.files.formats.csv_table import Dialect
 from xent.files.formats.row_numbers import RowNumbers
 from xent.files.phrases import counted, listed
@@ -297,6 +297,8 @@ def open_files(
     empty = [path for path in paths if path.is_file() and not path.stat().st_size]
     if empty:
         raise DataError(f"{empty[0]}: is empty")
+    for path in paths if len(paths) > 1 else ():
+        foreign.require_file(str(path), KINDS)  # a pipe in a directory may wait for a writer for ever
     data_files = DataFiles()
     names = [str(path) if path.parent.name or str(path) == "-" else f"./{path}" for path in paths]
     opened = [data_files.open(name) for name in names]

@@ -66,7 +66,7 @@ def loss_by_alpha(tried: TriedAlphas, alpha: float) -> str:
     """Held-out loss of each alpha on the folds, with one standard error; the chosen one is marked."""
     losses, errors = np.array(tried.losses), np.array(tried.standard_errors)
     low, high = float((losses - errors).min()), float((losses + errors).max())
-    room = 0.06 * (high - low)
+    room = 0.06 * (high - low) or 0.1 * high + 1e-3
     y = Scale(max(0.0, low - room), high + room, 300, 8)
     ticks = {tick: f"{tick:.6g}" for tick in y.ticks(6)}
     least, largest = min(tried.alphas), max(tried.alphas)

@@ -134,8 +134,8 @@ def about_alpha(tried: TriedAlphas, alpha: float) -> str:
     chosen = tried.alphas.index(alpha)
     loss, error = tried.losses[chosen], tried.standard_errors[chosen]
     sentence = (
-        f"{alpha:.3g}, the best of {len(tried.alphas)} on {tried.folds} folds of the training rows: a loss of "
-        f"{loss:.4f} ± {error:.4f} nats (one standard error)"
+        f"{alpha:.3g}, the best of {len(tried.alphas)} on {tried.folds} folds of the training rows: a loss "
+        f"of {loss:.4f} ± {error:.4f} nats (one standard error)"
     )
     if chosen in (0, len(tried.alphas) - 1):
         sentence += f"; a {'smaller' if chosen else 'larger'} one may be better"
