@@ -271,8 +271,7 @@ def _say_under(console: Console, heading: str, text: str) -> None:
 
 def _print_run(console: Console, run: Run) -> None:
     from xent.files.preprocess import describe
-    from xent.report import page as reports
-    from xent.report import verdict
+    from xent.report import effects, verdict
 
     s, g = run.settings, run.gradient
     rows, features = run.train.rows + run.test.rows, len(run.data.feature_names)
@@ -313,7 +312,7 @@ def _print_run(console: Console, run: Run) -> None:
     _say_under(console, "training", f"{steps}; alpha {s.alpha:g}, seed {s.seed}{distance}")
     error = f"{g.error:.1e} largest relative error against finite differences"
     _say_under(console, "gradient", f"{error}, in {verdict.checked(run)}, at random parameters")
-    for sentence in reports.largest_effects(run):
+    for sentence in effects.largest_effects(run):
         _say_under(console, "effects", sentence)
     finding, cautions = verdict.verdict(run)
     console.print()

@@ -2,6 +2,6 @@
 
 `training` makes the run, of rows in memory or, by `streamed`, of files larger than it. `diagnosis` computes
 numbers from the held-out logits, `data_checks` and `text_columns` look for problems of the data,
-`coefficients` describes the model, and `verdict` sums up in sentences. `plots` draws the pictures, `page`
-makes the page.
+`coefficients` describes the model, `effects` the largest of its coefficients, and `verdict` sums up in
+sentences. `plots` draws the pictures, `page` makes the page.
 """

@@ -17,16 +17,13 @@ from xent.html import render, thumbnails
 from xent.regression.estimator import versions
 from xent.report import coefficients, plots
 from xent.report.diagnosis import Parts, Reason, Sample
+from xent.report.effects import MOST_MULTIPLES, coefficient_images, effects, signed
 from xent.report.training import Run, Settings
 from xent.report.verdict import checked, commonest, reading, sampled, verdict, yardstick
 
 Array = np.ndarray[Any, Any]
 
 MOST_CLASSES = 60  # rows in the table of classes
-MOST_MULTIPLES = 12  # classes with a picture of their reliability and a table of their coefficients
-MOST_EFFECTS = {1: 16, 2: 8}  # number of tables of coefficients → rows of each
-FEW_EFFECTS = 5  # rows of each of more tables
-MOST_SENTENCES = 3  # sentences about coefficients, and features in each
 MOST_NUMBERS = 20_000  # coefficients in the page's JSON
 SUPERSCRIPTS = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 
@@ -237,25 +234,6 @@ def page_names(run: Run) -> list[str]:
     return [printable(str(name)) for name in run.classes]
 
 
-def effects(run: Run, order: list[int]) -> list[tuple[str, list[coefficients.Effect]]]:
-    """[(class, its largest coefficients)] of the second of two classes, or the first classes in ``order``."""
-    values = coefficients.coefficients(run.model)
-    shown = [0] if values.against is not None else sorted(order[:MOST_MULTIPLES])
-    most = MOST_EFFECTS.get(len(shown), FEW_EFFECTS)
-    names = [printable(str(name)) for name in values.classes]
-    return [(names[k], coefficients.largest(values, k, most)) for k in shown]
-
-
-def largest_effects(run: Run) -> list[str]:
-    """The largest coefficients of some classes, a sentence for each."""
-    order = sorted(range(len(run.classes)), key=lambda k: -run.diagnosis.classes[k].rows)
-    sentences = []
-    for name, of_class in effects(run, order)[:MOST_SENTENCES]:
-        parts = [f"{e.feature} {signed(e.scaled, '+.2f')}" for e in of_class[:MOST_SENTENCES]]
-        sentences.append(f"on {name}: {', '.join(parts) or 'none'}")
-    return sentences
-
-
 def facts(run: Run, command: str, most: int | None = None) -> dict[str, Any]:
     """All numbers of the page, for JSON; at most about ``most`` coefficients, the largest."""
     d, names = run.diagnosis, run.classes
@@ -342,6 +320,7 @@ def html(run: Run, command: str) -> str:
         widest=max(c.share for c in d.classes) or 1.0,
         multiples=[(k, plots.class_reliability(d.classes[k].reliability, names[k])) for k in multiples],
         effects=effects(run, order),
+        pixels=coefficient_images(run, order),
         pictures={
             "curve": plots.loss_curve(run),
             "confusion": plots.confusion_matrix(d, names),
@@ -372,11 +351,6 @@ def perplexity(loss: float, decimals: int) -> str:
     if not math.isfinite(value):
         return "∞"
     return f"{value:.{decimals}f}" if value < 1e6 else _scientific(value)
-
-
-def signed(value: float, form: str = "+.3g") -> str:
-    """The value with its sign, a real minus sign."""
-    return f"{value:{form}}".replace("-", "−")
 
 
 def nats(loss: float) -> str:

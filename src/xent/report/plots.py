@@ -19,6 +19,7 @@ from xent.report.training import Run, TriedAlphas
 Array = np.ndarray[Any, Any]
 
 WIDTH = 460  # width of a picture that takes half the page
+NARROW = 212  # width of a picture of one class
 # The largest font sizes of the page, on phones: in these pictures, and in the narrow ones.
 SIZE, NARROW_SIZE = 15.0, 12.5
 NAME = 150.0  # largest width of a class's name beside a matrix
@@ -85,6 +86,25 @@ def loss_by_alpha(tried: TriedAlphas, alpha: float) -> str:
         parts.append(element("circle", title, cx=x(a), cy=y(loss), r=7 if a == alpha else 4, class_="b"))
     description = "; ".join(f"{a:.3g}: {loss:.4f}" for a, loss in zip(tried.alphas, losses, strict=True))
     return picture(WIDTH, 354, parts, f"Held-out loss by alpha, {alpha:.3g} chosen: {description}")
+
+
+def coefficient_image(scaled: Array, largest: float, name: str) -> str:
+    """Coefficients (height, width) of pixels for one class, shaded by their share of ``largest``."""
+    height, width = scaled.shape
+    side = NARROW / max(height, width)
+    cells = _Cells()
+    level = np.round(LEVELS * scaled / (largest or 1.0)).astype(int)
+    for i, j in zip(*np.nonzero(level), strict=True):
+        cells.add("a" if level[i, j] > 0 else "b", abs(int(level[i, j])), j * side, i * side, side, side)
+    frame = element("rect", x=0, y=0, width=width * side, height=height * side, class_="frame")
+    (top, left), (bottom, right) = (
+        np.unravel_index(k, scaled.shape) for k in (scaled.argmax(), scaled.argmin())
+    )
+    label = (
+        f"Coefficients of the pixels for {name}: largest {scaled.max():+.2f} in row {top}, column {left}, "
+        f"least {scaled.min():+.2f} in row {bottom}, column {right}"
+    )
+    return picture(width * side, height * side, [*cells.drawn(), frame], label)
 
 
 def confusion_matrix(d: Diagnosis, classes: list[Any]) -> str:
@@ -177,7 +197,7 @@ def class_reliability(bins: list[Bin], name: str) -> str:
     description = "; ".join(
         f"{b.confidence:.0%} said, {b.accuracy:.0%} true of {counted(b.rows, 'row')}" for b in bins
     )
-    return picture(212, 180, parts, f"Reliability of class {name}: {description}")
+    return picture(NARROW, 180, parts, f"Reliability of class {name}: {description}")
 
 
 def sample_bars(sample: Sample, classes: list[Any]) -> str:
