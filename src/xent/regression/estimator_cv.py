@@ -71,7 +71,7 @@ class SoftmaxRegressionCV(SoftmaxRegression):
     >>> import xent
     >>> from sklearn.datasets import load_iris
     >>> model = xent.SoftmaxRegressionCV().fit(*load_iris(return_X_y=True))
-    >>> model.alpha_ == model.alphas_[model.mean_scores_.argmin()]
+    >>> bool(model.alpha_ == model.alphas_[model.mean_scores_.argmin()])
     True
     >>> model.scores_.shape == (len(model.alphas_), 5)
     True
