@@ -162,6 +162,7 @@ DAMAGED: dict[str, tuple[Callable[[], bytes], str]] = {
     "zstd, cut": (lambda: cut(zstd(CSV)), "as zstd: it ends too early"),
     "zstd, changed": (lambda: changed(zstd(CSV)), "as zstd|is not a CSV file|."),
     "zip, changed": (lambda: changed(zipped(t=CSV), 60), "as zip"),
+    "a row too long in gzip": (lambda: gzip.compress(b"a,kind\n1,2,3\n"), "line 2 has 3 fields"),
     "gzip without end": (lambda: nested(6), "is packed more than 5 times"),
     "UTF-16, cut": (lambda: CSV.decode().encode("utf-16")[:-1], "not all of it is text in UTF-16"),
     "JSON Lines, a line cut": (lambda: LINES.replace(b'"v"}', b'"v"', 1), "line 2 is not one JSON object"),
@@ -239,6 +240,14 @@ def test_what_can_be_read_once_is_copied_and_that_is_said(case, through, monkeyp
     assert (out, err.splitlines()[0]) == (rows, f"xent: note: {said}")
     for thread in threads:
         thread.join()
+
+
+@pytest.mark.parametrize("case", ["JSON Lines", "Arrow"])
+def test_rows_that_a_conversion_loses_are_an_error(case, monkeypatch):
+    Path("f").write_bytes(FORMATS[case]())
+    monkeypatch.setattr("xent.files.formats.parquet.rows", lambda path: 39)
+    with pytest.raises(DataError, match=r"^f: is damaged: 39 of its 40 rows can be read"):
+        dataset.load("f", "kind")
 
 
 def test_damage_in_standard_input_is_called_that(monkeypatch, capsys):

@@ -316,6 +316,11 @@ BAD = {
         None,
         "row 8 is not",
     ),
+    "infinite x_test": (
+        lambda: np.savez("f", x_train=X, y_train=Y, x_test=X * [1, 1, np.inf, 1], y_test=Y),
+        None,
+        "column x2, row 151;",
+    ),
     "shapes of rows": (
         lambda: np.savez("f", x_train=X, y_train=Y, x_test=X[:, :2], y_test=Y),
         None,

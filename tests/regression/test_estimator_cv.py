@@ -24,6 +24,8 @@ from threadpoolctl import threadpool_limits
 import xent
 from xent.regression import objective as objectives
 from xent.regression import penalty_path
+from xent.regression.solvers.lbfgs import Kept, Memory
+from xent.regression.solvers.state import Draws, Point
 
 FOLDS = StratifiedKFold(5, shuffle=True, random_state=0)
 
@@ -265,3 +267,19 @@ def test_alpha_may_be_0():
     model = xent.SoftmaxRegressionCV(alphas=[0.0, 1e-3, 1e-2, 0.1]).fit(X, y)
     assert model.alphas_.tolist() == [0.1, 1e-2, 1e-3, 0.0]
     assert abs(model.mean_scores_[3] - model.mean_scores_[2]) < model.standard_errors_[3]
+
+
+def test_pairs_are_taken_to_another_penalty():
+    """The change of the gradient along a step, as the objective with the other alpha has it."""
+    X, y = scaled(load_iris)
+    one = xent.SoftmaxRegression(alpha=0.1).objective(X, y)
+    random = np.random.RandomState(0)
+    places = random.normal(size=(2, one.num_parameters))
+    memories, changes = [], []
+    for objective in (one, one.with_alpha(3.0)):
+        points = [Point(place, *objective(place)) for place in places]
+        changes.append(points[1].gradient - points[0].gradient)
+        memories.append(Memory(objective, Kept(places[0], 0, Draws.of(random)), random))
+        memories[-1].learn(*points) if objective is one else memories[-1].adopt(memories[0])
+    np.testing.assert_allclose(memories[1].kept.changes, changes[1:], rtol=1e-10)
+    assert not np.allclose(*changes)
