@@ -21,6 +21,7 @@ from xent.html import render
 from xent.regression.estimator import versions
 from xent.report import page, plots
 from xent.report.diagnosis import Parts, Sample
+from xent.report.effects import signed
 from xent.report.page import Figure
 from xent.report.verdict import judged
 
@@ -72,7 +73,7 @@ def html(files: list[str], class_names: list[str] | None, results: Results, comm
         present=len(order),
         widest=max((c.share or 0.0 for c in first.classes), default=0.0) or 1.0,
         tables=[(name, words.numbers(e)) for name, e in zip(models, results.evaluations, strict=True)],
-        signed=page.signed,
+        signed=signed,
         counted=counted,
         command=command,
         versions=versions(),
@@ -174,7 +175,7 @@ def figures(first: Evaluation, comparison: Comparison | None) -> list[Figure]:
     )
     return [
         *result,
-        Figure("First less second", page.signed(comparison.difference, "+.4f"), f"{note}on {wins.second:,}"),
+        Figure("First less second", signed(comparison.difference, "+.4f"), f"{note}on {wins.second:,}"),
     ]
 
 

@@ -188,7 +188,7 @@ def as_partition(
 def _pieces(source: Tables, index: int) -> Any:
     """The rows of one of the files."""
     one = copy(source)
-    one.paths = [source.paths[index]]
+    one.paths, one.stamps = [source.paths[index]], [source.stamps[index]]
     return one.pieces(CELLS)
 
 
