@@ -266,8 +266,9 @@ def test_a_full_disk_is_one_line_and_the_cache_is_gone(folder):
 
 
 STOP = """
-import time
+import signal, time
 from xent.command import screen
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background process ignores it
 def read(passes, what, done, total):
     if what == "pass 3":
         print("pass", flush=True)
