@@ -47,6 +47,42 @@ def test_pieces_teach_what_all_rows_do(cuts, dtype):
         np.testing.assert_allclose(ours.arrays()[name], expected, rtol=1e-13, atol=1e-13, err_msg=name)
 
 
+@pytest.mark.parametrize("cuts", [[0, ROWS], [0, 0, 1, 30, 80, ROWS], list(range(ROWS + 1))])
+def test_learners_of_parts_teach_merged_what_all_rows_do(cuts):
+    ours, theirs = Learner(TABLE.columns, CATEGORIES), Preprocessor.fit(TABLE, TABLE.columns)
+    for start, stop in pairwise(cuts):
+        part = Learner(TABLE.columns, CATEGORIES)
+        part.add(TABLE[start:stop])
+        ours.merge(part)
+    assert ours.preprocessor().to_json() == theirs.to_json()
+    for name, expected in theirs.arrays().items():
+        found = ours.preprocessor().arrays()[name]
+        np.testing.assert_allclose(found, expected, rtol=1e-13, atol=1e-13, err_msg=name)
+
+
+def test_merged_samples_have_rows_of_each_part_at_one_rate(monkeypatch):
+    """So that the medians are those of all parts: here 400 rows near 0, and 100 near 10."""
+    monkeypatch.setattr(learning, "SAMPLE", 0)
+    monkeypatch.setattr(learning, "LEAST_ROWS", 120)
+    learner = Learner(["a"], [])
+    for rows, centre in ((400, 0.0), (100, 10.0)):
+        part = Learner(["a"], [])
+        part.add(pl.DataFrame({"a": centre + RNG.uniform(-1, 1, rows)}))
+        learner.merge(part)
+    sample = np.concatenate(learner.sample)[:, 0]
+    assert len(sample) <= 120
+    assert np.mean(sample > 5) == pytest.approx(0.2, abs=0.05)
+
+
+def test_too_many_levels_in_all_parts_are_named(monkeypatch):
+    monkeypatch.setattr(learning, "MOST_LEVELS", 3)
+    words, more = (Learner(["a"], ["a"]) for _ in range(2))
+    words.add(pl.DataFrame({"a": ["x", "y"]}))
+    more.add(pl.DataFrame({"a": ["z", "w"]}))
+    with pytest.raises(ValueError, match="'a' has 4 levels in 4 rows, too many"):
+        words.merge(more)
+
+
 def test_medians_of_more_rows_are_those_of_each_2nd_4th_or_8th(monkeypatch):
     monkeypatch.setattr(learning, "SAMPLE", 0)
     monkeypatch.setattr(learning, "LEAST_ROWS", 30)

@@ -57,8 +57,8 @@ def run(
 @contextmanager
 def _connected(address: str) -> Iterator[None]:
     """Make the scheduler at ``address`` dask's. Its own messages are silent: an error is one line."""
-    logger = logging.getLogger("distributed")
-    level, logger.level = logger.level, logging.CRITICAL + 1
+    level = logging.root.manager.disable
+    logging.disable(logging.CRITICAL)
     client = None
     try:
         try:
@@ -72,4 +72,4 @@ def _connected(address: str) -> Iterator[None]:
     finally:
         if client is not None:
             client.close(timeout=1)
-        logger.level = level
+        logging.disable(level)
