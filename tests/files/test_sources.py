@@ -170,3 +170,53 @@ def test_a_file_that_changes_between_passes_is_an_error(tmp_path, suffix, change
         paths[1].write_bytes(change(paths[1].read_bytes()))
     with pytest.raises(DataError, match=rf"1\{suffix}: was changed while it was read"):
         list(source.pieces(1))
+
+
+# name → (column b of two files, its type, or what the error must say)
+COLUMNS = {
+    "numbers after no values": (["", "", "1", "2"], pl.Float64),
+    "text after no values": (["", "", "u", "w"], pl.String),
+    "no values": ([""] * 4, pl.Float64),
+    "text after numbers": (["1", "2", "u", "3"], "1.csv: expected a number in .*'u'; .* --categorical b"),
+    "numbers after text": (["u", "v", "3", "4"], "0.csv: column 'b' is text .* but 2 of all 4 .* --categ"),
+    "some numbers after text": (["u", "v", "3", "w"], pl.String),
+}
+
+
+@pytest.mark.parametrize("case", COLUMNS)
+@pytest.mark.parametrize("in_memory", [False, True])
+def test_a_column_is_numbers_or_text_as_in_one_file(tmp_path, case, in_memory):
+    values, expected = COLUMNS[case]
+    table = TABLE.with_columns(b=pl.Series(values))
+    write(table[:2], tmp_path / "0.csv")
+    write(table[2:], tmp_path / "1.csv")
+    write(table, tmp_path / "whole.csv")
+
+    def kind():
+        if in_memory:
+            features = dataset.load(str(tmp_path / "whole.csv"), "y").features
+            return features["b"].dtype if isinstance(features, pl.DataFrame) else pl.Float64
+        return pieces([tmp_path / "0.csv", tmp_path / "1.csv"], cells=60)[0].features["b"].dtype
+
+    if isinstance(expected, str):
+        with pytest.raises(DataError, match="--categorical b" if in_memory else expected):
+            kind()
+    else:
+        assert kind() == expected
+
+
+def test_many_cells_decide_a_column_without_values(tmp_path):
+    """The search for a value in later files ends after as many cells as a piece has."""
+    for number in range(3):
+        write(TABLE.with_columns(b=pl.lit("u" if number == 2 else "")), tmp_path / f"{number}.csv")
+    assert sources.open_files(tmp_path, "y", cells=40).categories == ("b",)
+    assert sources.open_files(tmp_path, "y", cells=24).categories == ()
+
+
+def test_no_name_is_not_the_current_folder(tmp_path, monkeypatch):
+    write(TABLE, tmp_path / "0.csv")
+    monkeypatch.chdir(tmp_path)
+    assert not sources.is_several("")
+    assert sources.is_several(".")
+    with pytest.raises(DataError):
+        sources.open_files("", "y")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import pickle
 import signal
 import subprocess
 import sys
@@ -315,3 +316,10 @@ def test_memory_is_that_of_a_few_blocks(tmp_path):
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     small, large = map(int, done.stdout.split())
     assert (large - small) / 1024 < 48
+
+
+def test_rows_can_be_pickled(tmp_path):
+    rows = xent.rows_from(write(table(), tmp_path), target="y")
+    ours = fitted(pickle.loads(pickle.dumps(rows)))
+    np.testing.assert_array_equal(ours.coef_, fitted(rows).coef_)
+    fitted(pickle.loads(pickle.dumps(rows)))  # after a fit

@@ -9,6 +9,7 @@ import glob
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -84,8 +85,7 @@ def _unchanged(path: Path, stamp: Stamp) -> Iterator[None]:
 
 def is_several(name: str) -> bool:
     """Whether ``name`` is a directory, or a pattern such as ``DIR/*.parquet`` and no file itself."""
-    path = Path(name)
-    return path.is_dir() or (glob.has_magic(name) and not path.exists())
+    return os.path.isdir(name) or (glob.has_magic(name) and not os.path.exists(name))
 
 
 def expand(files: Names | Iterable[Names]) -> list[Path]:
@@ -98,7 +98,7 @@ def expand(files: Names | Iterable[Names]) -> list[Path]:
         return [path for each in files for path in expand(each)]
     name = os.fspath(files)
     path = Path(name)
-    if path.is_dir():
+    if os.path.isdir(name):  # not "", which is the current folder as a Path
         found = sorted(each for each in path.iterdir() if each.name[0] not in "._" and not each.is_dir())
         if not found:
             raise DataError(f"{name}: a directory without files")
@@ -161,7 +161,10 @@ class Tables:
         return {name: str(dtype) for name, dtype in zip(names, schema.values(), strict=True)}
 
     def _choose(self, names: list[str], drop: Sequence[str], categorical: Sequence[str], cells: int) -> None:
-        """Decide by the first rows which columns are features, and which of them categories."""
+        """Decide by the first rows which columns are features, and which of them categories.
+
+        A column without a value in the first rows is decided by those that follow, up to ``cells`` cells.
+        """
         import polars
 
         heads = (head for path in self.paths for head in self._tables(path, cells) if head[0].height)
@@ -180,9 +183,19 @@ class Tables:
         self.feature_names = [name for name in names if name not in (self.target, *drop, *left_out)]
         if not self.feature_names:
             raise DataError(f"{path}: no feature column beside the target {self.target!r}")
-        known = tables.columns(path, head, self.feature_names, reading, also=categorical)
-        self.categories = tuple(each.name for each in known if each.dtype == polars.String)
-        numbers = [each for each in known if each.dtype != polars.String]
+        known: dict[str, polars.Series] = {}
+        undecided, seen = self.feature_names, 0
+        for rows, how, file in chain([(head, reading, path)], heads):
+            known |= {
+                each.name: each for each in tables.columns(file, rows, undecided, how, also=categorical)
+            }
+            undecided = [name for name in undecided if known[name].null_count() == rows.height]
+            seen += rows.height * rows.width
+            if not undecided or seen >= cells:
+                break
+        self.categories = tuple(name for name, each in known.items() if each.dtype == polars.String)
+        self._guessed = [name for name in self.categories if name not in categorical]
+        numbers = [each for each in known.values() if each.dtype != polars.String]
         self.booleans = tuple(
             each.name
             for each in numbers
@@ -191,11 +204,21 @@ class Tables:
 
     def pieces(self, cells: int) -> Iterator[Piece]:
         """All rows, in pieces of about ``cells`` cells; DataError names the file and the row."""
+        counts = {name: np.zeros(2, int) for name in self._guessed}
         with self.files.named():
             for path, stamp in zip(self.paths, self.stamps, strict=True):
                 with _unchanged(path, stamp), named_faults(path):
                     for table, reading, _ in self._tables(path, cells):
+                        for name in self._guessed:
+                            counts[name] += tables.numbers_among(table[name], reading)
                         yield self._piece(path, table, reading)
+        for name, (numbers, values) in counts.items():
+            if 2 * numbers >= values:
+                raise DataError(
+                    f"{self.paths[0]}: column {name!r} is text in the first rows, but {numbers:,} of all "
+                    f"{values:,} values are numbers; if it holds categories, say --categorical {name}"
+                )
+        self._guessed = []  # the next pass is over the same values
 
     def _piece(self, path: Path, table: Any, reading: Reading) -> Piece:
         rows = skipped.filled_rows(table) if self.kind == "csv" else np.arange(table.height)

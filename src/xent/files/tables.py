@@ -139,9 +139,21 @@ def _are_flags(numbers: polars.Series, flags: polars.Series, text: polars.Series
 
 def _is_text(numbers: polars.Series, text: polars.Series) -> bool:
     """Whether present are values, and fewer than half of them are numbers, with or without commas."""
-    present = text.len() - text.null_count()
+    count, present = _count_numbers(numbers, text)
+    return present > 0 and 2 * count < present
+
+
+def _count_numbers(numbers: polars.Series, text: polars.Series) -> tuple[int, int]:
+    """(numbers, with or without commas; values), both without the missing."""
     is_number = (numbers.is_not_null() | text.str.contains(MARKED)) & text.is_not_null()
-    return present > 0 and 2 * int(is_number.sum()) < present
+    return int(is_number.sum()), text.len() - text.null_count()
+
+
+def numbers_among(column: polars.Series, reading: Reading) -> tuple[int, int]:
+    """(how many cells of a column of text are numbers, how many are not missing)."""
+    import polars
+
+    return _count_numbers(*cells.floats(column.cast(polars.String), reading))
 
 
 def _require_numbers(
@@ -160,8 +172,7 @@ def _require_numbers(
         )
     elif value.lower() in cells.MISSING:
         hint = f"; if it stands for a missing value, say --missing {value}"
-    if guess:
-        hint += f"; if the column holds categories, say --categorical {name}"
+    hint += f"; if the column holds categories, say --categorical {name}" + ("" if guess else " to `fit`")
     raise DataError(f"{path}: expected a number in {place}; got {value!r}{hint}")
 
 

@@ -143,7 +143,11 @@ def rows_from(
         "dialect": (dialect or Dialect()).checked(),
         "drop_unlabelled": drop_unlabelled,
     }
-    return Rows(files, options, prepare, memory, workers, progress or (lambda what, done, total: None))
+    return Rows(files, options, prepare, memory, workers, progress or _silent)
+
+
+def _silent(what: str, done: int, total: int) -> None:
+    """Show no progress; a function of the module, so that `Rows` can be pickled."""
 
 
 def _listed(name: str, values: Any, kind: Any) -> tuple[Any, ...]:
