@@ -26,8 +26,8 @@ class SoftmaxRegressionCV(SoftmaxRegression):
     """`SoftmaxRegression` with the ``alpha`` of the least cross-entropy on held-out folds.
 
     For each alpha a model is trained without each fold, and the losses (1) of the fold's rows are averaged:
-    section 15 of docs/maths.md. The model is then trained on all rows. All this takes about three times as
-    long as the training with one alpha. Options such as ``label_smoothing`` and ``class_weight`` change the
+    section 15 of docs/maths.md. The model is then trained on all rows. All this takes a few times as long
+    as the training with one alpha. Options such as ``label_smoothing`` and ``class_weight`` change the
     training and not the loss that is compared. The losses are those at approximate optima, whose error is
     small beside ``standard_errors_``; to compare models, take those of held-out rows.
 
