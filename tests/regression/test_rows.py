@@ -9,6 +9,7 @@ import subprocess
 import sys
 import tempfile
 from itertools import pairwise
+from types import SimpleNamespace
 
 import numpy as np
 import polars as pl
@@ -323,3 +324,18 @@ def test_rows_can_be_pickled(tmp_path):
     ours = fitted(pickle.loads(pickle.dumps(rows)))
     np.testing.assert_array_equal(ours.coef_, fitted(rows).coef_)
     fitted(pickle.loads(pickle.dumps(rows)))  # after a fit
+
+
+def test_labels_of_parts_are_merged_by_their_text():
+    """The counts of one part go to the codes of all, in whatever order its labels came."""
+    parts = []
+    for labels in (["yes", "no", "yes"], ["perhaps", "yes"], ["no"]):
+        part = cached_rows.Labels()
+        piece = SimpleNamespace(labels=np.array(labels), path="part")
+        cached_rows.count_codes(part.rows, part.codes(piece))
+        parts.append(part)
+    merged = cached_rows.Labels()
+    for part in reversed(parts):
+        merged.merge(part)
+    assert merged.classes()[0].tolist() == ["no", "perhaps", "yes"]
+    assert merged.of_classes(merged.rows).tolist() == [2, 1, 3]
