@@ -20,6 +20,7 @@ distributed = pytest.importorskip("distributed")
 ROWS, CUTS, SEED = 900, (0, 300, 301, 301, 900), 5
 RNG = np.random.default_rng(4)
 LABELS = np.array(["no", "perhaps", "yes"])[RNG.integers(0, 3, ROWS)]
+LABELS[:300][LABELS[:300] == "no"] = "yes"  # the first file lacks the first class
 X = RNG.standard_normal((ROWS, 4)) + 1.5 * (np.array(["no", "perhaps", "yes", "?"]) == LABELS[:, None])
 NAMES = [f"x{k + 1}" for k in range(4)]
 TOWNS = [None if k % 40 == 0 else f"town {k % 7}" for k in range(ROWS)]
@@ -178,6 +179,16 @@ def test_each_mistake_is_one_line(write, arguments, words, capsys, files, addres
     error = capsys.readouterr().err
     assert error.count("\n") == 1
     assert words.lower() in error.lower()
+
+
+def test_a_task_that_fails_is_one_line(capsys, files, address, monkeypatch):
+    def fail(self, table):
+        raise RuntimeError("there is\nno room")
+
+    monkeypatch.setattr("xent.files.learning.Learner.add", fail)
+    assert main(["fit", str(files), "--target", "y", "--dask", address]) == 2
+    expected = f"xent: error: {address}: partition 0: RuntimeError: there is no room\n"
+    assert capsys.readouterr().err == expected
 
 
 def test_an_unreachable_scheduler_and_missing_dask_are_one_line(capsys, files, monkeypatch):

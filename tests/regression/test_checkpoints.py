@@ -288,6 +288,17 @@ def test_a_checkpoint_of_another_fit_is_refused_and_the_difference_named(options
     assert not hasattr(model, "coef_")
 
 
+def test_a_gradient_alone_tells_other_data(tmp_path):
+    """A column that was 0 has no weights, so its values do not change the objective."""
+    X, y, _ = data()
+    X[:, 2] = 0
+    with pytest.raises(StopError):
+        fit(xent.SoftmaxRegression(checkpoint=tmp_path / "c", callback=stop_at(2)), (X, y))
+    X[:, 2] = 1
+    with pytest.raises(ValueError, match="the gradient of the objective was another"):
+        xent.SoftmaxRegression(resume=tmp_path / "c").fit(X, y)
+
+
 def test_other_parameters_are_refused_before_the_data_are_read(saved):
     model = xent.SoftmaxRegression(resume=saved, alpha=0.5)
     with pytest.raises(ValueError, match="its `alpha`"):
