@@ -9,6 +9,7 @@ import glob
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from copy import copy
 from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -201,6 +202,12 @@ class Tables:
             for each in numbers
             if is_boolean(each.cast(polars.Float64).fill_null(np.nan).to_numpy())
         )
+
+    def of_file(self, index: int) -> Tables:
+        """One of the files alone, where each is read elsewhere: its values do not decide on columns."""
+        one = copy(self)
+        one.paths, one.stamps, one._guessed = [self.paths[index]], [self.stamps[index]], []
+        return one
 
     def pieces(self, cells: int) -> Iterator[Piece]:
         """All rows, in pieces of about ``cells`` cells; DataError names the file and the row."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from copy import copy
 from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
@@ -187,9 +186,7 @@ def as_partition(
 
 def _pieces(source: Tables, index: int) -> Any:
     """The rows of one of the files."""
-    one = copy(source)
-    one.paths, one.stamps = [source.paths[index]], [source.stamps[index]]
-    return one.pieces(CELLS)
+    return source.of_file(index).pieces(CELLS)
 
 
 def _tasks(function: Any, firsts: list[Any], rest: tuple[Any, ...]) -> list[Delayed]:
