@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import sysconfig
 import textwrap
 from typing import Any
 
@@ -165,7 +166,9 @@ def test_calls_from_several_python_threads() -> None:
         labels = np.zeros(2_000, int)
         def solve(logits):
             loss, grad = xent.cross_entropy_with_grad(logits, labels)
-            return loss.tobytes() + grad.tobytes()
+            binary = xent.binary_cross_entropy_with_grad(logits, logits > 0)[1]
+            _, grads = xent.linear_cross_entropy_with_grad(logits, logits[:2], labels)
+            return b"".join(array.tobytes() for array in (loss, grad, binary, *grads[:2]))
         expected = [solve(logits) for logits in batches]
         with concurrent.futures.ThreadPoolExecutor(4) as pool:
             print(list(pool.map(solve, batches)) == expected)
@@ -173,6 +176,12 @@ def test_calls_from_several_python_threads() -> None:
         OMP_NUM_THREADS="2",
     )
     assert (result.stdout.strip(), result.stderr) == ("True", "")
+
+
+@pytest.mark.skipif(not sysconfig.get_config_var("Py_GIL_DISABLED"), reason="needs a free-threaded Python")
+def test_the_extension_leaves_the_gil_off() -> None:
+    result = run("import sys, xent.kernels.cpu; print(sys._is_gil_enabled())")
+    assert (result.stdout.strip(), result.stderr) == ("False", "")
 
 
 def test_every_instruction_set_keeps_its_bits(backend: Backend) -> None:
