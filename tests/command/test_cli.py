@@ -277,7 +277,7 @@ def test_fit_ends_with_1_where_the_gradient_is_wrong(monkeypatch, capsys):
 
 def test_version_and_help(capsys):
     assert main(["--version"]) == 0
-    assert capsys.readouterr().out == "xent 0.1.0\n"
+    assert capsys.readouterr().out == f"xent {xent.__version__}\n"
     assert main([]) == 0
     commands = capsys.readouterr().out.partition("Commands:")[2]
     assert "fit" in commands
