@@ -111,7 +111,9 @@ def test_max_iter_may_be_raised(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "state", [None, 7, np.random.RandomState(7), np.random.RandomState(np.random.PCG64(7))], ids=repr
+    "state",
+    [None, 7, np.random.RandomState(7), np.random.RandomState(np.random.PCG64(7))],
+    ids=("None", "7", "MT19937", "PCG64"),
 )
 def test_what_was_drawn_is_not_drawn_again(state, tmp_path):
     """Each run goes on from its own checkpoint, of whatever generator, also of that of the process."""

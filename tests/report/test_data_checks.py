@@ -10,6 +10,7 @@ import pytest
 from scipy.sparse import csr_matrix
 from scipy.special import softmax
 
+from xent.files import data_files
 from xent.files import dataset as data
 from xent.report import data_checks
 from xent.report.data_checks import findings
@@ -73,7 +74,7 @@ def test_clean_data_are_clean():
     assert texts() == []
 
 
-@pytest.mark.parametrize("name", data.BUNDLED)
+@pytest.mark.parametrize("name", data_files.BUNDLED)
 def test_the_bundled_sets_are_clean_but_for_constant_pixels(name):
     dataset = data.load(name)
     rows = np.random.default_rng(0).permutation(len(dataset.labels))
