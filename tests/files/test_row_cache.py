@@ -90,3 +90,12 @@ def test_a_full_disk_is_said_and_the_files_are_closed(monkeypatch):
         cache.append(DENSE, CODES)
     assert len(opened) == 2
     assert all(file.closed for file in opened)
+
+
+def test_a_temporary_folder_that_is_none_is_an_error(tmp_path, monkeypatch):
+    """Where tempfile would take /tmp, or the current folder, in silence."""
+    (tmp_path / "file").touch()
+    for name in ("file", "nothing"):
+        monkeypatch.setenv("TMPDIR", str(tmp_path / name))
+        with pytest.raises(OSError, match="TMPDIR must be a folder that can be written to"):
+            RowCache(WIDTH, False, 1)

@@ -99,6 +99,8 @@ def test_a_leak_is_found_beyond_the_range_of_float32():
     )
     assert "'x4' predicts the class alone" in text
     assert texts(with_column(RNG.standard_normal(ROWS) * 1e100)) == []
+    (text,) = texts(with_column(np.where(LABELS == "low", -1e38, (LABELS == "high") * 1e38)))
+    assert "'x4' predicts the class alone" in text  # without a warning that a sum overflows
 
 
 @pytest.mark.parametrize("rows", [20, TRAIN])
