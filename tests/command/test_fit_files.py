@@ -291,10 +291,11 @@ def test_a_signal_leaves_neither_cache_nor_results(folder, sent, code):
 
 
 @pytest.mark.skipif(not hasattr(os, "openpty"), reason="needs a terminal")
-def test_a_terminal_shows_the_passes_the_objective_and_the_gap():
+@pytest.mark.parametrize("width", [60, 120])
+def test_a_terminal_shows_the_passes_the_objective_and_the_gap(width):
     write()
     ours, theirs = os.openpty()
-    environment = ENVIRONMENT | {"TERM": "xterm", "NO_COLOR": "1", "COLUMNS": "120"}
+    environment = ENVIRONMENT | {"TERM": "xterm", "NO_COLOR": "1", "COLUMNS": str(width)}
     command = [sys.executable, "-c", RUN, *WORDS]
     streams = {"stdout": subprocess.DEVNULL, "stderr": theirs}
     subprocess.run(command, env=environment, check=True, timeout=60, **streams)
@@ -310,3 +311,4 @@ def test_a_terminal_shows_the_passes_the_objective_and_the_gap():
         rb"pass \d+, step \d+: objective 0\.\d+, gap ",
     ):
         assert re.search(words, shown)
+    assert b"\x1b[1A\x1b[2Kpass" not in shown  # which clears a bar of two lines

@@ -14,6 +14,7 @@ import typer
 from rich.cells import cell_len
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Column
 from rich.text import Text
 
 from xent.files.json_values import finite_or_null
@@ -78,8 +79,9 @@ def passes() -> Iterator[Passes]:
     if not console.is_terminal:
         yield Passes(None)
         return
-    text = TextColumn("{task.description}", markup=False)
-    columns = (text, BarColumn(None), DownloadColumn(), TimeRemainingColumn())
+    text = TextColumn("{task.description}", markup=False, table_column=Column(no_wrap=True))
+    size = DownloadColumn(table_column=Column(no_wrap=True))  # a narrow terminal has one line too
+    columns = (text, BarColumn(None), size, TimeRemainingColumn())
     with Progress(*columns, console=console, transient=True) as bar:
         yield Passes(bar)
 

@@ -25,7 +25,7 @@ LEAK = 0.98  # accuracy of one column alone that is a leak
 SAMPLE = 4096  # training rows that the search for a leak reads
 LEAVES = 4  # leaves of a tree for each class
 TREES = 100  # columns of numbers for which the search for a leak fits a tree
-LARGEST = float(np.finfo(np.float32).max) / SAMPLE  # a tree sums its numbers in float32
+LARGEST = float(np.finfo(np.float32).max) / 2**32  # scikit-learn sums a tree's numbers in float32
 HEAD = 100  # rows to test first, as a column of a matrix is slow to read
 
 
