@@ -19,7 +19,7 @@ import polars
 
 import xent
 from bench import machine
-from xent.regression.rows import rows_from
+from xent.regression.file_rows.rows import rows_from
 
 FEATURES, CLASSES, FILE_ROWS, GROUP_ROWS = 50, 10, 1_000_000, 250_000
 LIMIT = 2 << 30  # bytes that a process may allocate

@@ -22,8 +22,8 @@ if TYPE_CHECKING:
     from xent.core.contract import RowStatistics
     from xent.engine.memory import release_memory
     from xent.regression.estimator import SoftmaxRegression
-    from xent.regression.estimator_cv import SoftmaxRegressionCV
-    from xent.regression.rows import rows_from
+    from xent.regression.file_rows.rows import rows_from
+    from xent.regression.penalty.estimator_cv import SoftmaxRegressionCV
 
     __version__: str
 
@@ -63,8 +63,8 @@ _MODULES = {
     "RowStatistics": "core.contract",
     "release_memory": "engine.memory",
     "SoftmaxRegression": "regression.estimator",
-    "SoftmaxRegressionCV": "regression.estimator_cv",
-    "rows_from": "regression.rows",
+    "SoftmaxRegressionCV": "regression.penalty.estimator_cv",
+    "rows_from": "regression.file_rows.rows",
 }
 
 

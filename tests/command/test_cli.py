@@ -21,7 +21,7 @@ from sklearn.datasets import load_wine
 import xent
 from xent import check
 from xent.command.cli import main
-from xent.regression import model_file
+from xent.regression.saved import model_file
 
 GOOD = "a,b,kind\n" + "".join(f"{i % 7},{i % 3}.5,{'yes' if i % 2 else 'no'}\n" for i in range(40))
 

@@ -13,7 +13,7 @@ import pytest
 import xent
 from xent.command.cli import main
 from xent.files.preprocess import Preprocessor
-from xent.regression import model_file
+from xent.regression.saved import model_file
 
 distributed = pytest.importorskip("distributed")
 
@@ -185,7 +185,7 @@ def test_a_task_that_fails_is_one_line(capsys, files, address, monkeypatch):
     def fail(self, table):
         raise RuntimeError("there is\nno room")
 
-    monkeypatch.setattr("xent.files.learning.Learner.add", fail)
+    monkeypatch.setattr("xent.files.parts.learning.Learner.add", fail)
     assert main(["fit", str(files), "--target", "y", "--dask", address]) == 2
     expected = f"xent: error: {address}: partition 0: RuntimeError: there is no room\n"
     assert capsys.readouterr().err == expected

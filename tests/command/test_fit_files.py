@@ -21,7 +21,8 @@ from sklearn.datasets import dump_svmlight_file
 
 import xent
 from xent.command.cli import main
-from xent.regression import cached_rows, model_file
+from xent.regression.file_rows import cached_rows
+from xent.regression.saved import model_file
 
 ROWS = 600
 RNG = np.random.default_rng(1)

@@ -18,7 +18,7 @@ from sklearn.preprocessing import OneHotEncoder, StandardScaler
 
 from xent.command.cli import main
 from xent.files import dataset
-from xent.regression import model_file
+from xent.regression.saved import model_file
 
 X, Y = load_iris(return_X_y=True)
 CLASSES = ["setosa", "versicolor", "virginica"]

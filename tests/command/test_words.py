@@ -18,7 +18,7 @@ import pytest
 from xent.command import screen
 from xent.command.cli import main
 from xent.files.phrases import counted, listed, printable
-from xent.regression import model_file
+from xent.regression.saved import model_file
 from xent.report import coefficients
 
 ENVIRONMENT = {k: v for k, v in os.environ.items() if k != "COLUMNS"} | {"PYTHONFAULTHANDLER": "0"}

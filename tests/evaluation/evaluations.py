@@ -9,7 +9,7 @@ import numpy as np
 
 from xent.evaluation.scoring import Settings
 from xent.evaluation.stream import NO_COLUMNS, RowColumns, evaluate_models
-from xent.files.formats.row_reader import open_rows
+from xent.files.arrays.row_reader import open_rows
 
 RNG = np.random.default_rng(7)
 ROWS, CLASSES = 600, 5

@@ -21,7 +21,7 @@ from xent.command.cli import main
 from xent.evaluation import bins, stream
 from xent.evaluation.scoring import Settings
 from xent.evaluation.stream import evaluate
-from xent.files.formats.row_reader import open_rows
+from xent.files.arrays.row_reader import open_rows
 
 ROWS, CLASSES = 700, 11
 ENVIRONMENT = os.environ | {"PYTHONPATH": str(Path(xent.__file__).parents[1]), "OMP_NUM_THREADS": "2"}

@@ -19,8 +19,9 @@ import polars as pl
 import pytest
 
 from xent.command.cli import main
-from xent.files import dataset, sources
+from xent.files import dataset
 from xent.files.dataset import DataError
+from xent.files.parts import sources
 from xent.files.preprocess import Preprocessor
 
 TABLE = pl.DataFrame(

@@ -13,7 +13,7 @@ from xent.command.cli import main
 from xent.files import cells, dataset
 from xent.files.dataset import DataError
 from xent.files.preprocess import Preprocessor
-from xent.regression import model_file
+from xent.regression.saved import model_file
 
 RNG = np.random.default_rng(3)
 N = 120

@@ -12,11 +12,11 @@ import pytest
 import scipy.sparse
 
 import xent
-from tests.regression.test_partitions import CUTS, KINDS, bits, data, fitted
+from tests.regression.sums.test_partitions import CUTS, KINDS, bits, data, fitted
 from xent.kernels.cpu import set_threads
-from xent.regression import partitions as partitions_file
-from xent.regression.partitions import PartitionError
-from xent.regression.partitions import tree as local_tree
+from xent.regression.sums import partitions as partitions_file
+from xent.regression.sums.partitions import PartitionError
+from xent.regression.sums.partitions import tree as local_tree
 
 dask = pytest.importorskip("dask")
 da = pytest.importorskip("dask.array")
@@ -301,7 +301,7 @@ def test_the_arrays_of_a_sum_are_the_callers_to_write():
 
 
 def fitted_partitions(X, y, cuts):
-    from tests.regression.test_partitions import split
+    from tests.regression.sums.test_partitions import split
 
     return split(xent.SoftmaxRegression(), X, y, None, cuts)[0]
 

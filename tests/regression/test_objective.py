@@ -9,9 +9,10 @@ import scipy.sparse
 from tests.tables.variants import VARIANTS
 from xent.core.spec import LossSpec
 from xent.engine import checks
-from xent.regression import objective, partition_sums
+from xent.regression import objective
 from xent.regression.objective import Objective
-from xent.regression.partitions import Local, Partition
+from xent.regression.sums import partition_sums
+from xent.regression.sums.partitions import Local, Partition
 
 torch = pytest.importorskip("torch")
 

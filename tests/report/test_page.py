@@ -15,7 +15,7 @@ import xent
 from xent.files import dataset as data
 from xent.files import storage
 from xent.html.thumbnails import image_shape
-from xent.regression import model_file
+from xent.regression.saved import model_file
 from xent.report import page as report
 from xent.report import plots, training
 from xent.report.diagnosis import Parts, Sample, Summary, diagnose

@@ -11,9 +11,10 @@ import pytest
 from sklearn.datasets import dump_svmlight_file
 
 import xent
-from xent.files import dataset, held_out
+from xent.files import dataset
 from xent.files.errors import DataError
-from xent.regression import cached_rows
+from xent.files.parts import held_out
+from xent.regression.file_rows import cached_rows
 from xent.report import page, streamed, training
 from xent.report.training import Run, Settings
 

@@ -17,7 +17,7 @@ from xent.command import outputs, screen
 if TYPE_CHECKING:
     from xent.evaluation.scoring import Settings
     from xent.evaluation.stream import Results, RowColumns
-    from xent.files.formats.row_stream import RowReader
+    from xent.files.arrays.row_stream import RowReader
 
 COSTLIEST = 20  # rows on the page
 UNIT = re.compile(r"([^\W\d]\w*)=(.+)", re.DOTALL)  # NAME=COUNT of --units
@@ -108,7 +108,7 @@ def _results(
 ) -> tuple[list[str] | None, Results]:
     """(the names of the classes if they are known, the results)."""
     from xent.evaluation import stream
-    from xent.files import stored_rows
+    from xent.files.arrays import stored_rows
 
     with ExitStack() as opened:
         models = [opened.enter_context(stored_rows.open_outputs(name)) for name in files[:-1]]
@@ -136,7 +136,7 @@ def _results(
 def _of_two_classes(outputs: RowReader, targets: RowReader, settings: Settings) -> RowReader:
     """``outputs``, with two classes if they are one float for each label, of shape (N,) or (..., 1)."""
     from xent.evaluation.shapes import FLOATS
-    from xent.files import stored_rows
+    from xent.files.arrays import stored_rows
 
     rows = outputs.shape if len(outputs.shape) == 1 else outputs.shape[:-1]
     single = rows == targets.shape and (len(outputs.shape) == 1 or outputs.shape[-1] == 1)
@@ -160,7 +160,7 @@ def _require_same_classes(models: list[RowReader]) -> None:
 def _columns(shape: tuple[int, ...], groups: str | None, units: list[str]) -> RowColumns:
     """The groups of the rows, and the numbers of units, of the options."""
     from xent.evaluation.stream import RowColumns
-    from xent.files import stored_rows
+    from xent.files.arrays import stored_rows
 
     index, num_groups = None, 0
     if groups is not None:
@@ -181,7 +181,7 @@ def _columns(shape: tuple[int, ...], groups: str | None, units: list[str]) -> Ro
 
 def _count(value: str, shape: tuple[int, ...]) -> Any:
     """A number > 0, or the numbers >= 0 of the rows in a file."""
-    from xent.files import stored_rows
+    from xent.files.arrays import stored_rows
 
     try:
         number = float(value)

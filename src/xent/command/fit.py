@@ -132,7 +132,7 @@ def fit(
     """
     from xent.files import storage
     from xent.files.formats import csv_table
-    from xent.regression import model_file
+    from xent.regression.saved import model_file
     from xent.report import coefficients as effects
     from xent.report import page as reports
     from xent.report.training import Restart, Settings
@@ -202,7 +202,8 @@ def fit(
 
 def _inputs(data: str, memory: str | None) -> list[Path]:
     """The files to read in parts; none if ``data`` is to be read as a whole."""
-    from xent.files import data_files, sources
+    from xent.files import data_files
+    from xent.files.parts import sources
 
     several = sources.is_several(data)
     if memory is None and not several:
@@ -233,7 +234,7 @@ def _run_in_parts(
 ) -> Run:
     """A run on rows that are read in parts."""
     from xent.command.sizes import memory_bytes
-    from xent.regression.rows import MEMORY, rows_from
+    from xent.regression.file_rows.rows import MEMORY, rows_from
     from xent.report import streamed
 
     size = MEMORY if memory is None else memory_bytes(memory)
@@ -249,7 +250,7 @@ def _run_on_dask(
     import os
 
     from xent.command.sizes import memory_bytes
-    from xent.regression.rows import MEMORY, rows_from
+    from xent.regression.file_rows.rows import MEMORY, rows_from
     from xent.report import on_dask
 
     size = MEMORY if memory is None else memory_bytes(memory)

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from xent.files.formats.csv_table import Dialect
     from xent.files.preprocess import Surprise
-    from xent.regression.model_file import Model
+    from xent.regression.saved.model_file import Model
 
 
 def predict(
@@ -49,9 +49,10 @@ def predict(
     directory, or of a pattern in quotes, file by file in the order of their names. How CSV is read is
     remembered from `xent fit`; options given here come first.
     """
-    from xent.files import sources, storage
+    from xent.files import storage
     from xent.files.formats import csv_table
-    from xent.regression import model_file
+    from xent.files.parts import sources
+    from xent.regression.saved import model_file
 
     files = list(map(str, sources.expand(data))) if sources.is_several(data) else [data]
     if output is not None:

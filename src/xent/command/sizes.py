@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-from xent.regression.rows import LEAST_MEMORY
+from xent.regression.file_rows.rows import LEAST_MEMORY
 
 PREFIXES = ("", "k", "m", "g", "t")
 

@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 
 from xent.evaluation.scoring import Settings
-from xent.files.formats.row_stream import RowReader
+from xent.files.arrays.row_stream import RowReader
 
 FLOATS = ("float64", "float32", "float16", "bfloat16")
 INTEGERS = tuple(f"{u}int{n}" for u in ("", "u") for n in (8, 16, 32, 64))

@@ -18,7 +18,7 @@ from xent.evaluation.ordered_results import OrderedResults
 from xent.evaluation.refinement import RowSample
 from xent.evaluation.scoring import Scores, Settings
 from xent.evaluation.tally import Evaluation, Tally
-from xent.files.formats.row_stream import RowReader
+from xent.files.arrays.row_stream import RowReader
 from xent.kernels.cpu import set_threads
 
 Array = np.ndarray[Any, Any]
@@ -86,7 +86,7 @@ def evaluate(
     --------
     >>> import tempfile, numpy as np
     >>> from xent.evaluation.stream import evaluate
-    >>> from xent.files.formats.row_reader import open_rows
+    >>> from xent.files.arrays.row_reader import open_rows
     >>> with tempfile.TemporaryDirectory() as folder:
     ...     np.save(f"{folder}/z.npy", np.log([[0.5, 0.25, 0.25], [0.25, 0.25, 0.5]]))
     ...     np.save(f"{folder}/y.npy", [0, 1])

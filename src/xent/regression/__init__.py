@@ -1,15 +1,12 @@
 """Softmax regression: the estimator, its objective and its solvers.
 
 `estimator` is the scikit-learn classifier; `parameters`, `features` and `class_targets` check its arguments.
-`partitions` are the rows, in one memory or several; `partition_sums` is what each computes, where features
-are dense and classes few by `fused_loss` in one native pass; `objective` is the penalised loss over all.
-`rows` are those of files that need not fit in memory, and `cached_rows` their passes over the files and the
-cache; `dask_input` recognises dask collections, and `dask_rows` has their rows as partitions. `solvers`
-minimise the objective and bound the distance to the minimum. `estimator_cv` is the classifier that chooses
-its penalty, by the held-out losses of `alpha_choice` along a `penalty_path`. `fitting` sets an estimator's
-attributes to the result; `checkpoints` are files from which a fit goes on. `threads` limits thread pools.
-`calibration` fits a temperature.
-`serialization` converts an estimator to tensors and JSON; `model_file` saves it with its preprocessing.
+`sums` has the partitions of the rows, in one memory or several, and what each computes; `objective` is the
+penalised loss over all. `file_rows` has the rows of files that need not fit in memory, `dask_input`
+recognises dask collections, and `dask_rows` has their rows as partitions. `solvers` minimise the objective
+and bound the distance to the minimum. `fitting` sets an estimator's attributes to the result. `penalty` has
+the classifier that chooses its penalty, `saved` the files of fits: models and checkpoints. `calibration` fits
+a temperature.
 """
 
 from __future__ import annotations

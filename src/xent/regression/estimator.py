@@ -17,7 +17,7 @@ try:
     from sklearn.utils.validation import check_is_fitted, validate_data
 
     from xent.files import storage
-    from xent.regression import checkpoints, features, serialization
+    from xent.regression import features
     from xent.regression.calibration import fit_temperature
     from xent.regression.class_targets import (
         ClassTargets,
@@ -28,13 +28,14 @@ try:
         require_labels,
     )
     from xent.regression.dask_input import is_dask, lazy_on_dask
+    from xent.regression.file_rows.rows import Rows, fit_rows
     from xent.regression.fitting import Step, fit_objective, objective_of, set_parameters, start
     from xent.regression.objective import Objective
     from xent.regression.parameters import check_parameters
-    from xent.regression.partition_sums import as_logits
-    from xent.regression.partitions import Local, Partition
-    from xent.regression.rows import Rows, fit_rows
+    from xent.regression.saved import checkpoints, serialization
     from xent.regression.solvers.sgd import Stream, one_pass
+    from xent.regression.sums.partition_sums import as_logits
+    from xent.regression.sums.partitions import Local, Partition
 except ModuleNotFoundError as error:
     message = f"SoftmaxRegression needs {error.name}: pip install 'xent[fit]'"
     raise ModuleNotFoundError(message, name=error.name) from error
@@ -336,7 +337,7 @@ class SoftmaxRegression(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         with storage.reading(path):
             if "preprocessing" in contents.metadata:
                 raise ValueError(
-                    "holds an estimator behind preprocessing: use xent.regression.model_file.load"
+                    "holds an estimator behind preprocessing: use xent.regression.saved.model_file.load"
                 )
             return cls.from_contents(contents)
 

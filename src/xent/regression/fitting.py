@@ -14,14 +14,15 @@ import numpy as np
 from sklearn.exceptions import ConvergenceWarning
 
 from xent.core.spec import LossSpec
-from xent.regression import checkpoints, features
+from xent.regression import features
 from xent.regression.class_targets import require_total
 from xent.regression.objective import Objective
 from xent.regression.parameters import check_parameters
-from xent.regression.partition_sums import total
-from xent.regression.partitions import Partitions
+from xent.regression.saved import checkpoints
 from xent.regression.solvers import OtherObjectiveError, Result, minimise
 from xent.regression.solvers.state import Snapshot
+from xent.regression.sums.partition_sums import total
+from xent.regression.sums.partitions import Partitions
 
 Array = np.ndarray[Any, Any]
 

@@ -15,9 +15,9 @@ import numpy as np
 from scipy.linalg.blas import daxpy, saxpy
 
 from xent.core.spec import LossSpec
-from xent.regression import partition_sums as sums
-from xent.regression.partition_sums import RowLoss
-from xent.regression.partitions import Local, Partitions
+from xent.regression.sums import partition_sums as sums
+from xent.regression.sums.partition_sums import RowLoss
+from xent.regression.sums.partitions import Local, Partitions
 
 Array = np.ndarray[Any, Any]
 Logits = Sequence[Any] | None  # of each partition, where it keeps them

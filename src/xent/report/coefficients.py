@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from xent.files import storage
-from xent.regression.model_file import Model
+from xent.regression.saved.model_file import Model
 
 if TYPE_CHECKING:
     import polars
@@ -53,7 +53,7 @@ def coefficients(model: Model) -> Coefficients:
 
     >>> import numpy as np
     >>> from xent.report.coefficients import coefficients
-    >>> from xent.regression.model_file import Model
+    >>> from xent.regression.saved.model_file import Model
     >>> from xent.files.preprocess import Preprocessor
     >>> from xent.regression.estimator import SoftmaxRegression
     >>> x, y = np.array([[10.0], [20.0], [30.0], [40.0]]), ["no", "no", "yes", "yes"]

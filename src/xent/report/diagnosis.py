@@ -12,8 +12,8 @@ from xent.api.cross_entropy import cross_entropy, cross_entropy_with_grad, log_s
 from xent.evaluation.bins import BINS, Bin, calibration_error
 from xent.regression.calibration import cross_fitted
 from xent.regression.objective import Objective
-from xent.regression.partition_sums import RowLoss, blocks_of_logits
-from xent.regression.partitions import Partition
+from xent.regression.sums.partition_sums import RowLoss, blocks_of_logits
+from xent.regression.sums.partitions import Partition
 
 Array = np.ndarray[Any, Any]
 

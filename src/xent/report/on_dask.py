@@ -8,11 +8,11 @@ from contextlib import contextmanager
 
 import distributed
 
-from xent.files.held_out import HeldOut
+from xent.files.parts.held_out import HeldOut
 from xent.regression.dask_rows.files import read_files
+from xent.regression.file_rows.rows import Rows
 from xent.regression.fitting import Step
-from xent.regression.partitions import PartitionError
-from xent.regression.rows import Rows
+from xent.regression.sums.partitions import PartitionError
 from xent.report import training
 from xent.report.streamed import HELD_OUT, FromFiles, require_any_order
 from xent.report.training import NO_RESTART, Restart, Run, Settings

@@ -12,14 +12,14 @@ import numpy as np
 from xent.api.cross_entropy import cross_entropy
 from xent.files.dataset import Dataset
 from xent.files.errors import DataError
-from xent.files.held_out import HeldOut
+from xent.files.parts.held_out import HeldOut
 from xent.files.phrases import counted
-from xent.regression.cached_rows import CachedRows, cached
 from xent.regression.estimator import SoftmaxRegression
+from xent.regression.file_rows.cached_rows import CachedRows, cached
+from xent.regression.file_rows.rows import Rows
 from xent.regression.fitting import Step, fit_objective
 from xent.regression.objective import Objective
-from xent.regression.partitions import PartitionError
-from xent.regression.rows import Rows
+from xent.regression.sums.partitions import PartitionError
 from xent.report import training
 from xent.report.training import NO_RESTART, Restart, Run, Settings
 

@@ -17,15 +17,15 @@ from xent.check import GradientCheck, gradient_check
 from xent.files.dataset import Dataset
 from xent.files.preprocess import Preprocessor, describe_surprises
 from xent.files.tables import DataError
-from xent.regression import checkpoints
-from xent.regression.cached_rows import Reads
 from xent.regression.estimator import SoftmaxRegression
-from xent.regression.estimator_cv import SoftmaxRegressionCV
+from xent.regression.file_rows.cached_rows import Reads
 from xent.regression.fitting import Step, last_step
-from xent.regression.model_file import Model
 from xent.regression.objective import Objective
 from xent.regression.parameters import check_parameters
-from xent.regression.partition_sums import as_logits
+from xent.regression.penalty.estimator_cv import SoftmaxRegressionCV
+from xent.regression.saved import checkpoints
+from xent.regression.saved.model_file import Model
+from xent.regression.sums.partition_sums import as_logits
 from xent.report.data_checks import Finding, findings
 from xent.report.diagnosis import Diagnosis, Reason, Summary, diagnose, reasons, summarise_rows
 

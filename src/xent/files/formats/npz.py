@@ -11,9 +11,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from xent.files.arrays.row_reader import NO_HEADER, open_rows
+from xent.files.arrays.row_stream import FortranOrderError, archive_faults
 from xent.files.errors import DataError
-from xent.files.formats.row_reader import NO_HEADER, open_rows
-from xent.files.formats.row_stream import FortranOrderError, archive_faults
 from xent.files.formats.svmlight import numbered
 from xent.files.phrases import counted, listed
 

@@ -8,7 +8,7 @@ import numpy as np
 import scipy.sparse
 from dask.delayed import Delayed
 
-from xent.regression.partitions import aligned
+from xent.regression.sums.partitions import aligned
 
 KINDS = "a dask array, a dask dataframe or a list of delayed blocks of rows"
 

@@ -10,23 +10,23 @@ from dask.delayed import Delayed, delayed
 
 from xent.core.spec import LossSpec
 from xent.files import labels as label_checks
-from xent.files import sources
 from xent.files.errors import DataError
 from xent.files.formats import parquet
-from xent.files.held_out import HeldOut, Kept
-from xent.files.learning import Learner
+from xent.files.parts import sources
+from xent.files.parts.held_out import HeldOut, Kept
+from xent.files.parts.learning import Learner
+from xent.files.parts.sources import Tables
 from xent.files.preprocess import Preprocessor
-from xent.files.sources import Tables
-from xent.regression.cached_rows import Labels, count_codes, prepared_features
 from xent.regression.class_targets import ClassTargets, as_target, class_factors
 from xent.regression.dask_rows.scheduler import compute, new_key, persist
 from xent.regression.dask_rows.sums import DaskRows
+from xent.regression.file_rows.cached_rows import Labels, count_codes, prepared_features
+from xent.regression.file_rows.rows import Rows
 from xent.regression.fitting import objective_of
 from xent.regression.objective import Objective
 from xent.regression.parameters import check_parameters
-from xent.regression.partitions import Partition, Totals
-from xent.regression.rows import Rows
-from xent.regression.threads import single_thread
+from xent.regression.sums.partitions import Partition, Totals
+from xent.regression.sums.threads import single_thread
 
 Array = np.ndarray[Any, Any]
 T = TypeVar("T")

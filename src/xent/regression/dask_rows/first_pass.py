@@ -21,8 +21,8 @@ from xent.regression.dask_rows.scheduler import compute, new_key, persist
 from xent.regression.dask_rows.sums import DaskRows
 from xent.regression.fitting import fit_partitions
 from xent.regression.parameters import check_parameters
-from xent.regression.partitions import Partition, Totals
-from xent.regression.threads import single_thread
+from xent.regression.sums.partitions import Partition, Totals
+from xent.regression.sums.threads import single_thread
 
 Array = np.ndarray[Any, Any]
 

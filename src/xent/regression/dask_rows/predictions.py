@@ -13,8 +13,8 @@ from sklearn.utils.validation import check_is_fitted
 from xent.regression.dask_rows import blocks
 from xent.regression.dask_rows.scheduler import Call, new_key, shared
 from xent.regression.dask_rows.sums import tree
-from xent.regression.partitions import add, evaluate
-from xent.regression.threads import single_thread
+from xent.regression.sums.partitions import add, evaluate
+from xent.regression.sums.threads import single_thread
 
 Array = np.ndarray[Any, Any]
 

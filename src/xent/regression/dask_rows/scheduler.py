@@ -10,7 +10,7 @@ from uuid import uuid4
 import dask
 from dask.delayed import Delayed, delayed
 
-from xent.regression.partitions import PartitionError
+from xent.regression.sums.partitions import PartitionError
 
 INLINE = 1 << 20  # bytes of arguments that go with each task; larger ones are one task's value
 

@@ -10,7 +10,7 @@ import numpy as np
 from dask.delayed import Delayed, delayed
 
 from xent.regression.dask_rows.scheduler import Call, compute, new_key, persist, shared
-from xent.regression.partitions import (
+from xent.regression.sums.partitions import (
     FAN_IN,
     Combine,
     Function,
@@ -21,7 +21,7 @@ from xent.regression.partitions import (
     combine,
     evaluate,
 )
-from xent.regression.threads import single_thread
+from xent.regression.sums.threads import single_thread
 
 
 class DaskRows:

@@ -25,7 +25,7 @@ from xent.regression.solvers.separation import separates
 from xent.regression.solvers.sgd import State as SgdState
 from xent.regression.solvers.sgd import sgd
 from xent.regression.solvers.state import Counts, Point, Snapshot, State
-from xent.regression.threads import few_threads
+from xent.regression.sums.threads import few_threads
 
 Array = np.ndarray[Any, Any]
 

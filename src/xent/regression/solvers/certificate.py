@@ -29,7 +29,7 @@ from typing import Any
 import numpy as np
 
 from xent.regression.objective import Objective
-from xent.regression.partition_sums import norm
+from xent.regression.sums.partition_sums import norm
 
 Array = np.ndarray[Any, Any]
 

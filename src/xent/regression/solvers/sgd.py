@@ -8,10 +8,10 @@ import numpy as np
 from sklearn.utils import check_random_state
 
 from xent.regression.objective import Objective
-from xent.regression.partitions import Partition
 from xent.regression.solvers.line_search import evaluate, step_of_intercept
 from xent.regression.solvers.progress import Progress
 from xent.regression.solvers.state import Draws, Point
+from xent.regression.sums.partitions import Partition
 
 Array = np.ndarray[Any, Any]
 
