@@ -163,6 +163,11 @@ BAD = {
         "data",
         ["error: data/7.parquet: missing label in column 'kind', row 1"],
     ),
+    "no labels": (
+        lambda: only(TABLE.with_columns(kind=pl.lit(None, pl.String))),
+        "data --drop-unlabelled",
+        ["data: kind: no rows; at least 2 classes are needed"],
+    ),
     "one class": (
         lambda: only(TABLE.filter(kind="no")),
         "data",

@@ -182,8 +182,6 @@ class Labels:
         """(classes, sorted: booleans or integers if all labels are, else text; the class of each code)."""
         import polars
 
-        if not self._index:
-            raise DataError("no row has a label")
         found = tables.classes_of(polars.Series(list(self._index), dtype=polars.String))
         classes, order = np.unique(found, return_inverse=True)
         return classes, order.astype(np.int64, copy=False)
