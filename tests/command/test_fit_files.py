@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import re
-import resource
 import signal
 import subprocess
 import sys
@@ -260,11 +259,8 @@ def child(code: str = "", **options) -> subprocess.Popen:
 def test_a_full_disk_is_one_line_and_the_cache_is_gone(folder):
     write()
     before = sorted(folder.rglob("*"))
-
-    def little_room():
-        resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))
-
-    with child(preexec_fn=little_room) as process:
+    little_room = "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))\n"
+    with child(little_room) as process:
         out, err = process.communicate(timeout=60)
     assert (process.returncode, out) == (2, "")
     assert re.fullmatch(r"xent: error: no room in \S*temporary for the rows, of which .* TMPDIR .*\n", err)

@@ -249,7 +249,8 @@ def test_rows_without_a_label_are_left_out_and_counted(capsys):
         assert "--drop-unlabelled" in err
         assert main(["fit", name, *target, "--drop-unlabelled", "--json", "--report", "r.html"]) == 0
         found = json.loads(capsys.readouterr().out)
-        assert (sum(found["rows"].values()), found["rows"]["unlabelled"]) == (40, 10)
+        parts = found["rows"]
+        assert (parts["held_out"] + parts["training"] + parts["unlabelled"], parts["unlabelled"]) == (40, 10)
         assert "10 rows without a label left out" in found["surprises"]
         assert "10 rows without a label left out" in Path("r.html").read_text()
         assert main(["fit", name, *target, "--drop-unlabelled"]) == 0

@@ -98,13 +98,13 @@ def calls():
         (0, 1, 2, 4, 5, *range(8, 15)),
         (15, 16),
     )
-    each = (new(), new(), new(dtype=np.int32), new(dtype=np.int32))
-    yield "evaluate_rows", (v, y, True, *each, new(), new()), (0, 1), range(3, 9)
+    each = (new(), new(), new(), new(dtype=np.int32), new(dtype=np.int32))
+    yield "evaluate_rows", (v, y, True, *each, new(), new()), (0, 1), range(3, 10)
     yield (
         "evaluate_fold",
-        (y, row, RNG.random(N), *each[2:], 5, new(K, 4), new(K), new(15, 4)),
-        range(5),
-        (6, 7, 8),
+        (y, row, RNG.random(N), row, *each[3:], 5, 0.5, new(K, 4), new(K), new(15, 4), new(4)),
+        range(6),
+        (8, 9, 10, 11),
     )
     q = RNG.random(N)
     yield "binary_loss", (row, q, q, q, q, 1.0, 0.0, 1.0, 0.0, 1.0, new(), new()), range(5), (10, 11)
@@ -129,7 +129,7 @@ TAKEN = {
         (name, place, strided)
         for name, place in (("row_grad", 11), ("row_stats_and_grad", 8), ("row_hvp", 11))
     ),
-    ("evaluate_fold", 8, shorter),
+    ("evaluate_fold", 10, shorter),
     ("all_in_range", 0, nothing),
     ("total", 0, nothing),
 }
@@ -233,7 +233,7 @@ def test_there_are_classes_bins_and_weights():
     with pytest.raises(ValueError, match="classes"):
         _native.evaluate_rows(*changed("evaluate_rows", 0, lambda x: np.zeros((N, 0))))
     with pytest.raises(ValueError, match="at least one bin"):
-        _native.evaluate_fold(*changed("evaluate_fold", 8, lambda x: np.zeros((0, 4))))
+        _native.evaluate_fold(*changed("evaluate_fold", 10, lambda x: np.zeros((0, 4))))
     for zero_class in (False, True):
         with pytest.raises(ValueError, match="weight must have 1"):
             _native.linear_stats(
@@ -272,7 +272,7 @@ def test_ranges_of_labels(classes):
 def test_any_confidence_has_a_bin(confidence):
     arguments = changed("evaluate_fold", 2, lambda x: np.full(N, confidence))
     _native.evaluate_fold(*arguments)
-    bins = arguments[8][:, 0]
+    bins = arguments[10][:, 0]
     assert bins.sum() == N == bins[0 if not confidence > 0 else -1]
 
 
@@ -302,7 +302,7 @@ def test_absurd_shapes_are_refused(classes, dtype):
                 _native.linear_stats(
                     features, matrix, None, False, None, None, 1.0, 0.0, np.zeros(1), *FLAT[1:]
                 )
-    none = np.zeros(0), np.zeros(0), np.zeros(0, np.int32), np.zeros(0, np.int32)
+    none = *np.zeros((3, 0)), *np.zeros((2, 0), np.int32)
     with pytest.raises((MemoryError, ValueError, TypeError)):
         _native.evaluate_rows(np.zeros((0, classes), dtype), np.zeros(0, np.int64), False, *none, None, None)
 
