@@ -86,9 +86,13 @@ def _with_best_intercept(direction: Array, objective: Objective, point: Point, p
         return direction
     predicted, hessian = objective.rounded.intercept_model(point.parameters + direction)
     change = np.linalg.lstsq(hessian, progress.certificate.moments[0][-len(predicted) :] - predicted)[0]
+    if len(change) > 1:
+        change -= change.mean()  # the Hessian is singular: a constant for all classes is rounding
     coef, intercept = objective.unpack(direction)
     changed = objective.pack(coef, intercept + change)
-    return changed if float(changed @ point.gradient) < 0 else direction
+    # It is a correction. One longer than the direction, and than a nat, is from far off, without curvature.
+    corrects = float(change @ change) <= max(1.0, float(direction @ direction))
+    return changed if corrects and float(changed @ point.gradient) < 0 else direction
 
 
 def _solve(
