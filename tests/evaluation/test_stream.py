@@ -484,7 +484,7 @@ def test_memory_is_bounded(tmp_path):
     np.save(tmp_path / "y.npy", np.zeros(rows, np.int64))
     code = f"""
 import resource, sys
-from xent.files.formats import row_reader
+from xent.files.arrays import row_reader
 from xent.command import cli
 from xent.evaluation import stream as evaluation
 from xent import command as commands

@@ -133,25 +133,21 @@ def _secant(z: Array, targets: Array, slope: Array) -> tuple[float, Array, Array
 
 
 def _near(log_b: float, z: Array, targets: Array, slope: Array, curvature: float) -> float:
-    """As `_best`, by Newton's method from ``log_b``, where slopes and curvature are known, if it is near."""
+    """The best log b of other rows, by steps from ``log_b``, where slopes and curvature are known.
+
+    It is at most `LONGEST` away, as a part of the rows may have none.
+    """
     start = log_b
     for _ in range(STEPS):
-        step = float(slope.sum()) / curvature if curvature > 0 else math.inf
+        total = float(slope.sum())
+        step = total / curvature if curvature > 0 else math.copysign(math.inf, total)
         if not abs(log_b - step - start) < LONGEST:
-            break
+            return start - math.copysign(LONGEST, step)
         log_b -= step
         if abs(step) < SMALL:  # what is left is of second order in the step
-            return log_b
+            break
         _, slope = _losses(z, targets, math.exp(log_b))
-    return _best_or_none(z, targets)
-
-
-def _best_or_none(z: Array, targets: Array) -> float:
-    """As `_best`; 0, a temperature of 1, if there is none."""
-    try:
-        return _best(z, targets, None)
-    except ValueError:
-        return 0.0
+    return log_b
 
 
 def _best(z: Array, targets: Array, sample_weight: Array | None) -> float:
