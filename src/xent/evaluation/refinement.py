@@ -18,7 +18,7 @@ from xent.regression.calibration import cross_fitted
 Array = np.ndarray[Any, Any]
 
 ENOUGH = 20_000  # rows that are enough to fit a temperature
-FEWEST = 256  # rows of a sample with very many classes, which tell the temperature to some hundredths
+FEWEST = 128  # rows of a sample with very many classes, which tell the temperature to some hundredths
 LEAST, MOST = 1 << 20, 1 << 25  # logits of a sample
 SHARE = 256  # one of so many logits of a large file is sampled: fitting takes about six reads of the sample
 MOST_CLASSES = 100  # for classwise calibration
