@@ -116,6 +116,6 @@ def notes(result: Evaluation) -> list[str]:
         sentences.append(f"{rows} not sum to 1: taken without change")
     if not result.like_probabilities and result.loss > math.log(result.num_classes):
         sentences.append(
-            "the loss is above that of guessing uniformly: do logits and labels belong together?"
+            "the loss is above that of guessing uniformly: perhaps logits and labels do not belong together"
         )
     return sentences
