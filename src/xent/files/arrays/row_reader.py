@@ -107,10 +107,14 @@ def _npz(path: Path, key: str | None) -> StoredRows:
         file = archive.open(f"{key}.npy")
         size = archive.getinfo(f"{key}.npy").file_size
     name = f"{path}:{key}"
-    with archive_faults(name):
-        shape, dtype = _npy_header(name, file)
-        if file.tell() + math.prod(shape) * dtype.itemsize != size:
-            raise ValueError(f"{name}: is damaged: its data are not of the size that its header says")
+    try:
+        with archive_faults(name):
+            shape, dtype = _npy_header(name, file)
+            if file.tell() + math.prod(shape) * dtype.itemsize != size:
+                raise ValueError(f"{name}: is damaged: its data are not of the size that its header says")
+    except BaseException:
+        file.close()
+        raise
     return StoredRows(name, file, shape, dtype.str)
 
 
