@@ -331,22 +331,26 @@ def open_files(
         foreign.require_file(str(path), KINDS)  # a pipe in a directory may wait for a writer for ever
     data_files = DataFiles()
     names = [str(path) if path.parent.name or str(path) == "-" else f"./{path}" for path in paths]
-    opened = [data_files.open(name) for name in names]
-    kinds = [file.kind for file in opened]
-    for path, kind in zip(paths, kinds, strict=True):
-        if kind not in ("csv", "parquet", "svmlight"):
-            raise DataError(f"{path}: is {kind}; expected CSV, Parquet or svmlight to be read in pieces")
-        if kind != kinds[0]:
-            raise DataError(f"{path}: is {kind}, the first file, {paths[0]}, {kinds[0]}")
-    dataset.require_table_options(opened[0], dialect)
-    if kinds[0] == "svmlight":
-        named = {"target": target, "drop": drop, "categorical": categorical}
-        for option, value in named.items():
-            if value:
-                raise DataError(f"`{option}` is for CSV and Parquet; {paths[0]} has no named columns")
-        return Svmlight(data_files, opened, drop_unlabelled)
-    with data_files.named():
-        return Tables(data_files, opened, target, drop, categorical, dialect, drop_unlabelled, cells)
+    try:
+        opened = [data_files.open(name) for name in names]
+        kinds = [file.kind for file in opened]
+        for path, kind in zip(paths, kinds, strict=True):
+            if kind not in ("csv", "parquet", "svmlight"):
+                raise DataError(f"{path}: is {kind}; expected CSV, Parquet or svmlight to be read in pieces")
+            if kind != kinds[0]:
+                raise DataError(f"{path}: is {kind}, the first file, {paths[0]}, {kinds[0]}")
+        dataset.require_table_options(opened[0], dialect)
+        if kinds[0] == "svmlight":
+            named = {"target": target, "drop": drop, "categorical": categorical}
+            for option, value in named.items():
+                if value:
+                    raise DataError(f"`{option}` is for CSV and Parquet; {paths[0]} has no named columns")
+            return Svmlight(data_files, opened, drop_unlabelled)
+        with data_files.named():
+            return Tables(data_files, opened, target, drop, categorical, dialect, drop_unlabelled, cells)
+    except BaseException:
+        data_files.close()
+        raise
 
 
 def _slices(path: Path, cells: int) -> Iterator[Any]:
