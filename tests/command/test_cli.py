@@ -19,6 +19,7 @@ import pytest
 from sklearn.datasets import load_wine
 
 import xent
+from tests.command.mistakes import require_one_line
 from xent import check
 from xent.command.cli import main
 from xent.regression.saved import model_file
@@ -149,12 +150,7 @@ def test_a_mistake_is_one_line_that_says_what_and_where(case, tmp_path, capsys):
     if words[0] == "fit" and not {"--report", "--model"} & set(words):
         words += ["--report", "report.html", "--model", "model.safetensors"]
     assert main(words) == 2
-    out, err = capsys.readouterr()
-    assert out == ""
-    assert err.startswith("xent: error: ")
-    assert err.count("\n") == 1
-    for part in expected:
-        assert part in err
+    require_one_line(capsys, expected)
     assert sorted(tmp_path.rglob("*")) == before
 
 

@@ -150,7 +150,7 @@ BAD = {
         "a.npy u2.npy",
         ["u2.npy: expected labels of shape (600,)", "row of a.npy", "(599,)"],
     ),
-    "one file": ("a.npy", ["LOGITS", "LABELS are missing", "got 1 files"]),
+    "one file": ("a.npy", ["LOGITS", "LABELS are missing", "got 1 file"]),
     "four files": ("a.npy b.npy a.npy y.npy", ["got 4 files", "in quotes"]),
     "standard input for groups too": ("- y.npy --groups -", ["can be read once only"]),
     "standard input twice": ("- - y.npy", ["can be read once only"]),

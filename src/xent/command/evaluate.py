@@ -13,6 +13,7 @@ import numpy as np
 import typer
 
 from xent.command import outputs, screen
+from xent.files.phrases import counted
 
 if TYPE_CHECKING:
     from xent.evaluation.scoring import Settings
@@ -67,7 +68,7 @@ def evaluate(
 
     if not 2 <= len(files) <= 3:
         raise ValueError(
-            f"`xent eval` takes LOGITS, perhaps OTHER logits, and LABELS; got {len(files)} files: "
+            f"`xent eval` takes LOGITS, perhaps OTHER logits, and LABELS; got {counted(len(files), 'file')}: "
             + ("put a pattern for several files in quotes" if len(files) > 3 else "LABELS are missing")
         )
     if [*files, groups, *(units or [])].count("-") > 1:
