@@ -7,7 +7,7 @@ WHEEL = .venv-wheel$(subst /,-,$(PYTHON))
 JAX_OLDEST := .venv-jax-oldest
 JAX_NEWEST := .venv-jax-newest
 PYTHON312 ?= 3.12
-NATIVE := $(wildcard native/*.h native/*/*.h native/*/*.cpp)
+NATIVE := $(wildcard native/*.h native/*/*.h native/*/*.cpp native/*/*/*.h native/*/*/*.cpp)
 SOURCES := pyproject.toml CMakeLists.txt $(NATIVE)
 # For examples/torchtitan_loss.py, without the loggers and services that its trainer needs.
 TITAN := torchtitan==0.3.0 spmd_types==0.2.3 tyro==1.0.17 docstring_parser==0.18.0 typeguard==4.6.1

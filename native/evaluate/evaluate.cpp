@@ -4,7 +4,7 @@
 
 #include <algorithm>
 
-#include "../rows/tile_memory.h"
+#include "../rows/tile/memory.h"
 
 namespace xent {
 namespace XENT_ISA {

@@ -1,7 +1,7 @@
 // Copies of a tile of rows between memory, in any strides, and scratch memory, class by class.
 #pragma once
-#include "row.h"
-#include "storage.h"
+#include "../row.h"
+#include "../storage.h"
 
 namespace xent {
 namespace XENT_ISA {

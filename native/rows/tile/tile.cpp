@@ -1,10 +1,10 @@
 // Runs the kernels across rows: CMake compiles this file once for each instruction set.
 #include "tile.h"
 
-#include "layouts.h"
-#include "tile_gradient.h"
-#include "tile_hessian.h"
-#include "tile_statistics.h"
+#include "../layouts.h"
+#include "gradient.h"
+#include "hessian.h"
+#include "statistics.h"
 
 namespace xent {
 namespace XENT_ISA {

@@ -2,8 +2,8 @@
 // stay in the level-1 cache; its exponentials, relative to their block's maximum, are kept in scratch
 // memory until the whole row's maximum and sum are known. The results are written while the next row is read.
 #pragma once
-#include "row.h"
-#include "storage.h"
+#include "../row.h"
+#include "../storage.h"
 
 namespace xent {
 namespace XENT_ISA {
@@ -83,16 +83,16 @@ class Wide {
     now = buffers[0];
   }
 
-  // wide_gradient.h
+  // gradient.h
   void stats(int64_t row, bool with_grad);
   void grad(int64_t row);
-  // wide_hessian.h
+  // hessian.h
   void hvp(int64_t row);
-  // wide_writing.h: writes the rest of the last row.
+  // writing.h: writes the rest of the last row.
   void finish();
 
  private:
-  // wide_sweep.h
+  // sweep.h
   Sums sweep(const char* z, const T* v, const char* r, T origin);
   template <bool DENSE>
   void exponentials(int64_t b, const char* z, const T* v, const char* r, T origin);
@@ -106,19 +106,19 @@ class Wide {
   int64_t argmax(const char* z) const;
   int64_t first_equal(const char* z, int64_t b, T max) const;
 
-  // wide_gradient.h
+  // gradient.h
   template <class S, bool DENSE, bool CAP>
   void known(const S* z, const T* v, T hi, T lo, T of_p, T ds, const Exact (&exact)[2], char* out) const;
   void absent(int64_t row, char* out) const;
 
-  // wide_hessian.h
+  // hessian.h
   template <class R>
   const R* tilts(const char* r, const T* u, int64_t n, T* room) const;
   const T* bent(const char* r, const T* u, int64_t n, T* room) const;
   template <class S, bool DENSE, bool CAP>
   void hessian(const Factors& f, int64_t first, int64_t last, int64_t begin) const;
 
-  // wide_writing.h
+  // writing.h
   void postpone(char* out, const T* v, const Sums& sums, const Coefficients& c);
   Factors factors(int64_t b) const;
   template <bool HESSIAN, bool DENSE>

@@ -1,7 +1,7 @@
 // Kernels across rows: a tile of rows is laid out class by class in scratch memory and every loop runs over its
 // rows. For few classes, and for any strides (classes on another axis).
 #pragma once
-#include "tile_memory.h"
+#include "memory.h"
 
 namespace xent {
 namespace XENT_ISA {
@@ -63,7 +63,7 @@ class alignas(64) Tile : TileMemory<T, LANES> {
   }
 
  private:
-  // tile_statistics.h
+  // statistics.h
   void open(int64_t begin, int64_t end);
   void link_logits();
   void sweep();
@@ -75,7 +75,7 @@ class alignas(64) Tile : TileMemory<T, LANES> {
   void put(double* to, F value) const;
   int64_t top(int j) const;
 
-  // tile_gradient.h
+  // gradient.h
   void known();
   void coefficients();
   template <bool DENSE, bool COUNTS_P>
@@ -86,7 +86,7 @@ class alignas(64) Tile : TileMemory<T, LANES> {
   template <class To, bool DENSE, bool CAP>
   void gradient();
 
-  // tile_hessian.h
+  // hessian.h
   void hessian_product();
   template <bool CAP>
   void hessian_moment(const T* centre, T* delta);

@@ -1,11 +1,11 @@
 // Runs the kernels along the row: CMake compiles this file once for each instruction set.
 #include "wide.h"
 
-#include "layouts.h"
-#include "wide_gradient.h"
-#include "wide_hessian.h"
-#include "wide_sweep.h"
-#include "wide_writing.h"
+#include "../layouts.h"
+#include "gradient.h"
+#include "hessian.h"
+#include "sweep.h"
+#include "writing.h"
 
 namespace xent {
 namespace XENT_ISA {

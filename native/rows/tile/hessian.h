@@ -1,4 +1,4 @@
-// The Hessian product of a tile, equation (3), with r̃ relative to the likeliest class's as in wide_hessian.h.
+// The Hessian product of a tile, equation (3), with r̃ relative to the likeliest class's as in wide/hessian.h.
 #pragma once
 #include "tile.h"
 
