@@ -44,7 +44,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m bench.binary", description=__doc__)
     parser.add_argument("--cases", nargs="+", choices=CASES, default=list(CASES), metavar="NAME")
     parser.add_argument("--rounds", type=int, choices=range(1, 100), default=ROUNDS, metavar="N")
-    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results", metavar="DIR")
+    parser.add_argument("--out", type=Path, default=machine.RESULTS, metavar="DIR")
     options = parser.parse_args(arguments)
     report = machine.describe((np, torch, xent), torch.get_num_threads(), METHOD)
     for name in options.cases:

@@ -14,6 +14,7 @@ import numpy as np
 import threadpoolctl
 import torch
 
+from bench import machine
 from bench.run import describe
 from xent import cross_entropy_with_grad
 from xent.core import head
@@ -105,7 +106,7 @@ def call() -> list[str]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m bench.bounds", description=__doc__)
-    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results", metavar="DIR")
+    parser.add_argument("--out", type=Path, default=machine.RESULTS, metavar="DIR")
     out = parser.parse_args().out
     report = describe()
     facts = {"date": report["date"], "commit": report["commit"], **report["machine"], **report["versions"]}

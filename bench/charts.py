@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 from bench import machine
 from xent.html.svg import Scale, element, number, text, width_of
 
-IMAGES = machine.HERE.parent / "docs/images"
+IMAGES = machine.ROOT / "docs/images"
 WIDTH, SIZE, BAR, LEFT = 460, 14, 15, 12
 STYLE = """
 text { font: 14px ui-sans-serif, -apple-system, "Segoe UI", Roboto, "Liberation Sans", Arial, sans-serif; fill: var(--ink); }
@@ -43,7 +43,7 @@ class Group(NamedTuple):
 
 
 def _cases(name: str) -> dict[str, Any]:
-    cases: dict[str, Any] = json.loads((machine.HERE / f"results/{name}.json").read_text("utf-8"))["cases"]
+    cases: dict[str, Any] = json.loads((machine.RESULTS / f"{name}.json").read_text("utf-8"))["cases"]
     return cases
 
 

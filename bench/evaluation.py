@@ -60,7 +60,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--rounds", type=int, choices=range(1, 100), default=ROUNDS, metavar="N")
     parser.add_argument("--size", type=int, default=SIZE, metavar="BYTES")
     parser.add_argument("--folder", type=Path, default=None, help="where the files are, until the end")
-    parser.add_argument("--out", type=Path, default=machine.HERE / "results", metavar="DIR")
+    parser.add_argument("--out", type=Path, default=machine.RESULTS, metavar="DIR")
     options = parser.parse_args(arguments)
     report = machine.describe((np, polars, xent), threads_to_use(), METHOD)
     for name in options.cases:

@@ -26,7 +26,6 @@ from bench import machine
 Call = Callable[[], Any]
 Loss = Callable[..., jax.Array]
 
-HERE = Path(__file__).parent
 ROUNDS, PAUSE = 7, 0.05
 METHOD = f"""\
 * Loss and gradients of a mean over rows, by `jax.jit(jax.value_and_grad(…))`; compiling is not timed.
@@ -229,7 +228,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     names = [*DENSE, *LINEAR]
     parser.add_argument("--cases", nargs="+", choices=names, default=names, metavar="NAME")
     parser.add_argument("--rounds", type=int, default=ROUNDS, metavar="N")
-    parser.add_argument("--out", type=Path, default=HERE / "results", metavar="DIR")
+    parser.add_argument("--out", type=Path, default=machine.RESULTS, metavar="DIR")
     options = parser.parse_args(arguments)
     modules = np, jax, jaxlib, optax, torch, xent
     report = machine.describe(modules, torch.get_num_threads(), METHOD)

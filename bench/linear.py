@@ -25,7 +25,6 @@ F = torch.nn.functional
 Tensor = torch.Tensor
 Call = Callable[[], Any]
 
-HERE = Path(__file__).parent
 ROUNDS, SLOW = 3, 20.0  # a call of more than SLOW seconds is timed in the first round only
 METHOD = """\
 * Seconds: the median over rounds; in a round every provider runs once, in turn. Ratios: the median over
@@ -224,7 +223,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--cases", nargs="+", choices=CASES, default=list(CASES), metavar="NAME")
     parser.add_argument("--rounds", type=int, default=ROUNDS, metavar="N")
     parser.add_argument("--memory", nargs=2, metavar=("CASE", "PROVIDER"), help=argparse.SUPPRESS)
-    parser.add_argument("--out", type=Path, default=HERE / "results", metavar="DIR")
+    parser.add_argument("--out", type=Path, default=machine.RESULTS, metavar="DIR")
     options = parser.parse_args(arguments)
     if options.memory:
         memory(*options.memory)

@@ -15,7 +15,7 @@ import numpy as np
 import threadpoolctl
 import torch
 
-from bench.machine import HERE, describe, facts, rows, write
+from bench.machine import RESULTS, describe, facts, rows, write
 from xent.core.contract import Cotangents
 from xent.core.link import Link
 from xent.kernels import cpu, cpu_linear
@@ -106,7 +106,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m bench.linear_pass", description=__doc__)
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--out", type=Path, default=HERE / "results", metavar="DIR")
+    parser.add_argument("--out", type=Path, default=RESULTS, metavar="DIR")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     clock = thread_time if arguments.threads == 1 else perf_counter

@@ -21,7 +21,6 @@ F = torch.nn.functional
 Tensor = torch.Tensor
 LogProbs = Callable[[Tensor, Tensor, Tensor], Tensor]
 
-HERE = Path(__file__).parent
 NUM_ROWS, WIDTH, NUM_CLASSES, SCALE, ROUNDS = 2048, 768, 32_000, 4.0, 5
 METHOD = f"""\
 * {NUM_ROWS} rows of width {WIDTH}, {NUM_CLASSES} classes; operands of bfloat16 whose logits have a standard
@@ -116,7 +115,7 @@ def table(report: dict[str, Any]) -> str:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m bench.log_probs", description=__doc__)
-    parser.add_argument("--out", type=Path, default=HERE / "results", metavar="DIR")
+    parser.add_argument("--out", type=Path, default=machine.RESULTS, metavar="DIR")
     options = parser.parse_args(arguments)
     report = machine.describe((np, torch, xent), torch.get_num_threads(), METHOD)
     report["cases"] = measure()

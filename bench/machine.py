@@ -14,7 +14,8 @@ from typing import Any
 
 from xent.kernels import cpu
 
-HERE = Path(__file__).parent
+ROOT = Path(__file__).parents[1]
+RESULTS = ROOT / "bench/results"
 
 
 def describe(modules: Iterable[Any], threads: int, method: str) -> dict[str, Any]:
@@ -67,7 +68,7 @@ def write(folder: Path, files: Mapping[str, str]) -> None:
 
 
 def _git(*arguments: str) -> str:
-    done = subprocess.run(["git", "-C", HERE, *arguments], capture_output=True, text=True)
+    done = subprocess.run(["git", "-C", ROOT, *arguments], capture_output=True, text=True)
     return done.stdout.strip() if done.returncode == 0 else "unknown"
 
 

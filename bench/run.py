@@ -24,7 +24,6 @@ from bench.providers import PROVIDERS, Call, Data
 ROUNDS, FEWER = 7, 3  # FEWER for calls of more than SLOW seconds,
 SLOW, LONG = 3.0, 0.3  # and LONG ones once their case has had its share of
 CAP = 240.0  # seconds of timing
-HERE = Path(__file__).parent
 RATIOS = {
     "hvp / into buffer": ("xent_hvp", "xent_into_buffer"),
     "eager / fresh": ("torch_eager", "xent_fresh"),
@@ -49,7 +48,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--cases", nargs="+", choices=CASES, default=list(CASES), metavar="NAME")
     parser.add_argument("--skip", nargs="+", choices=PROVIDERS, default=[], metavar="PROVIDER")
     parser.add_argument("--rounds", type=int, choices=range(1, 100), default=ROUNDS, metavar="N")
-    parser.add_argument("--out", type=Path, default=HERE / "results", metavar="DIR")
+    parser.add_argument("--out", type=Path, default=machine.RESULTS, metavar="DIR")
     options = parser.parse_args(arguments)
     report = describe()
     for name in options.cases:

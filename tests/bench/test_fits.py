@@ -17,7 +17,7 @@ ROOT = Path(__file__).parents[2]
 @pytest.fixture
 def fits(monkeypatch: pytest.MonkeyPatch) -> Any:
     monkeypatch.syspath_prepend(str(ROOT))
-    from bench import fits
+    from bench.fits import __main__ as fits
 
     return fits
 
@@ -101,11 +101,11 @@ def test_nothing_is_below_the_optimum(fits: Any) -> None:
 
 @pytest.mark.parametrize("name", ["digits", "gaussian-float32", "text", "table"])
 def test_data_travel_whole_and_the_objective_is_the_textbook_s(fits: Any, tmp_path: Path, name: str) -> None:
-    from bench import fit_cases, fit_one
+    from bench.fits import cases, worker
 
-    data = fit_cases.CASES[name].data(small=True)
-    fit_one.save(data, tmp_path)
-    loaded = fit_one.load(tmp_path)
+    data = cases.CASES[name].data(small=True)
+    worker.save(data, tmp_path)
+    loaded = worker.load(tmp_path)
     assert loaded.digest() == data.digest()
     changed = loaded.labels.copy()
     changed[0] = changed[1]
@@ -113,14 +113,15 @@ def test_data_travel_whole_and_the_objective_is_the_textbook_s(fits: Any, tmp_pa
     model = LogisticRegression(C=0.1).fit(data.features, data.labels)
     proba = model.predict_proba(data.features.astype(np.float64))
     want = log_loss(data.labels, proba) + 0.5 * data.alpha * (model.coef_.astype(np.float64) ** 2).sum()
-    assert fit_one.objective(loaded, model) == pytest.approx(want, rel=1e-6)
+    assert worker.objective(loaded, model) == pytest.approx(want, rel=1e-6)
 
 
 def test_the_clock_kills_and_the_next_fit_is_made(fits: Any, tmp_path: Path) -> None:
-    from bench import fit_cases, fit_one
+    from bench.fits.cases import CASES
+    from bench.fits.worker import Worker, save
 
-    fit_one.save(fit_cases.CASES["digits"].data(small=True), tmp_path)
-    with fit_one.Worker(tmp_path) as worker:
+    save(CASES["digits"].data(small=True), tmp_path)
+    with Worker(tmp_path) as worker:
         late = worker.fit("sklearn saga", 1e-10, 0.01)
         assert late == {"tol": 1e-10, "pools": "as installed", "over_s": 0.01}
         fit = worker.fit("sklearn lbfgs", 1e-2, 60.0)

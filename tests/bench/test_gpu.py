@@ -39,14 +39,15 @@ class HostClock:
 def gpu(interpreter: None, monkeypatch: pytest.MonkeyPatch) -> Any:
     """The module, with two cases in which nothing takes time, on the CPU."""
     monkeypatch.syspath_prepend(str(ROOT))
-    from bench import gpu
+    from bench.gpu import __main__ as gpu
+    from bench.gpu.logits import TOLERANCE
 
     monkeypatch.setattr(torch, "compile", lambda function, **options: function)
     monkeypatch.setitem(devices.KERNELS, "cpu", "triton")
     monkeypatch.setattr(gpu, "REPEATS", 1)
-    makers = [lambda device, dtype=dtype: gpu.Logits((4, 8), dtype, device) for dtype in gpu.TOLERANCE]
+    makers = [lambda device, dtype=dtype: gpu.Logits((4, 8), dtype, device) for dtype in TOLERANCE]
     monkeypatch.setitem(gpu.SECTIONS, "logits", makers)
-    projected = lambda device: gpu.gpu_linear.Projected(6, 4, 8, 0.4, torch.float32, device)  # noqa: E731
+    projected = lambda device: gpu.projection.Projected(6, 4, 8, 0.4, torch.float32, device)  # noqa: E731
     monkeypatch.setitem(gpu.SECTIONS, "projection", [projected])
     return gpu
 
@@ -91,12 +92,14 @@ def test_projection(gpu: Any) -> None:
 
 
 def test_what_does_not_fit_is_said(gpu: Any) -> None:
+    from bench.gpu.case import Provider
+
     class TooLarge(gpu.Logits):  # type: ignore[misc, name-defined]
         def providers(self) -> Any:
             def call() -> None:
                 raise torch.OutOfMemoryError
 
-            yield "copy", gpu.Provider(call, 1, 0.0)
+            yield "copy", Provider(call, 1, 0.0)
 
     found = gpu.measure(TooLarge((2, 2), torch.float32, "cpu"), HostClock())
     assert found == {"copy": {"failed": "out of memory"}}

@@ -16,7 +16,7 @@ ROOT = Path(__file__).parents[2]
 def test_a_small_run_reports(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.syspath_prepend(str(ROOT))
     monkeypatch.chdir(ROOT)
-    from bench import outofcore
+    from bench.fits import outofcore
 
     outofcore.main(["--small", "--files", "2", "--out", str(tmp_path)])
     cases: dict[str, Any] = json.loads((tmp_path / "outofcore.json").read_text(encoding="utf-8"))["cases"]

@@ -12,7 +12,7 @@ import scipy.sparse
 import threadpoolctl
 
 import xent
-from bench.fit_cases import CASES as CASES_OF_THE_BENCHMARK
+from bench.fits.cases import CASES as CASES_OF_THE_BENCHMARK
 from tests.regression.regressions import soft_targets
 from xent.core.spec import LossSpec
 from xent.regression import objective as objective_file

@@ -21,7 +21,7 @@ Fit = Callable[[Any, Any], tuple[np.ndarray, np.ndarray, np.ndarray]]  # → (W,
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m bench.dask_fits", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m bench.fits.dask_arrays", description=__doc__)
     parser.add_argument("--rows", type=int, default=400_000)
     parser.add_argument("--features", type=int, default=50)
     parser.add_argument("--partitions", type=int, default=16)

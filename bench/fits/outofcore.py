@@ -38,7 +38,7 @@ METHOD = """\
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(prog="python -m bench.outofcore", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m bench.fits.outofcore", description=__doc__)
     parser.add_argument("--files", type=int, default=20, metavar="N", help="of a million rows, 0.2 GB each")
     parser.add_argument("--small", action="store_true", help="tiny files, to try it; wants --out")
     parser.add_argument("--fit", metavar="PATTERN", help=argparse.SUPPRESS)
@@ -60,7 +60,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         report["cases"]["all"]["plain read"] = plain_read(folder, size)
         report["cases"]["first"] |= in_memory(f"{folder}/0000.parquet", report["cases"]["first"])
     files = {"outofcore.json": json.dumps(report, indent=1) + "\n", "outofcore.md": table(report)}
-    machine.write(options.out or Path(__file__).parent / "results", files)
+    machine.write(options.out or machine.RESULTS, files)
 
 
 def make(path: Path, number: int, rows: int) -> None:
@@ -75,7 +75,7 @@ def make(path: Path, number: int, rows: int) -> None:
 
 def in_process(files: str) -> dict[str, Any]:
     """`fit` in a process of its own."""
-    command = [sys.executable, "-m", "bench.outofcore", "--fit", files]
+    command = [sys.executable, "-m", "bench.fits.outofcore", "--fit", files]
     done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
     found: dict[str, Any] = json.loads(done.stdout)
     return found

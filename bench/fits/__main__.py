@@ -18,8 +18,8 @@ import sklearn
 
 import xent
 from bench import machine
-from bench.fit_cases import CASES, Case
-from bench.fit_one import POOLS, Worker, save
+from bench.fits.cases import CASES, Case
+from bench.fits.worker import POOLS, Worker, save
 
 TARGETS = {"1e-4": 1e-4, "1e-6": 1e-6}  # (F − F*)/F*
 LADDER = tuple(float(f"{10 ** (-1 - rung / 2):.1e}") for rung in range(19))  # 0.1, 0.032, ..., 1e-10
@@ -58,7 +58,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     if options.small and options.out is None:
         parser.error("--small wants --out: its times say nothing")
-    out = options.out or Path(__file__).parent / "results"
+    out = options.out or machine.RESULTS
     report = machine.describe((np, scipy, sklearn, xent), len(os.sched_getaffinity(0)), METHOD)
     known = read_known(out / "fits.json")
     cases = dict(known)

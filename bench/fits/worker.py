@@ -22,7 +22,8 @@ import threadpoolctl
 from sklearn.base import clone
 from sklearn.linear_model import LogisticRegression
 
-from bench.fit_cases import Data
+from bench import machine
+from bench.fits.cases import Data
 
 POOLS = ("as installed", "SciPy's single", "all single")
 LONG_ENOUGH, SAMPLES = 1.0, 5  # seconds, or fits, after which one outcome has enough of them
@@ -54,9 +55,8 @@ class Worker:
     ) -> dict[str, Any]:
         """`outcome`, or how many seconds were not enough, and the order."""
         if self.process is None:
-            command, pipe = [sys.executable, "-m", "bench.fit_one", str(self.folder)], subprocess.PIPE
-            root = Path(__file__).parent.parent
-            self.process = subprocess.Popen(command, stdin=pipe, stdout=pipe, text=True, cwd=root)
+            command, pipe = [sys.executable, "-m", "bench.fits.worker", str(self.folder)], subprocess.PIPE
+            self.process = subprocess.Popen(command, stdin=pipe, stdout=pipe, text=True, cwd=machine.ROOT)
         order = {"who": who, "tol": tol, "limit": limit, "pools": pools, "widen": widen}
         print(json.dumps(order), file=self.process.stdin, flush=True)
         line = self.process.stdout.readline() if self.process.stdout is not None else ""

@@ -1,4 +1,4 @@
-"""The projected loss on a GPU: a case of bench/gpu.py, beside its three bare products and its peers."""
+"""The projected loss on a GPU: a case of the benchmark, beside its three bare products and its peers."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 
 import xent.torch
-from bench.gpu_case import Call, Provider
+from bench.gpu.case import Call, Provider
 
 Tensor = torch.Tensor
 

@@ -1,4 +1,4 @@
-"""What bench/gpu.py times: cases, and who computes them."""
+"""What the benchmark of a GPU times: cases, and who computes them."""
 
 from __future__ import annotations
 
