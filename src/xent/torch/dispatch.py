@@ -24,54 +24,54 @@ Tensor = torch.Tensor
 def cross_entropy(logits: Tensor, call: Call) -> Tensor:
     """The loss of ``logits (..., K)``, whole or split over processes."""
     if _is_sharded(logits):
-        from xent.torch.distributed import dtensors
+        from xent.torch.distributed.dtensors import loss
 
-        return dtensors.cross_entropy(logits, call)
+        return loss.cross_entropy(logits, call)
     return dense.cross_entropy(logits, call)
 
 
 def linear_cross_entropy(operands: Operands, call: Call, chunks: Chunks) -> Any:
     """The loss of the operands' rows, or the values that are wanted, whole or split over processes."""
     if _is_sharded(*operands[:2]):
-        from xent.torch.distributed import dtensors
+        from xent.torch.distributed.dtensors import loss
 
-        return dtensors.linear_cross_entropy(operands, call, chunks)
+        return loss.linear_cross_entropy(operands, call, chunks)
     return linear_loss.linear_cross_entropy(operands, call, chunks)
 
 
 def linear_row_statistics(operands: Operands, request: Request) -> RowStatistics:
     """The row statistics of a linear layer, whole or split over processes."""
     if _is_sharded(*operands[:2]):
-        from xent.torch.distributed import dtensor_statistics
+        from xent.torch.distributed.dtensors import statistics
 
-        return dtensor_statistics.linear_row_statistics(operands, request)
+        return statistics.linear_row_statistics(operands, request)
     return row_stats.linear_row_statistics(operands, request)
 
 
 def linear_kl_divergence(call: Distillation, teacher: Operands) -> Tensor:
     """The divergence of the student's rows from a teacher with logits, whole or split over processes."""
     if _is_sharded(*call.student[:2]):
-        from xent.torch.distributed import dtensor_distillation
+        from xent.torch.distributed.dtensors import distillation
 
-        return dtensor_distillation.linear_kl_divergence(call, teacher)
+        return distillation.linear_kl_divergence(call, teacher)
     return divergence.linear_kl_divergence(call, teacher)
 
 
 def linear_topk_kl_divergence(call: Distillation, teacher: Teacher) -> Tensor:
     """The divergence of the student's rows from a teacher's entries, whole or split over processes."""
     if _is_sharded(*call.student[:2]):
-        from xent.torch.distributed import dtensor_distillation
+        from xent.torch.distributed.dtensors import distillation
 
-        return dtensor_distillation.linear_topk_kl_divergence(call, teacher)
+        return distillation.linear_topk_kl_divergence(call, teacher)
     return topk.linear_topk_kl_divergence(call, teacher)
 
 
 def refuse(error: Exception, *tensors: Any) -> NoReturn:
     """Raise ``error`` on all ranks of the mesh of a DTensor among ``tensors``, so that none waits."""
     if "torch.distributed.tensor" in sys.modules:
-        from xent.torch.distributed import dtensors
+        from xent.torch.distributed.dtensors import layouts
 
-        dtensors.refuse(error, *tensors)
+        layouts.refuse(error, *tensors)
     raise error
 
 
@@ -84,6 +84,6 @@ def _is_sharded(*tensors: Tensor) -> bool:
         return False
     if "torch.distributed.tensor" not in sys.modules:
         return False
-    from xent.torch.distributed import dtensors
+    from xent.torch.distributed.dtensors import layouts
 
-    return dtensors.is_sharded(*tensors)
+    return layouts.is_sharded(*tensors)

@@ -4,8 +4,7 @@
 ranks compare their arguments. `shards` combines the row statistics of the ranks' classes; `layers` computes
 them from the logits of a rank, which are in memory or projected chunk by chunk. `divergence` computes
 divergences from a teacher in the same way, and `row_stats` statistics; `sharded` the losses of checked calls.
-`dtensors`, `dtensor_linear`, `dtensor_distillation` and `dtensor_statistics` do the same for DTensors, with
-`dtensor_rows` if their rows are split.
+`dtensors` does the same for DTensors, whose classes or rows are split.
 """
 
 from __future__ import annotations

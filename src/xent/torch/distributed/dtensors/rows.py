@@ -1,4 +1,4 @@
-"""Losses of DTensors whose rows are sharded over a mesh of one dimension, or whole on each rank."""
+"""The layout of rows of DTensors that are sharded over a mesh of one dimension, or whole on each rank."""
 
 from __future__ import annotations
 

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from xent.torch.arguments import Call
-from xent.torch.distributed.dtensor_rows import DistributedRows
+from xent.torch.distributed.dtensors.rows import DistributedRows
 from xent.torch.linear import loss as linear_loss
 from xent.torch.linear.chunked import Operands
 from xent.torch.linear.rows import Chunks

@@ -9,10 +9,10 @@ import torch
 
 from xent.torch import arguments
 from xent.torch.distributed import divergence as sharded
-from xent.torch.distributed import dtensors
 from xent.torch.distributed.distillation import local_check
-from xent.torch.distributed.dtensor_rows import DistributedRows
-from xent.torch.distributed.dtensors import MESH, as_whole, class_columns, is_sharded
+from xent.torch.distributed.dtensors import layouts
+from xent.torch.distributed.dtensors.layouts import MESH, as_whole, class_columns
+from xent.torch.distributed.dtensors.rows import DistributedRows
 from xent.torch.distributed.handshake import LocalCheck, plain_tensors
 from xent.torch.distributed.shards import Shard
 from xent.torch.linear import divergence, topk
@@ -49,7 +49,7 @@ def linear_kl_divergence(call: Distillation, teacher: Operands) -> Tensor:
             class_columns(teacher.bias, like, shard, 0),
         )
         loss = sharded.linear_kl_divergence(_local_classes(call, shard), own, shard)
-        return dtensors.replicated(loss, like)
+        return layouts.replicated(loss, like)
 
     def of_rows(local: Distillation, layout: DistributedRows) -> Tensor:
         weight, bias = (layout.replicated(x) for x in teacher[1:])
@@ -68,7 +68,7 @@ def linear_topk_kl_divergence(call: Distillation, teacher: Teacher) -> Tensor:
     if shard is not None:
         own = Teacher(as_whole(teacher.indices), as_whole(teacher.log_probs), teacher.tail)
         loss = sharded.linear_topk_kl_divergence(_local_classes(call, shard), own, shard)
-        return dtensors.replicated(loss, call.student.weight)
+        return layouts.replicated(loss, call.student.weight)
     num_classes = call.student.weight.shape[0]
     teacher.require_classes(num_classes)
 
@@ -89,36 +89,23 @@ def linear_topk_kl_divergence(call: Distillation, teacher: Teacher) -> Tensor:
 
 def _agreed(call: Distillation, teacher: TeacherTensors) -> Shard | None:
     """The shard of this rank if the weight is sharded, None if the rows may be; an error on all ranks."""
-    inputs, weight, bias = cast(Any, call.student)
     operands = dict(zip(STUDENT, call.student, strict=True))
-    tensors = {**operands, **teacher.rows, **teacher.classes}
-    for name, x in tensors.items():
-        if is_sharded(x) and x.device_mesh.ndim != 1:
-            raise dtensors.layout_error(name, "Replicate(), or Shard(0)", x)
-    by_rows = is_sharded(inputs) and is_sharded(weight) and dtensors.is_whole(weight)
-    first = weight if is_sharded(weight) else inputs
+    first, by_rows = layouts.first_and_by_rows(call.student, STUDENT, **teacher.rows, **teacher.classes)
 
     def check() -> LocalCheck[None]:
         factors = {"labels": call.labels, "sample_weight": call.sample_weight}
         factors |= {"temperature": call.row_temperature, "denominator": call.denominator}
-        dtensors.require_layouts(first.device_mesh, **tensors, **factors)
+        layouts.require_layouts(first.device_mesh, **operands, **teacher.rows, **teacher.classes, **factors)
         if by_rows:
-            DistributedRows(inputs)
+            DistributedRows(call.student.inputs)
         else:
-            if not is_sharded(weight) or weight.placements[0] != dtensors.split(0):
-                expected = "Shard(0), or Replicate() beside `inputs` as a DTensor"
-                raise dtensors.layout_error("weight", expected, weight)
-            for name, x in {"bias": bias, **teacher.classes}.items():
-                if x is not None and not is_sharded(x):
-                    raise arguments.ArgumentError(
-                        f"`{name}` must be a DTensor with Shard(0), as `weight` is; got a {type(x).__name__}"
-                    )
+            layouts.require_class_shards(call.student, STUDENT, **teacher.classes)
             of_rows = (call.row_temperature,) if teacher.classes else ()
             sharded.require_derivable(call, *teacher.rows.values(), *teacher.classes.values(), *of_rows)
         facts = {**teacher.rows, **teacher.classes, **teacher.facts}
         return local_check(call, None, STUDENT, facts, plain_tensors(**teacher.rows))
 
-    _, shard = dtensors.agree_on(check, first, 0, MESH)
+    _, shard = layouts.agree_on(check, first, 0, MESH)
     return None if by_rows else shard
 
 
@@ -136,7 +123,7 @@ def _by_rows(call: Distillation, of_rows: Callable[[Distillation, DistributedRow
     """The loss of all rows; ``of_rows(local, layout)`` is that of this rank's."""
     inputs, weight, bias = cast(Any, call.student)
     if not DistributedRows.is_row_layout(inputs):
-        inputs = dtensors.gathered(inputs)
+        inputs = layouts.gathered(inputs)
     layout, denominator = DistributedRows(inputs), as_whole(call.denominator)
     student = Operands(inputs.to_local(), layout.replicated(weight), layout.replicated(bias))
     local = call._replace(
@@ -169,4 +156,4 @@ def _all_agree(check: Callable[[], None], call: Distillation) -> None:
         check()
         return LocalCheck(None)
 
-    dtensors.agree_on(local, call.student.weight, 0, MESH)
+    layouts.agree_on(local, call.student.weight, 0, MESH)

@@ -8,9 +8,10 @@ from typing import Any, cast
 import torch
 
 from xent.core.contract import RowStatistics
-from xent.torch.distributed import dtensors, statistics
-from xent.torch.distributed.dtensor_rows import DistributedRows
-from xent.torch.distributed.dtensors import MESH, as_whole, is_sharded
+from xent.torch.distributed import statistics
+from xent.torch.distributed.dtensors import layouts
+from xent.torch.distributed.dtensors.layouts import MESH, as_whole, is_sharded
+from xent.torch.distributed.dtensors.rows import DistributedRows
 from xent.torch.distributed.handshake import LocalCheck, input_checksums, plain_tensors, tensor_kind
 from xent.torch.linear import row_stats
 from xent.torch.linear.chunked import Operands
@@ -26,18 +27,18 @@ def linear_row_statistics(operands: Operands, request: Request) -> RowStatistics
     stay where they are.
     """
     inputs, weight, bias = cast(Any, operands)
-    first, by_rows = dtensors.first_and_by_rows(operands, OPERANDS)
+    first, by_rows = layouts.first_and_by_rows(operands, OPERANDS)
 
     def check() -> LocalCheck[Request]:
         own, labels, temperature = request.checked(inputs), cast(Any, request.labels), request.temperature
         named = dict(zip(OPERANDS, operands, strict=True))
-        dtensors.require_layouts(first.device_mesh, **named, labels=labels, temperature=temperature)
+        layouts.require_layouts(first.device_mesh, **named, labels=labels, temperature=temperature)
         facts = {**{n: tensor_kind(x) for n, x in named.items()}, **statistics.request_facts(own)}
         tensors = plain_tensors(labels=labels, bias=bias, temperature=temperature)
         if by_rows:
             DistributedRows(inputs, own.shift)
         else:
-            dtensors.require_class_shards(operands, OPERANDS)
+            layouts.require_class_shards(operands, OPERANDS)
             statistics.require_no_transforms()
             if not is_sharded(inputs):
                 whole_labels, ignore_index = tensors.get("labels"), own.spec.ignore_index
@@ -48,19 +49,19 @@ def linear_row_statistics(operands: Operands, request: Request) -> RowStatistics
         _require_temperature(own)
         return LocalCheck(own, math.prod(inputs.shape[:-1]), facts, tensors)
 
-    mesh = MESH if by_rows else dtensors.mesh_of_classes(first, *OPERANDS[:2], "labels")
-    request, shard = dtensors.agree_on(check, first, 0, mesh)
+    mesh = MESH if by_rows else layouts.mesh_of_classes(first, *OPERANDS[:2], "labels")
+    request, shard = layouts.agree_on(check, first, 0, mesh)
     request = request._replace(validate=False)
     if not by_rows:
-        columns = dtensors.class_columns(bias, weight, shard, 0)
+        columns = layouts.class_columns(bias, weight, shard, 0)
         local = Operands(as_whole(inputs), weight.to_local(), columns)
         whole_rows = request._replace(
             labels=as_whole(request.labels), temperature=as_whole(request.temperature)
         )
         stats = statistics.row_statistics(local, whole_rows, shard)
-        return RowStatistics(*(None if s is None else dtensors.replicated(s, weight) for s in stats))
+        return RowStatistics(*(None if s is None else layouts.replicated(s, weight) for s in stats))
     if not DistributedRows.is_row_layout(inputs):
-        inputs = dtensors.gathered(inputs)
+        inputs = layouts.gathered(inputs)
     rows = DistributedRows(inputs, request.shift)
     local = Operands(inputs.to_local(), rows.replicated(weight), rows.replicated(bias))
     own_rows = request._replace(
