@@ -9,7 +9,8 @@ torch = pytest.importorskip("torch")
 import xent.torch as xt  # noqa: E402
 from tests.tables.variants import each_structure  # noqa: E402
 from tests.torch.test_functional import TRANSFORMS, F, arguments_of, losses, plain  # noqa: E402
-from xent.torch import devices, operators  # noqa: E402
+from xent.torch import devices  # noqa: E402
+from xent.torch.statistics import ahead  # noqa: E402
 
 # PyTorch warns of its own use of what it has deprecated.
 pytestmark = pytest.mark.filterwarnings("ignore:.torch.jit:DeprecationWarning")
@@ -51,19 +52,19 @@ def test_compiled_reads_the_logits_once(monkeypatch):
     for upstream, count in ((1.0, 1), (0.25, 2)):
         calls.clear()
         loss = f(z)
-        assert len(operators._ahead.stored) == 1
+        assert len(ahead._ahead.stored) == 1
         for _ in range(2):  # the second backward finds nothing made
             (grad,) = torch.autograd.grad(upstream * loss, z, retain_graph=True)
             assert torch.equal(grad, torch.autograd.grad(upstream * eager_loss, z, retain_graph=True)[0])
         assert len(calls) == count + 1
-        assert not operators._ahead.stored
+        assert not ahead._ahead.stored
     loss = f(z)
-    assert operators._ahead.stored
+    assert ahead._ahead.stored
     del loss  # without a backward
-    assert not operators._ahead.stored
+    assert not ahead._ahead.stored
     with torch.no_grad():
         assert torch.equal(f(z), eager_loss)
-    assert not operators._ahead.stored
+    assert not ahead._ahead.stored
 
 
 @pytest.mark.parametrize("name", ["grad", "hessian", "jvp", "vmap of grad", "grad of vmap"])

@@ -8,8 +8,8 @@ computes that of logits split over processes. `xent` itself calls `api` for tens
 and makes the `Target` of equation (1); `temperature` divides by one that is a tensor. `dispatch` sends
 DTensors to `distributed` and other tensors to `dense` or `linear`. `modes` tells which of PyTorch's modes and
 transforms are active. In plain reverse mode `dense` makes one autograd node, otherwise ordinary operations
-around `statistics`: `operators` and `binary_ops` have the operators of compiled graphs, `softmax_derivatives`
-the higher orders. `devices` calls the kernels.
+around the row statistics of `statistics`. `operator_numbers` passes options to custom operators. `devices`
+calls the kernels.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import importlib
 from types import ModuleType
 
 from xent.core.contract import RowStatistics
-from xent.torch.binary import binary_cross_entropy_with_logits
+from xent.torch.binary.loss import binary_cross_entropy_with_logits
 from xent.torch.distillation import linear_kl_divergence, linear_topk_kl_divergence
 from xent.torch.functional import cross_entropy, linear_cross_entropy, row_statistics
 from xent.torch.fused.layer import fuse, unfuse

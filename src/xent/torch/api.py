@@ -8,9 +8,9 @@ import torch
 
 from xent.core.spec import Options
 from xent.engine import checks
-from xent.torch import arguments, binary, devices, dispatch
+from xent.torch import arguments, devices, dispatch
 from xent.torch.arguments import Call
-from xent.torch.binary import BinaryCall
+from xent.torch.binary.loss import BinaryCall, elementwise_loss
 from xent.torch.linear import loss as linear_loss
 from xent.torch.linear.products import Chunking
 from xent.torch.linear.rows import Chunks
@@ -104,7 +104,7 @@ def binary_cross_entropy(
     names = arguments.OURS._replace(weight="sample_weight")
     factors, index = (weight, pos_weight, alpha), spec.ignore_index
     call = BinaryCall(targets, *factors, spec, index, reduction, denominator, check, True, names)
-    return binary.elementwise_loss(logits, call)
+    return elementwise_loss(logits, call)
 
 
 def _validation_mode(validate: bool) -> bool | None:

@@ -14,8 +14,9 @@ from xent.core.contract import RowStats
 from xent.core.link import Link
 from xent.engine import checks, memory
 from xent.engine.batch_loss import Problem, mean_loss_and_grad
-from xent.torch import arguments, devices, modes, operators, statistics, targets
+from xent.torch import arguments, devices, modes, targets
 from xent.torch.arguments import Call
+from xent.torch.statistics import ahead, autograd
 from xent.torch.temperature import divided_rows, row_temperature
 
 Tensor = torch.Tensor
@@ -55,9 +56,9 @@ def derivable(logits: Tensor, call: Call) -> Tensor:
         t = targets.mask_silent_rows(t, spec, _have_loss(logits) if is_learnt else None)
     if is_ahead:
         expected = head.cotangents(None, t, spec, scale, torch)
-        stats = operators.row_stats_and_grad(logits, t.labels, t.dense, spec.link, expected)
+        stats = ahead.row_stats_and_grad(logits, t.labels, t.dense, spec.link, expected)
     else:
-        stats = statistics.row_stats(logits, t.labels, t.dense, spec.link)
+        stats = autograd.row_stats(logits, t.labels, t.dense, spec.link)
     losses = head.row_losses(stats, t, spec, torch)
     if is_reduced:
         losses = losses.sum() * scale
@@ -66,7 +67,7 @@ def derivable(logits: Tensor, call: Call) -> Tensor:
 
 def _have_loss(logits: Tensor) -> Tensor:
     """Mask (...) of rows without NaN and +inf, and with a logit above −inf."""
-    return cast(Tensor, statistics.row_stats(logits.detach(), None, None, Link()).lse.isfinite())
+    return cast(Tensor, autograd.row_stats(logits.detach(), None, None, Link()).lse.isfinite())
 
 
 class Loss(Protocol):

@@ -12,11 +12,12 @@ from torch.overrides import handle_torch_function, has_torch_function_unary
 from xent.core.contract import RowStatistics
 from xent.core.spec import ExtraOptions, with_options
 from xent.engine import row_columns
-from xent.torch import arguments, devices, dispatch, modes, statistics
+from xent.torch import arguments, devices, dispatch, modes
 from xent.torch.arguments import Call
 from xent.torch.linear import loss as linear_loss
 from xent.torch.linear.products import Chunking
 from xent.torch.linear.rows import Chunks
+from xent.torch.statistics import autograd
 from xent.torch.targets import kernel_labels, require_labels, zero_if_valid
 from xent.torch.temperature import checked_rows, divided, divided_rows, split
 
@@ -320,7 +321,7 @@ def row_statistics(
         logits = divided_rows(logits, checked_rows(by_row, counts.reshape(-1), validate))
     names = row_columns.column_names(wanted)
     columns = row_columns.columns(
-        statistics.row_stats, logits, labels, None, spec.link, names, devices.widened, torch
+        autograd.row_stats, logits, labels, None, spec.link, names, devices.widened, torch
     )
     if zero is not None:
         columns = tuple(column + zero.to(column.dtype) for column in columns)

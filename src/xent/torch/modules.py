@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from xent.torch import arguments, functional
-from xent.torch.binary import binary_cross_entropy_with_logits
+from xent.torch.binary.loss import binary_cross_entropy_with_logits
 from xent.torch.functional import linear_cross_entropy
 
 Tensor = torch.Tensor

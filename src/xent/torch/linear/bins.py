@@ -13,11 +13,12 @@ import torch
 from xent.core.contract import Cotangents, RowStats
 from xent.core.link import Link
 from xent.engine import valid_rows
-from xent.torch import devices, modes, operators
+from xent.torch import devices, modes
 from xent.torch.linear import operators as linear_operators
 from xent.torch.linear.chunked import ChunkedFunction, Operands, finished
 from xent.torch.linear.products import Chunking
 from xent.torch.linear.tempered import tempered
+from xent.torch.operator_numbers import as_floats, link_numbers
 
 Tensor = torch.Tensor
 
@@ -124,7 +125,7 @@ def row_bins(
 
     They are also divided by the ``row_temperature (M,)``, a constant, if there is one.
     """
-    numbers = operators.link_numbers(Link(bins.temperature), operands.inputs.device)
+    numbers = link_numbers(Link(bins.temperature), operands.inputs.device)
     tensors = bins.classes, counts, row_temperature
     return linear_bins(*operands, *tensors, *numbers, bins.has_rest, *chunking)
 
@@ -135,7 +136,7 @@ def _function(inputs: Any) -> tuple[Operands, ChunkedFunction]:
     if not modes.is_captured(x):
         row_index, _ = valid_rows.select_rows(silent, None, None, (), torch)
         silent = None
-    (temperature,) = operators.as_floats(numbers, moving)
+    (temperature,) = as_floats(numbers, moving)
     bins = Bins(classes, temperature, has_rest)
     function = RowBins(bins, row_index, Chunking(*chunking), silent)
     return Operands(x, w, b), tempered(function, row_temperature)

@@ -11,7 +11,7 @@ from xent.core import head
 from xent.core.link import Link
 from xent.engine import valid_rows
 from xent.engine.chunked_projection import Gradients
-from xent.torch import arguments, devices, operators
+from xent.torch import arguments, devices
 from xent.torch.linear import operators as linear_operators
 from xent.torch.linear.chunked import ChunkedFunction, Operands, finished, row_blocks
 from xent.torch.linear.distillation import (
@@ -23,6 +23,7 @@ from xent.torch.linear.distillation import (
     counted_rows,
 )
 from xent.torch.linear.products import Chunking, linear
+from xent.torch.operator_numbers import as_floats, link_numbers
 
 Tensor = torch.Tensor
 
@@ -47,14 +48,14 @@ class Divergence(NamedTuple):
 
     def packed(self, device: torch.device) -> tuple[Any, ...]:
         """The fields as arguments of an operator."""
-        numbers = operators.link_numbers(Link(self.temperature), device)
+        numbers = link_numbers(Link(self.temperature), device)
         return *self[:5], *numbers, self.is_reverse, *self.chunking
 
     @classmethod
     def unpacked(cls, *arguments: Any) -> Divergence:
         """The inverse of `packed`."""
         x, w, b, sample_weight, row_temperature, link, moving, is_reverse, *chunking = arguments
-        (temperature,) = operators.as_floats(link, moving)
+        (temperature,) = as_floats(link, moving)
         options = temperature, is_reverse, Chunking(*chunking)
         return cls(x, w, b, sample_weight, row_temperature, *options)
 

@@ -9,7 +9,7 @@ import torch
 
 from xent.core.spec import LossSpec
 from xent.engine.valid_rows import ValidRows
-from xent.torch import devices, operators
+from xent.torch import devices
 from xent.torch.arguments import Call
 from xent.torch.linear.chunked import ChunkedFunction, Operands
 from xent.torch.linear.operators import CHUNKING, columns_operator, sums_operator
@@ -18,6 +18,7 @@ from xent.torch.linear.rows import Chunks, RowLosses, call_rows
 from xent.torch.linear.shifts import SeveralShifts, rows_by_shift
 from xent.torch.linear.tempered import tempered
 from xent.torch.linear.values import DetailedLosses
+from xent.torch.operator_numbers import as_floats, spec_numbers
 
 Tensor = torch.Tensor
 
@@ -38,7 +39,7 @@ class LossProgram(NamedTuple):
     def packed(self, device: torch.device) -> tuple[Any, ...]:
         """The fields as arguments of an operator."""
         call, spec, chunks, factors = self.call, self.call.spec, self.chunks, self.factors
-        numbers = operators.spec_numbers(spec, device)
+        numbers = spec_numbers(spec, device)
         tensors = *call.tensors[:3], call.temperature
         shifts = [chunks.shift] if factors is None else list(chunks.shift)
         column = None
@@ -52,7 +53,7 @@ class LossProgram(NamedTuple):
         """The inverse of `packed`."""
         *tensors, ignore_index, options, moving, shifts, column, names, budget, dtype = arguments
         targets, class_weight, sample_weight, temperature = tensors
-        spec = LossSpec.from_numbers(operators.as_floats(options, moving), ignore_index)
+        spec = LossSpec.from_numbers(as_floats(options, moving), ignore_index)
         call = Call(targets, class_weight, sample_weight, spec, "none", None, False)
         factors: Any = None
         if column is not None:

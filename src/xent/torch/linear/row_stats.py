@@ -12,13 +12,15 @@ from xent.core.contract import Cotangents, RowStatistics, RowStats
 from xent.core.link import Link
 from xent.core.spec import LossSpec
 from xent.engine import row_columns, valid_rows
-from xent.torch import arguments, devices, modes, operators, statistics
+from xent.torch import arguments, devices, modes
 from xent.torch.linear import chunked
 from xent.torch.linear import operators as linear_operators
 from xent.torch.linear.chunked import ChunkedFunction, Operands, finished, row_blocks
 from xent.torch.linear.products import Chunking
 from xent.torch.linear.tempered import tempered, with_derivative
-from xent.torch.softmax_derivatives import Softmax
+from xent.torch.operator_numbers import as_floats, link_numbers
+from xent.torch.statistics import autograd
+from xent.torch.statistics.softmax_derivatives import Softmax
 from xent.torch.targets import as_int64, kernel_labels, require_labels, zero_if_valid
 from xent.torch.temperature import checked_rows
 
@@ -142,7 +144,7 @@ class Statistics(ChunkedFunction):
 
     def columns(self, logits: Tensor, part: slice) -> tuple[Tensor, ...]:
         """The columns of a chunk in ordinary operations."""
-        return self._columns(statistics.row_stats, logits, part)
+        return self._columns(autograd.row_stats, logits, part)
 
     def evaluate_chunk(
         self, logits: Tensor, part: slice, dloss: Tensor | None
@@ -290,7 +292,7 @@ def row_stats(
     Rows with a negative label in ``labels (M,)``, or False in ``counts (M,)``, are 0. The logits are divided
     by the ``temperature (M,)`` of their rows, a constant, if there is one.
     """
-    numbers = operators.link_numbers(link, operands.inputs.device)
+    numbers = link_numbers(link, operands.inputs.device)
     # One text: torch.jit does not trace a list of them.
     words = " ".join(names)
     tensors = dense, labels, counts, temperature
@@ -311,7 +313,7 @@ def _function(inputs: Sequence[Any], ddense: Tensor | None = None) -> tuple[Oper
     if index is None and shift:  # the last rows have no target
         index = torch.arange(max(0, x.shape[0] - shift), device=x.device)
         labels, silent = (None if a is None else a[: index.shape[0]] for a in (labels, silent))
-    link = Link(*operators.as_floats(numbers, moving))
+    link = Link(*as_floats(numbers, moving))
     names = tuple(words.split())
     function = Statistics(index, labels, dense, shift, link, names, Chunking(*chunking), silent, ddense)
     return Operands(x, w, b), tempered(function, temperature)

@@ -14,10 +14,11 @@ from xent.core.spec import LossSpec, as_float, as_index, require_no_gradient
 from xent.core.target import Target
 from xent.engine import valid_rows
 from xent.engine.valid_rows import ChunkLoss, ValidRows
-from xent.torch import arguments, devices, modes, statistics
+from xent.torch import arguments, devices, modes
 from xent.torch.arguments import Call
 from xent.torch.linear.chunked import ChunkedFunction
 from xent.torch.linear.products import Chunking
+from xent.torch.statistics import autograd
 from xent.torch.targets import kernel_labels, mask_silent_rows
 
 Tensor = torch.Tensor
@@ -164,5 +165,5 @@ class RowLosses(ChunkedFunction):
     def columns(self, logits: Tensor, part: slice) -> tuple[Tensor, ...]:
         """The columns of a chunk in ordinary operations."""
         t = self.rows.target(part)
-        stats = statistics.row_stats(logits, t.labels, t.dense, self.spec.link)
+        stats = autograd.row_stats(logits, t.labels, t.dense, self.spec.link)
         return (head.row_losses(stats, t, self.spec, torch),)

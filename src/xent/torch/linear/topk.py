@@ -11,7 +11,7 @@ import torch
 
 from xent.core import head
 from xent.core.link import Link
-from xent.torch import arguments, devices, operators
+from xent.torch import arguments, devices
 from xent.torch.linear import operators as linear_operators
 from xent.torch.linear.bins import Bins, row_bins
 from xent.torch.linear.chunked import ChunkedFunction, Operands
@@ -25,6 +25,7 @@ from xent.torch.linear.distillation import (
 from xent.torch.linear.divergence import kl_divergence
 from xent.torch.linear.products import Chunking
 from xent.torch.linear.tempered import tempered
+from xent.torch.operator_numbers import as_floats, link_numbers
 from xent.torch.targets import as_int64, zero_if_valid_topk
 
 Tensor = torch.Tensor
@@ -121,7 +122,7 @@ class TopKDivergence(NamedTuple):
 
     def packed(self, device: torch.device) -> tuple[Any, ...]:
         """The fields as arguments of an operator."""
-        numbers = operators.link_numbers(Link(self.temperature), device)
+        numbers = link_numbers(Link(self.temperature), device)
         return *self[:4], *numbers, self.is_renormalised, self.is_reverse, *self.chunking
 
     @classmethod
@@ -129,7 +130,7 @@ class TopKDivergence(NamedTuple):
         """The inverse of `packed`."""
         indices, log_probs, omega, row_temperature, link, moving, *options = arguments
         is_renormalised, is_reverse, *chunking = options
-        (temperature,) = operators.as_floats(link, moving)
+        (temperature,) = as_floats(link, moving)
         tensors = indices, log_probs, omega, row_temperature
         return cls(*tensors, temperature, is_renormalised, is_reverse, Chunking(*chunking))
 

@@ -10,10 +10,11 @@ import torch
 from xent.core import head
 from xent.core.contract import RowStats
 from xent.core.spec import LossSpec
-from xent.torch import arguments, devices, statistics
+from xent.torch import arguments, devices
 from xent.torch.arguments import Call
 from xent.torch.linear.chunked import ChunkedFunction
 from xent.torch.linear.rows import Chunks, RowLosses
+from xent.torch.statistics import autograd
 from xent.torch.targets import label_weights, plain_weight_and_rows
 
 Tensor = torch.Tensor
@@ -175,7 +176,7 @@ class DetailedLosses(ChunkedFunction):
         link, labels = self.losses.spec.link, self.losses.rows.target(part).labels
         stats, want = RowStats(), required_stats(self.names, self.losses.spec)
         if want:
-            stats = statistics.row_stats(logits.detach(), labels, None, link, want)
+            stats = autograd.row_stats(logits.detach(), labels, None, link, want)
         return losses, *self._details(stats, part, losses)
 
     def _details(self, stats: RowStats, part: slice, losses: Tensor) -> tuple[Tensor, ...]:

@@ -13,8 +13,10 @@ from torch.autograd import Function
 
 from xent.core.contract import Cotangents, RowStats
 from xent.core.link import Link
-from xent.torch import modes, operators
-from xent.torch.softmax_derivatives import Softmax
+from xent.torch import modes
+from xent.torch.operator_numbers import link_numbers
+from xent.torch.statistics import operators
+from xent.torch.statistics.softmax_derivatives import Softmax
 
 Tensor = torch.Tensor
 
@@ -31,7 +33,7 @@ def row_stats(
         return Softmax(logits.double(), labels, dense, link).stats(operators.fields(labels, dense, *passes))
     constant = None if dense is None else dense.detach()
     apply = operators.row_stats if modes.is_graphed() else _Statistics.apply
-    stats = RowStats(*apply(logits, labels, constant, *operators.link_numbers(link, logits.device), *passes))
+    stats = RowStats(*apply(logits, labels, constant, *link_numbers(link, logits.device), *passes))
     sigma, mass = stats.dense_log_prob, stats.mass
     if dense is not None and modes.is_derived(dense):
         derived = Softmax(logits.to(dense.dtype), labels, dense, link).stats(("dense_log_prob", "mass"))

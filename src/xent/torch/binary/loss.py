@@ -12,7 +12,8 @@ from xent.core import target as targeting
 from xent.core.contract import RowStats
 from xent.core.spec import ExtraOptions, LossSpec, require_reduction, with_options
 from xent.engine import checks
-from xent.torch import arguments, binary_ops, dense, devices, modes
+from xent.torch import arguments, dense, devices, modes
+from xent.torch.binary import operators
 from xent.torch.targets import split_ignored, zero_if_valid_binary
 from xent.torch.temperature import divided
 
@@ -179,14 +180,14 @@ class BinaryCrossEntropy(dense.CpuLoss):
 
     def problem(self, logits: Tensor) -> Any:
         """The loss on views of the tensors, with the methods of `Problem`."""
-        return binary_ops.problem((logits, *self.fixed), self.spec, self.reduction, float(self.divisor))
+        return operators.problem((logits, *self.fixed), self.spec, self.reduction, float(self.divisor))
 
     def derivable(self, logits: Tensor) -> Tensor:
         """The loss in ordinary operations, for derivatives of any order."""
         q, weight, pos_weight = self.fixed
         dtype = devices.loss_dtype(logits)
         if self.spec.is_linear and modes.is_compiled(logits, *self.fixed):
-            losses = binary_ops.losses((logits, *self.fixed), self.spec, each=self.reduction == "none")
+            losses = operators.losses((logits, *self.fixed), self.spec, each=self.reduction == "none")
             scale = 1.0 if self.reduction == "none" else arguments.inverse(self.divisor)
             return (losses * scale).to(dtype)
         if not logits.ndim:  # else forward mode makes the tangent of a scalar divided by a number float64

@@ -10,7 +10,8 @@ import torch
 
 from xent.core.spec import LossSpec
 from xent.engine import binary
-from xent.torch import devices, operators
+from xent.torch import devices
+from xent.torch.operator_numbers import as_floats, spec_numbers
 
 Tensor = torch.Tensor
 
@@ -31,7 +32,7 @@ def problem(tensors: tuple[Any, ...], spec: LossSpec, reduction: str, divisor: f
 
 def losses(tensors: tuple[Any, ...], spec: LossSpec, each: bool) -> Tensor:
     """The losses (...) if ``each``, else their float64 sum; derivable once, in the logits."""
-    return binary_losses(*tensors, *operators.spec_numbers(spec, tensors[0].device), each)
+    return binary_losses(*tensors, *spec_numbers(spec, tensors[0].device), each)
 
 
 @torch.library.custom_op("xent::binary_losses", mutates_args=())
@@ -44,7 +45,7 @@ def binary_losses(
     moving: Tensor | None,
     each: bool,
 ) -> Tensor:
-    """The operator of `losses`; `operators.numbers` makes (``options``, ``moving``)."""
+    """The operator of `losses`; `spec_numbers` makes (``options``, ``moving``)."""
     spec = _spec(options, moving)
     binary_loss = problem((logits, targets, weight, pos_weight), spec, "none" if each else "sum", 1.0)
     loss = torch.from_numpy(np.asarray(binary_loss.loss()))
@@ -81,7 +82,7 @@ def _(logits: Tensor, *arguments: Any) -> Tensor:
 
 
 def _spec(options: Sequence[float], moving: Tensor | None) -> LossSpec:
-    return LossSpec.from_numbers(operators.as_floats(options, moving))
+    return LossSpec.from_numbers(as_floats(options, moving))
 
 
 def _setup_context(ctx: Any, inputs: Any, output: Any) -> None:

@@ -1,0 +1,1 @@
+"""Binary cross-entropy of tensors: `loss`, and its `operators` in compiled graphs."""
