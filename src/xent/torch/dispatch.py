@@ -10,13 +10,14 @@ import torch
 from xent.core.contract import RowStatistics
 from xent.torch import dense, modes
 from xent.torch.arguments import Call
-from xent.torch.linear import divergence, row_stats, topk
 from xent.torch.linear import loss as linear_loss
+from xent.torch.linear import row_stats
 from xent.torch.linear.chunked import Operands
-from xent.torch.linear.distillation import Distillation
+from xent.torch.linear.distillation import divergence, topk
+from xent.torch.linear.distillation.call import Distillation
+from xent.torch.linear.distillation.topk import Teacher
 from xent.torch.linear.row_stats import Request
 from xent.torch.linear.rows import Chunks
-from xent.torch.linear.topk import Teacher
 
 Tensor = torch.Tensor
 

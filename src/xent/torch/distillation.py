@@ -8,9 +8,9 @@ import torch
 
 from xent.torch import arguments, dispatch
 from xent.torch.linear import loss as linear_loss
-from xent.torch.linear.distillation import STUDENT, TEACHER, Distillation
+from xent.torch.linear.distillation.call import STUDENT, TEACHER, Distillation
+from xent.torch.linear.distillation.topk import Teacher
 from xent.torch.linear.products import Chunking
-from xent.torch.linear.topk import Teacher
 from xent.torch.temperature import divided, split
 
 Tensor = torch.Tensor

@@ -15,9 +15,9 @@ from xent.torch.distributed.handshake import LocalCheck, agree, checksum, plain_
 from xent.torch.distributed.loss import GROUP, outside_graphs, size_and_device
 from xent.torch.linear import loss as linear_loss
 from xent.torch.linear.chunked import Operands
-from xent.torch.linear.distillation import Distillation
+from xent.torch.linear.distillation.call import Distillation
+from xent.torch.linear.distillation.topk import Teacher
 from xent.torch.linear.products import Chunking
-from xent.torch.linear.topk import Teacher
 from xent.torch.temperature import split
 
 Tensor = torch.Tensor

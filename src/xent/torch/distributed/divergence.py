@@ -14,13 +14,13 @@ import torch.distributed as dist
 from xent.engine import valid_rows
 from xent.torch import devices, modes
 from xent.torch.distributed.shards import Shard
-from xent.torch.linear.bins import Bins
 from xent.torch.linear.chunked import DERIVED, ChunkedFunction, Operands
-from xent.torch.linear.distillation import CountedRows, Distillation, counted_rows
-from xent.torch.linear.divergence import Divergence, RowDivergences, divergence_and_slopes
+from xent.torch.linear.distillation.bins import Bins
+from xent.torch.linear.distillation.call import CountedRows, Distillation, counted_rows
+from xent.torch.linear.distillation.divergence import Divergence, RowDivergences, divergence_and_slopes
+from xent.torch.linear.distillation.topk import Entries, RowTopKDivergences, Teacher, TopKDivergence
 from xent.torch.linear.products import TensorProjection
 from xent.torch.linear.tempered import Tempered
-from xent.torch.linear.topk import Entries, RowTopKDivergences, Teacher, TopKDivergence
 from xent.torch.targets import require_indices, require_log_probs, require_targets
 
 Tensor = torch.Tensor

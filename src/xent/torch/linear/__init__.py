@@ -4,7 +4,6 @@
 losses, `shifts` those of several shifts, `values` what else a call wants; `program` puts these together, and
 `tempered` divides the logits by a temperature of each row. `chunked` evaluates and differentiates a function
 of the logits chunk by chunk, with the matrix products of `products`. `statistics` has the public row
-statistics, whose function of logits is in `row_stats`. `distillation` has the arguments of a divergence from
-a teacher: one with logits of its own in `divergence`, one that is given by some entries of each row in
-`topk`, with the student's logits of `bins`. `operators` makes custom operators of them for compiled graphs.
+statistics, whose function of logits is in `row_stats`; `distillation` has the divergences from a teacher.
+`operators` makes custom operators of them for compiled graphs.
 """

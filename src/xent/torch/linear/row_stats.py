@@ -13,8 +13,7 @@ from xent.core.link import Link
 from xent.core.spec import LossSpec
 from xent.engine import row_columns, valid_rows
 from xent.torch import arguments, devices, modes
-from xent.torch.linear import chunked
-from xent.torch.linear import operators as linear_operators
+from xent.torch.linear import chunked, operators
 from xent.torch.linear.chunked import ChunkedFunction, Operands, finished, row_blocks
 from xent.torch.linear.products import Chunking
 from xent.torch.linear.tempered import tempered, with_derivative
@@ -28,7 +27,7 @@ Tensor = torch.Tensor
 
 SCHEMA = (
     "Tensor x, Tensor w, Tensor? b, Tensor? dense, Tensor? labels, Tensor? counts, Tensor? temperature, "
-    f"SymInt shift, float[] link, Tensor? moving, str names, {linear_operators.CHUNKING}"
+    f"SymInt shift, float[] link, Tensor? moving, str names, {operators.CHUNKING}"
 )
 
 OPERANDS = ("inputs", "weight", "bias")
@@ -357,7 +356,7 @@ def linear_statistics_grad(dcolumns: list[Tensor], *inputs: Any) -> list[Tensor]
     return results if ddense is None else [*results, ddense.to(dense.dtype)]
 
 
-linear_statistics_grad.register_fake(linear_operators.like_inputs)
+linear_statistics_grad.register_fake(operators.like_inputs)
 linear_statistics.register_autograd(
-    linear_operators.backward_by(linear_statistics_grad, 4), setup_context=linear_operators.keep_inputs
+    operators.backward_by(linear_statistics_grad, 4), setup_context=operators.keep_inputs
 )

@@ -15,10 +15,10 @@ from xent.torch.distributed.dtensors.layouts import MESH, as_whole, class_column
 from xent.torch.distributed.dtensors.rows import DistributedRows
 from xent.torch.distributed.handshake import LocalCheck, plain_tensors
 from xent.torch.distributed.shards import Shard
-from xent.torch.linear import divergence, topk
 from xent.torch.linear.chunked import Operands
-from xent.torch.linear.distillation import STUDENT, TEACHER, Distillation
-from xent.torch.linear.topk import Teacher
+from xent.torch.linear.distillation import divergence, topk
+from xent.torch.linear.distillation.call import STUDENT, TEACHER, Distillation
+from xent.torch.linear.distillation.topk import Teacher
 from xent.torch.targets import require_indices, require_log_probs, require_targets
 
 Tensor = torch.Tensor

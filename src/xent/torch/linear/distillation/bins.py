@@ -14,7 +14,7 @@ from xent.core.contract import Cotangents, RowStats
 from xent.core.link import Link
 from xent.engine import valid_rows
 from xent.torch import devices, modes
-from xent.torch.linear import operators as linear_operators
+from xent.torch.linear import operators
 from xent.torch.linear.chunked import ChunkedFunction, Operands, finished
 from xent.torch.linear.products import Chunking
 from xent.torch.linear.tempered import tempered
@@ -110,7 +110,7 @@ class RowBins(ChunkedFunction):
 
 SCHEMA = (
     "Tensor x, Tensor w, Tensor? b, Tensor classes, Tensor? counts, Tensor? temperature, "
-    f"float[] link, Tensor? moving, bool has_rest, {linear_operators.CHUNKING}"
+    f"float[] link, Tensor? moving, bool has_rest, {operators.CHUNKING}"
 )
 
 
@@ -167,7 +167,5 @@ def linear_bins_grad(dbins: Tensor, *inputs: Any) -> list[Tensor]:
     return [g for g in finished(gradients, operands, None) if g is not None]
 
 
-linear_bins_grad.register_fake(linear_operators.like_inputs)
-linear_bins.register_autograd(
-    linear_operators.backward_by(linear_bins_grad, 3), setup_context=linear_operators.keep_inputs
-)
+linear_bins_grad.register_fake(operators.like_inputs)
+linear_bins.register_autograd(operators.backward_by(linear_bins_grad, 3), setup_context=operators.keep_inputs)

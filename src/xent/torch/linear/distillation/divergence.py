@@ -12,9 +12,9 @@ from xent.core.link import Link
 from xent.engine import valid_rows
 from xent.engine.chunked_projection import Gradients
 from xent.torch import arguments, devices
-from xent.torch.linear import operators as linear_operators
+from xent.torch.linear import operators
 from xent.torch.linear.chunked import ChunkedFunction, Operands, finished, row_blocks
-from xent.torch.linear.distillation import (
+from xent.torch.linear.distillation.call import (
     STUDENT,
     TEACHER,
     CountedRows,
@@ -30,7 +30,7 @@ Tensor = torch.Tensor
 
 SCHEMA = (  # of the result of `Divergence.packed`
     "Tensor teacher_x, Tensor teacher_w, Tensor? teacher_b, Tensor? sample_weight, Tensor? temperature, "
-    f"float[] link, Tensor? moving, bool is_reverse, {linear_operators.CHUNKING}"
+    f"float[] link, Tensor? moving, bool is_reverse, {operators.CHUNKING}"
 )
 
 
@@ -192,9 +192,9 @@ def _add(sums: Gradients, operands: Operands, row_index: Any, dlogits: Tensor) -
         sums.weight.add_(dlogits.T @ operands.inputs[row_index])
 
 
-divergence_sum = linear_operators.sum_operator("divergences", Divergence, SCHEMA)
+divergence_sum = operators.sum_operator("divergences", Divergence, SCHEMA)
 
-INPUTS = f"{linear_operators.OPERANDS}, {SCHEMA}"
+INPUTS = f"{operators.OPERANDS}, {SCHEMA}"
 
 
 def losses(operands: Operands, divergence: Divergence) -> Tensor:
@@ -255,9 +255,9 @@ def linear_divergences_grad(dlosses: Tensor, *inputs: Any) -> list[Tensor]:
     return [g for g in results if g is not None]
 
 
-linear_divergences_grad.register_fake(linear_operators.like_inputs)
+linear_divergences_grad.register_fake(operators.like_inputs)
 linear_divergences.register_autograd(
-    linear_operators.backward_by(linear_divergences_grad, 6), setup_context=linear_operators.keep_inputs
+    operators.backward_by(linear_divergences_grad, 6), setup_context=operators.keep_inputs
 )
 
 

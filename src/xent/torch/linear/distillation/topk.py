@@ -12,17 +12,17 @@ import torch
 from xent.core import head
 from xent.core.link import Link
 from xent.torch import arguments, devices
-from xent.torch.linear import operators as linear_operators
-from xent.torch.linear.bins import Bins, row_bins
+from xent.torch.linear import operators
 from xent.torch.linear.chunked import ChunkedFunction, Operands
-from xent.torch.linear.distillation import (
+from xent.torch.linear.distillation.bins import Bins, row_bins
+from xent.torch.linear.distillation.call import (
     STUDENT,
     CountedRows,
     Distillation,
     are_finite,
     counted_rows,
 )
-from xent.torch.linear.divergence import kl_divergence
+from xent.torch.linear.distillation.divergence import kl_divergence
 from xent.torch.linear.products import Chunking
 from xent.torch.linear.tempered import tempered
 from xent.torch.operator_numbers import as_floats, link_numbers
@@ -104,7 +104,7 @@ REST_FLOOR = (-23 * 0.6931471805599453, -52 * 0.6931471805599453)
 
 SCHEMA = (  # of the result of `TopKDivergence.packed`
     "Tensor indices, Tensor log_probs, Tensor? sample_weight, Tensor? temperature, float[] link, "
-    f"Tensor? moving, bool is_renormalised, bool is_reverse, {linear_operators.CHUNKING}"
+    f"Tensor? moving, bool is_renormalised, bool is_reverse, {operators.CHUNKING}"
 )
 
 
@@ -191,7 +191,7 @@ class RowTopKDivergences(ChunkedFunction):
         return head.multiply(None if self.omega is None else self.omega[part], column, torch)
 
 
-divergence_sum = linear_operators.sum_operator("topk_divergences", TopKDivergence, SCHEMA)
+divergence_sum = operators.sum_operator("topk_divergences", TopKDivergence, SCHEMA)
 
 
 def losses(operands: Operands, divergence: TopKDivergence) -> Tensor:
