@@ -58,7 +58,7 @@ class Backend(NamedTuple):
 
 @pytest.fixture(params=[name for name in registry.BACKENDS if name not in ("reference", "triton")])
 def backend(request: pytest.FixtureRequest) -> Backend:
-    """Each backend but the reference, and but the one of test_triton.py, which takes tensors."""
+    """Each backend but the reference, and but the one of triton/test_triton.py, which takes tensors."""
     return Backend(request.param)
 
 

@@ -15,7 +15,7 @@ pytest.importorskip("triton")
 
 import xent  # noqa: E402
 import xent.torch  # noqa: E402
-from tests.kernels.test_triton import DEVICE, tensor  # noqa: E402
+from tests.kernels.triton.test_triton import DEVICE, tensor  # noqa: E402
 from xent.core.link import Link  # noqa: E402
 from xent.kernels import triton as kernels  # noqa: E402
 from xent.torch import devices, modes  # noqa: E402

@@ -1,6 +1,6 @@
 """The Triton kernels compiled ahead of time, without a GPU: no spilled register, accesses of 16 bytes.
 
-In a process of its own each (see triton_aot.py). What the launches ask for is what is compiled.
+In a process of its own each (see ahead_of_time.py). What the launches ask for is what is compiled.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import pytest
 pytest.importorskip("torch")
 pytest.importorskip("triton")
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 KERNELS = ("row_stats", "row_stats_and_grad", "row_grad", "row_hvp")
 DTYPES = {"bfloat16": 2, "float16": 2, "float32": 4, "float64": 8}
 CAPABILITIES = (80, 90, 100)  # A100, H100, B200
@@ -33,11 +33,11 @@ CLASSES = (10, 1000, 32000, 128256)
 
 
 def run(function: str, calls: list[dict[str, Any]], cache: Path) -> list[Any]:
-    """What triton_aot.py says of the calls."""
+    """What ahead_of_time.py says of the calls."""
     environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
     environment |= {"TRITON_CACHE_DIR": str(cache), "PYTHONPATH": os.pathsep.join(["src", *sys.path])}
     done = subprocess.run(
-        [sys.executable, str(Path(__file__).with_name("triton_aot.py")), function, json.dumps(calls)],
+        [sys.executable, str(Path(__file__).with_name("ahead_of_time.py")), function, json.dumps(calls)],
         capture_output=True, text=True, cwd=ROOT, env=environment,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr

@@ -1,4 +1,4 @@
-"""Compiles, without a GPU, what a call would launch: ``triton_aot.py compile|key '[{...}, ...]'`` says how.
+"""Compiles, without a GPU, what a call launches: ``ahead_of_time.py compile|key '[{...}, ...]'`` says how.
 
 Triton decides at its import whether kernels are compiled or interpreted, and the tests interpret them: so
 this runs in a process of its own.

@@ -13,7 +13,7 @@ torch = pytest.importorskip("torch")
 
 from examples import gradient_accumulation  # noqa: E402
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 TORCHRUN = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
 
 

@@ -1,4 +1,4 @@
-"""optax's own tests, from its wheel, of the functions that `xent.jax.optax` has: test_optax_suite.py runs it.
+"""optax's own tests, from its wheel, of the functions that `xent.jax.optax` has: test_suite.py runs it.
 
 Its arguments are seeds. For each it prints a line of JSON: how many cases of each class passed, and the
 names of those that did not.

@@ -1,4 +1,4 @@
-"""Losses over two devices with half of the rows each; test_sharding.py forces two on the CPU."""
+"""Losses of logits whose rows are split over two devices: in shard_map, under jit, and on explicit axes."""
 
 from __future__ import annotations
 

@@ -14,7 +14,7 @@ pytest.importorskip("jax")
 pytest.importorskip("optax")
 pytest.importorskip("absl")
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 CASES = {
     "SoftmaxCrossEntropyTest": 9,
     "SafeSoftmaxCrossEntropyTest": 4,
@@ -29,7 +29,7 @@ CASES = {
 
 @pytest.mark.parametrize("seeds", [range(5), pytest.param(range(5, 55), marks=pytest.mark.slow)], ids=len)
 def test_every_case_passes(seeds: range) -> None:
-    command = [sys.executable, "-m", "tests.jax.optax_suite", *map(str, seeds)]
+    command = [sys.executable, "-m", "tests.jax.optax.suite", *map(str, seeds)]
     path = os.pathsep.join(filter(None, (str(ROOT / "src"), os.environ.get("PYTHONPATH"))))
     run = subprocess.run(
         command, cwd=ROOT, env={**os.environ, "PYTHONPATH": path}, capture_output=True, text=True, check=False
