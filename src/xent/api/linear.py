@@ -230,9 +230,7 @@ def linear_row_statistics(
     shape, index = valid_rows.shifted_rows(x.shape[:-1], shift, np, x.device)
     y = by_row = None
     if labels is not None:
-        array = checks.as_array(labels, "labels")
-        if array.dtype.kind not in "iu":
-            raise TypeError(f"`labels` must have an integer dtype; got {array.dtype}")
+        array = checks.as_integers(labels, "labels")
         checks.is_labels(array, (*x.shape[:-1], w.shape[0]), "labels")
         y, ignored = checks.as_labels(array, w.shape[0], ignore_index, validate, "labels")
         by_row = y if ignored is None else np.where(ignored, -1, y)

@@ -89,9 +89,8 @@ def row_statistics(
     z = checks.as_logits(logits)
     y = None
     if labels is not None:
-        if checks.as_array(labels, "labels").dtype.kind not in "iu":
-            raise TypeError(f"`labels` must have an integer dtype; got {np.asarray(labels).dtype}")
-        y = checks.as_target(labels, z, spec, validate=validate, name="labels").labels
+        array = checks.as_integers(labels, "labels")
+        y = checks.as_target(array, z, spec, validate=validate, name="labels").labels
     names, dtype = row_columns.column_names(wanted), checks.loss_dtype(z)
 
     def as_dtype(x: Array) -> Array:

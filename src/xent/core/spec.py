@@ -17,9 +17,6 @@ import numpy as np
 from xent.core.label_function import LabelFunction
 from xent.core.link import Link
 
-Reduction = Literal["mean", "sum", "none"]
-Denominator = Literal["rows"] | float | None
-
 REDUCTIONS = ("mean", "sum", "none")
 SMOOTHING_OVER = ("all", "others")
 NUMPY = (np.ndarray, np.generic)  # a tuple: PyTorch's compiler rejects a union of types

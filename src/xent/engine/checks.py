@@ -82,6 +82,14 @@ def as_array(x: Any, name: str) -> Array:
         raise ValueError(f"`{name}` must be a rectangular array; {error}") from None
 
 
+def as_integers(x: Any, name: str) -> Array:
+    """``x`` as an ndarray of an integer dtype."""
+    array = as_array(x, name)
+    if array.dtype.kind not in "iu":
+        raise TypeError(f"`{name}` must have an integer dtype; got {array.dtype}")
+    return array
+
+
 def loss_dtype(logits: Array) -> np.dtype[Any]:
     """float64 for float64 logits, float32 for all others (docs/differences.md, 3)."""
     return logits.dtype if logits.dtype.char == "d" else FLOAT32

@@ -6,9 +6,9 @@ from typing import Any, Literal
 
 import torch
 
-from xent.torch import arguments, dispatch
+from xent.torch import dispatch
 from xent.torch.linear import loss as linear_loss
-from xent.torch.linear.distillation.call import STUDENT, TEACHER, Distillation
+from xent.torch.linear.distillation.call import STUDENT, TEACHER, Distillation, checked_layers
 from xent.torch.linear.distillation.topk import Teacher
 from xent.torch.linear.products import Chunking
 from xent.torch.temperature import divided, split
@@ -84,15 +84,8 @@ def linear_kl_divergence(
         number, inputs, bias, teacher_inputs, teacher_bias = divided(
             temperature, inputs, bias, teacher_inputs, teacher_bias, keep_dtype=True
         )
-        student = linear_loss.checked(inputs, weight, bias, STUDENT)
-        teacher = linear_loss.checked(teacher_inputs, teacher_weight, teacher_bias, TEACHER)
-        rows, num_classes = student.inputs.shape[:-1], student.weight.shape[0]
-        if teacher.inputs.shape[:-1] != rows or teacher.weight.shape[0] != num_classes:
-            raise arguments.ArgumentError(
-                f"`teacher_inputs` and `teacher_weight` must have the rows {tuple(rows)} and the "
-                f"{num_classes} classes of the student; got {tuple(teacher.inputs.shape)} and "
-                f"{tuple(teacher.weight.shape)}"
-            )
+        other = teacher_inputs, teacher_weight, teacher_bias
+        student, teacher = checked_layers((inputs, weight, bias), STUDENT, other, TEACHER)
         options = number, direction, reduction, denominator, validate, chunking, by_row
         call = Distillation(student, labels, sample_weight, ignore_index, *options)
         call = call.checked(STUDENT[0], **dict(zip(TEACHER, teacher, strict=True)))

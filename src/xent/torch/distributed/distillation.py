@@ -15,7 +15,7 @@ from xent.torch.distributed.handshake import LocalCheck, agree, checksum, plain_
 from xent.torch.distributed.loss import GROUP, outside_graphs, size_and_device
 from xent.torch.linear import loss as linear_loss
 from xent.torch.linear.chunked import Operands
-from xent.torch.linear.distillation.call import Distillation
+from xent.torch.linear.distillation.call import Distillation, checked_layers
 from xent.torch.linear.distillation.topk import Teacher
 from xent.torch.linear.products import Chunking
 from xent.torch.temperature import split
@@ -90,15 +90,8 @@ def vocab_parallel_linear_kl_divergence(
     """
 
     def check() -> LocalCheck[tuple[Distillation, Operands]]:
-        student = linear_loss.checked(hidden, weight_shard, bias, STUDENT)
-        teacher = linear_loss.checked(teacher_hidden, teacher_weight_shard, teacher_bias, TEACHER)
-        rows, size = student.inputs.shape[:-1], student.weight.shape[0]
-        if teacher.inputs.shape[:-1] != rows or teacher.weight.shape[0] != size:
-            raise arguments.ArgumentError(
-                f"`teacher_hidden` and `teacher_weight_shard` must have the rows {tuple(rows)} and the "
-                f"{size} classes of the student on this rank; got {tuple(teacher.inputs.shape)} and "
-                f"{tuple(teacher.weight.shape)}"
-            )
+        other = teacher_hidden, teacher_weight_shard, teacher_bias
+        student, teacher = checked_layers((hidden, weight_shard, bias), STUDENT, other, TEACHER)
         chunking = Chunking(chunk_bytes, logits_dtype)
         number, by_row = split(temperature)
         options = number, direction, reduction, denominator, validate, chunking, by_row

@@ -13,6 +13,7 @@ from xent.core.spec import require_reduction
 from xent.engine import valid_rows
 from xent.torch import arguments, devices, modes
 from xent.torch.linear import chunked
+from xent.torch.linear import loss as linear_loss
 from xent.torch.linear.chunked import Operands
 from xent.torch.linear.products import Chunking
 from xent.torch.linear.tempered import with_derivative
@@ -20,6 +21,9 @@ from xent.torch.targets import as_int64, require_labels, zero_if_valid
 from xent.torch.temperature import checked_rows
 
 Tensor = torch.Tensor
+
+Layer = tuple[Any, Any, Any]  # inputs (..., D), weight (K, D), bias (K,) or None
+Names = tuple[str, str, str]
 
 STUDENT = ("inputs", "weight", "bias")  # the names of the operands
 TEACHER = ("teacher_inputs", "teacher_weight", "teacher_bias")
@@ -165,6 +169,21 @@ class Distillation(NamedTuple):
     def counts(self, omega: Tensor | None) -> Tensor | None:
         """The factors of `row_factors` in the shape of the rows."""
         return None if omega is None else omega.reshape(self.shape)
+
+
+def checked_layers(
+    student: Layer, names: Names, teacher: Layer, teacher_names: Names
+) -> tuple[Operands, Operands]:
+    """(student, teacher) from (inputs, weight, bias) of each; raises unless rows and classes are the same."""
+    layer, other = linear_loss.checked(*student, names), linear_loss.checked(*teacher, teacher_names)
+    rows, num_classes = layer.inputs.shape[:-1], layer.weight.shape[0]
+    if other.inputs.shape[:-1] != rows or other.weight.shape[0] != num_classes:
+        raise arguments.ArgumentError(
+            f"`{teacher_names[0]}` and `{teacher_names[1]}` must have the rows {tuple(rows)} and the "
+            f"{num_classes} classes of `{names[0]}` and `{names[1]}`; got {tuple(other.inputs.shape)} and "
+            f"{tuple(other.weight.shape)}"
+        )
+    return layer, other
 
 
 class CountedRows(NamedTuple):
