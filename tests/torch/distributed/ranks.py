@@ -12,6 +12,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from datetime import timedelta
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from unittest import mock
 
 import numpy as np
@@ -34,9 +35,10 @@ class Checks(dict[str, Callable[[], None]]):
 
 
 @functools.cache
-def reports(module: str, world: int, folder: Path) -> list[dict[str, str]]:
+def reports(module: str, world: int) -> list[dict[str, str]]:
     """For each rank of a group: check → traceback, of every check of ``module.CHECKS`` that failed."""
-    with mock.patch.dict(os.environ, OMP_NUM_THREADS="1"):
+    with TemporaryDirectory() as name, mock.patch.dict(os.environ, OMP_NUM_THREADS="1"):
+        folder = Path(name)
         # PyTorch is imported once for all groups.
         multiprocessing.set_forkserver_preload(
             ["pytest", "torch.distributed.tensor", "xent.torch.distributed"]
@@ -45,12 +47,12 @@ def reports(module: str, world: int, folder: Path) -> list[dict[str, str]]:
             torch.multiprocessing.start_processes(
                 _rank, (module, world, folder), world, start_method="forkserver", daemon=True
             )
-    return [json.loads((folder / f"{rank}.json").read_text()) for rank in range(world)]
+        return [json.loads((folder / f"{rank}.json").read_text()) for rank in range(world)]
 
 
-def assert_passed(module: str, world: int, folder: Path, name: str) -> None:
+def assert_passed(module: str, world: int, name: str) -> None:
     """Fails with the tracebacks of all ranks on which the check ``name`` failed."""
-    failed = {rank: r[name] for rank, r in enumerate(reports(module, world, folder)) if name in r}
+    failed = {rank: r[name] for rank, r in enumerate(reports(module, world)) if name in r}
     assert not failed, "\n".join(f"rank {rank}:\n{error}" for rank, error in failed.items())
 
 

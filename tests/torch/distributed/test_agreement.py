@@ -17,8 +17,8 @@ import torch.distributed as dist  # noqa: E402
 
 import xent  # noqa: E402
 import xent.torch as xt  # noqa: E402
+from tests.torch.distributed.dtensors.layouts import assert_refused, case, in_step, laid_out, mesh, whole  # noqa: E402
 from tests.torch.distributed.ranks import Checks, arrays, assert_passed  # noqa: E402
-from tests.torch.distributed.test_layouts import assert_refused, case, in_step, laid_out, mesh, whole  # noqa: E402
 from xent.torch.distributed.handshake import checksum  # noqa: E402
 from xent.torch.distributed.loss import (  # noqa: E402
     vocab_parallel_cross_entropy,
@@ -384,11 +384,6 @@ def test_distributed_is_an_attribute_that_loads_when_it_is_asked_for():
     assert result.stdout.split("\n")[:3] == ["[]", "vocab_parallel_cross_entropy", "False"], result.stderr
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    return tmp_path_factory.mktemp("ranks")
-
-
 @pytest.mark.parametrize("name", CHECKS)
-def test_ranks(name, folder):
-    assert_passed(__name__, 2, folder, name)
+def test_ranks(name):
+    assert_passed(__name__, 2, name)

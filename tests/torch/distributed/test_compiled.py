@@ -54,5 +54,5 @@ def compiled() -> None:
             assert torch.equal(a, b)
 
 
-def test_ranks(tmp_path):
-    assert_passed(__name__, 2, tmp_path, "compiled")
+def test_ranks():
+    assert_passed(__name__, 2, "compiled")

@@ -346,12 +346,7 @@ def differences_and_mistakes_are_errors_on_every_rank() -> None:
         slope.sum().backward()
 
 
-@pytest.fixture(scope="module")
-def folders(tmp_path_factory):
-    return {world: tmp_path_factory.mktemp(f"ranks{world}") for world in (2, 3)}
-
-
 @pytest.mark.parametrize("name", CHECKS)
 @pytest.mark.parametrize("world", [2, 3])
-def test_ranks(world, name, folders):
-    assert_passed(__name__, world, folders[world], name)
+def test_ranks(world, name):
+    assert_passed(__name__, world, name)

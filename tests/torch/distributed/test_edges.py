@@ -415,12 +415,7 @@ def several_values_and_shifts() -> None:
         sharded_linear(hidden, weight, labels, bias=bias, group=None, want=("losses",))
 
 
-@pytest.fixture(scope="module")
-def folders(tmp_path_factory):
-    return {world: tmp_path_factory.mktemp(f"ranks{world}") for world in WORLDS}
-
-
 @pytest.mark.parametrize("name", CHECKS)
 @pytest.mark.parametrize("world", WORLDS)
-def test_ranks(world, name, folders):
-    assert_passed(__name__, world, folders[world], name)
+def test_ranks(world, name):
+    assert_passed(__name__, world, name)

@@ -281,12 +281,7 @@ def rows_of_tensors_in_shards() -> None:
         xt.linear_cross_entropy(deal(leaf(x), Shard(1)), head, y, shift=1)
 
 
-@pytest.fixture(scope="module")
-def folders(tmp_path_factory):
-    return {world: tmp_path_factory.mktemp(f"ranks{world}") for world in WORLDS}
-
-
 @pytest.mark.parametrize("name", CHECKS)
 @pytest.mark.parametrize("world", WORLDS)
-def test_ranks(world, name, folders):
-    assert_passed(__name__, world, folders[world], name)
+def test_ranks(world, name):
+    assert_passed(__name__, world, name)

@@ -387,11 +387,6 @@ def errors_are_those_of_all() -> None:
         torch.autograd.grad(column.sum(), hidden, create_graph=True)
 
 
-@pytest.fixture(scope="module")
-def folders(tmp_path_factory: Any) -> Any:
-    return {world: tmp_path_factory.mktemp(f"ranks{world}") for world in WORLDS}
-
-
 @pytest.mark.parametrize("name", CHECKS)
 @pytest.mark.parametrize(
     "world",
@@ -399,5 +394,5 @@ def folders(tmp_path_factory: Any) -> Any:
         pytest.param(world, marks=[] if world == 3 else pytest.mark.slow) for world in WORLDS
     ],  # 3 has an empty one
 )
-def test_ranks(world: int, name: str, folders: Any) -> None:
-    assert_passed(__name__, world, folders[world], name)
+def test_ranks(world: int, name: str) -> None:
+    assert_passed(__name__, world, name)

@@ -120,11 +120,6 @@ def temperatures() -> None:
     torch.testing.assert_close(found, of_one)
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: Any) -> Any:
-    return tmp_path_factory.mktemp("ranks")
-
-
 @pytest.mark.parametrize("name", CHECKS)
-def test_ranks(name: str, folder: Any) -> None:
-    assert_passed(__name__, 2, folder, name)
+def test_ranks(name: str) -> None:
+    assert_passed(__name__, 2, name)

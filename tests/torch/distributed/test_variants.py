@@ -153,12 +153,7 @@ def lower_precision() -> None:
         np.testing.assert_allclose(wide.detach(), exact_loss, rtol=2e-6)
 
 
-@pytest.fixture(scope="module")
-def folders(tmp_path_factory):
-    return {world: tmp_path_factory.mktemp(f"ranks{world}") for world in WORLDS}
-
-
 @pytest.mark.parametrize("name", CHECKS)
 @pytest.mark.parametrize("world", WORLDS)
-def test_ranks(world, name, folders):
-    assert_passed(__name__, world, folders[world], name)
+def test_ranks(world, name):
+    assert_passed(__name__, world, name)

@@ -11,14 +11,22 @@ torch = pytest.importorskip("torch")
 import torch.distributed as dist  # noqa: E402
 
 import xent.torch as xt  # noqa: E402
+from tests.torch.distributed.dtensors.layouts import (  # noqa: E402
+    LAYOUTS,
+    D,
+    K,
+    N,
+    assert_refused,
+    in_step,
+    laid_out,
+)
+from tests.torch.distributed.dtensors.layouts import compare as compare_losses  # noqa: E402
 from tests.torch.distributed.ranks import Checks, arrays, assert_passed  # noqa: E402
-from tests.torch.distributed.test_layouts import LAYOUTS, assert_refused, in_step, laid_out, whole  # noqa: E402
 
 # PyTorch warns of its own use of what it has deprecated.
 pytestmark = pytest.mark.filterwarnings("ignore:.torch.jit:DeprecationWarning")
 
 CHECKS = Checks()
-N, D, K = 5, 4, 7  # of which the ranks have uneven parts
 DENSE = ("teacher_inputs", "teacher_weight", "teacher_bias")
 ENTRIES = ("indices", "log_probs")
 
@@ -49,25 +57,8 @@ def divergence(tensors, **options):
 
 
 def compare(layouts, derived=("inputs", "weight", "bias"), **options):
-    """Tensors in ``layouts`` (name → layout) give what one process gives, with gradients in ``derived``."""
-    found = []
-    for lay in (laid_out, lambda x, layout: x.detach().clone()):
-        tensors = {name: lay(case()[name], layout) for name, layout in layouts.items()}
-        for name in derived:
-            tensors[name].requires_grad_()
-        loss = divergence(tensors, **options)
-        upstream = torch.linspace(1, 2, loss.numel(), dtype=loss.dtype).reshape(loss.shape)
-        (whole(loss) * upstream).sum().backward()
-        found.append({"loss": whole(loss), **{name: whole(tensors[name].grad) for name in derived}})
-        for name in derived:
-            if layouts[name] != "partial sums":  # their gradient is whole
-                grad, x = tensors[name].grad, tensors[name]
-                assert getattr(grad, "placements", None) == getattr(x, "placements", None)
-    for name, expected in found[1].items():
-        message = f"{name} {layouts} {options}"
-        torch.testing.assert_close(
-            found[0][name], expected, rtol=1e-11, atol=1e-14, msg=lambda m, text=message: f"{text}: {m}"
-        )
+    """`layouts.compare` of `divergence`."""
+    compare_losses(case, divergence, layouts, derived, **options)
 
 
 def teachers(rows, classes):
@@ -212,11 +203,6 @@ def what_is_refused() -> None:
     in_step()
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    return tmp_path_factory.mktemp("ranks")
-
-
 @pytest.mark.parametrize("name", CHECKS)
-def test_ranks(name, folder):
-    assert_passed(__name__, 2, folder, name)
+def test_ranks(name):
+    assert_passed(__name__, 2, name)

@@ -2,61 +2,31 @@
 
 from __future__ import annotations
 
-import functools
 import itertools
 
-import numpy as np
 import pytest
 
 torch = pytest.importorskip("torch")
 
-import torch.distributed as dist  # noqa: E402
 
 import xent.torch as xt  # noqa: E402
+from tests.torch.distributed.dtensors.layouts import (  # noqa: E402
+    LAYOUTS,
+    D,
+    K,
+    N,
+    assert_refused,
+    case,
+    compare,
+    laid_out,
+    whole,
+)
 from tests.torch.distributed.ranks import Checks, arrays, assert_passed  # noqa: E402
 
 # PyTorch warns of its own use of what it has deprecated.
 pytestmark = pytest.mark.filterwarnings("ignore:.torch.jit:DeprecationWarning")
 
 CHECKS = Checks()
-
-N, D, K = 5, 4, 7  # of which the ranks have uneven parts
-LAYOUTS = ("plain", "whole", "first axis", "last axis", "partial sums")
-
-
-@functools.cache
-def mesh():
-    from torch.distributed.tensor import init_device_mesh
-
-    return init_device_mesh("cpu", (2,))
-
-
-def laid_out(x, layout):
-    """``x``, the same on every rank, as a leaf in one of LAYOUTS."""
-    from torch.distributed.tensor import DTensor, Partial, Replicate, Shard, distribute_tensor
-
-    x = x.detach().clone()
-    if layout == "plain":
-        return x
-    if layout == "partial sums":
-        part = x if dist.get_rank() == 0 else torch.zeros_like(x)
-        return DTensor.from_local(part, mesh(), [Partial()], run_check=False)
-    placement = {"whole": Replicate(), "first axis": Shard(0), "last axis": Shard(x.ndim - 1)}[layout]
-    return distribute_tensor(x, mesh(), [placement])
-
-
-def whole(x):
-    return x.full_tensor() if hasattr(x, "full_tensor") else x
-
-
-def case():
-    """The tensors of a call by their names, as one process has them."""
-    x, w, b, z, omega, c = (torch.tensor(a) for a in arrays((N, D), (K, D), (K,), (N, K), (N,), (K,)))
-    y = torch.tensor([0, 6, 3, -100, 2])
-    q = torch.tensor(np.random.default_rng(0).dirichlet(np.ones(K), N))
-    tensors = {"input": x, "linear_weight": w, "linear_bias": b, "logits": z, "labels": y, "probabilities": q}
-    factors = {"sample_weight": omega.abs(), "weight": c.abs()}
-    return {**tensors, **factors, "temperature": 0.5 + omega.abs().flip(0)}
 
 
 def dense(tensors, **options):
@@ -72,43 +42,6 @@ def linear(tensors, **options):
     names = ("linear_bias", "sample_weight", "weight", "temperature")
     given = {name: x for name, x in tensors.items() if name in names}
     return xt.linear_cross_entropy(tensors["input"], tensors["linear_weight"], target, **given, **options)
-
-
-def compare(function, layouts, derived, **options):
-    """Tensors in ``layouts`` (name → layout) give one process's loss and its gradients in ``derived``."""
-    found = []
-    for lay in (laid_out, lambda x, layout: x.detach().clone()):
-        tensors = {name: lay(case()[name], layout) for name, layout in layouts.items()}
-        for name in derived:
-            tensors[name].requires_grad_()
-        loss = function(tensors, **options)
-        upstream = torch.linspace(1, 2, loss.numel(), dtype=loss.dtype).reshape(loss.shape)
-        (whole(loss) * upstream).sum().backward()
-        found.append({"loss": whole(loss), **{name: whole(tensors[name].grad) for name in derived}})
-    for name, expected in found[1].items():
-        torch.testing.assert_close(
-            found[0][name],
-            expected,
-            rtol=1e-11,
-            atol=1e-14,
-            msg=lambda m, name=name: f"{name} {layouts}: {m}",
-        )
-
-
-def in_step() -> None:
-    """Raise unless the ranks are at the same collective."""
-    count = torch.ones(1)
-    dist.all_reduce(count)
-    assert count.item() == 2
-
-
-def assert_refused(call, *words):
-    """An error with the ``words`` on every rank."""
-    with pytest.raises((ValueError, TypeError, NotImplementedError)) as refusal:
-        call()
-    for word in words:
-        assert word in str(refusal.value), str(refusal.value)
-    in_step()
 
 
 OTHERS = {  # than the operands: their layouts
@@ -139,12 +72,12 @@ def logits() -> None:
             mixed = [name for name, x in others.items() if layout == "plain" and x != "plain"]
             if refused := mixed or [name for name, x in others.items() if x == "partial sums"]:
                 name = "target" if refused[0] in ("labels", "probabilities") else refused[0]
-                assert_refused(lambda layouts=layouts: compare(dense, layouts, ["logits"]), f"`{name}`")
+                assert_refused(lambda layouts=layouts: compare(case, dense, layouts, ["logits"]), f"`{name}`")
                 continue
             derived = [] if is_split else [name for name in others if name != "labels"]
-            compare(dense, layouts, ["logits", *derived], label_smoothing=0.1)
+            compare(case, dense, layouts, ["logits", *derived], label_smoothing=0.1)
             if derived:
-                compare(dense, layouts, derived)
+                compare(case, dense, layouts, derived)
 
 
 @CHECKS
@@ -155,24 +88,28 @@ def operands() -> None:
             continue
         by_rows = weight == "whole" and inputs != "plain"
         if not by_rows and weight != "first axis":
-            call = lambda operands=operands: compare(linear, {**operands, "labels": "plain"}, ["input"])  # noqa: E731
+            call = lambda operands=operands: compare(case, linear, {**operands, "labels": "plain"}, ["input"])  # noqa: E731
             assert_refused(call, "`linear_weight` must be")
             continue
         for layout in ("plain", "whole", "first axis", "partial sums"):
             layouts = {**operands, "linear_bias": layout, "labels": "plain"}
             if layout == "partial sums" or (layout == "plain" and not by_rows):
                 assert_refused(
-                    lambda layouts=layouts: compare(linear, layouts, ["input"]), "`linear_bias` must be"
+                    lambda layouts=layouts: compare(case, linear, layouts, ["input"]), "`linear_bias` must be"
                 )
             else:
-                compare(linear, layouts, ["input", "linear_weight", "linear_bias"], shift=0)
+                compare(case, linear, layouts, ["input", "linear_weight", "linear_bias"], shift=0)
         if inputs in ("plain", "first axis"):
             for layouts in each(operands, "plain"):
                 if "partial sums" not in list(layouts.values())[2:]:
-                    compare(linear, layouts, ["input", "linear_weight"])
+                    compare(case, linear, layouts, ["input", "linear_weight"])
             for reduction, layout in itertools.product(("sum", "none"), ("plain", "whole")):
                 compare(
-                    linear, {**operands, "labels": layout}, ["input", "linear_weight"], reduction=reduction
+                    case,
+                    linear,
+                    {**operands, "labels": layout},
+                    ["input", "linear_weight"],
+                    reduction=reduction,
                 )
 
 
@@ -216,11 +153,6 @@ def values_and_shifts() -> None:
                 torch.testing.assert_close(one, other, rtol=1e-11, atol=1e-14, msg=lambda m, t=text: t + m)
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    return tmp_path_factory.mktemp("ranks")
-
-
 @pytest.mark.parametrize("name", CHECKS)
-def test_ranks(name, folder):
-    assert_passed(__name__, 2, folder, name)
+def test_ranks(name):
+    assert_passed(__name__, 2, name)
