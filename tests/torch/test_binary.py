@@ -11,7 +11,6 @@ torch = pytest.importorskip("torch")
 
 import xent  # noqa: E402
 import xent.torch as xt  # noqa: E402
-from tests.torch.test_functional import way  # noqa: E402, F401
 from xent.engine import binary  # noqa: E402
 
 F = torch.nn.functional
@@ -38,7 +37,7 @@ def with_tensors(options):
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16], ids=str)
 @pytest.mark.parametrize("label", [0.0, 1.0])
-def test_both_ends_are_exact(dtype, label, way):  # noqa: F811
+def test_both_ends_are_exact(dtype, label, way):
     """The loss is log1p(exp(-30)) where PyTorch's own is 0 in single precision, and so is the gradient."""
     z = torch.tensor(ENDS, dtype=dtype, requires_grad=True)
     exact = np.float64(z.detach().double().numpy()) * (1 - 2 * label)  # of the wrong class over the right
@@ -54,7 +53,7 @@ def test_both_ends_are_exact(dtype, label, way):  # noqa: F811
 
 @each_options
 @pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
-def test_one_element_is_a_row_of_two_classes(options, reduction, way):  # noqa: F811
+def test_one_element_is_a_row_of_two_classes(options, reduction, way):
     z = torch.randn(7, 3, dtype=torch.float64, requires_grad=True)
     y = torch.randint(0, 2, (7, 3))
     weight = torch.rand(3, dtype=torch.float64)
@@ -91,7 +90,7 @@ def test_compiled(options):
     )
 
 
-def test_an_ignored_element_is_not_read(way):  # noqa: F811
+def test_an_ignored_element_is_not_read(way):
     z = torch.tensor([1.0, torch.nan, -2.0], requires_grad=True)
     y = torch.tensor([1, -100, 0])
     loss = xent.binary_cross_entropy(z, y)
@@ -111,7 +110,7 @@ def sigmoid_focal_loss(z, q, alpha, gamma):
 
 @pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
 @pytest.mark.parametrize("gamma", [0.0, 2.0])
-def test_the_sigmoid_focal_loss(gamma, reduction, way):  # noqa: F811
+def test_the_sigmoid_focal_loss(gamma, reduction, way):
     z = torch.randn(7, 3, dtype=torch.float64)
     q = torch.randint(0, 2, (7, 3)).double()
     z[2], q[2], q[4, 1] = torch.nan, -7.0, -7.0
@@ -152,14 +151,14 @@ def test_ignored_elements_and_alpha_compiled():
             assert found[1] == 0
 
 
-def test_a_mean_over_no_element_is_0(way):  # noqa: F811
+def test_a_mean_over_no_element_is_0(way):
     z = torch.tensor([0.5, torch.nan], requires_grad=True)
     loss = bce(z, torch.full((2,), -1.0), ignore_index=-1, focal_gamma=2.0, alpha=0.25)
     assert loss == 0
     assert torch.autograd.grad(loss, z)[0].tolist() == [0.0, 0.0]
 
 
-def test_values_between_the_labels(way):  # noqa: F811
+def test_values_between_the_labels(way):
     z = torch.zeros(3, requires_grad=True)
     for q in (torch.tensor([0.0, 1.0, 0.5]), torch.tensor([0, 1, 5])):
         with pytest.raises(ValueError, match=r"`target` must be (0 or 1|in \[0, 1\])[^;]*; got (0\.5|5\.0)"):
@@ -254,7 +253,7 @@ def test_an_upstream_gradient_with_the_negative_bit():
     torch.testing.assert_close(found, torch.autograd.grad(loss, z, -torch.ones(4))[0])
 
 
-def test_labels_that_are_none(way):  # noqa: F811
+def test_labels_that_are_none(way):
     for dtype in (torch.uint8, torch.int64):
         y = torch.tensor([0, 1, 2], dtype=dtype)
         losses = bce(torch.zeros(3, requires_grad=True), y, reduction="none", validate=False)

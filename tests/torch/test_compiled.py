@@ -8,7 +8,7 @@ torch = pytest.importorskip("torch")
 
 import xent.torch as xt  # noqa: E402
 from tests.tables.variants import each_structure  # noqa: E402
-from tests.torch.test_functional import TRANSFORMS, F, arguments_of, losses, plain  # noqa: E402
+from tests.torch.problems import TRANSFORMS, F, arguments_of, losses, plain  # noqa: E402
 from xent.torch import devices  # noqa: E402
 from xent.torch.statistics import ahead  # noqa: E402
 

@@ -9,7 +9,6 @@ import pytest
 torch = pytest.importorskip("torch")
 
 import xent.torch as xt  # noqa: E402
-from tests.torch.linear.test_linear import products  # noqa: E402, F401
 
 # PyTorch warns of its own use of what it has deprecated.
 pytestmark = pytest.mark.filterwarnings("ignore:.torch.jit:DeprecationWarning")
@@ -156,7 +155,7 @@ def test_precision(dtype: Any, wide: bool) -> None:
         assert (g.double() - e).abs().max() < 4 * eps * e.abs().max()
 
 
-def test_products_and_rows(products: Any) -> None:  # noqa: F811
+def test_products_and_rows(products: Any) -> None:
     x, w, b, y = made()
     xt.linear_cross_entropy(x, w, y, linear_bias=b, shift=(1, 2, 3), chunk_bytes=1 << 20).backward()
     assert products["products"] == 3
@@ -172,7 +171,7 @@ def test_products_and_rows(products: Any) -> None:  # noqa: F811
 
 
 @pytest.mark.parametrize(("shift", "copies"), [((1,), 1), ((1, 2), 2), ((0, 1, 2, 3), 3)])
-def test_the_budget_is_that_of_all_matrices(shift: Any, copies: int, products: Any) -> None:  # noqa: F811
+def test_the_budget_is_that_of_all_matrices(shift: Any, copies: int, products: Any) -> None:
     x, w, _, _ = made()
     y, rows = torch.zeros(ROWS, dtype=torch.long), 3 * (8 - min(shift))
     for less, chunks in ((0, 1), (1, 2)):

@@ -10,7 +10,6 @@ torch = pytest.importorskip("torch")
 
 import xent  # noqa: E402
 import xent.torch as xt  # noqa: E402
-from tests.torch.linear.test_linear import products  # noqa: E402, F401
 
 # PyTorch warns of its own use of what it has deprecated.
 pytestmark = pytest.mark.filterwarnings("ignore:.torch.jit:DeprecationWarning")
@@ -117,7 +116,7 @@ def test_the_gradient_in_the_temperature(dtype: Any) -> None:
         assert (found - expected).abs().max() < rounding * expected.abs().max()
 
 
-def test_products(products: Any) -> None:  # noqa: F811
+def test_products(products: Any) -> None:
     x, w, _, t, y = made()
     xt.linear_cross_entropy(x, w, y, temperature=t.detach()).backward()
     assert products["products"] == 3

@@ -9,7 +9,6 @@ import pytest
 torch = pytest.importorskip("torch")
 
 import xent.torch as xt  # noqa: E402
-from tests.torch.linear.test_linear import products  # noqa: E402, F401
 
 # PyTorch warns of its own use of what it has deprecated.
 pytestmark = pytest.mark.filterwarnings("ignore:.torch.jit:DeprecationWarning")
@@ -140,7 +139,7 @@ def test_precision(dtype: Any) -> None:
     close(values[1:4], expected, rtol=1e-5)
 
 
-def test_products(products: Any) -> None:  # noqa: F811
+def test_products(products: Any) -> None:
     x, w, b, y = made()
     values = xt.linear_cross_entropy(x, w, y, linear_bias=b, want=WANT, z_loss=0.1, chunk_bytes=1 << 20)
     values.loss.backward()
