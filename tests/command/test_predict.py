@@ -35,13 +35,8 @@ def people() -> pl.DataFrame:
     return frame.with_columns(pl.col("age").fill_nan(None), pl.col("port").replace("", None))
 
 
-@pytest.fixture(autouse=True)
-def _in_an_empty_directory(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-
-
 @pytest.fixture
-def model(_in_an_empty_directory, capsys) -> str:
+def model(in_an_empty_directory, capsys) -> str:
     people().write_csv("people.csv")
     assert main(["fit", "people.csv", "--target", "survived", "--model", "m.st", "--tol", "1e-9"]) == 0
     capsys.readouterr()

@@ -6,10 +6,8 @@ import io
 import json
 import os
 import re
-import signal
 import subprocess
 import sys
-import time
 
 import numpy as np
 import polars as pl
@@ -22,11 +20,6 @@ from xent.regression.saved import model_file
 from xent.report import coefficients
 
 ENVIRONMENT = {k: v for k, v in os.environ.items() if k != "COLUMNS"} | {"PYTHONFAULTHANDLER": "0"}
-
-
-@pytest.fixture(autouse=True)
-def _in_an_empty_directory(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
 
 
 def write(path, columns):
@@ -115,24 +108,6 @@ def test_two_files_that_are_one_are_refused_before_anything_is_written(case, pai
     assert main(words) == 2
     assert expected in capsys.readouterr().err
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir() if path.is_file()} == before
-
-
-def test_ctrl_c_while_the_imports_run_is_one_line_and_130(tmp_path):
-    (tmp_path / "numpy.py").write_text("import time; print('started', flush=True); time.sleep(30)")
-    start = "from xent.command.cli import main; sys.exit(main(['check']))"
-    code = f"import sys; sys.path.insert(0, {str(tmp_path)!r}); {start}"
-    process = subprocess.Popen(
-        [sys.executable, "-c", code],
-        env=ENVIRONMENT,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    assert process.stdout.readline() == "started\n"
-    time.sleep(0.1)
-    process.send_signal(signal.SIGINT)
-    _, err = process.communicate(timeout=30)
-    assert (process.returncode, err) == (130, "xent: interrupted\n")
 
 
 @pytest.mark.parametrize(

@@ -22,11 +22,6 @@ pytestmark = [
 ]
 
 
-@pytest.fixture(autouse=True)
-def _in_an_empty_directory(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-
-
 def call(words: list[str], capsys) -> tuple[int, dict, str]:
     """(exit code, JSON, standard error)."""
 

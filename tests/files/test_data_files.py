@@ -103,11 +103,6 @@ FORMATS: dict[str, Callable[[], bytes]] = {
 
 
 @pytest.fixture(autouse=True)
-def _in_an_empty_directory(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-
-
-@pytest.fixture(autouse=True)
 def folder(tmp_path_factory, monkeypatch):
     """The temporary folder, in which nothing may be left."""
     folder = tmp_path_factory.mktemp("temporary")

@@ -28,11 +28,6 @@ NA,m,2,0,no
 """
 
 
-@pytest.fixture(autouse=True)
-def _in_an_empty_directory(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-
-
 def write(kind: str) -> tuple[str, str | None]:
     """Iris in a file of that kind; its name and --target."""
     name = f"iris.{kind}"

@@ -16,12 +16,6 @@ from xent.files.preprocess import Preprocessor
 from xent.regression.estimator import SoftmaxRegression
 from xent.report import training
 
-
-@pytest.fixture(autouse=True)
-def _in_an_empty_directory(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-
-
 X = np.arange(240.0).reshape(20, 3, 4) % 7
 Y = np.arange(20) % 3
 ONE_HOT = np.eye(3)[Y]

@@ -23,11 +23,6 @@ A = RNG.normal(size=N).round(3)
 KIND = np.where(A + 2 * FLAG + CODE > 3, "p", "n")
 
 
-@pytest.fixture(autouse=True)
-def _in_an_empty_directory(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-
-
 def write(name: str, values: pl.Series) -> None:
     """A table whose column v is ``values``."""
     frame = pl.DataFrame({"v": values, "a": A, "kind": KIND})

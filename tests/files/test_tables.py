@@ -18,11 +18,6 @@ from xent.files.formats.csv_table import Dialect
 ROWS = [(k % 7, k % 5, "uv"[k % 2]) for k in range(40)]
 
 
-@pytest.fixture(autouse=True)
-def _in_an_empty_directory(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-
-
 def body(mark: str) -> str:
     return "".join(f"{a}{mark}{b}{mark}{c}\n" for a, b, c in ROWS)
 

@@ -8,7 +8,7 @@ import pytest
 
 import xent
 from tests.regression.regressions import assert_same_model
-from tests.regression.sums.test_partitions import data
+from tests.regression.sums.problems import data
 
 da = pytest.importorskip("dask.array")
 
