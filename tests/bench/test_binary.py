@@ -4,22 +4,17 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 torch = pytest.importorskip("torch")
 
 import xent.torch  # noqa: E402
+from bench import binary  # noqa: E402
 
-ROOT = Path(__file__).parents[2]
 
-
-@pytest.fixture
-def binary(monkeypatch: pytest.MonkeyPatch) -> Any:
-    monkeypatch.syspath_prepend(str(ROOT))
-    from bench import binary
-
+@pytest.fixture(autouse=True)
+def small_cases(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch, "compile", lambda function, **_: function)
     tiny = {
         "tiny": ((5, 3), torch.float32, {"pos_weight": 3}, 2),
@@ -27,17 +22,16 @@ def binary(monkeypatch: pytest.MonkeyPatch) -> Any:
         "focal": ((5, 3), torch.float32, {"focal_gamma": 2.0}, 1),
     }
     monkeypatch.setattr(binary, "CASES", tiny)
-    return binary
 
 
-def test_report(binary: Any, tmp_path: Path) -> None:
+def test_report(tmp_path: Path) -> None:
     binary.main(["--cases", "tiny", "half", "focal", "--rounds", "1", "--out", str(tmp_path)])
     report = json.loads((tmp_path / "binary.json").read_text("utf-8"))
     assert report["cases"]["tiny"]["ratios"].keys() == {"eager / xent", "compiled / xent"}
     assert "| tiny |" in (tmp_path / "binary.md").read_text("utf-8")
 
 
-def test_nothing_wrong_is_timed(binary: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_nothing_wrong_is_timed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     right = xent.torch.binary_cross_entropy_with_logits
     monkeypatch.setattr(
         xent.torch, "binary_cross_entropy_with_logits", lambda z, *a, **k: right(1.1 * z, *a, **k)

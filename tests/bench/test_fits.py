@@ -11,15 +11,11 @@ import pytest
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import log_loss
 
+from bench.fits import __main__ as fits
+from bench.fits import worker as fit_worker
+from bench.fits.cases import CASES
+
 ROOT = Path(__file__).parents[2]
-
-
-@pytest.fixture
-def fits(monkeypatch: pytest.MonkeyPatch) -> Any:
-    monkeypatch.syspath_prepend(str(ROOT))
-    from bench.fits import __main__ as fits
-
-    return fits
 
 
 class FakeWorker:
@@ -37,7 +33,7 @@ class FakeWorker:
         return {"tol": tol, "pools": pools, "objective": 2 * (1 + 9 * tol), "samples_s": [time]}
 
 
-def test_a_small_run_reports(fits: Any, tmp_path: Path) -> None:
+def test_a_small_run_reports(tmp_path: Path) -> None:
     skip = ["xent lbfgs", "xent newton-cg", *fits.SKLEARN[1:]]
     fits.main(["--small", "--cases", "text", "--skip", *skip, "--rounds", "1", "--out", str(tmp_path)])
     text = (tmp_path / "fits.json").read_text(encoding="utf-8")
@@ -61,12 +57,12 @@ def test_a_small_run_reports(fits: Any, tmp_path: Path) -> None:
     assert fits.read_known(tmp_path / "fits.json").keys() == {"text"}
 
 
-def test_small_numbers_do_not_replace_the_committed_ones(fits: Any) -> None:
+def test_small_numbers_do_not_replace_the_committed_ones() -> None:
     with pytest.raises(SystemExit, match="2"):
         fits.main(["--small"])
 
 
-def test_the_loosest_tolerance_is_found(fits: Any) -> None:
+def test_the_loosest_tolerance_is_found() -> None:
     worker = FakeWorker()
     names = ["xent auto", "sklearn lbfgs", "sklearn sag"]
     found = fits.find_tolerances(worker, names, 2.0, {})
@@ -77,7 +73,7 @@ def test_the_loosest_tolerance_is_found(fits: Any) -> None:
     assert len(set(worker.asked)) == len(worker.asked)
 
 
-def test_known_tolerances_are_where_scikit_learn_begins(fits: Any) -> None:
+def test_known_tolerances_are_where_scikit_learn_begins() -> None:
     worker = FakeWorker()
     known = {"1e-4": {"tol": 1e-5, "pools": "as installed"}, "1e-6": {"tol": 1e-6, "pools": "as installed"}}
     found = fits.find_tolerances(worker, ["sklearn lbfgs"], 2.0, {"sklearn lbfgs": known})
@@ -85,7 +81,7 @@ def test_known_tolerances_are_where_scikit_learn_begins(fits: Any) -> None:
     assert found["sklearn lbfgs"]["1e-6"]["tol"] == 1e-7
 
 
-def test_who_is_killed_is_not_asked_again(fits: Any) -> None:
+def test_who_is_killed_is_not_asked_again() -> None:
     worker = FakeWorker(killed_below=3e-4)
     found = fits.find_tolerances(worker, ["sklearn sag"], 2.0, {})
     assert found == {"sklearn sag": {"1e-4": {"tol": 1e-4, "pools": "as installed", "over_s": fits.MOST}}}
@@ -94,18 +90,16 @@ def test_who_is_killed_is_not_asked_again(fits: Any) -> None:
     assert ratio == {"1e-4": {"fastest": None, "times": fits.MOST / 2}}
 
 
-def test_nothing_is_below_the_optimum(fits: Any) -> None:
+def test_nothing_is_below_the_optimum() -> None:
     with pytest.raises(ValueError, match="F\\* must be the least"):
         fits.judge({"objective": 1.999}, 2.0)
 
 
 @pytest.mark.parametrize("name", ["digits", "gaussian-float32", "text", "table"])
-def test_data_travel_whole_and_the_objective_is_the_textbook_s(fits: Any, tmp_path: Path, name: str) -> None:
-    from bench.fits import cases, worker
-
-    data = cases.CASES[name].data(small=True)
-    worker.save(data, tmp_path)
-    loaded = worker.load(tmp_path)
+def test_data_travel_whole_and_the_objective_is_the_textbook_s(tmp_path: Path, name: str) -> None:
+    data = CASES[name].data(small=True)
+    fit_worker.save(data, tmp_path)
+    loaded = fit_worker.load(tmp_path)
     assert loaded.digest() == data.digest()
     changed = loaded.labels.copy()
     changed[0] = changed[1]
@@ -113,15 +107,12 @@ def test_data_travel_whole_and_the_objective_is_the_textbook_s(fits: Any, tmp_pa
     model = LogisticRegression(C=0.1).fit(data.features, data.labels)
     proba = model.predict_proba(data.features.astype(np.float64))
     want = log_loss(data.labels, proba) + 0.5 * data.alpha * (model.coef_.astype(np.float64) ** 2).sum()
-    assert worker.objective(loaded, model) == pytest.approx(want, rel=1e-6)
+    assert fit_worker.objective(loaded, model) == pytest.approx(want, rel=1e-6)
 
 
-def test_the_clock_kills_and_the_next_fit_is_made(fits: Any, tmp_path: Path) -> None:
-    from bench.fits.cases import CASES
-    from bench.fits.worker import Worker, save
-
-    save(CASES["digits"].data(small=True), tmp_path)
-    with Worker(tmp_path) as worker:
+def test_the_clock_kills_and_the_next_fit_is_made(tmp_path: Path) -> None:
+    fit_worker.save(CASES["digits"].data(small=True), tmp_path)
+    with fit_worker.Worker(tmp_path) as worker:
         late = worker.fit("sklearn saga", 1e-10, 0.01)
         assert late == {"tol": 1e-10, "pools": "as installed", "over_s": 0.01}
         fit = worker.fit("sklearn lbfgs", 1e-2, 60.0)

@@ -16,6 +16,9 @@ torch = pytest.importorskip("torch")
 pytest.importorskip("triton")
 ROOT = Path(__file__).parents[2]
 
+from bench.gpu import __main__ as gpu  # noqa: E402
+from bench.gpu.case import Provider  # noqa: E402
+from bench.gpu.logits import TOLERANCE  # noqa: E402
 from xent.torch import devices  # noqa: E402
 
 
@@ -35,13 +38,9 @@ class HostClock:
         return 3 << 20
 
 
-@pytest.fixture
-def gpu(interpreter: None, monkeypatch: pytest.MonkeyPatch) -> Any:
-    """The module, with two cases in which nothing takes time, on the CPU."""
-    monkeypatch.syspath_prepend(str(ROOT))
-    from bench.gpu import __main__ as gpu
-    from bench.gpu.logits import TOLERANCE
-
+@pytest.fixture(autouse=True)
+def small_cases(interpreter: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two cases in which nothing takes time, on the CPU."""
     monkeypatch.setattr(torch, "compile", lambda function, **options: function)
     monkeypatch.setitem(devices.KERNELS, "cpu", "triton")
     monkeypatch.setattr(gpu, "REPEATS", 1)
@@ -49,10 +48,9 @@ def gpu(interpreter: None, monkeypatch: pytest.MonkeyPatch) -> Any:
     monkeypatch.setitem(gpu.SECTIONS, "logits", makers)
     projected = lambda device: gpu.projection.Projected(6, 4, 8, 0.4, torch.float32, device)  # noqa: E731
     monkeypatch.setitem(gpu.SECTIONS, "projection", [projected])
-    return gpu
 
 
-def test_report(gpu: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_report(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     gpu.write(gpu.report(["logits"], HostClock()), tmp_path)
     found = json.loads((tmp_path / "gpu.json").read_text("utf-8"))
     assert found.keys() >= {"date", "commit", "device", "versions", "seed", "method", "cases"}
@@ -68,7 +66,7 @@ def test_report(gpu: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
     assert f"commit: {found['commit']}" in table
 
 
-def test_nothing_wrong_is_timed(gpu: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_nothing_wrong_is_timed(monkeypatch: pytest.MonkeyPatch) -> None:
     case = gpu.Logits((4, 8), torch.float32, "cpu")
     for name, provider in case.providers():
         results = provider.call()
@@ -80,7 +78,7 @@ def test_nothing_wrong_is_timed(gpu: Any, monkeypatch: pytest.MonkeyPatch) -> No
                     case.require_right(name, wrong, provider.tolerance)
 
 
-def test_projection(gpu: Any) -> None:
+def test_projection() -> None:
     (found,) = gpu.report(["projection"], HostClock())["cases"]["projection"].items()
     assert found[0] == "6×4→8 float32, 40% ignored"
     assert found[1].keys() >= {"three products", "xent", "xent, compiled", "torch, eager"}
@@ -91,9 +89,7 @@ def test_projection(gpu: Any) -> None:
                 case.require_right(name, {what: result * 1.5}, provider.tolerance)
 
 
-def test_what_does_not_fit_is_said(gpu: Any) -> None:
-    from bench.gpu.case import Provider
-
+def test_what_does_not_fit_is_said() -> None:
     class TooLarge(gpu.Logits):  # type: ignore[misc, name-defined]
         def providers(self) -> Any:
             def call() -> None:

@@ -9,15 +9,14 @@ from typing import Any
 
 import pytest
 
+from bench.fits import outofcore
+
 ROOT = Path(__file__).parents[2]
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="RLIMIT_DATA, and pages that the system forgets")
 def test_a_small_run_reports(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.syspath_prepend(str(ROOT))
     monkeypatch.chdir(ROOT)
-    from bench.fits import outofcore
-
     outofcore.main(["--small", "--files", "2", "--out", str(tmp_path)])
     cases: dict[str, Any] = json.loads((tmp_path / "outofcore.json").read_text(encoding="utf-8"))["cases"]
     whole, first = cases["all"], cases["first"]

@@ -13,22 +13,21 @@ import xent
 
 pytest.importorskip("torch")
 pytest.importorskip("ml_dtypes")
+
+from bench import cases, run
+
 ROOT = Path(__file__).parents[2]
 
 
-@pytest.fixture
-def run(monkeypatch: pytest.MonkeyPatch) -> Any:
-    """The module, with cases in which nothing takes time: the layout of an image, and rows of bfloat16."""
-    monkeypatch.syspath_prepend(str(ROOT))
-    from bench import cases, run
-
+@pytest.fixture(autouse=True)
+def small_cases(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Cases in which nothing takes time: the layout of an image, and rows of bfloat16."""
     image = cases.Case((2, 5, 3, 4), cases.HESSIAN, class_axis=1, calls=2)
     monkeypatch.setitem(cases.CASES, "image", image)
     monkeypatch.setitem(cases.CASES, "rows", cases.Case((6, 7), cases.LARGE, "bfloat16"))
-    return run
 
 
-def test_report(run: Any, tmp_path: Path) -> None:
+def test_report(tmp_path: Path) -> None:
     compiled = {"torch_compile", "xent_torch_compile"}
     run.main(["--cases", "image", "rows", "--rounds", "1", "--out", str(tmp_path), "--skip", *compiled])
     text = (tmp_path / "core.json").read_text(encoding="utf-8")
@@ -54,9 +53,7 @@ def test_report(run: Any, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("wrong", ["loss", "gradient"])
-def test_nothing_wrong_is_timed(
-    run: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, wrong: str
-) -> None:
+def test_nothing_wrong_is_timed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, wrong: str) -> None:
     right = xent.cross_entropy_with_grad
 
     def broken(*args: Any, **kwargs: Any) -> tuple[Any, np.ndarray[Any, Any]]:
