@@ -36,23 +36,23 @@ def operator_calls(z: Any, make: Any) -> dict[str, Any]:
     n, k = z.shape
     y, v = torch.zeros(n, dtype=torch.int64), make(n, k).softmax(-1)
     columns = [torch.rand(n, dtype=torch.float64) for _ in range(3)]
-    link, moving = [2.0, 3.0], torch.tensor([2.0, 3.0], dtype=torch.float64)
+    link, dynamic = [2.0, 3.0], torch.tensor([2.0, 3.0], dtype=torch.float64)
     given = (z, y, v, link, None)
     x, w, b = z, make(4, k).to(z.dtype), torch.randn(4, dtype=z.dtype)
     tensors = (y, None, None, torch.ones(n, dtype=torch.float64))
     shifts = ([0, 1], torch.tensor([1.0, 0.5], dtype=torch.float64), "plain,accuracy")
     loss = (*tensors, -100, LossSpec(label_smoothing=0.1).to_numbers(), None, *shifts, 40, None)
     teacher = (x, w, b, torch.ones(n, dtype=torch.float64), columns[0], [1.0], None, False, 100, None)
-    statistics = (torch.rand(4), y, None, columns[0], 0, [1.0], moving, " ".join(COLUMNS), 40, None)
+    statistics = (torch.rand(4), y, None, columns[0], 0, [1.0], dynamic, " ".join(COLUMNS), 40, None)
     entries, log_probs = torch.tensor([[0, 2]]).expand(n, 2), torch.full((n, 2), -1.0)
     bins = (entries, torch.ones(n, dtype=torch.bool), columns[0], [2.0], None, True, 40, None)
-    topk = (entries, log_probs, columns[0], columns[0], [0.0], moving[:1], False, True, 40, None)
+    topk = (entries, log_probs, columns[0], columns[0], [0.0], dynamic[:1], False, True, 40, None)
     some = [torch.rand(n, dtype=torch.float64) for _ in range(6)] + [y]
     binary = (z, z.sigmoid(), None, None, LossSpec(label_smoothing=0.1, temperature=2.0).to_numbers(), None)
     return {
         "row_stats": (*given, True, True),
         "row_grad": (*given, *columns, *columns),
-        "row_hvp": (z, y, v, link, moving, *columns, z),
+        "row_hvp": (z, y, v, link, dynamic, *columns, z),
         "row_stats_ahead": (*given, *columns[:2]),
         "row_grad_ahead": (*given, columns[2], *columns[:2]),
         "binary_losses": (*binary, True),

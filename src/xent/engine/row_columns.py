@@ -65,13 +65,13 @@ def columns(
     if "log_sum_sq_probs" in names and "argmax" not in fields:
         fields.append("argmax")
     stats = row_stats(logits, labels, dense, link, tuple(fields)) if fields else RowStats()
-    found = stats._asdict()
+    by_name = stats._asdict()
     if "log_sum_sq_probs" in names:
         likeliest = likeliest_class(stats.argmax, labels, logits.shape[-1], xp)
-        found["log_sum_sq_probs"] = _log_sum_sq_probs(row_stats, widen(logits), likeliest, link)
+        by_name["log_sum_sq_probs"] = _log_sum_sq_probs(row_stats, widen(logits), likeliest, link)
     if "mean_logits" in names:
-        found["mean_logits"] = softmax.mean_logits(widen(logits), labels, link, xp)
-    return tuple(found[name] for name in names)
+        by_name["mean_logits"] = softmax.mean_logits(widen(logits), labels, link, xp)
+    return tuple(by_name[name] for name in names)
 
 
 def likeliest_class(argmax: Array, labels: Array, num_classes: int, xp: Any) -> Array:
@@ -94,14 +94,14 @@ def _log_sum_sq_probs(row_stats: Callable[..., RowStats], logits: Array, likelie
 
 
 def collect(
-    found: Mapping[str, Array], wanted: tuple[str, ...], labels: Array, convert: Callable[[Array], Array]
+    by_name: Mapping[str, Array], wanted: tuple[str, ...], labels: Array, convert: Callable[[Array], Array]
 ) -> RowStatistics:
     """The statistics ``wanted`` of columns by name; ``convert`` brings floats to the dtype of the loss.
 
     ``labels`` are as the kernels read them: negative for a row that is ignored, which is not top 1.
     """
-    fields = {name: found[name] for name in wanted if name != "is_top1"}
+    fields = {name: by_name[name] for name in wanted if name != "is_top1"}
     fields = {name: x if name == "argmax" else convert(x) for name, x in fields.items()}
     if "is_top1" in wanted:
-        fields["is_top1"] = found["argmax"] == labels
+        fields["is_top1"] = by_name["argmax"] == labels
     return RowStatistics(**fields)

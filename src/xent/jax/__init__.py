@@ -18,8 +18,8 @@ def _require_jax() -> None:
         import jax
     except ImportError as error:
         raise ImportError(f'xent.jax needs jax >= {MINIMUM}: pip install "xent[jax]" ({error})') from None
-    found = tuple(int(part) for part in jax.__version__.split(".")[:3] if part.isdigit())
-    if found < tuple(map(int, MINIMUM.split("."))):
+    installed = tuple(int(part) for part in jax.__version__.split(".")[:3] if part.isdigit())
+    if installed < tuple(map(int, MINIMUM.split("."))):
         raise ImportError(f"xent.jax needs jax >= {MINIMUM}; found {jax.__version__}")
 
 

@@ -46,15 +46,21 @@ def with_gradient(evaluate: Evaluate, formula: Evaluate) -> Callable[[Arrays, Ar
 
 def active_jvp(f: Callable[..., Any], primals: Sequence[Any], tangents: Sequence[Any]) -> tuple[Any, Any]:
     """`jax.jvp` in the arguments whose tangent is no symbolic zero; a zero would meet infinite values."""
-    active = [i for i, tangent in enumerate(tangents) if _is_active(tangent)]
+    return partial_jvp(f, primals, tangents, [i for i, t in enumerate(tangents) if _is_active(t)])
 
-    def of_active(*values: Any) -> Any:
+
+def partial_jvp(
+    f: Callable[..., Any], primals: Sequence[Any], tangents: Sequence[Any], active: Sequence[int]
+) -> tuple[Any, Any]:
+    """`jax.jvp` in the ``active`` arguments of ``f``; the others are constants."""
+
+    def active_function(*values: Any) -> Any:
         arguments = list(primals)
         for i, x in zip(active, values, strict=True):
             arguments[i] = x
         return f(*arguments)
 
-    return jax.jvp(of_active, [primals[i] for i in active], [tangents[i] for i in active])
+    return jax.jvp(active_function, [primals[i] for i in active], [tangents[i] for i in active])
 
 
 def _derivable(
@@ -70,10 +76,10 @@ def _derivable(
         main, rest = primals
         count = len(main)
 
-        def of_all(*arrays: Any) -> Any:
+        def flat_formula(*arrays: Any) -> Any:
             return formula(list(arrays[:count]), list(arrays[count:]), wanted)
 
-        return active_jvp(of_all, [*main, *rest], [*tangents[0], *tangents[1]])
+        return active_jvp(flat_formula, [*main, *rest], [*tangents[0], *tangents[1]])
 
     function.defjvp(rule, symbolic_zeros=True)
     return function

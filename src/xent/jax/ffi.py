@@ -71,8 +71,8 @@ def row_grad(
         return row_stats_and_grad(logits, labels, dense, link, cotangents, (), out)[1]
     if not logits.size:
         return jnp.zeros_like(logits)
-    known = {"lse": stats.lse, "log_prob": stats.log_prob, "mass": stats.mass}
-    operands = {"labels": labels, "dense": dense, **known}
+    statistics = {"lse": stats.lse, "log_prob": stats.log_prob, "mass": stats.mass}
+    operands = {"labels": labels, "dense": dense, **statistics}
     return _call("xent_row_grad", logits, operands, link, (), cotangents, out is not None)[0]
 
 

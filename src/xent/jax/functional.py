@@ -165,5 +165,5 @@ def _row_statistics(
     columns = row_columns.columns(
         kernels.choose(z).row_stats, z, y, None, spec.link, names, lambda x: x.astype(dtype), jnp
     )
-    found = dict(zip(names, columns, strict=True))
-    return row_columns.collect(found, wanted, y, lambda x: x.astype(dtype))
+    by_name = dict(zip(names, columns, strict=True))
+    return row_columns.collect(by_name, wanted, y, lambda x: x.astype(dtype))

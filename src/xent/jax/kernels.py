@@ -85,7 +85,7 @@ class ByPlatform:
 def _in_batches(formula: Callable[..., Any]) -> Callable[..., Any]:
     """``formula`` of what `vmap` makes: coefficients and masses of each batch, which all its rows share."""
 
-    def of_batches(logits: Array, labels: Array, dense: Array, link: Link, *others: Any) -> Any:
+    def batched_formula(logits: Array, labels: Array, dense: Array, link: Link, *others: Any) -> Any:
         if dense is not None and dense.ndim > 1:
             dense = jnp.expand_dims(dense, tuple(range(dense.ndim - 1, logits.ndim - 1)))
 
@@ -97,7 +97,7 @@ def _in_batches(formula: Callable[..., Any]) -> Callable[..., Any]:
         each = (Cotangents(*map(widened, x)) if isinstance(x, Cotangents) else x for x in others)
         return formula(logits, labels, dense, link, *each)
 
-    return of_batches
+    return batched_formula
 
 
 _ROW_STATS = row_primitive("xent_row_stats", ffi.row_stats, _in_batches(Formulas.row_stats))

@@ -14,6 +14,8 @@ import jax.numpy as jnp
 from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir
 
+from xent.jax.derivatives import partial_jvp
+
 Array = Any
 
 
@@ -32,20 +34,17 @@ def row_primitive(name: str, kernel: Callable[..., Any], formula: Callable[..., 
         arrays = [x for x in leaves if isinstance(x, jax.Array)]
         static = {"tree": tree, "constants": constants}
         traced, result = jax.make_jaxpr(_on_arrays(formula, **static), return_shape=True)(*arrays)
-        found = primitive.bind(*arrays, **static, avals=tuple(traced.out_avals))
-        return jax.tree_util.tree_unflatten(jax.tree_util.tree_structure(result), found)
+        results = primitive.bind(*arrays, **static, avals=tuple(traced.out_avals))
+        return jax.tree_util.tree_unflatten(jax.tree_util.tree_structure(result), results)
 
     def differentiate(primals: Any, tangents: Any, *, avals: Any, **static: Any) -> Any:
         results = primitive.bind(*primals, **static, avals=avals)
         active = [i for i, tangent in enumerate(tangents) if type(tangent) is not ad.Zero]
 
-        def of_active(*values: Any) -> list[Array]:
-            arrays = list(primals)
-            for i, x in zip(active, values, strict=True):
-                arrays[i] = x
+        def flat(*arrays: Any) -> list[Array]:
             return _flat(formula, arrays, **static)
 
-        return results, jax.jvp(of_active, [primals[i] for i in active], [tangents[i] for i in active])[1]
+        return results, partial_jvp(flat, primals, tangents, active)[1]
 
     def batch(arrays: Any, axes: Any, *, avals: Any, **static: Any) -> Any:
         size = next(x.shape[axis] for x, axis in zip(arrays, axes, strict=True) if axis is not None)
@@ -74,12 +73,12 @@ def row_primitive(name: str, kernel: Callable[..., Any], formula: Callable[..., 
 def _on_arrays(function: Callable[..., Any], tree: Any, constants: tuple[Any, ...]) -> Callable[..., Any]:
     """``function`` of the arrays of its arguments alone."""
 
-    def of_arrays(*arrays: Array) -> Any:
+    def on_arrays(*arrays: Array) -> Any:
         rest = iter(arrays)
         leaves = [next(rest) if constant is None else constant for constant in constants]
         return function(*jax.tree_util.tree_unflatten(tree, leaves))
 
-    return of_arrays
+    return on_arrays
 
 
 def _flat(function: Callable[..., Any], arrays: Any, **static: Any) -> list[Array]:

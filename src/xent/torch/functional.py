@@ -325,6 +325,6 @@ def row_statistics(
     )
     if zero is not None:
         columns = tuple(column + zero.to(column.dtype) for column in columns)
-    found = dict(zip(names, columns, strict=True))
+    by_name = dict(zip(names, columns, strict=True))
     dtype = devices.loss_dtype(logits)
-    return row_columns.collect(found, wanted, labels, lambda column: column.to(dtype))
+    return row_columns.collect(by_name, wanted, labels, lambda column: column.to(dtype))

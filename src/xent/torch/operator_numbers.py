@@ -29,9 +29,9 @@ def numbers(values: Sequence[float], defaults: Sequence[float], device: torch.de
     return [0.0], torch.stack([zero + value for value in values])
 
 
-def as_floats(values: Sequence[float], moving: Tensor | None) -> Sequence[float]:
+def as_floats(values: Sequence[float], dynamic: Tensor | None) -> Sequence[float]:
     """The inverse of `numbers`, inside an operator."""
-    return values if moving is None else moving.tolist()
+    return values if dynamic is None else dynamic.tolist()
 
 
 def link_numbers(link: Link, device: torch.device) -> Numbers:

@@ -41,10 +41,10 @@ def checked_rows(temperature: Tensor, counts: Tensor, validate: bool | None) -> 
     t = temperature.double().reshape(-1)
     in_range = (t >= 1e-30) & (t <= 1e30)
     if modes.looks_at(temperature, validate) and bool((wrong := counts & ~in_range).any()):
-        place = np.unravel_index(int(wrong.int().argmax()), temperature.shape)
+        index = np.unravel_index(int(wrong.int().argmax()), temperature.shape)
         raise ArgumentError(
             "`temperature` must be finite and > 0 (1e-30 to 1e30) in every row that counts; got "
-            f"{temperature[tuple(map(int, place))].item()} at {checks.describe_index(place)}"
+            f"{temperature[tuple(map(int, index))].item()} at {checks.describe_index(index)}"
         )
     return torch.where(in_range, t, torch.where(counts, torch.nan, 1.0))
 

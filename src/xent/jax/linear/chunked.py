@@ -88,8 +88,8 @@ def row_values(
     num_rows = layers[0].inputs.shape[0]
     chunks = _split(([layer.inputs for layer in layers], rows), num_rows, chunk_rows)
     # One checkpoint holds for one derivative: with two nothing is kept for the second either.
-    found = lax.map(_checkpoint(_checkpoint(values)), chunks)
-    return jax.tree_util.tree_map(lambda x: _join(x, num_rows), found)
+    chunk_values = lax.map(_checkpoint(_checkpoint(values)), chunks)
+    return jax.tree_util.tree_map(lambda x: _join(x, num_rows), chunk_values)
 
 
 class _Sweep:

@@ -108,7 +108,7 @@ def _linear_row_statistics(
             kernels.choose(logits[0]).row_stats, logits[0], kernel(batch), None, spec.link, names, widen, jnp
         )
 
-    found = row_values(columns, [rows.layer], rows.batch, None, silent, plan.form, rows.chunk_rows)
-    flat = dict(zip(names, map(rows.unflat, found), strict=True))
+    values = row_values(columns, [rows.layer], rows.batch, None, silent, plan.form, rows.chunk_rows)
+    flat = dict(zip(names, map(rows.unflat, values), strict=True))
     y = kernel(rows.batch)
     return row_columns.collect(flat, wanted, y if y is None else rows.unflat(y), widen)

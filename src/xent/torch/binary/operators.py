@@ -42,11 +42,11 @@ def binary_losses(
     weight: Tensor | None,
     pos_weight: Tensor | None,
     options: Sequence[float],
-    moving: Tensor | None,
+    dynamic: Tensor | None,
     each: bool,
 ) -> Tensor:
-    """The operator of `losses`; `spec_numbers` makes (``options``, ``moving``)."""
-    spec = _spec(options, moving)
+    """The operator of `losses`; `spec_numbers` makes (``options``, ``dynamic``)."""
+    spec = _spec(options, dynamic)
     binary_loss = problem((logits, targets, weight, pos_weight), spec, "none" if each else "sum", 1.0)
     loss = torch.from_numpy(np.asarray(binary_loss.loss()))
     return loss if each else loss.double()
@@ -65,11 +65,11 @@ def binary_grad(
     weight: Tensor | None,
     pos_weight: Tensor | None,
     options: Sequence[float],
-    moving: Tensor | None,
+    dynamic: Tensor | None,
     upstream: Tensor,
 ) -> Tensor:
     """The gradient of `losses` times ``upstream``, (...) or a scalar."""
-    spec = _spec(options, moving)
+    spec = _spec(options, dynamic)
     binary_loss = problem((logits, targets, weight, pos_weight), spec, "sum", 1.0)
     out, gradient = devices.empty_like(binary_loss.logits)
     binary_loss.grad(None, devices.view(upstream) if upstream.ndim else upstream.item(), out)
@@ -81,18 +81,18 @@ def _(logits: Tensor, *arguments: Any) -> Tensor:
     return torch.empty_like(logits)
 
 
-def _spec(options: Sequence[float], moving: Tensor | None) -> LossSpec:
-    return LossSpec.from_numbers(as_floats(options, moving))
+def _spec(options: Sequence[float], dynamic: Tensor | None) -> LossSpec:
+    return LossSpec.from_numbers(as_floats(options, dynamic))
 
 
 def _setup_context(ctx: Any, inputs: Any, output: Any) -> None:
-    *tensors, ctx.options, moving, _ = inputs
-    ctx.save_for_backward(*tensors, moving)
+    *tensors, ctx.options, dynamic, _ = inputs
+    ctx.save_for_backward(*tensors, dynamic)
 
 
 def _backward(ctx: Any, upstream: Tensor) -> Any:
-    *tensors, moving = ctx.saved_tensors
-    gradient = binary_grad(*tensors, ctx.options, moving, upstream)
+    *tensors, dynamic = ctx.saved_tensors
+    gradient = binary_grad(*tensors, ctx.options, dynamic, upstream)
     return gradient, *([None] * 6)
 
 

@@ -15,7 +15,7 @@ from xent.torch.linear import chunked, values
 from xent.torch.linear.chunked import Operands
 from xent.torch.linear.products import Chunking, TensorProjection
 from xent.torch.linear.shifts import LogitsCopies, matrices
-from xent.torch.linear.tempered import of_divided_logits
+from xent.torch.linear.tempered import tempered_evaluator
 from xent.torch.targets import label_weights
 
 Tensor = torch.Tensor
@@ -147,7 +147,7 @@ class Projected(NamedTuple):
         copies: int = 1,
     ) -> tuple[Any, Gradients]:
         if self.temperature is not None:
-            evaluate = of_divided_logits(evaluate, self.temperature)
+            evaluate = tempered_evaluator(evaluate, self.temperature)
         # Counted for the largest shard: the same chunks on every rank.
         given = *Operands(*operands), self.row_index, self.chunking
         projection = TensorProjection(*given, num_classes=shard.largest, copies=copies)

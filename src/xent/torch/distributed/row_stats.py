@@ -25,7 +25,7 @@ from xent.torch.distributed.shards import CombinedRows, Shard, ShardRows
 from xent.torch.linear import chunked
 from xent.torch.linear.chunked import DERIVED, Operands
 from xent.torch.linear.products import Chunking, TensorProjection
-from xent.torch.linear.tempered import of_divided_logits
+from xent.torch.linear.tempered import tempered_evaluator
 
 Tensor = torch.Tensor
 
@@ -102,10 +102,10 @@ class ShardStatistics:
 
     def _columns(self, combined: Combined, num_rows: int) -> tuple[Tensor, ...]:
         """The columns (M,) of all rows, 0 in rows that do not count."""
-        found = combined.stats._asdict() | {"mean_logits": combined.mean_logits}
+        by_name = combined.stats._asdict() | {"mean_logits": combined.mean_logits}
         if "log_sum_sq_probs" in self.names:
-            found["log_sum_sq_probs"] = combined.log_sum_sq_probs(self.spec.link)
-        columns = (cast(Tensor, found[name]) for name in self.names)
+            by_name["log_sum_sq_probs"] = combined.log_sum_sq_probs(self.spec.link)
+        columns = (cast(Tensor, by_name[name]) for name in self.names)
         if self.row_index is None:  # a node of autograd keeps `combined`, and must not keep its own result
             return tuple(c.clone() for c in columns)
         return tuple(c.new_zeros(num_rows).index_put((self.row_index,), c) for c in columns)
@@ -200,7 +200,7 @@ class ShardStatistics:
     ) -> Gradients:
         """The gradients of `Projection.sweep` of this rank's logits."""
         if self.temperature is not None:
-            evaluate = of_divided_logits(evaluate, self.temperature)
+            evaluate = tempered_evaluator(evaluate, self.temperature)
         # Counted for the largest shard: the same chunks on every rank.
         given = *operands, self.row_index, self.chunking
         projection = TensorProjection(*given, copies=DERIVED, num_classes=self.shard.largest)

@@ -85,9 +85,9 @@ def _select(function: Any, formula: Formula, meta: Tensor, index: Any) -> Change
         return _select_mask(formula, meta, index)
     parts = index if isinstance(index, tuple) else (index,)
     if Ellipsis in [part for part in parts if not isinstance(part, Tensor)]:
-        place = [part is Ellipsis for part in parts].index(True)
+        position = [part is Ellipsis for part in parts].index(True)
         filler = (slice(None),) * (meta.ndim + 1 - len(parts))
-        parts = (*parts[:place], *filler, *parts[place + 1 :])
+        parts = (*parts[:position], *filler, *parts[position + 1 :])
     parts = (*parts, *((slice(None),) * (meta.ndim - len(parts))))
     if len(parts) != meta.ndim or not all(isinstance(part, slice) or _is_int(part) for part in parts):
         return None

@@ -112,7 +112,7 @@ def linear_cross_entropy(operands: Operands, call: Call, chunks: Chunks) -> Any:
         else:
             first, *others = _derived_columns(flat, program, shape)
     else:
-        function, is_scaled = program.of_rows(rows), is_reduced and is_plain
+        function, is_scaled = program.function_of_rows(rows), is_reduced and is_plain
         if is_scaled:
             first, *others = function.scaled_sum_and_columns(flat, scale)
         else:
@@ -134,8 +134,8 @@ def _one_by_one(operands: Operands, call: Call, chunks: Chunks, names: tuple[str
     loss = (by_shift * by_shift.new_tensor(chunks.shift_weight)).sum()
     if chunks.want is None:
         return loss
-    found = {name: [getattr(single, name) for single in singles] for name in names if name != "by_shift"}
-    stacked = {name: torch.stack(each) for name, each in found.items()}
+    by_name = {name: [getattr(single, name) for single in singles] for name in names if name != "by_shift"}
+    stacked = {name: torch.stack(each) for name, each in by_name.items()}
     if "by_shift" in names:
         stacked["by_shift"] = by_shift.detach()
     return LossValues(loss if "loss" in chunks.want else None, **stacked)

@@ -24,7 +24,7 @@ Tensor = torch.Tensor
 
 SCHEMA = (  # of the result of `LossProgram.packed`
     "Tensor targets, Tensor? class_weight, Tensor? sample_weight, Tensor? temperature, SymInt ignore_index, "
-    f"float[] options, Tensor? moving, SymInt[] shift, Tensor? factors, str names, {CHUNKING}"
+    f"float[] options, Tensor? dynamic, SymInt[] shift, Tensor? factors, str names, {CHUNKING}"
 )
 
 
@@ -51,9 +51,9 @@ class LossProgram(NamedTuple):
     @classmethod
     def unpacked(cls, *arguments: Any) -> LossProgram:
         """The inverse of `packed`."""
-        *tensors, ignore_index, options, moving, shifts, column, names, budget, dtype = arguments
+        *tensors, ignore_index, options, dynamic, shifts, column, names, budget, dtype = arguments
         targets, class_weight, sample_weight, temperature = tensors
-        spec = LossSpec.from_numbers(as_floats(options, moving), ignore_index)
+        spec = LossSpec.from_numbers(as_floats(options, dynamic), ignore_index)
         call = Call(targets, class_weight, sample_weight, spec, "none", None, False)
         factors: Any = None
         if column is not None:
@@ -72,9 +72,9 @@ class LossProgram(NamedTuple):
 
     def function(self, operands: Operands) -> ChunkedFunction:
         """The function of the operands' rows that count."""
-        return self.of_rows(self.rows(operands, leave_out=True))
+        return self.function_of_rows(self.rows(operands, leave_out=True))
 
-    def of_rows(self, rows: Sequence[ValidRows]) -> ChunkedFunction:
+    def function_of_rows(self, rows: Sequence[ValidRows]) -> ChunkedFunction:
         """The function of rows, from `rows`."""
         call, names = self.call, self.names
         losses = [RowLosses(r, call.spec, self.chunks.chunking) for r in rows]

@@ -27,7 +27,7 @@ Tensor = torch.Tensor
 
 SCHEMA = (
     "Tensor x, Tensor w, Tensor? b, Tensor? dense, Tensor? labels, Tensor? counts, Tensor? temperature, "
-    f"SymInt shift, float[] link, Tensor? moving, str names, {operators.CHUNKING}"
+    f"SymInt shift, float[] link, Tensor? dynamic, str names, {operators.CHUNKING}"
 )
 
 OPERANDS = ("inputs", "weight", "bias")
@@ -73,12 +73,12 @@ class Request(NamedTuple):
         shape = inputs.shape[:-1]
         loss_shape, _ = valid_rows.shifted_rows(shape, self.shift, torch, inputs.device)
         by_row = (valid_rows.unflatten_rows(column, shape, loss_shape) for column in columns)
-        found = dict(zip(row_columns.column_names(self.wanted), by_row, strict=True))
+        by_name = dict(zip(row_columns.column_names(self.wanted), by_row, strict=True))
         labels, dtype = self.labels, devices.loss_dtype(inputs)
         if labels is not None:
             labels = labels[..., self.shift :] if self.shift else labels
             labels = kernel_labels(labels, num_classes, self.spec.ignore_index)
-        return row_columns.collect(found, self.wanted, labels, lambda column: column.to(dtype))
+        return row_columns.collect(by_name, self.wanted, labels, lambda column: column.to(dtype))
 
 
 def linear_row_statistics(operands: Operands, request: Request) -> RowStatistics:
@@ -300,7 +300,7 @@ def row_stats(
 
 def _function(inputs: Sequence[Any], ddense: Tensor | None = None) -> tuple[Operands, ChunkedFunction]:
     """The operands and the function, from the arguments of the operators below."""
-    x, w, b, dense, labels, counts, temperature, shift, numbers, moving, words, *chunking = inputs
+    x, w, b, dense, labels, counts, temperature, shift, numbers, dynamic, words, *chunking = inputs
     ignored = None if labels is None else labels < 0
     index = silent = None
     if not modes.is_captured(x):
@@ -312,7 +312,7 @@ def _function(inputs: Sequence[Any], ddense: Tensor | None = None) -> tuple[Oper
     if index is None and shift:  # the last rows have no target
         index = torch.arange(max(0, x.shape[0] - shift), device=x.device)
         labels, silent = (None if a is None else a[: index.shape[0]] for a in (labels, silent))
-    link = Link(*as_floats(numbers, moving))
+    link = Link(*as_floats(numbers, dynamic))
     names = tuple(words.split())
     function = Statistics(index, labels, dense, shift, link, names, Chunking(*chunking), silent, ddense)
     return Operands(x, w, b), tempered(function, temperature)

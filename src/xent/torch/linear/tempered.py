@@ -27,14 +27,14 @@ class Tempered(ChunkedFunction):
 
     def evaluate_chunk(self, logits: Tensor, part: slice, dloss: Any) -> tuple[tuple[Tensor, ...], Any]:
         """The columns of a chunk, and its gradient if ``dloss`` is given."""
-        return of_divided_logits(self.function.evaluate_chunk, self.temperature)(logits, part, dloss)
+        return tempered_evaluator(self.function.evaluate_chunk, self.temperature)(logits, part, dloss)
 
     def columns(self, logits: Tensor, part: slice) -> tuple[Tensor, ...]:
         """The columns of a chunk in ordinary operations."""
         return self.function.columns(logits / _divisor(self.temperature, logits, part), part)
 
 
-def of_divided_logits(evaluate: ChunkEvaluator, temperature: Tensor) -> ChunkEvaluator:
+def tempered_evaluator(evaluate: ChunkEvaluator, temperature: Tensor) -> ChunkEvaluator:
     """``evaluate`` of logits divided in place by the ``temperature (n,)`` of the rows that count."""
 
     def evaluate_divided(logits: Tensor, part: slice, dloss: Any) -> tuple[tuple[Tensor, ...], Any]:

@@ -93,18 +93,18 @@ def columns(
 
     ``label_weight`` are the weights of the labels' classes, None for 1.
     """
-    found = {"by_shift": losses, "z_loss": torch.zeros_like(losses)}
+    by_name = {"by_shift": losses, "z_loss": torch.zeros_like(losses)}
     if stats.lse is not None and spec.z_loss:
-        found["z_loss"] = head.multiply(weight, spec.z_loss * stats.lse**2, torch)
+        by_name["z_loss"] = head.multiply(weight, spec.z_loss * stats.lse**2, torch)
     if labels is not None and any(name in names for name in OF_LABELS):
         counts = labels >= 0
         for factor in (weight, label_weight):
             counts = counts if factor is None else counts & (factor != 0)
         if "plain" in names:
-            found["plain"] = torch.where(counts, head.multiply(weight, 0.0 - stats.log_prob, torch), 0.0)
+            by_name["plain"] = torch.where(counts, head.multiply(weight, 0.0 - stats.log_prob, torch), 0.0)
         if "accuracy" in names:
-            found["accuracy"] = (counts & (stats.argmax == labels)).double()
-    return tuple(found[name].detach() for name in names)
+            by_name["accuracy"] = (counts & (stats.argmax == labels)).double()
+    return tuple(by_name[name].detach() for name in names)
 
 
 class Reduction(NamedTuple):
@@ -133,23 +133,23 @@ class Reduction(NamedTuple):
         if want is None:
             return loss
         are_several = isinstance(shift, tuple)
-        found: dict[str, list[Tensor]] = {name: [] for name in self.names}
+        by_name: dict[str, list[Tensor]] = {name: [] for name in self.names}
         remaining = iter(columns)
         for one, scale in zip(shift if are_several else (shift,), scales, strict=True):
             for name, factor in self._scales(one, scale).items():
                 value = self.reduced(next(remaining), factor, one)
-                found[name].append(value.detach().to(self.dtype))
-        stacked = {name: torch.stack(each) if are_several else each[0] for name, each in found.items()}
+                by_name[name].append(value.detach().to(self.dtype))
+        stacked = {name: torch.stack(each) if are_several else each[0] for name, each in by_name.items()}
         return LossValues(loss if "loss" in want else None, **stacked)
 
     def _scales(self, shift: int, scale: Any) -> dict[str, Any]:
         """What the sum of each column is multiplied by: 1/D, each with the rows that count for it."""
-        found = dict.fromkeys(self.names, scale)
+        factors = dict.fromkeys(self.names, scale)
         if any(name in self.names for name in OF_LABELS):
             weight, count = plain_weight_and_rows(self.call, self.num_classes, shift)
             own = {"plain": self.call.scale(weight, count), "accuracy": self.call.scale(count, count)}
-            found |= {name: factor for name, factor in own.items() if name in found}
-        return found
+            factors |= {name: factor for name, factor in own.items() if name in factors}
+        return factors
 
 
 class DetailedLosses(ChunkedFunction):

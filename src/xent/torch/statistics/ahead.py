@@ -60,7 +60,7 @@ def row_stats_ahead(
     labels: Tensor | None,
     dense: Tensor | None,
     link: Sequence[float],
-    moving: Tensor | None,
+    dynamic: Tensor | None,
     dx: Tensor | None,
     ds: Tensor | None,
 ) -> tuple[Tensor, Tensor]:
@@ -70,7 +70,7 @@ def row_stats_ahead(
     """
     want = ("log_prob",) * (labels is not None) + ("dense_log_prob",) * (dense is not None)
     stats, dlogits = devices.row_stats_and_grad(
-        logits, labels, dense, Link(*as_floats(link, moving)), _cotangents(dx, ds), want
+        logits, labels, dense, Link(*as_floats(link, dynamic)), _cotangents(dx, ds), want
     )
     x, sigma = (
         column(logits, False) if statistic is None else statistic
@@ -101,7 +101,7 @@ def row_grad_ahead(
     labels: Tensor | None,
     dense: Tensor | None,
     link: Sequence[float],
-    moving: Tensor | None,
+    dynamic: Tensor | None,
     first: Tensor,
     dx: Tensor | None,
     ds: Tensor | None,
@@ -110,7 +110,7 @@ def row_grad_ahead(
     stored = _ahead.take(first, _present(dx, ds))
     if stored is not None:
         return stored
-    phi = Link(*as_floats(link, moving))
+    phi = Link(*as_floats(link, dynamic))
     return devices.row_stats_and_grad(logits, labels, dense, phi, _cotangents(dx, ds), ())[1]
 
 
@@ -120,14 +120,14 @@ def _(logits: Tensor, *arguments: Any) -> Tensor:
 
 
 def _setup_context(ctx: Any, inputs: Any, output: Any) -> None:
-    logits, labels, dense, ctx.link, moving, _, _ = inputs
-    ctx.save_for_backward(logits, labels, dense, moving, output[labels is None])
+    logits, labels, dense, ctx.link, dynamic, _, _ = inputs
+    ctx.save_for_backward(logits, labels, dense, dynamic, output[labels is None])
 
 
 def _backward(ctx: Any, dx: Any, ds: Any) -> Any:
-    logits, labels, dense, moving, first = ctx.saved_tensors
+    logits, labels, dense, dynamic, first = ctx.saved_tensors
     dx, ds = None if labels is None else dx, None if dense is None else ds
-    dlogits = row_grad_ahead(logits, labels, dense, ctx.link, moving, first, dx, ds)
+    dlogits = row_grad_ahead(logits, labels, dense, ctx.link, dynamic, first, dx, ds)
     return dlogits, None, None, None, None, None, None
 
 

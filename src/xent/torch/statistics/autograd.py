@@ -66,9 +66,9 @@ class _Statistics(Function):
 
     @staticmethod
     def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
-        logits, labels, dense, ctx.link, moving, ctx.has_entropy, _ = inputs
+        logits, labels, dense, ctx.link, dynamic, ctx.has_entropy, _ = inputs
         lse, log_prob, _, mass, _, argmax = output
-        ctx.save_for_backward(logits, labels, dense, moving, lse, log_prob, mass)
+        ctx.save_for_backward(logits, labels, dense, dynamic, lse, log_prob, mass)
         ctx.save_for_forward(logits, labels, dense)
         ctx.mark_non_differentiable(mass, argmax)
 
@@ -87,9 +87,9 @@ class _Statistics(Function):
 
     @staticmethod
     def vmap(info: Any, in_dims: Any, *inputs: Any) -> Any:
-        logits, labels, dense, link, moving, *passes = inputs
+        logits, labels, dense, link, dynamic, *passes = inputs
         logits, labels, dense = _batched(info.batch_size, in_dims, logits, labels, dense)
-        stats = list(_Statistics.apply(logits, labels, dense, link, moving, *passes))
+        stats = list(_Statistics.apply(logits, labels, dense, link, dynamic, *passes))
         if dense is not None and dense.ndim == 1:
             stats[3] = stats[3].expand(stats[0].shape)
         present = operators.presence(labels, dense, *passes)
@@ -97,14 +97,14 @@ class _Statistics(Function):
 
 
 def _backward(ctx: Any, gradient: Any, *grads: Tensor) -> Any:
-    logits, labels, dense, moving, lse, log_prob, mass = ctx.saved_tensors
+    logits, labels, dense, dynamic, lse, log_prob, mass = ctx.saved_tensors
     dl, dx, ds, _, dentropy, _ = grads
     stats = (lse.detach(), log_prob.detach(), mass.detach())
     none = torch.zeros_like(dl)
     coefficients = (dl, none if labels is None else dx, none if dense is None else ds)
-    dlogits = gradient(logits, labels, dense, ctx.link, moving, *stats, *coefficients)
+    dlogits = gradient(logits, labels, dense, ctx.link, dynamic, *stats, *coefficients)
     if ctx.has_entropy:
-        link = Link(*(ctx.link if moving is None else moving.unbind()))
+        link = Link(*(ctx.link if dynamic is None else dynamic.unbind()))
         softmax = Softmax(logits, labels, dense, link)
         dlogits = dlogits + softmax.entropy_grad(dentropy).to(dlogits.dtype)
     return dlogits, *([None] * 6)
@@ -150,13 +150,13 @@ class _Gradient(Function):
 
     @staticmethod
     def vmap(info: Any, in_dims: Any, *inputs: Any) -> Any:
-        logits, labels, dense, link, moving, *columns = inputs
+        logits, labels, dense, link, dynamic, *columns = inputs
         columns = [
             _rows(column, dim, info.batch_size) if column.numel() or dim is not None else column
             for column, dim in zip(columns, in_dims[5:], strict=True)
         ]
         logits, labels, dense = _batched(info.batch_size, in_dims, logits, labels, dense)
-        return _Gradient.apply(logits, labels, dense, link, moving, *columns), 0
+        return _Gradient.apply(logits, labels, dense, link, dynamic, *columns), 0
 
 
 def _batched(size: int, in_dims: Any, logits: Tensor, labels: Any, dense: Any) -> tuple[Tensor, Any, Any]:

@@ -21,13 +21,13 @@ def row_stats(
     labels: Tensor | None,
     dense: Tensor | None,
     link: Sequence[float],
-    moving: Tensor | None,
+    dynamic: Tensor | None,
     entropy: bool,
     argmax: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     """(lse, log_prob, dense_log_prob, mass, entropy, argmax); the last two only where they are wanted."""
     want = fields(labels, dense, entropy, argmax)
-    stats = devices.row_stats(logits, labels, dense, Link(*as_floats(link, moving)), want)
+    stats = devices.row_stats(logits, labels, dense, Link(*as_floats(link, dynamic)), want)
     return tuple(column(logits, False) if s is None else s for s in stats)  # type: ignore[return-value]
 
 
@@ -37,7 +37,7 @@ def _(
     labels: Tensor | None,
     dense: Tensor | None,
     link: Sequence[float],
-    moving: Tensor | None,
+    dynamic: Tensor | None,
     entropy: bool,
     argmax: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
@@ -67,7 +67,7 @@ def row_grad(
     labels: Tensor | None,
     dense: Tensor | None,
     link: Sequence[float],
-    moving: Tensor | None,
+    dynamic: Tensor | None,
     lse: Tensor,
     log_prob: Tensor,
     mass: Tensor,
@@ -82,7 +82,7 @@ def row_grad(
         mass=None if dense is None else mass,
     )
     return devices.row_grad(
-        logits, labels, dense, Link(*as_floats(link, moving)), stats, Cotangents(dl, dx, ds)
+        logits, labels, dense, Link(*as_floats(link, dynamic)), stats, Cotangents(dl, dx, ds)
     )
 
 
@@ -97,7 +97,7 @@ def row_hvp(
     labels: Tensor | None,
     dense: Tensor | None,
     link: Sequence[float],
-    moving: Tensor | None,
+    dynamic: Tensor | None,
     dl: Tensor,
     dx: Tensor,
     ds: Tensor,
@@ -105,7 +105,7 @@ def row_hvp(
 ) -> Tensor:
     """Equation (3) with constant cotangents: the derivative of `row_grad` in the logits along ``vector``."""
     return devices.row_hvp(
-        logits, labels, dense, Link(*as_floats(link, moving)), Cotangents(dl, dx, ds), vector
+        logits, labels, dense, Link(*as_floats(link, dynamic)), Cotangents(dl, dx, ds), vector
     )
 
 

@@ -51,13 +51,13 @@ def linear_kl_divergence(call: Distillation, teacher: Operands) -> Tensor:
         loss = sharded.linear_kl_divergence(_local_classes(call, shard), own, shard)
         return layouts.replicated(loss, like)
 
-    def of_rows(local: Distillation, layout: DistributedRows) -> Tensor:
+    def own_loss(local: Distillation, layout: DistributedRows) -> Tensor:
         weight, bias = (layout.replicated(x) for x in teacher[1:])
         return divergence.linear_kl_divergence(
             local, Operands(layout.local_rows(teacher.inputs), weight, bias)
         )
 
-    return _by_rows(call, of_rows)
+    return _by_rows(call, own_loss)
 
 
 def linear_topk_kl_divergence(call: Distillation, teacher: Teacher) -> Tensor:
@@ -72,7 +72,7 @@ def linear_topk_kl_divergence(call: Distillation, teacher: Teacher) -> Tensor:
     num_classes = call.student.weight.shape[0]
     teacher.require_classes(num_classes)
 
-    def of_rows(local: Distillation, layout: DistributedRows) -> Tensor:
+    def own_loss(local: Distillation, layout: DistributedRows) -> Tensor:
         own = Teacher(layout.local_rows(teacher.indices), layout.local_rows(teacher.log_probs), teacher.tail)
 
         def check() -> None:
@@ -84,7 +84,7 @@ def linear_topk_kl_divergence(call: Distillation, teacher: Teacher) -> Tensor:
             _all_agree(check, call)
         return topk.linear_topk_kl_divergence(local, own)
 
-    return _by_rows(call, of_rows)
+    return _by_rows(call, own_loss)
 
 
 def _agreed(call: Distillation, teacher: TeacherTensors) -> Shard | None:
@@ -100,8 +100,8 @@ def _agreed(call: Distillation, teacher: TeacherTensors) -> Shard | None:
             DistributedRows(call.student.inputs)
         else:
             layouts.require_class_shards(call.student, STUDENT, **teacher.classes)
-            of_rows = (call.row_temperature,) if teacher.classes else ()
-            sharded.require_derivable(call, *teacher.rows.values(), *teacher.classes.values(), *of_rows)
+            by_row = (call.row_temperature,) if teacher.classes else ()
+            sharded.require_derivable(call, *teacher.rows.values(), *teacher.classes.values(), *by_row)
         facts = {**teacher.rows, **teacher.classes, **teacher.facts}
         return local_check(call, None, STUDENT, facts, plain_tensors(**teacher.rows))
 
@@ -119,8 +119,8 @@ def _local_classes(call: Distillation, shard: Shard) -> Distillation:
     return local
 
 
-def _by_rows(call: Distillation, of_rows: Callable[[Distillation, DistributedRows], Tensor]) -> Tensor:
-    """The loss of all rows; ``of_rows(local, layout)`` is that of this rank's."""
+def _by_rows(call: Distillation, own_loss: Callable[[Distillation, DistributedRows], Tensor]) -> Tensor:
+    """The loss of all rows; ``own_loss(local, layout)`` is that of this rank's."""
     inputs, weight, bias = cast(Any, call.student)
     if not DistributedRows.is_row_layout(inputs):
         inputs = layouts.gathered(inputs)
@@ -145,7 +145,7 @@ def _by_rows(call: Distillation, of_rows: Callable[[Distillation, DistributedRow
     if layout.is_all_sum(call.reduction):
         local = local._replace(reduction="sum", denominator=None)
     return layout.reduce_loss(
-        of_rows(local, layout), call.reduction, denominator, lambda: local.totals(local.row_factors())
+        own_loss(local, layout), call.reduction, denominator, lambda: local.totals(local.row_factors())
     )
 
 

@@ -121,7 +121,9 @@ def require_layouts(mesh: Any, **tensors: Any) -> None:
 
 def layout_error(name: str, expected: str, x: Any) -> NotImplementedError:
     """The error for an ``x`` that is not a DTensor of the ``expected`` placements."""
-    found = f"{x.placements} on {x.device_mesh.ndim} dimensions" if is_sharded(x) else f"a {type(x).__name__}"
+    actual = (
+        f"{x.placements} on {x.device_mesh.ndim} dimensions" if is_sharded(x) else f"a {type(x).__name__}"
+    )
     advice = (
         f"bring it there by `.redistribute`, or gather it: {_gather(x)} where each rank has its own rows "
         "(data parallelism, FSDP)"
@@ -129,7 +131,7 @@ def layout_error(name: str, expected: str, x: Any) -> NotImplementedError:
         else "`DTensor.from_local` makes it one"
     )
     return NotImplementedError(
-        f"`{name}` must be a DTensor on a mesh of one dimension, of {expected}; got {found}: {advice}"
+        f"`{name}` must be a DTensor on a mesh of one dimension, of {expected}; got {layout}: {advice}"
     )
 
 

@@ -23,10 +23,10 @@ def cross_entropy(rows: DistributedRows, operands: Operands, call: Call, chunks:
     """The loss of this rank's inputs, or the values that are wanted, as DTensors; ``chunks`` are checked."""
     local, num_classes = rows.local_call(call), operands.weight.shape[0]
     if not rows.is_all_sum(call.reduction):
-        found = linear_loss.linear_cross_entropy(operands, local, chunks)
-        if not isinstance(found, LossValues):
-            return rows.own_dtensor(found, call.reduction)
-        return LossValues(*(None if x is None else rows.own_dtensor(x, call.reduction) for x in found))
+        result = linear_loss.linear_cross_entropy(operands, local, chunks)
+        if not isinstance(result, LossValues):
+            return rows.own_dtensor(result, call.reduction)
+        return LossValues(*(None if x is None else rows.own_dtensor(x, call.reduction) for x in result))
     device = operands.inputs.device
     scale_of: Any = partial(rows.scale, call.reduction, call.denominator)
     scales = [
@@ -40,17 +40,17 @@ def cross_entropy(rows: DistributedRows, operands: Operands, call: Call, chunks:
             )
         weights = zip(chunks.shift_weight, scales, strict=True)
         chunks, scale = chunks._replace(shift_weight=tuple(w * float(s) for w, s in weights)), 1.0
-    found = linear_loss.linear_cross_entropy(operands, local, chunks)
-    if not isinstance(found, LossValues):
-        return rows.replicated_sum(found, scale)
+    result = linear_loss.linear_cross_entropy(operands, local, chunks)
+    if not isinstance(result, LossValues):
+        return rows.replicated_sum(result, scale)
     by_name: dict[str, Sequence[Any]] = {"z_loss": scales, "by_shift": scales}
-    if found.plain is not None or found.accuracy is not None:
+    if result.plain is not None or result.accuracy is not None:
         totals = [plain_weight_and_rows(local, num_classes, s) for s in chunks.shifts]
         by_name["plain"] = [scale_of(partial(tuple, t), device) for t in totals]
         by_name["accuracy"] = [scale_of(partial(tuple, (n, n)), device) for _, n in totals]
-    results = {"loss": None if found.loss is None else rows.replicated_sum(found.loss, scale)}
+    results = {"loss": None if result.loss is None else rows.replicated_sum(result.loss, scale)}
     for name, own_scales in by_name.items():
-        if (value := getattr(found, name)) is not None:
+        if (value := getattr(result, name)) is not None:
             each = torch.stack([torch.as_tensor(s, dtype=torch.float64, device=device) for s in own_scales])
             results[name] = rows.replicated_sum(value, (each if are_several else each[0]).detach())
     return LossValues(**results)

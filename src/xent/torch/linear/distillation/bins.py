@@ -110,7 +110,7 @@ class RowBins(ChunkedFunction):
 
 SCHEMA = (
     "Tensor x, Tensor w, Tensor? b, Tensor classes, Tensor? counts, Tensor? temperature, "
-    f"float[] link, Tensor? moving, bool has_rest, {operators.CHUNKING}"
+    f"float[] link, Tensor? dynamic, bool has_rest, {operators.CHUNKING}"
 )
 
 
@@ -131,12 +131,12 @@ def row_bins(
 
 
 def _function(inputs: Any) -> tuple[Operands, ChunkedFunction]:
-    x, w, b, classes, counts, row_temperature, numbers, moving, has_rest, *chunking = inputs
+    x, w, b, classes, counts, row_temperature, numbers, dynamic, has_rest, *chunking = inputs
     row_index, silent = None, None if counts is None else ~counts
     if not modes.is_captured(x):
         row_index, _ = valid_rows.select_rows(silent, None, None, (), torch)
         silent = None
-    (temperature,) = as_floats(numbers, moving)
+    (temperature,) = as_floats(numbers, dynamic)
     bins = Bins(classes, temperature, has_rest)
     function = RowBins(bins, row_index, Chunking(*chunking), silent)
     return Operands(x, w, b), tempered(function, row_temperature)

@@ -30,7 +30,7 @@ Tensor = torch.Tensor
 
 SCHEMA = (  # of the result of `Divergence.packed`
     "Tensor teacher_x, Tensor teacher_w, Tensor? teacher_b, Tensor? sample_weight, Tensor? temperature, "
-    f"float[] link, Tensor? moving, bool is_reverse, {operators.CHUNKING}"
+    f"float[] link, Tensor? dynamic, bool is_reverse, {operators.CHUNKING}"
 )
 
 
@@ -54,8 +54,8 @@ class Divergence(NamedTuple):
     @classmethod
     def unpacked(cls, *arguments: Any) -> Divergence:
         """The inverse of `packed`."""
-        x, w, b, sample_weight, row_temperature, link, moving, is_reverse, *chunking = arguments
-        (temperature,) = as_floats(link, moving)
+        x, w, b, sample_weight, row_temperature, link, dynamic, is_reverse, *chunking = arguments
+        (temperature,) = as_floats(link, dynamic)
         options = temperature, is_reverse, Chunking(*chunking)
         return cls(x, w, b, sample_weight, row_temperature, *options)
 

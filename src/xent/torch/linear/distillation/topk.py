@@ -104,7 +104,7 @@ REST_FLOOR = (-23 * 0.6931471805599453, -52 * 0.6931471805599453)
 
 SCHEMA = (  # of the result of `TopKDivergence.packed`
     "Tensor indices, Tensor log_probs, Tensor? sample_weight, Tensor? temperature, float[] link, "
-    f"Tensor? moving, bool is_renormalised, bool is_reverse, {operators.CHUNKING}"
+    f"Tensor? dynamic, bool is_renormalised, bool is_reverse, {operators.CHUNKING}"
 )
 
 
@@ -128,9 +128,9 @@ class TopKDivergence(NamedTuple):
     @classmethod
     def unpacked(cls, *arguments: Any) -> TopKDivergence:
         """The inverse of `packed`."""
-        indices, log_probs, omega, row_temperature, link, moving, *options = arguments
+        indices, log_probs, omega, row_temperature, link, dynamic, *options = arguments
         is_renormalised, is_reverse, *chunking = options
-        (temperature,) = as_floats(link, moving)
+        (temperature,) = as_floats(link, dynamic)
         tensors = indices, log_probs, omega, row_temperature
         return cls(*tensors, temperature, is_renormalised, is_reverse, Chunking(*chunking))
 
