@@ -146,8 +146,8 @@ def smoothed(probabilities: Array, num_classes: int, spec: LossSpec) -> Array:
     return (1.0 - epsilon) * probabilities + epsilon / max(num_classes, 1)
 
 
-def row_slice(target: Target, rows: slice) -> Target:
-    """Row slice of a label target (N,). `total` and `rows` still describe the whole batch."""
+def row_slice(target: Target, rows: slice | Array) -> Target:
+    """The rows of a slice or an index of a label target (N,). `total` and `rows` still describe all rows."""
     weight = None if target.weight is None else target.weight[rows]
     alpha: Any = target.alpha
     alpha = alpha[rows] if getattr(alpha, "ndim", 0) else alpha

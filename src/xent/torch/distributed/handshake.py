@@ -56,7 +56,7 @@ def agree(
     sizes: Sequence[int] | None,
     size: int,
     device: torch.device,
-    whose: RankGroup,
+    rank_group: RankGroup,
 ) -> tuple[T, Shard]:
     """(the value of ``check``, the shard of this rank); an error on one rank is raised on all.
 
@@ -65,7 +65,7 @@ def agree(
     rank, world = dist.get_rank(group), dist.get_world_size(group)
     if rank < 0:
         raise ValueError("this process must be one of `group`; it is not")
-    own, told, sums, error = None, RankRecord(size), [], None
+    own, record, sums, error = None, RankRecord(size), [], None
     try:
         own = check()
         if sizes is None:
@@ -77,19 +77,19 @@ def agree(
             )
         facts = {name: repr(value)[:200] for name, value in own.facts.items()}
         own = own._replace(facts=facts)
-        told = RankRecord(size, own.num_rows, zlib.crc32(repr(facts).encode()), refused=0)
+        record = RankRecord(size, own.num_rows, zlib.crc32(repr(facts).encode()), refused=0)
     except Exception as refusal:
         error = refusal
     if sizes is None:
-        table = torch.zeros(world, len(told) + MOST_TENSORS, dtype=torch.int64, device=device)
-        table[rank, : len(told)] = torch.tensor(told)
+        table = torch.zeros(world, len(record) + MOST_TENSORS, dtype=torch.int64, device=device)
+        table[rank, : len(record)] = torch.tensor(record)
         if error is None and sums:
-            table[rank, len(told) : len(told) + len(sums)] = torch.stack(sums)
+            table[rank, len(record) : len(record) + len(sums)] = torch.stack(sums)
         dist.all_reduce(table, group=group)
         ranks = table.tolist()
         sizes = [row[0] for row in ranks]
-        if any(row[1:] != ranks[0][1:] or RankRecord(*row[: len(told)]).refused for row in ranks):
-            difference = _difference(ranks, own, error, group, device, whose)
+        if any(row[1:] != ranks[0][1:] or RankRecord(*row[: len(record)]).refused for row in ranks):
+            difference = _difference(ranks, own, error, group, device, rank_group)
             error = error or difference
     if error is not None:
         raise error
@@ -97,13 +97,13 @@ def agree(
     return own.value, Shard(group, sum(sizes[:rank]), size, sum(sizes), max(sizes))
 
 
-def refuse(error: Exception, group: Any, device: torch.device, whose: RankGroup) -> None:
+def refuse(error: Exception, group: Any, device: torch.device, rank_group: RankGroup) -> None:
     """Raise ``error`` here, and on the other ranks, which wait in `agree`."""
 
     def check() -> LocalCheck[None]:
         raise error
 
-    agree(check, group, None, 0, device, whose)
+    agree(check, group, None, 0, device, rank_group)
 
 
 def checksum(x: Tensor) -> Tensor:
@@ -185,36 +185,36 @@ def _difference(
     error: Exception | None,
     group: Any,
     device: torch.device,
-    whose: RankGroup,
+    rank_group: RankGroup,
 ) -> Exception:
     """The error to raise if a rank raised or the ranks disagree. All ranks call this function together."""
     kind = None if error is None else next((k for k in ERRORS if isinstance(error, k)), ValueError)
     facts = {} if own is None else own.facts
-    said = _gather_messages(
+    messages = _gather_messages(
         (None if kind is None else ERRORS.index(kind), str(error)[:2000], facts), group, device
     )
-    for rank, (refused, text, _) in enumerate(said):
+    for rank, (refused, text, _) in enumerate(messages):
         if refused is not None:
-            return ERRORS[refused](f"rank {rank} of {whose.ranks} refused its arguments: {text}")
+            return ERRORS[refused](f"rank {rank} of {rank_group.ranks} refused its arguments: {text}")
     num_rows = [RankRecord(*row[: len(RankRecord._fields)]).num_rows for row in ranks]
     if len(set(num_rows)) > 1:
         return ValueError(
-            f"every rank of {whose.ranks} must give the same rows; got {num_rows} rows{whose.advice}"
+            f"every rank of {rank_group.ranks} must give the same rows; got {num_rows} rows{rank_group.advice}"
         )
     assert own is not None
-    for rank, (row, (_, _, theirs)) in enumerate(zip(ranks, said, strict=True)):
-        first = said[0][2]
+    for rank, (row, (_, _, theirs)) in enumerate(zip(ranks, messages, strict=True)):
+        first = messages[0][2]
         for name in first | theirs:
             if first.get(name) != theirs.get(name):
                 return ValueError(
-                    f"every rank of {whose.ranks} must give the same options and the same optional "
+                    f"every rank of {rank_group.ranks} must give the same options and the same optional "
                     f"arguments; `{name}` is {first.get(name)} on rank 0, {theirs.get(name)} on rank {rank}"
                 )
         for column, name in enumerate(own.tensors, len(RankRecord._fields)):
             if row[column] != ranks[0][column]:
                 return ValueError(
-                    f"`{name}` must be the same on every rank of {whose.ranks}; rank {rank} has other "
-                    f"values than rank 0{whose.advice}"
+                    f"`{name}` must be the same on every rank of {rank_group.ranks}; rank {rank} has other "
+                    f"values than rank 0{rank_group.advice}"
                 )
     raise AssertionError("the ranks agree")
 

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from xent.core import head
-from xent.core.target import Target
+from xent.core import target as targeting
 from xent.engine import valid_rows
 from xent.engine.valid_rows import LabelRows, ValidRows
 from xent.torch import devices, modes
@@ -38,12 +38,12 @@ class SeveralShifts(ChunkedFunction):
         """The columns of a chunk, and its gradient if ``dloss`` is given."""
         if dloss is None:
             return self._joined([f.evaluate_chunk(logits, part, None)[0] for f in self.functions]), None
-        found, dlogits = [], None
+        columns_by_shift, dlogits = [], None
         for k, (function, factor) in enumerate(zip(self.functions, self.factors, strict=True)):
             columns, slope = function.evaluate_chunk(self._copies.of(logits, k), part, dloss * factor)
-            found.append(columns)
+            columns_by_shift.append(columns)
             dlogits = slope if dlogits is None else dlogits.add_(slope)
-        return self._joined(found), dlogits
+        return self._joined(columns_by_shift), dlogits
 
     def columns(self, logits: Tensor, part: slice) -> tuple[Tensor, ...]:
         """The columns of a chunk in ordinary operations."""
@@ -56,10 +56,10 @@ class SeveralShifts(ChunkedFunction):
         finally:
             self._copies = LogitsCopies(len(self.functions))
 
-    def _joined(self, found: Sequence[tuple[Tensor, ...]]) -> tuple[Tensor, ...]:
-        pairs = zip(self.factors, found, strict=True)
+    def _joined(self, columns_by_shift: Sequence[tuple[Tensor, ...]]) -> tuple[Tensor, ...]:
+        pairs = zip(self.factors, columns_by_shift, strict=True)
         weighted = [head.multiply(factor, losses, torch) for factor, (losses, *_) in pairs]
-        return sum(weighted[1:], weighted[0]), *(c for _, *others in found for c in others)
+        return sum(weighted[1:], weighted[0]), *(c for _, *others in columns_by_shift for c in others)
 
 
 class LogitsCopies:
@@ -98,15 +98,20 @@ def rows_by_shift(
 
     The arguments are those of `rows.call_rows`; ``full_target`` has the totals of each shift.
     """
-    every = [
+    rows_of_each = [
         call_rows(aligned(call, shift, num_classes), 0, num_classes, dtype, False, inputs)[1]
         for shift in shifts
     ]
     if not leave_out or modes.is_captured(call.targets):
-        return every
-    counts = torch.stack([rows.full_target.labels >= 0 for rows in every]).any(0)
+        return rows_of_each
+    counts = torch.stack([rows.full_target.labels >= 0 for rows in rows_of_each]).any(0)
     index, _ = valid_rows.select_rows(~counts, None, None, (), torch)
-    return [LabelRows(index, _selected(rows.full_target, index), call.spec, torch) for rows in every]
+    if index is None:
+        return rows_of_each
+    return [
+        LabelRows(index, targeting.row_slice(rows.full_target, index), call.spec, torch)
+        for rows in rows_of_each
+    ]
 
 
 def aligned(call: Call, shift: int, num_classes: int) -> Call:
@@ -120,28 +125,15 @@ def aligned(call: Call, shift: int, num_classes: int) -> Call:
     )
 
 
-def _selected(target: Target, index: Tensor | None) -> Target:
-    """The rows ``index`` of a label target (N,); its totals stay those of all."""
-    if index is None:
-        return target
-    alpha: Any = target.alpha
-    weight = target.weight
-    return target._replace(
-        labels=target.labels[index],
-        alpha=alpha[index] if getattr(alpha, "ndim", 0) else alpha,
-        weight=None if weight is None else weight[index],
-    )
-
-
 def relative(scales: Sequence[Any]) -> tuple[Any, list[Any]]:
     """(the largest scale, each scale as a multiple of it): in half precision small factors would be 0."""
     if not any(isinstance(s, Tensor) for s in scales):
-        most = max(scales)
-        return most, [s / most if most else 0.0 for s in scales]
+        largest = max(scales)
+        return largest, [s / largest if largest else 0.0 for s in scales]
     first = next(s for s in scales if isinstance(s, Tensor))
-    every = torch.stack([first.new_zeros((), dtype=torch.float64) + s for s in scales])
-    most = every.max()
-    ratios = torch.where(most == 0, 0.0, every / torch.where(most == 0, 1.0, most))
-    if modes.is_readable(every) and not every.requires_grad:
-        return most.item(), ratios.tolist()
-    return most, list(ratios.unbind())
+    stacked = torch.stack([first.new_zeros((), dtype=torch.float64) + s for s in scales])
+    largest = stacked.max()
+    ratios = torch.where(largest == 0, 0.0, stacked / torch.where(largest == 0, 1.0, largest))
+    if modes.is_readable(stacked) and not stacked.requires_grad:
+        return largest.item(), ratios.tolist()
+    return largest, list(ratios.unbind())

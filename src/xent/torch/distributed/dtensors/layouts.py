@@ -43,10 +43,12 @@ def split(axis: int) -> Any:
     return Split(axis)
 
 
-def agree_on(check: Any, x: Any, axis: int, whose: RankGroup) -> tuple[Any, Shard]:
+def agree_on(check: Any, x: Any, axis: int, rank_group: RankGroup) -> tuple[Any, Shard]:
     """`handshake.agree` of the ranks of the mesh of the DTensor ``x``, whose ``axis`` has the classes."""
     local = x.to_local()
-    return handshake.agree(check, x.device_mesh.get_group(), None, local.shape[axis], local.device, whose)
+    return handshake.agree(
+        check, x.device_mesh.get_group(), None, local.shape[axis], local.device, rank_group
+    )
 
 
 def refuse(error: Exception, *tensors: Any) -> None:
@@ -121,7 +123,7 @@ def require_layouts(mesh: Any, **tensors: Any) -> None:
 
 def layout_error(name: str, expected: str, x: Any) -> NotImplementedError:
     """The error for an ``x`` that is not a DTensor of the ``expected`` placements."""
-    actual = (
+    layout = (
         f"{x.placements} on {x.device_mesh.ndim} dimensions" if is_sharded(x) else f"a {type(x).__name__}"
     )
     advice = (
