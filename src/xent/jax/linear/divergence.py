@@ -18,7 +18,6 @@ from xent.jax.linear import batches
 from xent.jax.linear.batches import Plan
 from xent.jax.linear.chunked import loss_sum, row_values
 from xent.jax.linear.layers import TEACHER_NAMES, Layer, as_form, as_layer, sum_dtype
-from xent.jax.linear.loss import split_denominator
 from xent.jax.softmax import exp, log_softmax_rows
 from xent.jax.targets import Batch, kernel_labels
 
@@ -117,7 +116,7 @@ def linear_kl_divergence(
     )
     if labels is None:
         batch = batch._replace(targets=None)
-    by_name, number = split_denominator(reduction, denominator)
+    by_name, number = arguments.split_denominator(denominator, reduction)
     return _linear_kl_divergence(
         student,
         teacher,

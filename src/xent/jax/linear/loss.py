@@ -10,7 +10,7 @@ import jax.numpy as jnp
 
 from xent.core import head
 from xent.core.spec import LossSpec, Options, require_reduction, with_options
-from xent.core.target import Target, divisor
+from xent.core.target import Target
 from xent.engine.batch_loss import Problem
 from xent.jax import arguments, dense
 from xent.jax.kernels import Formulas, choose
@@ -119,17 +119,9 @@ def linear_cross_entropy(
     arrays = targets, where, class_weight, sample_weight
     batch = batches.checked(layer, form.num_classes(layer), *arrays, spec, validate, shard)
     plan = batches.as_plan(form, shift, chunk_bytes, layer)
-    by_name, number = split_denominator(reduction, denominator)
+    by_name, number = arguments.split_denominator(denominator, reduction)
     static = {"plan": plan, "spec": spec, "shard": shard, "reduction": reduction, "denominator": by_name}
     return _linear_cross_entropy(layer, batch, number, **static)
-
-
-def split_denominator(reduction: str, denominator: Any) -> tuple[str | None, Any]:
-    """(None, "rows" or "number"; the number or None) of a checked denominator."""
-    value = arguments.as_denominator(denominator)
-    if reduction != "mean":
-        divisor(0, 0, reduction, value)  # raises for a denominator
-    return (value, None) if value is None or isinstance(value, str) else ("number", value)
 
 
 @partial(jax.jit, static_argnames=("plan", "spec", "shard", "reduction", "denominator"))

@@ -199,7 +199,8 @@ def _difference(
     num_rows = [RankRecord(*row[: len(RankRecord._fields)]).num_rows for row in ranks]
     if len(set(num_rows)) > 1:
         return ValueError(
-            f"every rank of {rank_group.ranks} must give the same rows; got {num_rows} rows{rank_group.advice}"
+            f"every rank of {rank_group.ranks} must give the same rows; got {num_rows} rows"
+            f"{rank_group.advice}"
         )
     assert own is not None
     for rank, (row, (_, _, theirs)) in enumerate(zip(ranks, messages, strict=True)):

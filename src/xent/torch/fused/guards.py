@@ -53,19 +53,6 @@ def reason_for_pytorch(layer: Any, operands: Operands) -> str | None:
     return None
 
 
-def autocast_operands(operands: Operands) -> Operands:
-    """The operands in the dtype in which autocast multiplies them."""
-    device = operands.inputs.device.type
-    if not torch.amp.is_autocast_available(device) or not torch.is_autocast_enabled(device):
-        return operands
-    dtype = torch.get_autocast_dtype(device)
-    cast: Any = (
-        x.to(dtype) if x is not None and x.is_floating_point() and x.dtype != torch.float64 else x
-        for x in operands
-    )
-    return Operands(*cast)
-
-
 class Source:
     """The operands of one call of a layer, and what shows later whether they have changed."""
 

@@ -12,6 +12,7 @@ from xent.torch import arguments
 from xent.torch.fused import guards, report, wrappers
 from xent.torch.fused.logits import Logits
 from xent.torch.linear.chunked import Operands
+from xent.torch.linear.loss import autocast_operands
 
 Tensor = torch.Tensor
 Model = TypeVar("Model")
@@ -112,7 +113,7 @@ def forward(self: Linear, input: Tensor) -> Any:
     """In place of `torch.nn.Linear.forward`: `Logits`, or the tensor where PyTorch is to compute it."""
     layer = guards.called(self)
     weight, bias = layer.weight, layer.bias
-    operands = guards.autocast_operands(Operands(input, weight, bias))
+    operands = autocast_operands(Operands(input, weight, bias))
     reason = guards.reason_for_pytorch(layer, operands)
     surroundings = wrappers.around(layer) if reason is None else wrappers.Around(reason=reason)
     if surroundings.reason is not None:

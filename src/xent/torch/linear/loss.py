@@ -42,11 +42,7 @@ def checked(
         if x is not None:
             arguments.require_tensor(x, name)
     arguments.require_together(**dict(zip(names, (input, weight, bias), strict=True)))
-    device = input.device.type
-    if torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device):
-        dtype = torch.get_autocast_dtype(device)
-        input, weight = _autocast(input, dtype), _autocast(weight, dtype)
-        bias = None if bias is None else _autocast(bias, dtype)
+    input, weight, bias = autocast_operands(Operands(input, weight, bias))
     if input.dtype not in devices.FLOATING:
         raise arguments.ArgumentError(
             f"`{names[0]}` must be float64, float32, float16 or bfloat16; got {input.dtype}"
@@ -69,8 +65,17 @@ def checked(
     return Operands(input, weight, bias)
 
 
-def _autocast(x: Tensor, dtype: torch.dtype) -> Tensor:
-    return x.to(dtype) if x.is_floating_point() and x.dtype != torch.float64 else x
+def autocast_operands(operands: Operands) -> Operands:
+    """The operands in the dtype in which autocast multiplies them."""
+    device = operands.inputs.device.type
+    if not torch.amp.is_autocast_available(device) or not torch.is_autocast_enabled(device):
+        return operands
+    dtype = torch.get_autocast_dtype(device)
+    cast_operands: Any = (
+        x.to(dtype) if x is not None and x.is_floating_point() and x.dtype != torch.float64 else x
+        for x in operands
+    )
+    return Operands(*cast_operands)
 
 
 def linear_cross_entropy(operands: Operands, call: Call, chunks: Chunks) -> Any:

@@ -98,19 +98,18 @@ def rows_by_shift(
 
     The arguments are those of `rows.call_rows`; ``full_target`` has the totals of each shift.
     """
-    rows_of_each = [
+    each_rows = [
         call_rows(aligned(call, shift, num_classes), 0, num_classes, dtype, False, inputs)[1]
         for shift in shifts
     ]
     if not leave_out or modes.is_captured(call.targets):
-        return rows_of_each
-    counts = torch.stack([rows.full_target.labels >= 0 for rows in rows_of_each]).any(0)
+        return each_rows
+    counts = torch.stack([rows.full_target.labels >= 0 for rows in each_rows]).any(0)
     index, _ = valid_rows.select_rows(~counts, None, None, (), torch)
     if index is None:
-        return rows_of_each
+        return each_rows
     return [
-        LabelRows(index, targeting.row_slice(rows.full_target, index), call.spec, torch)
-        for rows in rows_of_each
+        LabelRows(index, targeting.row_slice(rows.full_target, index), call.spec, torch) for rows in each_rows
     ]
 
 
