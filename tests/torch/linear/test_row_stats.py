@@ -10,7 +10,7 @@ torch = pytest.importorskip("torch")
 F = torch.nn.functional
 
 import xent.torch as xt  # noqa: E402
-from tests.torch.test_graphs import kept  # noqa: E402
+from tests.torch.graphs.test_graphs import kept  # noqa: E402
 from xent.core import softmax  # noqa: E402
 from xent.core.contract import RowStatistics  # noqa: E402
 from xent.torch import devices  # noqa: E402

@@ -12,7 +12,8 @@ from torch._dynamo.testing import CompileCounterWithBackend  # noqa: E402
 
 import xent  # noqa: E402
 import xent.torch as xt  # noqa: E402
-from tests.torch.test_silent_rows import MODES, random  # noqa: E402
+from tests.torch.derivative_modes import MODES  # noqa: E402
+from tests.torch.test_silent_rows import random  # noqa: E402
 
 # PyTorch's own forward mode loads torch.jit.
 pytestmark = pytest.mark.filterwarnings("ignore:.torch.jit.script:DeprecationWarning")
