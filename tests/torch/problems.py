@@ -27,6 +27,11 @@ def plain(seed=0, rows=(6,), num_classes=5, dtype=torch.float64):
     return z, torch.randint(0, num_classes, rows, generator=generator)
 
 
+def close(a, b, rtol=1e-10, atol=1e-12):
+    """Assert that tensors are close, of whatever dtype."""
+    torch.testing.assert_close(a, b, rtol=rtol, atol=atol, check_dtype=False)
+
+
 def losses(y, **options):
     """Ours and PyTorch's as functions of the logits."""
     return (

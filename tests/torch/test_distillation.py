@@ -9,6 +9,7 @@ import pytest
 torch = pytest.importorskip("torch")
 
 import xent.torch as xt  # noqa: E402
+from tests.torch.problems import close  # noqa: E402
 
 # PyTorch warns of its own use of what it has deprecated.
 pytestmark = pytest.mark.filterwarnings("ignore:.torch.jit:DeprecationWarning")
@@ -21,10 +22,6 @@ DIRECTIONS = ("forward", "reverse")
 def random(*shape: int) -> Any:
     generator = torch.Generator().manual_seed(sum(shape))
     return torch.randn(shape, generator=generator, dtype=torch.float64)
-
-
-def close(a: Any, b: Any, rtol: float = 1e-10, atol: float = 1e-12) -> None:
-    torch.testing.assert_close(a, b, rtol=rtol, atol=atol, check_dtype=False)
 
 
 def reduced(losses: Any, omega: Any, reduction: str, denominator: Any = None) -> Any:

@@ -13,6 +13,7 @@ torch = pytest.importorskip("torch")
 
 import xent.torch as xt  # noqa: E402
 from tests.tables.variants import each_of_few, every_case  # noqa: E402
+from tests.torch.problems import close  # noqa: E402
 
 # PyTorch warns of its own use of what it has deprecated.
 pytestmark = pytest.mark.filterwarnings("ignore:.torch.jit:DeprecationWarning")
@@ -51,10 +52,6 @@ def of_logits(x: Any, w: Any, b: Any, target: Any, **options: Any) -> Any:
         options["sample_weight"] = options["sample_weight"].reshape(-1)
     loss = xt.cross_entropy(F.linear(x, w, b).reshape(-1, K), flat, **options)
     return loss.reshape(rows) if options.get("reduction") == "none" else loss
-
-
-def close(a: Any, b: Any, rtol: float = 1e-10, atol: float = 1e-12) -> None:
-    torch.testing.assert_close(a, b, rtol=rtol, atol=atol, check_dtype=False)
 
 
 @pytest.mark.parametrize("reduction", ["mean", "none"])

@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
 import sys
 
 import pytest
 
 pytest.importorskip("torch")
 
+from tests.torch.peak_memory import peaks
 
-PEAK = """
-import os, sys, torch, xent.torch as xt
-from pathlib import Path
+STEP = """
+import torch, xent.torch as xt
 
-def sweep(way, num_rows, num_classes):
+def step(way, num_rows, num_classes):
     x = torch.randn(num_rows, 4, requires_grad=True)
     w = torch.randn(num_classes, 4, requires_grad=True)
     y = Q[:num_rows, :num_classes] if way == "soft" else torch.arange(num_rows) % num_classes
@@ -45,37 +43,16 @@ def sweep(way, num_rows, num_classes):
     loss.backward()
     assert x.grad.isfinite().all()
 
-def measure(way):
+def prepare(way):
     global Q
     Q = torch.full((16000, 4000), 1 / 4000) if way == "soft" else None
-    sweep(way, 160, 400)
-    Path("/proc/self/clear_refs").write_text("5")  # forget the peak
-    peak = lambda: int(Path("/proc/self/status").read_text().partition("VmHWM:")[2].split()[0])
-    before = peak()
-    sweep(way, 16000, 4000)
-    print(way, (peak() - before) // 1024, sep="=", flush=True)
-
-for way in sys.argv[1:]:  # each in a process of its own, for which PyTorch is imported already
-    if os.fork() == 0:
-        measure(way)
-        os._exit(0)
-    assert os.wait()[1] == 0, way
 """
-
-
 LOSSES = ["mean", "none", "temperatures", "values", "shifts", "second order", "soft"]
-
-
 WAYS = [*LOSSES, "statistics", "divergence", "top-k"]
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="asks Linux for the peak")
 def test_the_matrix_of_logits_is_never_in_memory():
     whole = 16000 * 4000 * 4 >> 20
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}  # threads do not outlive a fork
-    run = subprocess.run(
-        [sys.executable, "-c", PEAK, *WAYS], capture_output=True, text=True, check=True, env=environment
-    )
-    peaks = dict(line.split("=") for line in run.stdout.splitlines())
-    assert list(peaks) == WAYS
-    assert max(map(int, peaks.values())) < whole / 2, peaks
+    found = peaks(STEP, WAYS, 16000, 4000)
+    assert max(found.values()) < whole / 2, found

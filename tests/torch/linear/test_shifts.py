@@ -9,6 +9,7 @@ import pytest
 torch = pytest.importorskip("torch")
 
 import xent.torch as xt  # noqa: E402
+from tests.torch.problems import close  # noqa: E402
 
 # PyTorch warns of its own use of what it has deprecated.
 pytestmark = pytest.mark.filterwarnings("ignore:.torch.jit:DeprecationWarning")
@@ -40,10 +41,6 @@ def made(dtype: Any = torch.float64) -> Any:
     y = torch.randint(0, K, ROWS, generator=generator)
     y[0, 1:3] = y[1] = -100
     return x, w, b, y
-
-
-def close(a: Any, b: Any, rtol: float = 1e-10, atol: float = 1e-12) -> None:
-    torch.testing.assert_close(a, b, rtol=rtol, atol=atol, check_dtype=False)
 
 
 def singles(x: Any, w: Any, y: Any, shift: Any, **options: Any) -> list[Any]:

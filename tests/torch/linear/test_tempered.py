@@ -10,6 +10,7 @@ torch = pytest.importorskip("torch")
 
 import xent  # noqa: E402
 import xent.torch as xt  # noqa: E402
+from tests.torch.problems import close  # noqa: E402
 
 # PyTorch warns of its own use of what it has deprecated.
 pytestmark = pytest.mark.filterwarnings("ignore:.torch.jit:DeprecationWarning")
@@ -45,10 +46,6 @@ def of_logits(x: Any, w: Any, b: Any, t: Any, y: Any, **options: Any) -> Any:
         z, y = z[:, :-shift], y[:, shift:]
     loss = xt.cross_entropy(z.reshape(-1, z.shape[-1]), y.reshape(-1), **options)
     return loss.reshape(y.shape) if options.get("reduction") == "none" else loss
-
-
-def close(a: Any, b: Any, rtol: float = 1e-10, atol: float = 1e-12) -> None:
-    torch.testing.assert_close(a, b, rtol=rtol, atol=atol, check_dtype=False)
 
 
 @each_options

@@ -10,7 +10,8 @@ import pytest
 torch = pytest.importorskip("torch")
 
 import xent.torch as xt  # noqa: E402
-from tests.torch.test_distillation import ROWS, K, close, definition, entries, random, reduced  # noqa: E402
+from tests.torch.problems import close  # noqa: E402
+from tests.torch.test_distillation import ROWS, K, definition, entries, random, reduced  # noqa: E402
 
 # PyTorch warns of its own use of what it has deprecated.
 pytestmark = pytest.mark.filterwarnings("ignore:.torch.jit:DeprecationWarning")

@@ -11,6 +11,7 @@ torch = pytest.importorskip("torch")
 import xent  # noqa: E402
 import xent.torch as xt  # noqa: E402
 from tests.tables.variants import each_of_some_options  # noqa: E402
+from tests.torch.problems import close  # noqa: E402
 
 # PyTorch warns of its own use of what it has deprecated.
 pytestmark = pytest.mark.filterwarnings("ignore:.torch.jit:DeprecationWarning")
@@ -20,10 +21,6 @@ GENERATOR = torch.Generator().manual_seed(0)
 Z = torch.randn(N, K, dtype=torch.float64, generator=GENERATOR)
 T = torch.tensor([0.5, 1.0, 2.0, 0.7, 3.0, 0.1], dtype=torch.float64)
 Y = torch.tensor([0, 4, 2, -100, 1, 3])
-
-
-def close(a: Any, b: Any, rtol: float = 1e-10) -> None:
-    torch.testing.assert_close(a, b, rtol=rtol, atol=1e-12, check_dtype=False)
 
 
 def as_torch(options: dict[str, Any]) -> dict[str, Any]:
