@@ -93,11 +93,8 @@ def measure(
             for _ in range(calls):
                 call()
             samples[name].append((time.perf_counter() - start) / calls)
-    ratios = {
-        key: median(a / b for a, b in zip(*(samples[x] for x in pair), strict=True))
-        for key, pair in RATIOS.items()
-    }
-    return {"samples_s": samples, "ratios": ratios}
+    found: dict[str, Any] = {"samples_s": samples}
+    return found | {"ratios": {key: machine.ratio(found, *pair) for key, pair in RATIOS.items()}}
 
 
 def plain(z: Tensor, q: Tensor, focal_gamma: float = 0.0, **factors: Tensor) -> Tensor:

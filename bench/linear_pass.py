@@ -15,7 +15,7 @@ import numpy as np
 import threadpoolctl
 import torch
 
-from bench.machine import RESULTS, describe, facts, rows, write
+from bench.machine import RESULTS, describe, facts, ratio, rows, write
 from xent.core.contract import Cotangents
 from xent.core.link import Link
 from xent.kernels import cpu, cpu_linear
@@ -79,17 +79,13 @@ def measure(case: tuple[int, int, int, str, str], rounds: int, clock: Callable[[
             start = clock()
             call()
             samples[name].append(clock() - start)
-    ratio = partial(_median_ratio, samples)
+    times_of = partial(ratio, {"samples_s": samples})
     return {
         "seconds": {name: median(times) for name, times in samples.items()},
         "least seconds": {name: min(times) for name, times in samples.items()},
-        "fused / read": ratio("fused", "read"),
-        "products / fused": ratio("products", "fused"),
+        "fused / read": times_of("fused", "read"),
+        "products / fused": times_of("products", "fused"),
     }
-
-
-def _median_ratio(samples: dict[str, list[float]], one: str, other: str) -> float:
-    return median(a / b for a, b in zip(samples[one], samples[other], strict=True))
 
 
 def table(report: dict[str, Any]) -> str:

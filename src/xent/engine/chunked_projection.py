@@ -19,7 +19,7 @@ Array = Any
 LEAST_LOGITS = 16 << 20  # of a chunk where no budget is given: 64 MiB in float32
 MOST_ROWS = 1024  # of a chunk: beyond them a product is no faster
 MEMORY_BYTES = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-SHARE = 16  # a chunk takes at most one part in so many of the memory
+SHARE = 16  # a chunk takes at most 1/16 of the memory
 BLOCK_BYTES = 4 << 20  # of weights converted at a time, and of a product that is added
 
 

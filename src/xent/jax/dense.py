@@ -71,17 +71,17 @@ def scale_of(target: Target, reduction: str, denominator: Any, dtype: Any) -> Ar
 
 
 def split_arrays(tree: Any) -> tuple[list[Array], Callable[[list[Array]], Any]]:
-    """The arrays of a tree, and what puts others in their places; numbers in it stay as they are."""
+    """(the arrays of a tree, a function that makes the tree of other arrays); other leaves are unchanged."""
     leaves, structure = jax.tree_util.tree_flatten(tree)
-    places = [i for i, leaf in enumerate(leaves) if isinstance(leaf, jax.Array)]
+    positions = [i for i, leaf in enumerate(leaves) if isinstance(leaf, jax.Array)]
 
     def rebuild(arrays: list[Array]) -> Any:
         filled = list(leaves)
-        for i, array in zip(places, arrays, strict=True):
+        for i, array in zip(positions, arrays, strict=True):
             filled[i] = array
         return jax.tree_util.tree_unflatten(structure, filled)
 
-    return [leaves[i] for i in places], rebuild
+    return [leaves[i] for i in positions], rebuild
 
 
 def without_silent_nan(logits: Array, target: Target, spec: LossSpec) -> tuple[Array, Target]:

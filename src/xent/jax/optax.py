@@ -345,7 +345,7 @@ def _classes_last(x: Array, axes: tuple[int, ...]) -> Array:
 
 
 def _as_mask(where: Any, shape: tuple[int, ...], axes: tuple[int, ...]) -> Array | None:
-    """A mask of classes (..., K) if it has the axes of the logits, else of rows, as it is."""
+    """A mask of classes (..., K) if it has the axes of the logits, else of rows, unchanged."""
     if where is None:
         return None
     mask = arguments.as_array(where, "where")

@@ -130,10 +130,7 @@ def check_values(targets: Any, num_classes: int, spec: LossSpec, name: str) -> N
 
 
 def narrow_labels(labels: Any, ignore_index: int) -> Any:
-    """NumPy labels in the integers that JAX has: those beyond its 32 bits stay out of range, none is wrapped.
-
-    With 64 bits enabled, as they are.
-    """
+    """NumPy labels as int32 unless 64 bits are enabled; those beyond 32 bits stay out of range."""
     if labels.dtype.itemsize <= jax.dtypes.canonicalize_dtype(labels.dtype).itemsize:
         return labels
     bounds = np.iinfo(np.int32)

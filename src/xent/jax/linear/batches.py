@@ -18,7 +18,7 @@ from xent.jax.targets import Batch
 Array = Any
 
 # The logits of a chunk where no budget is given. Smaller ones make more passes over the weight's gradient.
-SHARE = 6  # one part in so many of all logits
+SHARE = 6  # a chunk takes a sixth of all logits
 LEAST_BYTES, MOST_BYTES = 8 << 20, 256 << 20
 ACCELERATOR_BYTES = 1 << 30  # of a GPU or TPU, whose products are slow for fewer than thousands of rows
 

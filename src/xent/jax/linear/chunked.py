@@ -168,7 +168,7 @@ def _read(layer: Layer, inputs: Array, silent: Array | None) -> Layer:
 
 
 def _split(tree: Tree, num_rows: int, chunk_rows: int) -> Tree:
-    """Arrays (M, ...) as (chunks, rows of a chunk, ...); a chunk has every so manieth row.
+    """Arrays (M, ...) as (chunks, rows of a chunk, ...); of n chunks, chunk i has the rows i, i + n, ....
 
     Rows that are split over devices then stay where they are. M is a multiple of ``chunk_rows``.
     """

@@ -41,7 +41,7 @@ class ChunkedFunction:
     """
 
     copies = 1  # matrices of the size of a chunk's logits that exist at a time, with the logits
-    num_derived: int | None = None  # of so many columns, the first; None: of all columns of floats
+    num_derived: int | None = None  # the number of first columns that have a derivative; None: all of floats
 
     def __init__(self, row_index: Tensor | None, chunking: Chunking, silent: Tensor | None = None) -> None:
         self.row_index, self.chunking, self.silent = row_index, chunking, silent
