@@ -172,7 +172,7 @@ def faces() -> Iterator[tuple[str, Callable[..., Any], dict[str, inspect.Paramet
     """(its name, the function, its arguments) of all that is public."""
     for name in xent.__all__:
         function = getattr(xent, name)
-        if inspect.isfunction(function) and name != "rows_from":  # of files: tests/regression/test_rows.py
+        if inspect.isfunction(function) and name != "rows_from":  # file_rows/test_rows.py has it
             arguments = dict(inspect.signature(function).parameters)
             yield f"arrays {name}", function, arguments
             if name in TENSORS:
