@@ -13,9 +13,11 @@ from xent.kernels import registry
 Array = np.ndarray[Any, Any]
 
 FOLDS = 5
-# Steps of log 1/T: the first, the longest, the last, and one from all rows to a part that may be the last.
-FIRST, LONGEST, LAST, SMALL = 0.05, 2.0, 1e-4, 2e-2
-STEPS = 10
+FIRST = 0.05  # the first step of log 1/T
+FAR, UP = 0.3, 0.5  # a step that a secant is not trusted with, and the step up instead of it
+LAST = 1e-4, 0.02  # a step after which no other follows: its length, or its share of the standard error
+LONGEST = 1.0  # from the best log 1/T of all rows to that of a part, which may have none
+STEPS = 20
 
 
 class Calibrated(NamedTuple):
@@ -77,7 +79,8 @@ def fit_temperature(logits: Array, targets: Array, sample_weight: Array | None =
 def cross_fitted(logits: Array, targets: Array) -> Calibrated:
     """The losses of ``logits/T``, T of each of `FOLDS` parts of the rows fitted on the others.
 
-    So no row has a part in its own temperature, and what T saves is not exaggerated.
+    So no row has a part in its own temperature, and what T saves is not exaggerated. T of a part is one
+    Newton step from T of all rows: what is left is of second order in the step, of the order of 1/N.
 
     Parameters
     ----------
@@ -105,11 +108,11 @@ def cross_fitted(logits: Array, targets: Array) -> Calibrated:
     fold = np.arange(len(losses)) % min(FOLDS, len(losses))
     for f in range(fold.max() + 1):
         own, others = fold == f, fold != f
-        log_b = _near(best, logits[others], targets[others], slope[others], float(curvature[others].sum()))
+        step = _newton_step(slope[others], curvature[others])
+        log_b = best + min(max(step, -LONGEST), LONGEST)
         calibrated[own], _ = _losses(logits[own], targets[own], math.exp(log_b))
     temperature = math.exp(-best)
-    error = math.sqrt(float(slope @ slope)) / float(curvature.sum()) if curvature.sum() > 0 else math.nan
-    return Calibrated(losses, calibrated, temperature, temperature * error)
+    return Calibrated(losses, calibrated, temperature, temperature * _error(slope, curvature))
 
 
 def _secant(z: Array, targets: Array, slope: Array) -> tuple[float, Array, Array]:
@@ -118,41 +121,40 @@ def _secant(z: Array, targets: Array, slope: Array) -> tuple[float, Array, Array
     ValueError if there is none.
     """
     before, log_b = 0.0, FIRST if slope.sum() < 0 else -FIRST
+    at_zero: float | None = None  # F' at b = 0, if it was needed
     for _ in range(STEPS):
         slope_before, (_, slope) = slope, _losses(z, targets, math.exp(log_b))
         curvature = (slope - slope_before) / (log_b - before)
-        step = float(slope.sum()) / total if (total := float(curvature.sum())) > 0 else math.inf
-        if abs(step) < LAST:
-            return log_b - step, slope - step * curvature, curvature
-        if not abs(step) < LONGEST:
-            break
-        before, log_b = log_b, log_b - step
+        step = _newton_step(slope, curvature)
+        near = abs(log_b - before) < FAR
+        if near and abs(step) < max(LAST[0], LAST[1] * _error(slope, curvature)):
+            return log_b + step, slope + step * curvature, curvature
+        if abs(step) > FAR:
+            if at_zero is None:
+                at_zero = _slope_at_zero(z, targets, None)
+            # F' is linear in b where b is small: the root of the line from 0 cannot fall below 0.
+            step = UP if step > 0 else -math.log1p(-float(slope.sum()) / math.exp(log_b) / at_zero)
+        before, log_b = log_b, log_b + step
     best = _best(z, targets, None)
     slope, after = (_losses(z, targets, math.exp(best + way))[1] for way in (0.0, FIRST))
     return best, slope, (after - slope) / FIRST
 
 
-def _near(log_b: float, z: Array, targets: Array, slope: Array, curvature: float) -> float:
-    """The best log b of other rows, by steps from ``log_b``, where slopes and curvature are known.
+def _newton_step(slope: Array, curvature: Array) -> float:
+    """The step to the best log b; infinite where F is not convex in log b."""
+    slopes, curvatures = float(slope.sum()), float(curvature.sum())
+    return -slopes / curvatures if curvatures > 0 else math.copysign(math.inf, -slopes)
 
-    It is at most `LONGEST` away, as a part of the rows may have none.
-    """
-    start = log_b
-    for _ in range(STEPS):
-        total = float(slope.sum())
-        step = total / curvature if curvature > 0 else math.copysign(math.inf, total)
-        if not abs(log_b - step - start) < LONGEST:
-            return start - math.copysign(LONGEST, step)
-        log_b -= step
-        if abs(step) < SMALL:  # what is left is of second order in the step
-            break
-        _, slope = _losses(z, targets, math.exp(log_b))
-    return log_b
+
+def _error(slope: Array, curvature: Array) -> float:
+    """The standard error of the best log b."""
+    total = float(curvature.sum())
+    return math.sqrt(float(slope @ slope)) / total if total > 0 else math.nan
 
 
 def _best(z: Array, targets: Array, sample_weight: Array | None) -> float:
     """log b at the minimum of F; ValueError if there is none."""
-    _require_minimum(z, targets, sample_weight)
+    _slope_at_zero(z, targets, sample_weight)
     from scipy.optimize import brentq  # half a second to import, and most samples do without
 
     def slope(log_b: float) -> float:
@@ -181,14 +183,15 @@ def _losses(z: Array, targets: Array, b: float) -> tuple[Array, Array]:
     return -stats.dense_log_prob, -stats.dense_log_prob - dense.sum(1) * stats.entropy
 
 
-def _require_minimum(z: Array, targets: Array, sample_weight: Array | None) -> None:
-    """Raise ValueError unless F' < 0 at b = 0 and F' > 0 at b = ∞.
+def _slope_at_zero(z: Array, targets: Array, sample_weight: Array | None) -> float:
+    """D F' at b = 0, −Σω(⟨t, z⟩ − V·mean z); ValueError unless it is < 0, and F' > 0 at b = ∞.
 
-    F' is −Σω(⟨t, z⟩ − V·mean z)/D at b = 0 and Σω(V·max z − ⟨t, z⟩)/D at b = ∞.
+    There F' is Σω(V·max z − ⟨t, z⟩)/D. Logits of −∞ have no part in the mean, nor in p at any b > 0.
     """
-    z = np.asarray(z, np.float64)
+    if z.dtype.itemsize < 4:
+        z = z.astype(np.float32)
     if targets.ndim == 1:
-        mass, target_logit = np.ones(len(z)), z[np.arange(len(z)), targets]
+        mass, target_logit = np.ones(len(z)), z[np.arange(len(z)), targets].astype(np.float64)
     else:
         mass, target_logit = targets.sum(1), (targets * z).sum(1)
     weight = np.ones(len(z)) if sample_weight is None else sample_weight
@@ -197,8 +200,13 @@ def _require_minimum(z: Array, targets: Array, sample_weight: Array | None) -> N
             "no temperature > 0 calibrates these scores: every row has its highest score where `y` says; "
             "calibrate on rows that had no part in the training, and on more of them"
         )
-    if not weight @ (target_logit - mass * z.mean(1)) > 0:
+    mean = z.mean(1, dtype=np.float64)
+    if not np.isfinite(mean).all():
+        mean = z.mean(1, dtype=np.float64, where=z > -np.inf)
+    slope = -float(weight @ (target_logit - mass * mean))
+    if not slope < 0:
         raise ValueError(
             "no finite temperature calibrates these scores: on these rows they are no better than uniform "
             "probabilities; is `y` in the order of the rows of `X`?"
         )
+    return slope
