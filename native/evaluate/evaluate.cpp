@@ -76,90 +76,80 @@ class Along {
   }
 
  private:
+  struct Run {
+    const T* z;
+    int64_t classes;
+  };
+
   // The maximum, its first class, and the number of classes above the label's. NaN if the first element is NaN;
   // other NaNs are ignored.
   XENT_ONCE T rank(const T* z, const T own, int64_t& first, int32_t& above) const {
     T top[W];
-    Int place[W] = {}, more[W] = {};
+    Int more[W] = {};
     for (T& each : top) each = z[0];
-    const auto compare = [&](const T* u, const int64_t k) {
+    for (const Run& run : {Run{z, whole}, Run{tail, K - whole}})
+      for (int64_t k = 0; k < run.classes; k += W)
 #pragma omp simd
-      for (int j = 0; j < W; ++j) {
-        const Int higher = -Int(u[j] > top[j]);
-        place[j] = (Int(k) & higher) | (place[j] & ~higher);
-        top[j] = u[j] > top[j] ? u[j] : top[j];
-        more[j] += u[j] > own;
-      }
-    };
-    for (int64_t k = 0; k < whole; k += W) compare(z + k, k);
-    compare(tail, whole);
+        for (int j = 0; j < W; ++j) {
+          top[j] = run.z[k + j] > top[j] ? run.z[k + j] : top[j];
+          more[j] += run.z[k + j] > own;
+        }
     T highest = top[0];
-    Int all = 0, least = std::numeric_limits<Int>::max();
+    Int all = 0;
 #pragma omp simd reduction(max : highest) reduction(+ : all)
     for (int j = 0; j < W; ++j) highest = top[j] > highest ? top[j] : highest, all += more[j];
-#pragma omp simd reduction(min : least)
-    for (int j = 0; j < W; ++j) {
-      const Int at = top[j] == highest && highest != z[0] ? place[j] + j : std::numeric_limits<Int>::max();
-      least = at < least ? at : least;
-    }
-    first = highest == z[0] || least == std::numeric_limits<Int>::max() ? 0 : int64_t(least);
+    first = place_of(z, highest);
     above = int32_t(all);
     return highest;
+  }
+
+  // The first class of this logit, 0 of NaN. To look for it afterwards, half a row on average, takes less than to keep
+  // the place of each maximum.
+  XENT_INLINE int64_t place_of(const T* z, const T value) const {
+    int64_t k = 0;
+    for (Int found = 0; k < whole; k += W) {
+#pragma omp simd reduction(| : found)
+      for (int j = 0; j < W; ++j) found |= Int(z[k + j] == value);
+      if (found) break;
+    }
+    for (int64_t end = k < whole ? k + W : K; k < end; ++k)
+      if (z[k] == value) return k;
+    return 0;
   }
 
   struct Pair {
     double first = 0, second = 0;
   };
 
-  // The sums of f(z[k]) and of its square without class `at`.
+  // The sums of f(z[k]) and of its square without class `at`, which the tail then lacks if it was there.
   template <class F>
-  XENT_ONCE Pair sum(const T* z, const int64_t at, F f) const {
-    T part[W] = {}, square[W] = {}, some[W];
+  XENT_ONCE Pair sum(const T* z, const int64_t at, F f) {
+    T some[W];  // the classes around `at`
+    const int64_t hole = at < 0 || at >= whole ? whole : at / W * W;
+    if (hole < whole) std::memcpy(some, z + hole, sizeof some);
+    if (at >= 0) (hole < whole ? some[at - hole] : tail[at - whole]) = -std::numeric_limits<T>::infinity();
+    const int64_t after = hole < whole ? hole + W : whole;
+    const Run runs[] = {{z, hole}, {some, after - hole}, {z + after, whole - after}, {tail, K - whole}};
     Pair total;
+    T part[W] = {}, square[W] = {};
     const auto flush = [&] {
-      const Pair sums = flushed(part, square);
-      total.first += sums.first, total.second += sums.second;
+      T first = 0, second = 0;
+#pragma omp simd reduction(+ : first, second)
+      for (int j = 0; j < W; ++j) first += part[j], second += square[j], part[j] = square[j] = 0;
+      total.first += double(first), total.second += double(second);
     };
-    const auto add_without = [&](const T* u, int64_t place) {
-      for (int j = 0; j < W; ++j) some[j] = j == place ? -std::numeric_limits<T>::infinity() : u[j];
-      add(some, W, part, square, f);
-    };
-    const auto add_all = [&](const T* u, int64_t n) {
-      for (; n > FLUSH; u += FLUSH, n -= FLUSH) {
-        add(u, FLUSH, part, square, f);
-        flush();
+    for (const Run& run : runs)
+      for (int64_t k = 0; k < run.classes;) {
+        for (const int64_t end = std::min(k + FLUSH, run.classes); k < end; k += W)
+#pragma omp simd
+          for (int j = 0; j < W; ++j) {
+            const T value = f(run.z[k + j]);
+            part[j] += value, square[j] += value * value;
+          }
+        if (k < run.classes) flush();
       }
-      add(u, n, part, square, f);
-    };
-    const int64_t hole = at < 0 ? whole : at / W * W;
-    add_all(z, hole);
-    if (hole < whole) {
-      add_without(z + hole, at - hole);
-      add_all(z + hole + W, whole - hole - W);
-    }
-    add_without(tail, at - whole);
     flush();
     return total;
-  }
-
-  template <class F>
-  static XENT_INLINE void add(const T* u, int64_t n, T (&part)[W], T (&square)[W], F f) {
-    T own[W], own2[W];  // local to the loop, so that they stay in registers
-    for (int j = 0; j < W; ++j) own[j] = part[j], own2[j] = square[j];
-    for (int64_t k = 0; k < n; k += W)
-#pragma omp simd
-      for (int j = 0; j < W; ++j) {
-        const T value = f(u[k + j]);
-        own[j] += value, own2[j] += value * value;
-      }
-    for (int j = 0; j < W; ++j) part[j] = own[j], square[j] = own2[j];
-  }
-
-  static XENT_INLINE Pair flushed(T (&part)[W], T (&square)[W]) {
-    T first = 0, second = 0;
-#pragma omp simd reduction(+ : first, second)
-    for (int j = 0; j < W; ++j) first += part[j], second += square[j], part[j] = 0, square[j] = 0;
-    return {double(first), double(second)};
   }
 
   XENT_ONCE T least(const T* z) const {

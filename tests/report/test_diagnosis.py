@@ -16,12 +16,12 @@ from sklearn.metrics import (
 )
 
 from xent import SoftmaxRegression
+from xent.regression.calibration import cross_fitted
 from xent.regression.class_targets import ClassTargets, as_target, class_factors
 from xent.regression.fitting import objective_of
 from xent.regression.parameters import check_parameters
 from xent.regression.sums import partition_sums
 from xent.regression.sums.partitions import Local, Partition
-from xent.regression.calibration import cross_fitted
 from xent.report import diagnosis
 
 

@@ -29,9 +29,9 @@ def show(console: Console, files: list[str], names: list[str] | None, results: R
         counts = f"{counted(result.rows, 'row')}, {counted(result.num_classes, 'class', 'classes')}"
         screen.say(console, f"{name}: {counts}{left_out}")
         _print_numbers(console, result)
-        shown = sorted((c for c in result.classes if c.support), key=lambda c: (-(c.share or 0), c.label))
-        if classes and shown and results.comparison is None:
-            _print_classes(console, shown[:classes], len(shown), names)
+        order = result.classes.costliest()
+        if classes and len(order) and results.comparison is None:
+            _print_classes(console, result.classes.of(order[:classes]), len(order), names)
         for note in notes(result):
             screen.say(console, f"note: {note}", "yellow", indent=6)
     if results.comparison is not None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
+from xent.evaluation.class_scores import ClassScores
 from xent.evaluation.comparison import Comparison
 from xent.evaluation.tally import Evaluation
 
@@ -31,9 +32,9 @@ def comparison(result: Comparison) -> dict[str, Any]:
 
 
 def _plain(value: Any) -> Any:
-    """Named tuples as dictionaries, at any depth."""
+    """Named tuples as dictionaries and sequences as lists, at any depth."""
     if isinstance(value, tuple) and hasattr(value, "_asdict"):
         return {name: _plain(each) for name, each in value._asdict().items()}
-    if isinstance(value, list | tuple):
+    if isinstance(value, list | tuple | ClassScores):
         return [_plain(each) for each in value]
     return value

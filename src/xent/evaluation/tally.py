@@ -11,6 +11,7 @@ import numpy as np
 from xent import information
 from xent.evaluation import bins, standard_errors
 from xent.evaluation.bins import Bin, CalibrationErrors
+from xent.evaluation.class_scores import ClassScores
 from xent.evaluation.refinement import Classwise, Refinement, RowSample
 from xent.evaluation.scoring import Columns, Scores
 from xent.evaluation.standard_errors import Estimate, UnitSums
@@ -21,17 +22,6 @@ Array = np.ndarray[Any, Any]
 # Columns of the sums over rows or groups: rows, loss, right rows, rows right in the top k, Brier score; then
 # the counts of --units.
 COLUMNS = 5
-
-
-class ClassScore(NamedTuple):
-    """Scores of one class."""
-
-    label: int
-    support: int  # rows of this class
-    recall: float | None
-    precision: float | None  # None if it is never predicted
-    loss: float | None  # mean over its rows, nats
-    share: float | None  # share of the loss of all rows
 
 
 class UnitScore(NamedTuple):
@@ -81,7 +71,7 @@ class Evaluation(NamedTuple):
     classwise: Classwise | None  # None with very many classes
     calibration_gap: float  # mean confidence − accuracy
     bins: list[Bin]
-    classes: list[ClassScore]
+    classes: ClassScores
 
     @property
     def perplexity(self) -> float:
@@ -247,7 +237,7 @@ class Tally:
             classwise=self.sample.classwise(),
             calibration_gap=mean((sums.by_bin[:, 2] - sums.by_bin[:, 1]).sum()),
             bins=bins.equal_widths(sums.by_bin),
-            classes=_classes(sums, total),
+            classes=ClassScores(sums.by_class, sums.predicted),
         )
 
     def _mean(self, totals: tuple[Array, Array, int], column: int) -> Estimate:
@@ -267,20 +257,3 @@ class Tally:
             estimate = Estimate(total / count, loss.se * rows / count, loss.freedom)
         bits, se = (float(information.bits(x)) for x in (estimate.value, estimate.se))
         return UnitScore(name, count, bits, se, perplexity(estimate.value))
-
-
-def _classes(sums: ColumnSums, total: float) -> list[ClassScore]:
-    finite = 0 < total < math.inf
-    return [
-        ClassScore(
-            label=k,
-            support=int(support),
-            recall=right / support if support else None,
-            precision=right / predicted if predicted else None,
-            loss=loss / support if support else None,
-            share=loss / total if finite else None,
-        )
-        for k, ((support, right, _, loss), predicted) in enumerate(
-            zip(sums.by_class.tolist(), sums.predicted.tolist(), strict=True)
-        )
-    ]

@@ -41,10 +41,8 @@ def html(files: list[str], class_names: list[str] | None, results: Results, comm
     ``class_names`` are None where the classes are known by their indices.
     """
     first, names = results.evaluations[0], _names(class_names, results.evaluations[0].num_classes)
-    order = sorted(
-        (k for k, c in enumerate(first.classes) if c.support), key=lambda k: -(first.classes[k].share or 0)
-    )
-    shown = sorted(order[: page.MOST_CLASSES])
+    order = first.classes.costliest()
+    shown = sorted(order[: page.MOST_CLASSES].tolist())
     models = model_names(files[:-1])
     numbers = json.dumps(finite_or_null(facts(class_names, results, shown, command)), ensure_ascii=False)
     return render.render(
@@ -71,7 +69,7 @@ def html(files: list[str], class_names: list[str] | None, results: Results, comm
         cost_share=cost_share(first, results.costliest),
         shown=shown,
         present=len(order),
-        widest=max((c.share or 0.0 for c in first.classes), default=0.0) or 1.0,
+        widest=max((c.share or 0.0 for c in first.classes.of(order[:1])), default=0.0) or 1.0,
         tables=[(name, words.numbers(e)) for name, e in zip(models, results.evaluations, strict=True)],
         signed=signed,
         counted=counted,
@@ -141,7 +139,7 @@ def cautions(models: list[str], results: Results) -> list[str]:
 
 def figures(first: Evaluation, comparison: Comparison | None) -> list[Figure]:
     """The four numbers at the top of the page."""
-    most = max(first.classes, key=lambda c: c.support)
+    most = first.classes[int(first.classes.support.argmax())]
     share = most.support / first.rows
     low, high = first.accuracy_interval
     c = first.calibration
