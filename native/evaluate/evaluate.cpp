@@ -25,25 +25,29 @@ XENT_INLINE T brier_of(T own, T rest, T squares, T p) {
 XENT_INLINE double brier_of(double own, double squares) { return (1 - own) * (1 - own) + (squares - own * own); }
 
 // Along one row, W classes at a time; `tail` has the last classes, padded with −inf.
-template <class T, bool PROBABILITIES>
+template <class S, class T, bool PROBABILITIES>
 class Along {
+  static constexpr bool same = std::is_same_v<S, T>;
   using Int = typename Real<T>::Int;
   static constexpr int W = 32;
   static constexpr int64_t FLUSH = 256 * W;  // classes summed in T before the sum goes into a double
   const Block& block;
   const int64_t K, whole;  // the number of classes, and of those before the tail
+  T* const room;           // for a widened row
   alignas(64) T tail[W];
 
  public:
-  explicit Along(const Block& block) : block(block), K(block.classes), whole(K / W * W) {
+  Along(const Block& block, T* room) : block(block), K(block.classes), whole(K / W * W), room(room) {
     for (T& none : tail) none = -std::numeric_limits<T>::infinity();
   }
 
-  void row(const T* z, int64_t i) {
+  void row(const S* stored, int64_t i) {
     const int64_t y = block.labels[i];
-    std::memcpy(tail, z + whole, size_t(K - whole) * sizeof(T));
-    int64_t at = 0;
-    const T top = rank(z, y < 0 ? T(0) : z[y], at, block.above[i]);
+    std::memcpy(tail, read(stored, whole, K - whole), size_t(K - whole) * sizeof(T));
+    const T top = rank(stored, y < 0 ? S{} : stored[y], block.above[i]);
+    const T* z = room;
+    if constexpr (same) z = stored;
+    const int64_t at = place_of(z, top);
     block.predicted[i] = int32_t(at);
     if constexpr (PROBABILITIES) {
       const double own = y < 0 ? 0.0 : double(z[y]);
@@ -76,29 +80,32 @@ class Along {
   }
 
  private:
-  struct Run {
-    const T* z;
-    int64_t classes;
-  };
+  // Elements [first, first + n) of a row; a 16-bit row is widened into `room`.
+  XENT_INLINE const T* read(const S* stored, int64_t first, int64_t n) const {
+    if constexpr (same) return stored + first;
+    widen(stored + first, room + first, n);
+    return room + first;
+  }
 
-  // The maximum, its first class, and the number of classes above the label's. NaN if the first element is NaN;
-  // other NaNs are ignored.
-  XENT_ONCE T rank(const T* z, const T own, int64_t& first, int32_t& above) const {
-    T top[W];
+  // The maximum, and the number of classes above the label's, of a row that is widened on the way. NaN if the first
+  // element is NaN; other NaNs are ignored.
+  XENT_ONCE T rank(const S* stored, const S label, int32_t& above) const {
+    T top[W], own = T(load(label)), first = T(load(stored[0]));
     Int more[W] = {};
-    for (T& each : top) each = z[0];
-    for (const Run& run : {Run{z, whole}, Run{tail, K - whole}})
-      for (int64_t k = 0; k < run.classes; k += W)
+    for (T& each : top) each = first;
+    const auto compare = [&](const T* u) {
 #pragma omp simd
-        for (int j = 0; j < W; ++j) {
-          top[j] = run.z[k + j] > top[j] ? run.z[k + j] : top[j];
-          more[j] += run.z[k + j] > own;
-        }
+      for (int j = 0; j < W; ++j) {
+        top[j] = u[j] > top[j] ? u[j] : top[j];
+        more[j] += u[j] > own;
+      }
+    };
+    for (int64_t k = 0; k < whole; k += W) compare(read(stored, k, W));
+    compare(tail);
     T highest = top[0];
     Int all = 0;
 #pragma omp simd reduction(max : highest) reduction(+ : all)
     for (int j = 0; j < W; ++j) highest = top[j] > highest ? top[j] : highest, all += more[j];
-    first = place_of(z, highest);
     above = int32_t(all);
     return highest;
   }
@@ -117,6 +124,10 @@ class Along {
     return 0;
   }
 
+  struct Run {
+    const T* z;
+    int64_t classes;
+  };
   struct Pair {
     double first = 0, second = 0;
   };
@@ -261,22 +272,23 @@ bool evaluate(const Block& block) {
   Scratch scratch(size_t(3 * together * K) * sizeof(T));
   if (!scratch.data) return false;
   T *memory = static_cast<T*>(scratch.data), *widened = memory + 2 * together * K;
-  Along<T, PROBABILITIES> along(block);
+  Along<S, T, PROBABILITIES> along(block, widened);
   Job job;
   job.storage = stored_as<T>();
   job.outer = block.rows, job.inner = 1, job.classes = K;
   job.z = {const_cast<void*>(block.outputs), K, 0, 1};
   if (!same) job.z.data = widened, job.outer = LANES;
   Across<T, PROBABILITIES> across(block, job, memory);
-  for (int64_t i = 0; i < block.rows; i += together) {
-    const int64_t n = block.rows - i < together ? block.rows - i : together;
-    const T* rows = widened;
-    if constexpr (same) rows = outputs + i * K;
-    else widen(outputs + i * K, widened, n * K);
-    if (together == 1) along.row(rows, i);
-    else across.rows(same ? i : 0, same ? i + n : n, i);
+  if (together == 1) {
+    for (int64_t i = 0; i < block.rows; ++i) along.row(outputs + i * K, i);
+    along.finish();
+    return true;
   }
-  if (together == 1) along.finish();
+  for (int64_t i = 0; i < block.rows; i += LANES) {
+    const int64_t n = block.rows - i < LANES ? block.rows - i : LANES;
+    if constexpr (!same) widen(outputs + i * K, widened, n * K);
+    across.rows(same ? i : 0, same ? i + n : n, i);
+  }
   return true;
 }
 
