@@ -8,6 +8,7 @@ from scipy.optimize import minimize_scalar
 
 import xent
 from tests.regression.regressions import small
+from xent.regression import calibration
 from xent.regression.calibration import fit_temperature
 
 
@@ -65,6 +66,35 @@ def test_where_there_is_no_minimum_it_says_why(targets, message):
         fit_temperature(logits, np.array(targets))
     with pytest.raises(ValueError, match=message):
         fit_temperature(logits, np.eye(3)[targets])
+
+
+@pytest.mark.parametrize(
+    ("factor", "skill", "holes", "most"),
+    [
+        (1.0, True, False, 6),
+        (3.0, True, False, 10),
+        (0.4, True, False, 10),
+        (3.0, True, True, 12),
+        (1.0, False, False, 9),
+        (1.0, False, True, 9),
+    ],
+)
+def test_a_sample_is_read_a_few_times(monkeypatch, factor, skill, holes, most):
+    """Most of all where the labels have nothing to do with the logits: 1/T is then 0 but for chance."""
+    z, labels = scores(600, 50)
+    if not skill:
+        labels = np.random.default_rng(3).permutation(labels)
+    if holes:
+        outside = np.random.default_rng(4).random(z.shape) < 0.2
+        outside[np.arange(600), labels] = False
+        z = np.where(outside, -np.inf, z)
+    reads, losses = [], calibration._losses
+    monkeypatch.setattr(calibration, "_losses", lambda z, *rest: reads.append(len(z)) or losses(z, *rest))
+    found = calibration.cross_fitted(factor * z, labels)
+    assert sum(reads) <= most * 600
+    monkeypatch.undo()
+    T = fit_temperature(factor * z, labels)
+    assert abs(1 / found.temperature - 1 / T) < 0.02 * found.temperature_se / T**2
 
 
 @pytest.mark.parametrize("classes", [2, 3])
