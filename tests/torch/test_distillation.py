@@ -341,3 +341,10 @@ def test_no_rows_and_a_single_class(tail, direction, shape):
     loss = xt.linear_topk_kl_divergence(x, w, one, one.double(), bias=b, tail=tail, direction=direction)
     assert loss.item() == 0
     assert not any(g.any() for g in torch.autograd.grad(loss, (x, w, b)))
+
+
+@pytest.mark.parametrize(("num_rows", "num_classes"), [(2, 5), (4, 6)])
+def test_a_teacher_of_other_rows_or_classes_is_named(num_rows, num_classes):
+    x, w = torch.ones(4, 3), torch.ones(5, 3)
+    with pytest.raises(ValueError, match=r"`teacher_inputs` and `teacher_weight` must have the rows \(4,\)"):
+        xt.linear_kl_divergence(x, w, torch.ones(num_rows, 3), torch.ones(num_classes, 3))
