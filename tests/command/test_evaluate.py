@@ -101,7 +101,7 @@ def test_standard_input_and_a_pattern(capsys, monkeypatch):
     content = io.BytesIO()
     np.save(content, TRUE)
     content.seek(0)
-    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(content))
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BufferedReader(content)))
     assert scored(capsys, "-", "y.npy") == expected
     for k, part in enumerate(np.split(TRUE, [100])):
         np.save(f"part-{k}.npy", part)

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from xent.evaluation.scoring import Settings
     from xent.evaluation.stream import Results, RowColumns
     from xent.files.arrays.row_stream import RowReader
+    from xent.files.data_files import DataFiles
 
 COSTLIEST = 20  # rows on the page
 UNIT = re.compile(r"([^\W\d]\w*)=(.+)", re.DOTALL)  # NAME=COUNT of --units
@@ -30,8 +31,8 @@ def evaluate(
         list[str],
         typer.Argument(
             metavar="LOGITS [OTHER] LABELS",
-            help="npy, npz, safetensors, Parquet or CSV; FILE:NAME for one array of several; a pattern in "
-            "quotes for several files; - for an npy file on standard input.",
+            help="npy, npz, safetensors, or a table in any file of `xent fit`; FILE:NAME for one array of "
+            "several; a pattern in quotes for several files; - for standard input.",
         ),
     ],
     probabilities: Annotated[
@@ -65,6 +66,7 @@ def evaluate(
     from xent.command import evaluation_text
     from xent.evaluation import plain
     from xent.evaluation.scoring import Settings
+    from xent.files.data_files import DataFiles
 
     if not 2 <= len(files) <= 3:
         raise ValueError(
@@ -79,7 +81,13 @@ def evaluate(
         read = [each for each in (*files, groups) if each is not None]
         outputs.require_distinct({"--report": report}, read)
     settings = Settings(probabilities, ignore_index, top_k)
-    names, results = _results(files, settings, groups, units or [], COSTLIEST if report is not None else 0)
+    opened = DataFiles()
+    try:
+        with opened.named():
+            costliest = COSTLIEST if report is not None else 0
+            names, results = _results(files, settings, groups, units or [], costliest, opened)
+    finally:
+        opened.close()
     for name, result in zip(files, results.evaluations, strict=False):
         if not result.rows:
             raise ValueError(
@@ -96,8 +104,10 @@ def evaluate(
         if results.comparison is not None:
             values["second"] = plain.evaluation(results.evaluations[1], names)
             values |= plain.comparison(results.comparison)
-        screen.print_json(values | {"report": None if report is None else str(report)})
+        screen.print_json(values | {"notes": opened.notes, "report": None if report is None else str(report)})
     else:
+        for note in opened.notes:
+            screen.say(screen.console(), f"note: {note}", "yellow", indent=6)
         evaluation_text.show(screen.console(), files, names, results, classes)
         if report is not None:
             screen.say(screen.console(), f"report: {report}")
@@ -105,22 +115,29 @@ def evaluate(
 
 
 def _results(
-    files: list[str], settings: Settings, groups: str | None, units: list[str], costliest: int
+    files: list[str],
+    settings: Settings,
+    groups: str | None,
+    units: list[str],
+    costliest: int,
+    unpacked: DataFiles,
 ) -> tuple[list[str] | None, Results]:
     """(the names of the classes if they are known, the results)."""
     from xent.evaluation import stream
     from xent.files.arrays import stored_rows
 
     with ExitStack() as opened:
-        models = [opened.enter_context(stored_rows.open_outputs(name)) for name in files[:-1]]
-        targets = opened.enter_context(stored_rows.open_labels(files[-1], models[0], settings.ignore_index))
+        models = [opened.enter_context(stored_rows.open_outputs(name, unpacked)) for name in files[:-1]]
+        targets = opened.enter_context(
+            stored_rows.open_labels(files[-1], models[0], settings.ignore_index, unpacked)
+        )
         own = [
             settings._replace(probabilities=settings.probabilities or m.classes is not None) for m in models
         ]
         models = [_of_two_classes(m, targets, s) for m, s in zip(models, own, strict=True)]
         _require_same_classes(models)
         shape = models[0].shape[:-1]
-        columns = _columns(shape, groups, units)
+        columns = _columns(shape, groups, units, unpacked)
         size = sum(math.prod(each.shape) * each.itemsize for each in models)
         with screen.progress("reading", size) as advance:
             results = stream.evaluate_models(
@@ -158,14 +175,14 @@ def _require_same_classes(models: list[RowReader]) -> None:
             )
 
 
-def _columns(shape: tuple[int, ...], groups: str | None, units: list[str]) -> RowColumns:
+def _columns(shape: tuple[int, ...], groups: str | None, units: list[str], unpacked: DataFiles) -> RowColumns:
     """The groups of the rows, and the numbers of units, of the options."""
     from xent.evaluation.stream import RowColumns
     from xent.files.arrays import stored_rows
 
     index, num_groups = None, 0
     if groups is not None:
-        values = stored_rows.row_values(groups, shape)
+        values = stored_rows.row_values(groups, shape, unpacked)
         if values.dtype.kind not in "biuUO":
             raise ValueError(f"{groups}: expected integers or text, a group for each row; got {values.dtype}")
         distinct, index = np.unique(values, return_inverse=True)
@@ -176,18 +193,18 @@ def _columns(shape: tuple[int, ...], groups: str | None, units: list[str]) -> Ro
         name, value = (match[1], match[2]) if match else ("byte", option)
         if name in counts:
             raise ValueError(f"`--units` must name each unit once; got {name!r} twice")
-        counts[name] = _count(value, shape)
+        counts[name] = _count(value, shape, unpacked)
     return RowColumns(index, num_groups, counts)
 
 
-def _count(value: str, shape: tuple[int, ...]) -> Any:
+def _count(value: str, shape: tuple[int, ...], unpacked: DataFiles) -> Any:
     """A number > 0, or the numbers >= 0 of the rows in a file."""
     from xent.files.arrays import stored_rows
 
     try:
         number = float(value)
     except ValueError:
-        counts = stored_rows.row_values(value, shape)
+        counts = stored_rows.row_values(value, shape, unpacked)
         if counts.dtype.kind not in "biuf":
             raise ValueError(f"{value}: expected a number for each row; got {counts.dtype}") from None
         counts = counts.astype(np.float64)

@@ -39,10 +39,12 @@ class Opened(NamedTuple):
 class DataFiles:
     """Opens data files; the temporary ones are deleted by `close`, or when this object is.
 
-    They are in the system's temporary folder, which TMPDIR chooses.
+    They are in the system's temporary folder, which TMPDIR chooses. ``notes`` say how those were made that
+    `unpack` gave, in sentences.
     """
 
     def __init__(self) -> None:
+        self.notes: list[str] = []
         self._names: dict[str, str] = {}  # temporary file → name of the one that it stands for
         self._folder: Path | None = None
 
@@ -55,21 +57,30 @@ class DataFiles:
         """The bundled set or file ``data``; "-" is standard input. Raises DataError."""
         if data in BUNDLED:
             return Opened("bundled", Path(data), data)
+        if data != "-" and not foreign.is_pipe(data):
+            foreign.require_file(data, KINDS)
+            if not Path(data).exists():
+                raise DataError(f"{data}: no such file, and none of the bundled sets {', '.join(BUNDLED)}")
+        path, name, notes = self.unpack(data)
+        with self.named():
+            return Opened(_kind(path), path, name, notes)
+
+    def unpack(self, data: str) -> tuple[Path, str, tuple[str, ...]]:
+        """(a file of a format that is read here, or of an unknown one; its name; how it was made).
+
+        It is the file ``data`` itself, or a temporary one. Raises DataError, OSError.
+        """
         name = STANDARD_INPUT if data == "-" else data
         notes: list[str] = []
+        path = Path(data)
         if data == "-" or foreign.is_pipe(data):
             path = self._copied(data, name)
             notes.append(f"{name} was copied to a temporary file, which is deleted at the end")
-        else:
-            foreign.require_file(data, KINDS)
-            path = Path(data)
-            if not path.exists():
-                raise DataError(f"{data}: no such file, and none of the bundled sets {', '.join(BUNDLED)}")
         with self.named():
             for _ in range(MOST_STEPS):
                 convert = _conversion(path)
                 if convert is None:
-                    return Opened(_kind(path), path, name, tuple(notes))
+                    return path, name, tuple(notes)
                 target = self._temporary(name)
                 with named_faults(f"{name}, copied to {target.parent}"):
                     notes += convert(path, target) or []
@@ -80,13 +91,15 @@ class DataFiles:
 
     @contextmanager
     def named(self) -> Iterator[None]:
-        """In a DataError within, the name that was given stands for that of the temporary file."""
+        """In a ValueError within, the name that was given stands for that of the temporary file."""
         try:
             yield
-        except DataError as error:
+        except ValueError as error:
             text = str(error)
             for path, name in self._names.items():
                 text = text.replace(path, name)
+            if text == str(error):
+                raise
             raise DataError(text) from None
 
     def given(self, path: Path) -> Path:
@@ -135,6 +148,8 @@ def opened(data: str) -> Iterator[Opened]:
 def _conversion(path: Path) -> Convert | None:
     """A function that writes a file that is nearer to one that can be read; None if this one can be."""
     head = _head(path)
+    if foreign.is_safetensors(head):  # the length of its header may be the first bytes of another kind
+        return None
     unpack = compressed.unpacker(path, head)
     if unpack is not None:
         return lambda _, target: unpack(target)

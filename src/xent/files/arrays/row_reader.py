@@ -23,7 +23,7 @@ from xent.files.arrays.row_stream import (
 from xent.files.errors import named_faults
 from xent.files.formats import foreign
 
-KINDS = "npy, npz, safetensors, Parquet or CSV"
+KINDS = "npy, npz, safetensors, Parquet, CSV, JSON Lines, Arrow or Excel"
 # Raised by NumPy for a header that is no Python literal, or whose array does not fit into memory.
 NO_HEADER = (ValueError, TypeError, SyntaxError, tokenize.TokenError, RecursionError, MemoryError)
 
@@ -67,18 +67,19 @@ def _open(path: Path, key: str | None) -> RowReader:
     raise ValueError(f"{path}: is no file that can be read here; expected {KINDS}")
 
 
+def is_npy_input() -> bool:
+    """Whether standard input begins as an npy file does; ValueError if it is a terminal."""
+    file: Any = None if sys.stdin is None else sys.stdin.buffer
+    if file is None or file.isatty():
+        raise ValueError("-: standard input is closed or a terminal; a file is expected from a pipe")
+    return bool(file.peek(len(foreign.NPY)).startswith(foreign.NPY))
+
+
 def standard_input() -> StoredRows:
-    """The array of an npy file on standard input."""
-    file, name = sys.stdin.buffer, "standard input"
-    if file.isatty():
-        raise ValueError("-: standard input is a terminal; an npy file is expected from a pipe")
-    try:
-        shape, dtype = _npy_header(name, file)
-    except FortranOrderError:
-        raise
-    except ValueError as error:
-        raise ValueError(f"{error}; only an npy file can be read from standard input") from None
-    return StoredRows(name, file, shape, dtype.str, to_the_end=True)
+    """The array of an npy file on standard input, read as it comes."""
+    name = "standard input"
+    shape, dtype = _npy_header(name, sys.stdin.buffer)
+    return StoredRows(name, sys.stdin.buffer, shape, dtype.str, to_the_end=True)
 
 
 def split(name: str) -> tuple[Path, str | None]:

@@ -15,6 +15,7 @@ from xent.files.arrays import row_reader, safetensors_rows
 from xent.files.arrays.derived_rows import ArrayRows, ConvertedRows, JoinedRows
 from xent.files.arrays.row_stream import RowReader, natural, only
 from xent.files.cells import Reading
+from xent.files.data_files import DataFiles
 from xent.files.dataset import NO_DIALECT
 from xent.files.errors import DataError
 from xent.files.formats import csv_table, foreign, parquet, row_numbers
@@ -26,15 +27,16 @@ INTEGERS = tuple(f"{u}int{n}" for u in ("", "u") for n in (8, 16, 32, 64))
 NO_CLASS = -(2**62)  # no index, and none that --ignore-index is likely to be
 
 
-def open_outputs(name: str) -> RowReader:
-    """Open "FILE", "FILE:KEY", "-" for an npy file on standard input, or several files as one array.
+def open_outputs(name: str, files: DataFiles) -> RowReader:
+    """Open "FILE", "FILE:KEY", "-" for standard input, or several files as one array.
 
     Several files are those of a directory or of a pattern, or what the index of sharded safetensors files
-    names, in natural order: part-2 before part-10. Raises ValueError, OSError.
+    names, in natural order: part-2 before part-10. ``files`` unpacks and converts those of other formats.
+    Raises ValueError, OSError.
     """
+    name = _local(name, files)
     if name == "-":
         return row_reader.standard_input()
-    foreign.require_no_address(name)
     path, key = row_reader.split(name)
     tensors = safetensors_rows.find_tensors(path, key)
     if tensors is not None:
@@ -43,22 +45,23 @@ def open_outputs(name: str) -> RowReader:
         from xent.files.parts.sources import expand
 
         paths = sorted((str(each) for each in expand(path)), key=natural)
-        names = [f"{each}:{key}" if key else each for each in paths]
+        names = [_local(f"{each}:{key}" if key else each, files) for each in paths]
     else:
         names = [name]
     return row_reader.open_rows(names[0]) if len(names) == 1 else JoinedRows(name, names)
 
 
-def open_labels(name: str, outputs: RowReader, ignore_index: int) -> RowReader:
+def open_labels(name: str, outputs: RowReader, ignore_index: int, files: DataFiles) -> RowReader:
     """Open the targets of ``outputs``, as `open_outputs` does; a column of a table is matched by class names.
 
     Labels are matched with ``outputs.classes`` if these are known, and they are text, or all classes are
     integers; other integers are the indices of classes.
     """
+    name = _local(name, files)
     path, key = row_reader.split(name)
     if _is_table(path) and _holds_labels(path, key):
         return ArrayRows(name, _labels(name, path, key, outputs, ignore_index))
-    reader = open_outputs(name)
+    reader = open_outputs(name, files)
     classes = outputs.classes
     if classes is None:
         return reader
@@ -85,12 +88,13 @@ def open_labels(name: str, outputs: RowReader, ignore_index: int) -> RowReader:
     return ConvertedRows(reader, indices, reader.shape, (), "int64")
 
 
-def row_values(name: str, shape: tuple[int, ...]) -> Array:
+def row_values(name: str, shape: tuple[int, ...], files: DataFiles) -> Array:
     """The numbers or the text in a file, one for each row of outputs with rows of ``shape``: (N,), in memory.
 
     A file with one for each part of the first axes, such as one for each sequence, is repeated along the
     others. Raises ValueError for any other length.
     """
+    name = _local(name, files)
     path, key = row_reader.split(name)
     if _is_table(path):
         column, rows, numbers = _column(path, key)
@@ -99,12 +103,26 @@ def row_values(name: str, shape: tuple[int, ...]) -> Array:
             raise DataError(f"{name}: has no value in {numbers.name(int(rows[present.argmin()]))}")
         values = column[rows].to_numpy()
     else:
-        with open_outputs(name) as reader:
+        with open_outputs(name, files) as reader:
             _require_shape(name, reader.shape, shape)
             reader.row = ()
             values = reader.take(math.prod(reader.shape)).reshape(reader.shape)
     _require_shape(name, values.shape, shape)
     return np.repeat(values.ravel(), math.prod(shape) // max(1, values.size))
+
+
+def _local(name: str, files: DataFiles) -> str:
+    """``name`` with the file that ``files`` unpacked in place of its own; "-" for npy on standard input."""
+    foreign.require_no_address(name)
+    path, key = row_reader.split(name)
+    if name == "-":
+        if row_reader.is_npy_input():
+            return name
+    elif not (path.is_file() or path.is_fifo()):
+        return name
+    unpacked, _, notes = files.unpack(str(path))
+    files.notes += notes
+    return f"{unpacked}:{key}" if key else str(unpacked)
 
 
 def _require_shape(name: str, shape: tuple[int, ...], rows: tuple[int, ...]) -> None:

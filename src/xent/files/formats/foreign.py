@@ -8,21 +8,14 @@ import zipfile
 from pathlib import Path
 
 from xent.files.errors import DataError
-from xent.files.formats import wide_text
 
 HEAD = 1 << 12  # bytes to look at
 CONVERT = "save it as CSV or Parquet"
 # first bytes → (what it is, what to do)
 MAGIC = {
-    b"\x1f\x8b": ("is compressed by gzip", "unpack it first: gunzip"),
-    b"\x28\xb5\x2f\xfd": ("is compressed by zstd", "unpack it first: unzstd"),
-    b"BZh": ("is compressed by bzip2", "unpack it first: bunzip2"),
-    b"\xfd7zXZ\0": ("is compressed by xz", "unpack it first: unxz"),
     b"\x04\x22\x4d\x18": ("is compressed by lz4", "unpack it first: unlz4"),
     b"7z\xbc\xaf\x27\x1c": ("is a 7z archive", "unpack it first: 7z x"),
     b"Rar!": ("is a rar archive", "unpack it first: unrar x"),
-    b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1": ("is an old Excel or Office file", CONVERT),
-    b"ARROW1": ("is an Arrow (feather) file", "save it as Parquet: polars.read_ipc, then write_parquet"),
     b"FEA1": ("is an old feather file", CONVERT),
     b"PARE": ("is an encrypted Parquet file", "save it without encryption"),
     b"ORC": ("is an ORC file", CONVERT),
@@ -91,9 +84,6 @@ def _identified(path: Path) -> tuple[str, str] | None:
             return what, f"{mend} {path.name}" if mend.startswith("unpack") else mend
     if head.startswith(b"PK"):
         return _archive(path)
-    encoding = wide_text.encoding(head)
-    if encoding is not None:
-        return _wide(path, encoding)
     if head.startswith(NPY):
         return ARRAY
     if is_safetensors(head):
@@ -104,13 +94,6 @@ def _identified(path: Path) -> tuple[str, str] | None:
     if text[:5].lower() in (b"<html", b"<!doc", b"<?xml"):
         return "is an HTML or XML page", "save its table as CSV"
     return _json(text)
-
-
-def _wide(path: Path, encoding: str) -> tuple[str, str]:
-    return (
-        f'is text in {encoding}, as Excel\'s "Unicode text" is',
-        f"save it in UTF-8: iconv -f {encoding} -t UTF-8 {path.name}",
-    )
 
 
 def is_text(head: bytes) -> bool:
@@ -147,8 +130,6 @@ def _archive(path: Path) -> tuple[str, str] | None:
         return None
     if any(name.endswith(".npy") for name in names) or not names:
         return None
-    if any(name.startswith("xl/") for name in names):
-        return "is an Excel file", "save the sheet as CSV (UTF-8)"
     if any(name.endswith("data.pkl") for name in names):
         return "is a file of PyTorch, a pickle, which is never loaded", (
             "save its tensors by safetensors.torch.save_file, or as npz by numpy.savez"
