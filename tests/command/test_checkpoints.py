@@ -12,6 +12,7 @@ import pytest
 
 import xent
 from xent.command.cli import main
+from xent.regression.saved import model_file
 
 ENVIRONMENT = os.environ | {"PYTHONPATH": str(Path(xent.__file__).parents[1])}
 
@@ -59,7 +60,25 @@ def test_an_interrupted_command_keeps_its_checkpoint(tmp_path):
         [sys.executable, "-c", code, path], capture_output=True, text=True, env=ENVIRONMENT, check=False
     )
     assert (ended.returncode, ended.stderr) == (130, "xent: interrupted\n")
-    assert xent.SoftmaxRegression.load(path).n_iter_ == 1
+    stopped = model_file.load(path)
+    assert stopped.estimator.n_iter_ == 1
+    assert len(stopped.preprocessor.columns) == 4
+
+
+@pytest.mark.parametrize("memory", [[], ["--memory", "100MB"]], ids=["in memory", "in parts"])
+def test_the_checkpoint_of_a_stopped_training_predicts(memory, capsys, tmp_path):
+    data, path, model = tmp_path / "f.csv", tmp_path / "c", tmp_path / "m"
+    lines = (f"{k * 7 % 13 or ''};{'rgb'[k % 3]};{'uv'[k % 2]}" for k in range(60))
+    data.write_text("\n".join(["a;color;y", *lines]))
+    call = ["fit", str(data), "--target", "y", "--checkpoint", str(path), "--model", str(model), *memory]
+    assert main(call) == 0
+    printed = []
+    for each in (path, model):
+        capsys.readouterr()
+        assert main(["predict", str(each), str(data)]) == 0
+        printed.append(capsys.readouterr().out)
+    assert printed[0] == printed[1]
+    assert printed[0].count("\n") == 61
 
 
 # arguments, what the one line must say; c is a checkpoint of iris, m a model

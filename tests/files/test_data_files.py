@@ -19,6 +19,7 @@ from pathlib import Path
 import polars as pl
 import pytest
 
+from tests.files import workbooks
 from xent.command.cli import main
 from xent.files import dataset
 from xent.files.dataset import DataError
@@ -56,22 +57,6 @@ def zstd(content: bytes) -> bytes:
     return pytest.importorskip("backports.zstd").compress(content)
 
 
-def workbook(rows: list[list[object]], more_sheets: int = 0, first: int = 0) -> bytes:
-    pytest.importorskip("fastexcel")
-    xlsxwriter = pytest.importorskip("xlsxwriter")
-
-    def write(file: io.BytesIO) -> None:
-        book = xlsxwriter.Workbook(file)
-        sheet = book.add_worksheet("measured")
-        for number, row in enumerate(rows, first):
-            sheet.write_row(number, 0, row)
-        for _ in range(more_sheets):
-            book.add_worksheet()
-        book.close()
-
-    return written(write)
-
-
 ROWS = [TABLE.columns, *map(list, TABLE.rows())]
 # name → the content of the file
 FORMATS: dict[str, Callable[[], bytes]] = {
@@ -94,11 +79,15 @@ FORMATS: dict[str, Callable[[], bytes]] = {
     "Parquet in gzip": lambda: gzip.compress(written(TABLE.write_parquet)),
     "JSON Lines": lambda: LINES,
     "JSON Lines with a mark and blanks": lambda: b"\xef\xbb\xbf\n" + LINES.replace(b"\n", b"\r\n\n"),
+    "JSON Lines with NaN": lambda: LINES.replace(b'"size":null', b'"size": NaN'),
     "JSON Lines in gzip": lambda: gzip.compress(LINES),
     "Arrow": lambda: written(TABLE.write_ipc),
     "compressed Arrow": lambda: written(lambda file: TABLE.write_ipc(file, compression="zstd")),
-    "Excel": lambda: workbook(ROWS),
-    "Excel, below blank rows": lambda: workbook(ROWS, first=3),
+    "Excel": lambda: workbooks.xlsx(ROWS),
+    "Excel, below blank rows": lambda: workbooks.xlsx(ROWS, first=3),
+    "Excel of 2003": lambda: workbooks.xls(ROWS),
+    "Excel, binary": lambda: workbooks.xlsb(ROWS),
+    "OpenDocument": lambda: workbooks.ods(ROWS),
 }
 
 
@@ -134,6 +123,15 @@ def test_the_rows_are_those_of_the_table(case):
     del source, pieces
 
 
+def test_nan_within_a_text_of_json_lines_is_text():
+    words = ['NaN, "NaN"', "\\", "Infinity: NaN", "-Infinity"] * 10
+    lines = (f'{{"a": NaN, "b": {n}, "word": {json.dumps(w)}, "kind": "u"}}' for n, w in enumerate(words))
+    Path("f.data").write_text("\n".join(lines) + '\n{"a": 3, "b": 1, "word": "x", "kind": "v"}')
+    found = dataset.load("f.data", "kind").features
+    assert found["word"].to_list() == [*words, "x"]
+    assert found["a"].to_list() == [None] * 40 + [3]
+
+
 def cut(content: bytes) -> bytes:
     return content[: len(content) * 2 // 3]
 
@@ -165,7 +163,11 @@ DAMAGED: dict[str, tuple[Callable[[], bytes], str]] = {
     "UTF-16, cut": (lambda: CSV.decode().encode("utf-16")[:-1], "not all of it is text in UTF-16"),
     "JSON Lines, a line cut": (lambda: LINES.replace(b'"v"}', b'"v"', 1), "line 2 is not one JSON object"),
     "JSON Lines, a number": (lambda: LINES + b"\n3\n", "line 42 is not one JSON object; got '3'"),
-    "JSON Lines, NaN": (lambda: LINES.replace(b"2.25", b"NaN", 1), "line 2 is not one JSON object"),
+    "JSON Lines, infinity": (lambda: LINES.replace(b"2.25", b"-Infinity", 1), "line 2 holds Infinity, which"),
+    "JSON Lines, NaN and a line cut": (
+        lambda: LINES.replace(b"null", b"NaN", 1).replace(b'"v"}', b'"v"', 1),
+        "line 2 is not one JSON object",
+    ),
     "JSON Lines, two in a line": (lambda: LINES.replace(b"}\n", b"}", 1), "line 1 is not|is JSON"),
     "JSON Lines, kinds of values": (lambda: LINES.replace(b"2.25", b"true"), "is no JSON Lines file: "),
     "JSON Lines, an object as a value": (
@@ -174,11 +176,11 @@ DAMAGED: dict[str, tuple[Callable[[], bytes], str]] = {
     ),
     "Arrow, cut": (lambda: cut(written(TABLE.write_ipc)), "is damaged or no Arrow file"),
     "Excel, cut": (
-        lambda: cut(workbook(ROWS)),
+        lambda: cut(workbooks.xlsx(ROWS)),
         "is damaged or no npz file: the end of a zip",
     ),
     "Excel, changed": (
-        lambda: changed(workbook(ROWS), workbook(ROWS).index(b"sheet1.xml") + 30),
+        lambda: changed(workbooks.xlsx(ROWS), workbooks.xlsx(ROWS).index(b"sheet1.xml") + 30),
         "is damaged or no Excel file",
     ),
 }
@@ -300,12 +302,12 @@ def test_a_package_that_is_needed_is_named(package, make, words, monkeypatch):
 
 
 def test_of_several_sheets_the_first_is_read_and_that_is_said():
-    Path("f.xlsx").write_bytes(workbook(ROWS, more_sheets=2))
+    Path("f.xlsx").write_bytes(workbooks.xlsx(ROWS, more_sheets=2))
     assert dataset.load("f.xlsx", "kind").notes == ("only the first of 3 sheets is read, 'measured'",)
 
 
 def test_rows_of_a_sheet_have_its_numbers():
-    Path("f.xlsx").write_bytes(workbook([*ROWS[:9], ["much", 1, "", "u"], *ROWS[9:]], first=3))
+    Path("f.xlsx").write_bytes(workbooks.xlsx([*ROWS[:9], ["much", 1, "", "u"], *ROWS[9:]], first=3))
     with pytest.raises(DataError, match=r"f\.xlsx: expected a number in column 'size', line 13; got 'much'"):
         dataset.load("f.xlsx", "kind")
 

@@ -346,6 +346,24 @@ def test_a_bad_file_is_a_sentence(case, tmp_path):
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("drop", "categorical", "options"),
+    [
+        (["b", "kind"], [], "`--target` and `--drop` both name the column 'kind'"),
+        ([], ["kind"], "`--target` and `--categorical` both name the column 'kind'"),
+        (["b", "a"], ["a"], "`--drop` and `--categorical` both name the column 'a'"),
+        (["e"], [], "no column 'e' for `--drop`; the columns are a, b, c, d, kind"),
+        ([], ["e"], "no column 'e' for `--categorical`"),
+    ],
+)
+@pytest.mark.parametrize("kind", ["csv", "parquet"])
+def test_a_column_has_one_option(kind, drop, categorical, options):
+    path, target = write(kind)
+    with pytest.raises(DataError, match=options):
+        dataset.load(path, target, drop, categorical)
+    assert len(dataset.load(path, target, ["b", "b"], ["a", "a"]).feature_names) == 3
+
+
 def test_batches_of_other_columns_are_refused():
     learnt = Preprocessor.fit(X[:, :3], NAMES[:3])
     for kind in ("npz", "svm"):

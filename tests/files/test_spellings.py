@@ -91,6 +91,13 @@ def test_classes_do_not_depend_on_spelling_or_container(files):
     assert dataset.load("f.npz").labels.tolist() == (FLAG + 1).tolist()
 
 
+def test_booleans_and_the_numbers_1_and_0_are_one_pair_of_classes():
+    write("f.csv", pl.Series([["True", "1", "false", "0.0"][k % 4] for k in range(len(FLAG))]))
+    assert dataset.load("f.csv", "v").labels.tolist() == [k % 4 < 2 for k in range(len(FLAG))]
+    write("f.csv", pl.Series([["true", "1", "false", "2"][k % 4] for k in range(len(FLAG))]))
+    assert set(dataset.load("f.csv", "v").labels) == {"true", "1", "false", "2"}
+
+
 def test_a_missing_value_makes_floats_of_codes_and_changes_nothing(capsys):
     write("f.csv", pl.Series(CODE))
     write("g.csv", pl.Series(["" if n == 3 else f"{k}.0" for n, k in enumerate(CODE)]))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -194,10 +194,7 @@ def _table(
     if target is None:
         raise DataError(f"{path}: name the label column by --target; the columns are {listed(names)}")
     drop = [column for name in drop for column in (nameless if nameless and not name else [name])]
-    named = [("target", target), *(("drop", each) for each in drop)]
-    for option, column in (*named, *(("categorical", each) for each in categorical)):
-        if column not in names:
-            raise DataError(f"{path}: no column {column!r} for --{option}; the columns are {listed(names)}")
+    require_columns(path, names, {"--target": [target], "--drop": drop, "--categorical": categorical})
     rows = skipped.filled_rows(table) if kind == "csv" else np.arange(table.height)
     if not len(rows):
         raise DataError(f"{path}: a header and no rows")
@@ -257,6 +254,20 @@ def csv_reading(layout: csv_table.Layout, dialect: Dialect, numbers: row_numbers
 def parquet_reading(dialect: Dialect, numbers: row_numbers.RowNumbers) -> Reading:
     """Parquet stores nulls, so only a null or an empty text is missing; the text None is text."""
     return Reading(numbers, cells.missing_words(dialect.missing, usual=False))
+
+
+def require_columns(path: Path, names: Sequence[str], options: Mapping[str, Sequence[str]]) -> None:
+    """DataError if an option names a column that is none of ``names``, or that another option names too."""
+    found: dict[str, str] = {}  # column → the option that names it
+    for option, columns in options.items():
+        for column in columns:
+            if column not in names:
+                raise DataError(
+                    f"{path}: no column {column!r} for `{option}`; the columns are {listed(names)}"
+                )
+            other = found.setdefault(column, option)
+            if other != option:
+                raise DataError(f"{path}: `{other}` and `{option}` both name the column {column!r}")
 
 
 def plainly_named(path: Path, table: Any) -> tuple[Any, list[str]]:

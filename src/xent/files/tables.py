@@ -111,9 +111,13 @@ def labels(
 
 
 def classes_of(spelt: polars.Series) -> Array:
-    """Text labels as booleans or int64 if all of them are, otherwise as text."""
-    if len(spelt) and cells.booleans(spelt).is_not_null().all():
-        return (spelt == "true").to_numpy()
+    """Text labels as booleans or int64 if all of them are, otherwise as text.
+
+    Labels that are booleans or the numbers 1 and 0 are booleans, as in a column of features.
+    """
+    flags = cells.booleans(spelt)
+    if flags.is_not_null().any() and (flags.is_not_null() | spelt.is_in(["0", "1"])).all():
+        return spelt.is_in(["true", "1"]).to_numpy()
     text = np.array(spelt.to_list())
     try:
         numbers = text.astype(np.int64)

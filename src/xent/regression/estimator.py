@@ -28,7 +28,7 @@ try:
         require_labels,
     )
     from xent.regression.dask_input import is_dask, lazy_on_dask
-    from xent.regression.file_rows.rows import Rows, fit_rows
+    from xent.regression.file_rows.rows import Rows, fit_rows, require_memory
     from xent.regression.fitting import Step, fit_objective, objective_of, set_parameters, start
     from xent.regression.objective import Objective
     from xent.regression.parameters import check_parameters
@@ -204,10 +204,7 @@ class SoftmaxRegression(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
             fit(self, X, y, sample_weight)
             return self
         if isinstance(X, Rows):
-            for name, value in (("y", y), ("sample_weight", sample_weight)):
-                if value is not None:
-                    raise ValueError(f"`{name}` must be None for rows of files; got {type(value).__name__}")
-            fit_rows(self, X)
+            fit_rows(self, X, y, sample_weight)
             return self
         targets, objective, attributes = self._prepare(X, y, sample_weight)
         fit_objective(self, objective, targets.classes, attributes)
@@ -227,6 +224,7 @@ class SoftmaxRegression(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         ValueError
             If no finite temperature > 0 is best: `xent.regression.calibration.fit_temperature`.
         """
+        require_memory(X=X, y=y, sample_weight=sample_weight)
         scores = self._scores(X)
         targets = read_targets(scores, y, sample_weight, self.classes_)
         self.temperature_ = fit_temperature(as_logits(scores), targets.targets, targets.weight)
@@ -282,6 +280,7 @@ class SoftmaxRegression(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
             from xent.regression.dask_rows.predictions import score
 
             return score(self, X, y, sample_weight)
+        require_memory(X=X, y=y, sample_weight=sample_weight)
         if np.ndim(y) != 2 or np.shape(y)[1] == 1:
             require_labels(y)
             return float(super().score(X, y, sample_weight))
@@ -354,6 +353,7 @@ class SoftmaxRegression(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         ``classes`` is None if ``y`` has all of them. An error leaves the estimator unchanged.
         """
         spec = check_parameters(self)
+        require_memory(X=X, y=y, sample_weight=sample_weight)
         if y is None:
             validate_data(self, X, y)  # raises scikit-learn's error for a missing target
         reset = classes is None or not hasattr(self, "coef_")
@@ -385,6 +385,7 @@ class SoftmaxRegression(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
 
     def _scores(self, X: Any) -> Array:
         check_is_fitted(self)
+        require_memory(X=X)
         return features.scores(features.check(self, X, reset=False)[0], self.coef_, self.intercept_)
 
     def __sklearn_tags__(self) -> Any:

@@ -24,7 +24,7 @@ from xent.regression.objective import Objective
 from xent.regression.parameters import check_parameters
 from xent.regression.penalty.estimator_cv import SoftmaxRegressionCV
 from xent.regression.saved import checkpoints
-from xent.regression.saved.model_file import Model
+from xent.regression.saved.model_file import Model, PreparedRegression
 from xent.regression.sums.partition_sums import as_logits
 from xent.report.data_checks import Finding, findings
 from xent.report.diagnosis import Diagnosis, Reason, Summary, diagnose, reasons, summarise_rows
@@ -206,7 +206,7 @@ def estimator_for(settings: Settings, restart: Restart) -> SoftmaxRegression:
         if restart != NO_RESTART:
             raise ValueError("`--alpha` must be a number with --checkpoint and --resume; got auto")
         return SoftmaxRegressionCV(**options)
-    estimator = SoftmaxRegression(alpha=settings.alpha, **options, **restart._asdict())
+    estimator = PreparedRegression(alpha=settings.alpha, **options, **restart._asdict())
     check_parameters(estimator)
     checkpoints.check(estimator)
     return estimator
@@ -235,6 +235,8 @@ def results(
         if on_step is not None:
             on_step(step)
 
+    if isinstance(estimator, PreparedRegression):
+        estimator.prepared_by(learnt, _notes(data, settings))
     begun = None if estimator.resume is None else checkpoints.read(estimator).model  # may be written over
     estimator.callback = callback
     start = time.perf_counter()

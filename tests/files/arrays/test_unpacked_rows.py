@@ -15,7 +15,8 @@ import polars as pl
 import pytest
 import safetensors.numpy
 
-from tests.files.test_data_files import DAMAGED, FORMATS, ROWS, TABLE, workbook, zipped, zstd
+from tests.files import workbooks
+from tests.files.test_data_files import DAMAGED, FORMATS, ROWS, TABLE, zipped, zstd
 from xent.command.cli import main
 from xent.files.arrays import stored_rows
 from xent.files.data_files import DataFiles
@@ -116,7 +117,7 @@ def test_labels_through_a_pipe(through, monkeypatch, capsys):
 
 
 def test_only_the_first_sheet_is_read_and_a_note_says_so(capsys):
-    Path("y.xlsx").write_bytes(workbook([[row[-1]] for row in ROWS], more_sheets=1))
+    Path("y.xlsx").write_bytes(workbooks.xlsx([[row[-1]] for row in ROWS], more_sheets=1))
     assert main(["eval", "p.csv", "y.xlsx"]) == 0
     assert "note: only the first of 2 sheets is read, 'measured'" in capsys.readouterr().out
 

@@ -104,8 +104,10 @@ def test_what_is_no_data_set_is_named(tmp_path):
         sources.open_files([], "y")
     for number in range(3):
         write(TABLE, tmp_path / f"{number}.parquet")
-    with pytest.raises(DataError, match="no column 'z' for `target`; it has a, b, y"):
+    with pytest.raises(DataError, match="no column 'z' for `target`; the columns are a, b, y"):
         sources.open_files(tmp_path, "z")
+    with pytest.raises(DataError, match="`target` and `drop` both name the column 'y'"):
+        sources.open_files(tmp_path, "y", drop=["y"])
     with pytest.raises(DataError, match="`target` must name the label column"):
         sources.open_files(tmp_path)
     write(TABLE, tmp_path / "4.csv")

@@ -221,6 +221,47 @@ def test_arguments_out_of_place(tmp_path):
         fitted(xent.rows_from(write(one, tmp_path), "y"))
 
 
+# name → (the method with rows of files, the argument that must be in memory)
+CALLS = {
+    "predict": (lambda model, rows: model.predict(rows), "X"),
+    "predict_proba": (lambda model, rows: model.predict_proba(rows), "X"),
+    "predict_log_proba": (lambda model, rows: model.predict_log_proba(rows), "X"),
+    "decision_function": (lambda model, rows: model.decision_function(rows), "X"),
+    "score": (lambda model, rows: model.score(rows, LABELS), "X"),
+    "score without y": (lambda model, rows: model.score(rows, None), "X"),
+    "score of y": (lambda model, rows: model.score(X, rows), "y"),
+    "calibrate_temperature": (lambda model, rows: model.calibrate_temperature(rows, LABELS), "X"),
+    "calibrate_temperature of y": (lambda model, rows: model.calibrate_temperature(X, rows), "y"),
+    "objective": (lambda model, rows: model.objective(rows, None), "X"),
+    "partial_fit": (lambda model, rows: model.partial_fit(rows, None), "X"),
+    "partial_fit of weights": (lambda model, rows: model.partial_fit(X, LABELS, None, rows), "sample_weight"),
+    "fit of y": (lambda model, rows: model.fit(X, rows), "y"),
+}
+
+
+@pytest.mark.parametrize("case", CALLS)
+def test_only_fit_takes_rows_of_files(case):
+    call, name = CALLS[case]
+    model = xent.SoftmaxRegression().fit(X, LABELS)
+    before = model.coef_.copy()
+    with pytest.raises(TypeError, match=rf"`{name}` must be in memory here; got xent.rows_from, which only"):
+        call(model, xent.rows_from("nowhere", "y"))
+    np.testing.assert_array_equal(model.coef_, before)
+
+
+@pytest.mark.parametrize("prepare", [False, True])
+@pytest.mark.parametrize("mixed", [False, True], ids=["a file each", "in each file"])
+def test_booleans_and_the_numbers_1_and_0_are_one_pair_of_classes(tmp_path, mixed, prepare):
+    flags = LABELS > 0
+    as_words = np.arange(ROWS) % 2 == 0 if mixed else np.arange(ROWS) < CUTS[3]
+    spelt = np.where(as_words, flags.astype(str), flags.astype(int).astype(str))
+    one = fitted(xent.rows_from(write(table(spelt), tmp_path, "csv"), "y", prepare=prepare))
+    write(table(flags.astype(str)), tmp_path, "csv")
+    two = fitted(xent.rows_from(tmp_path, "y", prepare=prepare))
+    assert one.classes_.tolist() == [False, True]
+    np.testing.assert_array_equal(one.coef_, two.coef_)
+
+
 @pytest.mark.parametrize(
     ("name", "value"),
     [

@@ -147,10 +147,9 @@ class Tables:
         if target is None:
             raise DataError(f"{paths[0]}: `target` must name the label column; it has {listed(names)}")
         self.target = target
-        named = [("target", target), *(("drop", each) for each in drop)]
-        for option, column in (*named, *(("categorical", each) for each in categorical)):
-            if column not in names:
-                raise DataError(f"{paths[0]}: no column {column!r} for `{option}`; it has {listed(names)}")
+        dataset.require_columns(
+            paths[0], names, {"target": [target], "drop": drop, "categorical": categorical}
+        )
         for path, schema in zip(paths[1:], schemas[1:], strict=True):
             _require_same(path, schema, paths[0], schemas[0], drop)
         self._choose(names, drop, categorical, cells)

@@ -160,8 +160,24 @@ def _listed(name: str, values: Any, kind: Any) -> tuple[Any, ...]:
     return each
 
 
-def fit_rows(estimator: Any, rows: Rows) -> None:
-    """Fit a SoftmaxRegression to ``rows``, as its `fit` does; an error leaves the estimator unchanged."""
+def require_memory(**arguments: Any) -> None:
+    """TypeError that names an argument which is `Rows`, where only rows in memory are taken."""
+    for name, value in arguments.items():
+        if isinstance(value, Rows):
+            raise TypeError(
+                f"`{name}` must be in memory here; got xent.rows_from, which only `fit` takes, as `X`: read "
+                "the columns of features as an array or a dataframe, some rows at a time if there are many"
+            )
+
+
+def fit_rows(estimator: Any, rows: Rows, y: Any, sample_weight: Any) -> None:
+    """Fit a SoftmaxRegression to ``rows``, as its `fit` does; an error leaves the estimator unchanged.
+
+    ``y`` and ``sample_weight`` must be None, as the files have the labels.
+    """
+    for name, value in (("y", y), ("sample_weight", sample_weight)):
+        if value is not None:
+            raise ValueError(f"`{name}` must be None for rows of files; got {type(value).__name__}")
     check_parameters(estimator)
     with cached(rows) as found:
         fit_objective(estimator, found.objective(estimator), found.classes, found.attributes, stacklevel=4)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Self
 
 import numpy as np
 
@@ -28,12 +28,30 @@ class Model(NamedTuple):
         return self.estimator.predict_log_proba(self.preprocessor.transform(table))
 
 
+class PreparedRegression(SoftmaxRegression):
+    """A SoftmaxRegression whose `contents`, and so its checkpoints, hold the preprocessing of its rows."""
+
+    def prepared_by(self, preprocessor: Preprocessor, notes: dict[str, Any]) -> Self:
+        """Set what a `Model` has beside the estimator; return the estimator."""
+        self._preprocessor, self._notes = preprocessor, notes
+        return self
+
+    def contents(self) -> storage.Contents:
+        """The contents of a file that `load` reads."""
+        return _contents(super().contents(), self._preprocessor, self._notes)
+
+
 def save(model: Model, path: str | Path) -> None:
     """Write ``model`` at ``path``; OSError if the file cannot be written."""
-    contents = model.estimator.contents()
-    arrays = {PREFIX + name: array for name, array in model.preprocessor.arrays().items()}
-    more = {"preprocessing": model.preprocessor.to_json(), "notes": model.notes}
-    storage.save(storage.Contents(contents.tensors | arrays, contents.metadata | more), path)
+    storage.save(_contents(model.estimator.contents(), model.preprocessor, model.notes), path)
+
+
+def _contents(
+    estimator: storage.Contents, preprocessor: Preprocessor, notes: dict[str, Any]
+) -> storage.Contents:
+    arrays = {PREFIX + name: array for name, array in preprocessor.arrays().items()}
+    more = {"preprocessing": preprocessor.to_json(), "notes": notes}
+    return storage.Contents(estimator.tensors | arrays, estimator.metadata | more)
 
 
 def load(path: str | Path) -> Model:
