@@ -7,7 +7,6 @@ import pytest
 
 from tests.evaluation.evaluations import LABELS, TRUE, results
 from xent.evaluation import bins
-from xent.evaluation.bins import Bin
 from xent.evaluation.refinement import classwise
 
 
@@ -30,21 +29,19 @@ def test_equal_widths_are_bins_of_all_rows():
 
 
 @pytest.mark.parametrize("rows", [1, 10, 3000])
-def test_equal_masses_have_equally_many_rows(rows):
-    rng = np.random.default_rng(0)
-    confidence = rng.beta(8, 1, rows)
-    found = bins.equal_masses(fine(confidence, np.ones(rows)))
-    assert sum(b.rows for b in found) == rows
-    assert len(found) == min(rows, 15)
+def test_bins_of_equal_masses_have_equally_many_rows(rows):
+    sums = fine(np.random.default_rng(0).beta(8, 1, rows), np.ones(rows))
+    index = bins.masses_index(sums)
+    assert (np.diff(index) >= 0).all()
+    found = np.bincount(index, sums[:, 0], bins.BINS)
+    assert (found.sum(), np.count_nonzero(found)) == (rows, min(rows, 15))
     if rows > 1000:
-        assert max(b.rows for b in found) - min(b.rows for b in found) < 0.15 * rows / 15
-    stated = [b.confidence for b in found]
-    assert stated == sorted(stated)
+        assert np.ptp(found) < 0.15 * rows / 15
 
 
 def test_rows_of_one_confidence_are_one_bin():
-    assert len(bins.equal_masses(fine(np.full(100, 0.7), np.ones(100)))) == 1
-    assert bins.equal_masses(fine(np.zeros(0), np.zeros(0))) == []
+    sums = fine(np.full(100, 0.7), np.ones(100))
+    assert bins.gaps_of(sums, bins.masses_index(sums)).rows.tolist() == [100]
 
 
 def test_what_a_calibrated_model_would_show_is_its_mean_over_samples():
@@ -57,36 +54,44 @@ def test_what_a_calibrated_model_would_show_is_its_mean_over_samples():
     np.testing.assert_allclose(np.mean(found, 0), np.mean(expected, 0), rtol=0.06)
 
 
+def of_bins(rows, right):
+    """Gaps of ``rows`` rows in each of the bins about `STATED`, of which ``right`` are right."""
+    which = np.arange(rows) < right[:, None]
+    sums = fine(np.repeat(STATED, rows), which.ravel())
+    return bins.gaps_of(sums, bins.widths_index())
+
+
+STATED = (np.arange(4, 15) + 0.5) / 15
+
+
 @pytest.mark.parametrize("gap", [0.0, 0.05, 0.2])
 def test_the_squared_error_has_no_bias_and_its_interval_holds(gap):
     """Bins of 40 rows, whose accuracies are ``gap`` below the confidences; the mean over samples."""
     rng, squares, held = np.random.default_rng(0), [], 0
-    stated = np.linspace(0.3, 0.95, 15)
-    for _ in range(1500):
-        right = rng.binomial(40, stated - gap) / 40
-        squared, error = bins.squared_error([Bin(40, c, a) for c, a in zip(stated, right, strict=True)])
-        squares.append(squared)
-        low, high = bins.root(squared, error)[1]
+    for _ in range(1000):
+        gaps = of_bins(40, rng.binomial(40, STATED - gap))
+        squared = bins.squared_error(gaps)
+        squares.append(squared.value)
+        low, high = squared.root(gaps.freedom)[1]
         held += low <= gap <= high
-    assert np.mean(squares) == pytest.approx(gap**2, abs=4 * np.std(squares) / np.sqrt(1500))
-    assert 0.92 < held / 1500 <= 1
+    assert np.mean(squares) == pytest.approx(gap**2, abs=4 * np.std(squares) / np.sqrt(1000))
+    assert 0.92 < held / 1000 <= 1
 
 
 def test_bins_of_few_rows_have_no_bias_either():
-    rng, stated = np.random.default_rng(0), np.linspace(0.3, 0.95, 15)
-    squares = [
-        bins.squared_error([Bin(3, c, a) for c, a in zip(stated, rng.binomial(3, stated) / 3, strict=True)])[
-            0
-        ]
-        for _ in range(3000)
-    ]
-    assert np.mean(squares) == pytest.approx(0, abs=4 * np.std(squares) / np.sqrt(3000))
+    rng = np.random.default_rng(0)
+    squares = [bins.squared_error(of_bins(3, rng.binomial(3, STATED))).value for _ in range(2000)]
+    assert np.mean(squares) == pytest.approx(0, abs=4 * np.std(squares) / np.sqrt(2000))
 
 
 def test_no_rows_and_bins_of_one_row():
     none = bins.calibration_errors(fine(np.zeros(0), np.zeros(0)))
     assert np.isnan([none.error, none.expected, none.adaptive, none.rms]).all()
-    assert np.isnan(bins.squared_error([Bin(1, 0.5, 1.0)])).all()
+    one = bins.calibration_errors(fine(np.array([0.5]), np.ones(1)))
+    assert one.error == 0.5
+    intervals = one.interval, one.adaptive_interval, one.rms_interval, one.gap_interval
+    assert np.isnan(intervals).all()
+    assert np.isnan(bins.squared_error(of_bins(1, np.ones(11))).value)
 
 
 def test_classwise_is_the_mean_of_the_errors_of_each_class(tmp_path):

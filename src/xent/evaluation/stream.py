@@ -188,7 +188,7 @@ class _Stream:
             Tally(
                 num_classes,
                 min(own.top_k, num_classes),
-                RowSample(num_rows, num_classes, own.probabilities),
+                RowSample(num_rows, num_classes, own.probabilities, columns.groups),
                 groups,
                 units,
             )

@@ -165,6 +165,7 @@ class Tally:
         self.groups = groups
         columns = COLUMNS + len(self.counted)
         self.unit_sums = UnitSums(columns, groups) if groups is not None or self.counted else None
+        self.gaps = None if groups is None else bins.GroupSums(groups)
         self.entropy = 0.0
         self.target: Array | None = None
         self.unnormalised = self.unnormalised_targets = 0
@@ -184,6 +185,8 @@ class Tally:
             rows = [np.ones(len(loss)), loss, c.label == c.predicted, c.above < self.top_k, c.brier, *counts]
             x = np.stack([column[counts_of] for column in rows], 1, dtype=np.float64)
             self.unit_sums.add(x, None if groups is None else groups[counts_of])
+            if self.gaps is not None and groups is not None:
+                self.gaps.add(c.confidence[counts_of], x[:, 2], groups[counts_of])
         self.unnormalised += part.unnormalised
         self.unnormalised_targets += part.unnormalised_targets
         self.sampled += part.sampled
@@ -233,7 +236,7 @@ class Tally:
             brier=brier.value,
             brier_se=brier.se,
             refinement=self.sample.refinement(loss.value),
-            calibration=bins.calibration_errors(sums.by_bin),
+            calibration=bins.calibration_errors(sums.by_bin, self.gaps),
             classwise=self.sample.classwise(),
             calibration_gap=mean((sums.by_bin[:, 2] - sums.by_bin[:, 1]).sum()),
             bins=bins.equal_widths(sums.by_bin),

@@ -54,15 +54,21 @@ def numbers(result: Evaluation) -> list[tuple[str, str, str]]:
             half_interval(t * r.top_k_accuracy_se, "{:.2%}"),
         ),
         ("Brier score", f"{r.brier:.6f}", half_interval(t * r.brier_se, "{:.4f}")),
-        ("calibration error, 15 bins", f"{c.error:.4f}", ""),
+        ("calibration error, 15 bins", f"{c.error:.4f}", interval(*c.interval, "{:.4f}")),
         ("  that of a calibrated model, by chance", f"{c.expected:.4f}", ""),
-        ("  15 bins of equally many rows", f"{c.adaptive:.4f}", ""),
-        ("  these, root mean square without bias", f"{c.rms:.4f}", interval(*c.rms_interval, "{:.4f}")),
-        (f"  mean confidence − accuracy{leaning}", f"{gap:+.4f}", ""),
+        ("  15 bins of equally many rows", f"{c.adaptive:.4f}", interval(*c.adaptive_interval, "{:.4f}")),
+        ("    that of a calibrated model, by chance", f"{c.adaptive_expected:.4f}", ""),
+        ("    root mean square without bias", f"{c.rms:.4f}", interval(*c.rms_interval, "{:.4f}")),
+        (
+            f"  mean confidence − accuracy{leaning}",
+            f"{gap:+.4f}",
+            half_interval(c.gap_interval[1] - gap, "{:.4f}"),
+        ),
     ]
     if r.classwise is not None:
         w = r.classwise
-        rows.append(("  of the probabilities of all classes", f"{w.error:.4f}", ""))
+        limits = interval(*w.interval, "{:.4f}")
+        rows.append(("  of the probabilities of all classes", f"{w.error:.4f}", limits))
         rows.append(("    that of a calibrated model, by chance", f"{w.expected:.4f}", ""))
         limits = interval(*w.rms_interval, "{:.4f}")
         rows.append(("    root mean square without bias", f"{w.rms:.4f}", limits))
@@ -85,6 +91,11 @@ def half_interval(half: float, form: str) -> str:
 def interval(low: float, high: float, form: str) -> str:
     """A 95% interval, "" if it is not known."""
     return f"{form.format(low)} to {form.format(high)}" if math.isfinite(high) else ""
+
+
+def points(low: float, high: float) -> str:
+    """A 95% interval of a share, in points: "0.0 to 3.1"; "not known" if it is not."""
+    return interval(100 * low, 100 * high, "{:.1f}") or "not known"
 
 
 def class_name(label: int, names: list[str] | None) -> str:

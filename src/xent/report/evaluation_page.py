@@ -160,7 +160,8 @@ def figures(first: Evaluation, comparison: Comparison | None) -> list[Figure]:
         Figure(
             "Calibration error",
             f"{100 * c.error:.1f} points",
-            f"a calibrated model would show {100 * c.expected:.1f} by chance, with as many rows",
+            f"{words.points(*c.interval)} without the bias of few rows; a calibrated model would show "
+            f"{100 * c.expected:.1f} by chance",
         ),
     ]
     if comparison is None:
