@@ -96,8 +96,8 @@ def cross_fitted(logits: Array, targets: Array) -> Calibrated:
     >>> import numpy as np
     >>> from xent.regression.calibration import cross_fitted
     >>> fitted = cross_fitted(np.array([[4.0, 0.0]] * 20), np.tile([0, 0, 0, 1], 5))
-    >>> print(f"{fitted.temperature:.4f} saves {fitted.saved:.4f} nats")
-    3.6410 saves 0.4558 nats
+    >>> print(f"{fitted.temperature:.2f} saves {fitted.saved:.4f} nats")
+    3.64 saves 0.4558 nats
     """
     losses, slope = _losses(logits, targets, 1.0)
     try:
