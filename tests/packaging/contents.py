@@ -7,6 +7,7 @@ auditwheel and abi3audit check whether the symbols fit the tag, and twine the me
 from __future__ import annotations
 
 import io
+import re
 import sys
 import tarfile
 import tomllib
@@ -42,8 +43,9 @@ def _wheel_faults(path: Path) -> Iterator[str]:
     name, number, python, abi, platform = path.stem.split("-")
     if (name, number) != ("xent", version()):
         yield f"name: expected xent-{version()}; got {name}-{number}"
-    if (python, abi) not in {("cp311", "cp311"), ("cp312", "abi3")}:
-        yield f"tag: expected cp311-cp311 or cp312-abi3; got {python}-{abi}"
+    free_threaded = re.fullmatch(r"cp3\d+", python) and abi == f"{python}t"
+    if not free_threaded and (python, abi) not in {("cp311", "cp311"), ("cp312", "abi3")}:
+        yield f"tag: expected cp311-cp311, cp312-abi3 or cp3??-cp3??t; got {python}-{abi}"
     if not platform.startswith(("manylinux_", "musllinux_")):
         yield f"tag: expected manylinux or musllinux; got {platform}"
     with ZipFile(path) as archive:
@@ -70,16 +72,25 @@ def _wheel_faults(path: Path) -> Iterator[str]:
 
 
 def _library_faults(content: bytes) -> Iterator[str]:
-    """Whether a library searches in its wheel only, and links the libgomp that is there."""
+    """Whether a library searches in its wheel only, links its libgomp, and names where each symbol is."""
     from elftools.elf.elffile import ELFFile
 
-    tags = list(ELFFile(io.BytesIO(content)).get_section_by_name(".dynamic").iter_tags())
+    library = ELFFile(io.BytesIO(content))
+    tags = list(library.get_section_by_name(".dynamic").iter_tags())
     searched = [getattr(tag, name, "") for tag in tags for name in ("rpath", "runpath")]
     paths = [path for value in searched for path in value.split(":") if path]
     if paths != ["$ORIGIN/../../xent.libs"]:
         yield f"search path: expected $ORIGIN/../../xent.libs; got {paths}"
-    if "libgomp.so.1" in (needed := [tag.needed for tag in tags if hasattr(tag, "needed")]):
-        yield f"links the system's OpenMP: {needed}"
+    if "libgomp.so.1" in (linked := [tag.needed for tag in tags if hasattr(tag, "needed")]):
+        yield f"links the system's OpenMP: {linked}"
+    # auditwheel judges by versions. A symbol without one may be of a newer glibc than the tag says.
+    if versions := library.get_section_by_name(".gnu.version"):  # musl has none
+        symbols = enumerate(library.get_section_by_name(".dynsym").iter_symbols())
+        strong = [(i, x) for i, x in symbols if x["st_info"]["bind"] == "STB_GLOBAL"]
+        needed = [(i, x.name) for i, x in strong if x["st_shndx"] == "SHN_UNDEF"]
+        lost = [name for i, name in needed if str(versions.get_symbol(i)["ndx"]).startswith("VER_NDX_")]
+        if lost := sorted(name for name in lost if not name.startswith(("Py", "_Py"))):
+            yield f"symbols of no library: {lost}"
 
 
 def _sdist_faults(path: Path) -> Iterator[str]:

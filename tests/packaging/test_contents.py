@@ -39,7 +39,9 @@ WHEELS: list[tuple[str, Callable[[Files], Files], list[str]]] = [
     (WHEEL.replace(VERSION, "0.0.1"), dict, ["name: expected", "missing: the licence", "extra: "]),
     (WHEEL.replace("manylinux_2_34", "linux"), dict, ["tag: expected manylinux"]),
     (WHEEL.replace("cp312-abi3", "cp311-abi3"), dict, ["tag: expected cp311-cp311"]),
+    (WHEEL.replace("cp312-abi3", "cp314-cp313t"), dict, ["tag: expected cp311-cp311"]),
     (WHEEL.replace("cp312-abi3", "cp311-cp311"), dict, ["extension: expected one of cp311-cp311"]),
+    (WHEEL.replace("cp312-abi3", "cp314-cp314t"), dict, ["extension: expected one of cp314-cp314t"]),
     (WHEEL, without("xent/py.typed"), ["missing: xent/py.typed"]),
     (WHEEL, without("xent/html/templates/report.html.j2"), ["missing: xent/html/templates/report.html.j2"]),
     (WHEEL, without(f"{INFORMATION}/licenses/{contents.LICENCES[1]}"), ["missing: the licence native"]),
@@ -69,22 +71,26 @@ def test_wheel(
     assert all(any(fault.startswith(words) for fault in found) for words in expected), found
 
 
+OURS = "-Wl,-rpath,$ORIGIN/../../xent.libs"
 LINKS = [
-    ([], ["search path: expected", "links the system's OpenMP"]),
-    (["-Wl,-rpath,/usr/lib"], ["search path: expected", "links the system's OpenMP"]),
-    (["-Wl,-rpath,$ORIGIN/../../xent.libs"], ["links the system's OpenMP"]),
-    (["-Wl,-rpath,$ORIGIN/../../xent.libs", "no libgomp"], []),
+    ([], "omp_get_max_threads", ["search path: expected", "links the system's OpenMP"]),
+    (["-Wl,-rpath,/usr/lib"], "omp_get_max_threads", ["search path: expected", "links the system's OpenMP"]),
+    ([OURS], "omp_get_max_threads", ["links the system's OpenMP"]),
+    ([OURS], "getpid", []),
+    ([OURS], "Py_IsInitialized", []),
+    ([OURS], "arc5random", ["symbols of no library: ['arc5random']"]),
 ]
 
 
-@pytest.mark.parametrize(("options", "expected"), LINKS)
+@pytest.mark.parametrize(("options", "function", "expected"), LINKS)
 @pytest.mark.skipif(not shutil.which("gcc"), reason="needs GCC")
-def test_library(options: list[str], expected: list[str], tmp_path: Path) -> None:
+def test_library(options: list[str], function: str, expected: list[str], tmp_path: Path) -> None:
     pytest.importorskip("elftools", reason="pyelftools, which reads libraries, is not installed")
     library, source = tmp_path / "one.so", tmp_path / "one.c"
-    source.write_text("int omp_get_max_threads(void); int one(void) { return omp_get_max_threads(); }")
-    links = [] if "no libgomp" in options else ["-fopenmp"]
-    options = [option for option in options if option.startswith("-")]
+    source.write_text(
+        f"int getpid(void), {function}(void); int one(void) {{ return getpid() + {function}(); }}"
+    )
+    links = ["-fopenmp"] if function.startswith("omp_") else []
     subprocess.run(["gcc", "-shared", "-fPIC", *options, str(source), *links, "-o", str(library)], check=True)
     found = list(contents._library_faults(library.read_bytes()))
     assert [fault[: len(words)] for fault, words in zip(found, expected, strict=True)] == expected
