@@ -46,7 +46,7 @@ def _wheel_faults(path: Path) -> Iterator[str]:
     free_threaded = re.fullmatch(r"cp3\d+", python) and abi == f"{python}t"
     if not free_threaded and (python, abi) not in {("cp311", "cp311"), ("cp312", "abi3")}:
         yield f"tag: expected cp311-cp311, cp312-abi3 or cp3??-cp3??t; got {python}-{abi}"
-    if not platform.startswith(("manylinux_", "musllinux_")):
+    if not platform.startswith(("manylinux", "musllinux")):
         yield f"tag: expected manylinux or musllinux; got {platform}"
     with ZipFile(path) as archive:
         held = {item.filename for item in archive.infolist() if not item.is_dir()}

@@ -34,9 +34,19 @@ def plus(name: str, content: bytes = b"") -> Callable[[Files], Files]:
     return lambda files: files | {name: content}
 
 
+def renamed(old: str, new: str) -> Callable[[Files], Files]:
+    return lambda files: {new if item == old else item: content for item, content in files.items()}
+
+
 WHEELS: list[tuple[str, Callable[[Files], Files], list[str]]] = [
     (WHEEL, dict, []),
+    (
+        WHEEL.replace("cp312-abi3", "cp314-cp314t"),
+        renamed(EXTENSION, "xent/kernels/_native.cpython-314t.so"),
+        [],
+    ),
     (WHEEL.replace(VERSION, "0.0.1"), dict, ["name: expected", "missing: the licence", "extra: "]),
+    (WHEEL.replace("manylinux_2_34", "manylinux2014_x86_64.manylinux_2_17"), dict, []),
     (WHEEL.replace("manylinux_2_34", "linux"), dict, ["tag: expected manylinux"]),
     (WHEEL.replace("cp312-abi3", "cp311-abi3"), dict, ["tag: expected cp311-cp311"]),
     (WHEEL.replace("cp312-abi3", "cp314-cp313t"), dict, ["tag: expected cp311-cp311"]),
