@@ -65,8 +65,9 @@ html_theme_options = {
     "light_css_variables": dict.fromkeys(BRAND, "#1f5f8b") | {"font-stack": FONTS},
     "dark_css_variables": dict.fromkeys(BRAND, "#7ab8e0"),
 }
-html_static_path = ["static"]
+html_static_path = ["static", "../../src/xent/html/templates/scroll.js"]
 html_css_files = ["site.css"]
+html_js_files = [(name, {"defer": "defer"}) for name in ("names.js", "scroll.js")]
 html_additional_pages = {"index": "start.html"}
 templates_path = [str(HERE / "templates")]  # autosummary looks from the root, HTML from here
 html_copy_source = False
