@@ -9,7 +9,8 @@ import pytest
 from scipy.special import log_softmax, logsumexp
 from scipy.special import softmax as scipy_softmax
 
-from xent.explain.steps import explain, parse_numbers, render
+from xent.command.cli import main
+from xent.explain.steps import explain, parse_numbers
 
 Z = np.array([2.0, 3.0, 4.0])
 
@@ -76,10 +77,7 @@ def test_the_formula_shown_gives_the_number_shown(options, formula):
 
 
 def test_formulas_with_brackets_survive_the_printing(capsys):
-    from rich.console import Console
-
-    console = Console(width=100, no_color=True)
-    console.print(*render(explain(Z, 1, {"label_smoothing": 0.1})))
+    assert main(["explain", "2 3 4", "--label", "1", "--label-smoothing", "0.1"]) == 0
     out = capsys.readouterr().out
     assert "[s p + b (e_y − p) − β v]" in out
     assert "label → 1" in out

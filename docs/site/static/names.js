@@ -8,3 +8,9 @@ for (const table of document.querySelectorAll("article table:not(:has(caption))"
   const heading = table.closest("section, article").querySelector("h1, h2, h3, h4");
   if (heading) table.ariaLabel = heading.textContent.replace("¶", "").trim();
 }
+for (const parameters of document.querySelectorAll(".sig dl")) {
+  const term = document.createElement("dt"); // the theme lists parameters as definitions of nothing
+  term.hidden = true;
+  term.textContent = "Parameters";
+  parameters.prepend(term);
+}

@@ -5,12 +5,11 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich import box
 from rich.console import Console
-from rich.table import Table
 from rich.text import Text
 
-from xent.command import screen
+from xent.command import screen, tables
+from xent.command.tables import Column
 
 if TYPE_CHECKING:
     from xent.check import Row
@@ -28,8 +27,8 @@ def check(
 
     if seed < 0:
         raise ValueError(f"`--seed` must be >= 0; got {seed}")
-    with screen.status("checking") as update:
-        rows = checking.run(seed, lambda row: update(row.variant))
+    with screen.progress("checking", len(checking.VARIANTS), in_bytes=False) as advance:
+        rows = checking.run(seed, lambda row: advance(1))
     failures = [(row.variant, column) for row in rows for column in row.failures]
     if json:
         variants = [row._asdict() | {"failures": list(row.failures)} for row in rows]
@@ -44,21 +43,21 @@ def check(
 def _print(console: Console, rows: list[Row], failures: list[tuple[str, str]]) -> None:
     from xent import check as checking
 
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_footer=True, padding=0)
-    table.add_column("\nvariant", footer="tolerance", no_wrap=True)
-    for column in checking.Row._fields[1:]:
-        quantity, _, method = column.partition("_")
-        heading = f"{QUANTITIES[quantity]}\n{METHODS[method]}"
-        table.add_column(heading, footer=f"{checking.TOLERANCE[method]:.0e}", justify="right", no_wrap=True)
+    columns = [Column("\nvariant", is_text=True, footer="tolerance")]
+    for name in checking.Row._fields[1:]:
+        quantity, _, method = name.partition("_")
+        tolerance = f"{checking.TOLERANCE[method]:.0e}"
+        columns.append(Column(f"{QUANTITIES[quantity]}\n{METHODS[method]}", footer=tolerance))
+    lines = []
     for row in rows:
         cells = [
             Text(_error(error), "bold red" if name in row.failures else "")
             for name, error in zip(row._fields[1:], row[1:], strict=True)
         ]
-        table.add_row(row.variant, *cells)
-    console.print(table)
-    console.print("Largest difference, relative to the largest entry. diff: central differences;")
-    console.print("mp: the definition in mpmath, 50 digits; torch: the definition under autograd.")
+        lines.append(tables.Row((row.variant, *cells)))
+    tables.show(console, columns, lines, padding=0)
+    screen.say(console, "Largest difference, relative to the largest entry. diff: central differences;")
+    screen.say(console, "mp: the definition in mpmath, 50 digits; torch: the definition under autograd.")
     for library in checking.missing_libraries():
         console.print(f"-: {library} is not installed (pip install {library})")
     for variant, column in failures:

@@ -5,12 +5,10 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING, Any
 
-from rich import box
 from rich.console import Console
-from rich.table import Table
-from rich.text import Text
 
-from xent.command import screen
+from xent.command import screen, tables
+from xent.command.tables import Column, Row
 from xent.evaluation.words import class_name, half_interval, notes, numbers
 from xent.files.phrases import counted
 
@@ -39,13 +37,14 @@ def show(console: Console, files: list[str], names: list[str] | None, results: R
 
 
 def _print_numbers(console: Console, result: Evaluation) -> None:
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    groups = "" if result.groups is None else f", {counted(result.groups, 'group')}"
-    for head in ("", "", f"95%{groups}"):
-        table.add_column(head, justify="right" if table.columns else "left", no_wrap=bool(table.columns))
-    for name, value, error in numbers(result):
-        table.add_row(name, value, error, style="" if name.startswith(" ") else "bold")
-    console.print(table)
+    _print_values(console, numbers(result), result.groups)
+
+
+def _print_values(console: Console, values: list[tuple[str, str, str]], groups: int | None) -> None:
+    """Print [(name, value, its interval)]; names that begin with blanks are beneath others."""
+    clustered = "" if groups is None else f", {counted(groups, 'group')}"
+    columns = (Column("", is_text=True), Column(""), Column(f"95%{clustered}"))
+    tables.show(console, columns, [Row(row, "" if row[0].startswith(" ") else "bold") for row in values])
 
 
 def _print_classes(console: Console, shown: list[Any], num_classes: int, names: list[str] | None) -> None:
@@ -55,32 +54,31 @@ def _print_classes(console: Console, shown: list[Any], num_classes: int, names: 
         else "classes"
     )
     screen.say(console, which)
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    for name in ("class", "rows", "recall", "precision", "loss, nats", "share of loss"):
-        table.add_column(name, justify="right")
-    for c in shown:
-        table.add_row(
-            Text(class_name(c.label, names)),
-            f"{c.support:,}",
-            f"{c.recall:.2%}",
-            "-" if c.precision is None else f"{c.precision:.2%}",
-            f"{c.loss:.4f}",
-            "-" if c.share is None else f"{c.share:.2%}",
+    heads = ("rows", "recall", "precision", "loss, nats", "share of loss")
+    columns = [Column("class", is_text=names is not None), *map(Column, heads)]
+    rows = [
+        Row(
+            (
+                class_name(c.label, names),
+                f"{c.support:,}",
+                f"{c.recall:.2%}",
+                "-" if c.precision is None else f"{c.precision:.2%}",
+                f"{c.loss:.4f}",
+                "-" if c.share is None else f"{c.share:.2%}",
+            )
         )
-    console.print(table)
+        for c in shown
+    ]
+    tables.show(console, columns, rows)
 
 
 def _print_comparison(
     console: Console, files: list[str], names: list[str] | None, result: Comparison
 ) -> None:
     screen.say(console, f"{files[0]} less {files[1]}, paired over {counted(result.rows, 'row')}")
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    groups = "" if result.groups is None else f", {counted(result.groups, 'group')}"
-    for head in ("", "", f"95%{groups}"):
-        table.add_column(head, justify="right" if table.columns else "left")
     half = result.difference_interval[1] - result.difference
     shares = [count / result.rows if result.rows else math.nan for count in result.wins]
-    for row, value, error in (
+    values = [
         ("difference of the losses, nats", f"{result.difference:+.6f}", half_interval(half, "{:.4f}")),
         (
             "difference of the accuracies",
@@ -97,9 +95,8 @@ def _print_comparison(
             "-" if math.isnan(result.correlation) else f"{result.correlation:.4f}",
             "",
         ),
-    ):
-        table.add_row(row, value, error, style="" if row.startswith(" ") else "bold")
-    console.print(table)
+    ]
+    _print_values(console, values, result.groups)
     for which, rows in (("first", result.first_worse), ("second", result.second_worse)):
         if rows:
             screen.say(console, f"the {which} loses most to the other on: {_rows(rows, names)}", indent=2)

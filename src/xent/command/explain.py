@@ -10,12 +10,15 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 import typer.core
+from rich.console import Console
 from rich.text import Text
 
-from xent.command import screen
+from xent.command import screen, tables
+from xent.command.tables import Column, Row
 
 if TYPE_CHECKING:
     from xent.core.spec import Options
+    from xent.explain.steps import Explanation
 
 
 class SmoothingOver(StrEnum):
@@ -91,6 +94,23 @@ def explain(
         )
         return
     console = screen.console()
-    console.print(*explaining.render(explanation), sep="")
+    _print(console, explanation)
     if html is not None:
         console.print(Text(f"page      {html}"), soft_wrap=True)
+
+
+def _print(console: Console, explanation: Explanation) -> None:
+    from xent.explain.steps import number
+
+    columns = [Column("class\nk"), *(Column(f"{c.name}\n{c.formula}") for c in explanation.columns)]
+    rows = []
+    for k, values in enumerate(zip(*(column.values for column in explanation.columns), strict=True)):
+        is_label = k == explanation.label
+        name = f"label → {k}" if is_label else str(k)
+        rows.append(Row([name, *map(number, values)], "bold" if is_label else ""))
+    tables.show(console, columns, rows)
+    screen.say(console, explanation.gradient)
+    heads = ("quantity", "formula", "in numbers")
+    columns = [*(Column(head, is_text=True) for head in heads), Column("value")]
+    lines = [(line.name, line.formula, line.numbers, number(line.value)) for line in explanation.lines]
+    tables.show(console, columns, [Row(line) for line in lines])

@@ -8,12 +8,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich import box
 from rich.console import Console
-from rich.table import Table
-from rich.text import Text
 
-from xent.command import outputs, screen
+from xent.command import outputs, screen, tables
+from xent.command.tables import Column, Row
 from xent.files.phrases import counted, printable
 
 if TYPE_CHECKING:
@@ -282,24 +280,24 @@ def _print_run(console: Console, run: Run) -> None:
         counted(len(run.classes), "class", "classes"),
     )
     screen.say(console, f"{run.data.name}: {', '.join(counts)}")
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    table.add_column("")
-    for name in ("held out", "train"):
-        table.add_column(name, justify="right", no_wrap=True)
-    table.add_row("rows", f"{run.test.rows:,}", f"{run.train.rows:,}")
-    table.add_row("loss, nats", f"{run.test.loss:.4f}", f"{run.train.loss:.4f}", style="bold")
-    table.add_row("  guessing by class frequencies: their entropy", f"{run.frequencies:.4f}")
-    table.add_row(f"  guessing uniformly: ln {len(run.classes)}", f"{run.uniform:.4f}")
+    values: list[tuple[str, ...]] = [
+        ("rows", f"{run.test.rows:,}", f"{run.train.rows:,}"),
+        ("loss, nats", f"{run.test.loss:.4f}", f"{run.train.loss:.4f}"),
+        ("  guessing by class frequencies: their entropy", f"{run.frequencies:.4f}", ""),
+        (f"  guessing uniformly: ln {len(run.classes)}", f"{run.uniform:.4f}", ""),
+    ]
     if s.balanced:
         both = (f"{part.balanced_loss:.4f}" for part in (run.test, run.train))
-        table.add_row("  with all classes weighed alike", *both)
-    table.add_row("accuracy", f"{run.test.accuracy:.2%}", f"{run.train.accuracy:.2%}", style="bold")
+        values.append(("  with all classes weighed alike", *both))
+    values.append(("accuracy", f"{run.test.accuracy:.2%}", f"{run.train.accuracy:.2%}"))
     name, share = verdict.commonest(run)
-    table.add_row(Text(printable(f"  always saying {name}")), f"{share:.2%}")
+    values.append((printable(f"  always saying {name}"), f"{share:.2%}", ""))
     if s.balanced:
         both = (f"{part.balanced_accuracy:.2%}" for part in (run.test, run.train))
-        table.add_row("  averaged over the classes", *both)
-    console.print(table)
+        values.append(("  averaged over the classes", *both))
+    columns = (Column("", is_text=True), Column("held out"), Column("train"))
+    bold = ("loss, nats", "accuracy")
+    tables.show(console, columns, [Row(row, "bold" if row[0] in bold else "") for row in values])
     for heading, sentence in describe(run.model.preprocessor):
         _say_under(console, heading, sentence)
     if run.reads is not None:

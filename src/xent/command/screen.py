@@ -13,7 +13,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.cells import cell_len
 from rich.console import Console
-from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    DownloadColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeRemainingColumn,
+)
 from rich.table import Column
 from rich.text import Text
 
@@ -79,22 +86,31 @@ def passes() -> Iterator[Passes]:
     if not console.is_terminal:
         yield Passes(None)
         return
-    text = TextColumn("{task.description}", markup=False, table_column=Column(no_wrap=True))
-    size = DownloadColumn(table_column=Column(no_wrap=True))  # a narrow terminal has one line too
-    columns = (text, BarColumn(None), size, TimeRemainingColumn())
-    with Progress(*columns, console=console, transient=True) as bar:
+    with _bar(console) as bar:
         yield Passes(bar)
 
 
+def _bar(console: Console, in_bytes: bool = True) -> Progress:
+    """A bar of one line in any terminal, followed by how much is done and the time left."""
+    text, count, left = (Column(no_wrap=True) for _ in range(3))
+    return Progress(
+        TextColumn("{task.description}", markup=False, table_column=text),
+        BarColumn(None),
+        DownloadColumn(table_column=count) if in_bytes else MofNCompleteColumn(table_column=count),
+        TimeRemainingColumn(table_column=left),
+        console=console,
+        transient=True,
+    )
+
+
 @contextmanager
-def progress(what: str, total: int) -> Iterator[Callable[[int], None]]:
-    """Show a bar of ``total`` bytes on stderr if it is a terminal; yields a function that advances it."""
+def progress(what: str, total: int, in_bytes: bool = True) -> Iterator[Callable[[int], None]]:
+    """Show a bar of ``total`` bytes, or things, on stderr if it is a terminal; yields what advances it."""
     console = Console(stderr=True)
     if not console.is_terminal:
         yield lambda count: None
         return
-    columns = (TextColumn(what), BarColumn(), DownloadColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=console, transient=True) as bar:
+    with _bar(console, in_bytes) as bar:
         task = bar.add_task(what, total=total)
         yield lambda count: bar.update(task, advance=count)
 
@@ -124,11 +140,11 @@ def say(console: Console, text: str, style: str = "", indent: int = 0) -> None:
     """
     line = printable(text)
     if console.is_terminal:
-        line = f"\n{' ' * indent}".join(_lines(line, console.width, indent))
+        line = f"\n{' ' * indent}".join(wrapped(line, console.width, indent))
     console.print(Text(line, style), soft_wrap=True)
 
 
-def _lines(text: str, width: int, indent: int) -> list[str]:
+def wrapped(text: str, width: int, indent: int) -> list[str]:
     """``text`` wrapped between words to ``width`` cells, and to ``indent`` fewer after the first line."""
     lines: list[str] = []
     line, room = "", width

@@ -126,38 +126,6 @@ def explain(logits: Any, label: int, options: Options) -> Explanation:
     return Explanation(columns, lines, label, gradient)
 
 
-def render(explanation: Explanation) -> list[Any]:
-    """The explanation as rich tables."""
-    from rich import box
-    from rich.table import Table
-    from rich.text import Text
-
-    by_class = Table(
-        box=box.SIMPLE_HEAD,
-        pad_edge=False,
-        caption=Text(explanation.gradient),  # rich would read brackets in a string as markup
-        caption_justify="left",
-        caption_style="",
-    )
-    by_class.add_column("class\nk", justify="right")
-    for column in explanation.columns:
-        by_class.add_column(f"{column.name}\n{column.formula}", justify="right")
-    for k in range(len(explanation.columns[0].values)):
-        is_label = k == explanation.label
-        by_class.add_row(
-            f"label → {k}" if is_label else str(k),
-            *(_number(column.values[k]) for column in explanation.columns),
-            style="bold" if is_label else None,
-        )
-    by_row = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    for name in ("quantity", "formula", "in numbers"):
-        by_row.add_column(name, overflow="fold")
-    by_row.add_column("value", justify="right", no_wrap=True)
-    for line in explanation.lines:
-        by_row.add_row(line.name, line.formula, line.numbers, _number(line.value))
-    return [by_class, by_row]
-
-
 def _loss_formula(problem: Problem, alpha: float, lse: float, log_prob: float, stats: Any) -> tuple[str, str]:
     """(equation (1) with the terms that these options have, the same with numbers in it)."""
     spec, target = problem.spec, problem.target
@@ -189,7 +157,7 @@ def _short(x: float) -> str:
     return f"{x:.4g}".replace("-", "−")
 
 
-def _number(x: float) -> str:
+def number(x: float) -> str:
     """Six decimals, or an exponent for very small and very large numbers."""
     plain = x == 0 or 1e-4 <= abs(x) < 1e6 or not math.isfinite(x)
     return (f"{x:.6f}" if plain else f"{x:.4e}").replace("-", "−")
