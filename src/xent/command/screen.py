@@ -5,14 +5,16 @@ from __future__ import annotations
 import io
 import json
 import re
+import shutil
 import sys
+import unicodedata
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.cells import cell_len
-from rich.console import Console
+from rich.console import Console, ConsoleDimensions
 from rich.progress import (
     BarColumn,
     DownloadColumn,
@@ -118,11 +120,32 @@ def progress(what: str, total: int, in_bytes: bool = True) -> Iterator[Callable[
 def console() -> Console:
     """A console on standard output, in colour on a terminal unless NO_COLOR is set.
 
-    A character that the encoding of the output lacks is printed as an escape.
+    A character that the encoding of the output lacks is printed as an escape, unless `spelled` knows it.
     """
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")
-    return Console(highlight=False)
+    console = Console(highlight=False)
+    if console.is_dumb_terminal:  # for which rich takes 80 columns
+        console.size = ConsoleDimensions(*shutil.get_terminal_size())
+    return console
+
+
+SIGNS = dict(
+    zip("−±→‖≤·²∘∂ℓΣ…", ("-", "+-", "->", "||", "<=", "*", "^2", "o", "d", "loss", "sum", "..."), strict=True)
+)
+
+
+def spelled(console: Console, text: str) -> str:
+    """``text``; for an output that may not take them, the signs and Greek letters of formulas in ASCII."""
+    if not console.options.ascii_only or text.isascii():
+        return text
+    text = "".join(SIGNS.get(c, c) for c in text)
+    return re.sub(r"(?<=\w)(?=[α-ω])|(?<=[α-ω])(?=\w)|[α-ω]", lambda match: _letter(match[0]), text)
+
+
+def _letter(c: str) -> str:
+    """The name of a Greek letter; a blank where two letters would touch."""
+    return unicodedata.name(c).split()[-1].lower().replace("lamda", "lambda") if c else " "
 
 
 def number(option: str, word: str, or_word: str) -> float | None:
@@ -138,7 +161,7 @@ def say(console: Console, text: str, style: str = "", indent: int = 0) -> None:
 
     All lines except the first begin with ``indent`` blanks.
     """
-    line = printable(text)
+    line = spelled(console, printable(text))
     if console.is_terminal:
         line = f"\n{' ' * indent}".join(wrapped(line, console.width, indent))
     console.print(Text(line, style), soft_wrap=True)

@@ -16,6 +16,9 @@ from xent.command import screen
 LONGEST = 20  # cells of a word that a column of names makes room for; longer ones are broken
 
 
+ASCII_HEAD = box.Box("    \n    \n -- \n    \n    \n    \n    \n    \n", ascii=True)  # rich's has sides
+
+
 class Column(NamedTuple):
     """A column: names or words, which are wrapped, or numbers, which are not; heads are wrapped."""
 
@@ -37,17 +40,18 @@ def show(console: Console, columns: Sequence[Column], rows: Sequence[Row], paddi
     If it is wider than the console, the first column comes again below with the columns that had no room, and
     with those of the rows that have something in them.
     """
+    columns = [column._replace(head=screen.spelled(console, column.head)) for column in columns]
+    rows = [row._replace(cells=[_spelled(console, cell) for cell in row.cells]) for row in rows]
     between = 2 * padding + 1
     room = console.width - 2  # a blank on either side
-    least = [
-        _least(column, [row.cells[i] for row in rows], min(LONGEST, room // 2))
-        for i, column in enumerate(columns)
-    ]
-    whole = [_whole(column, [row.cells[i] for row in rows]) for i, column in enumerate(columns)]
+    longest = min(LONGEST, room // 2)
+    cells = [[row.cells[i] for row in rows] for i in range(len(columns))]
+    least = [_least(column, own, longest) for column, own in zip(columns, cells, strict=True)]
+    whole = [_whole(column, own) for column, own in zip(columns, cells, strict=True)]
     for part in _parts(least, room, between):
         widths = _widths([least[i] for i in part], [whole[i] for i in part], room - between * (len(part) - 1))
         table = Table(
-            box=box.SIMPLE_HEAD,
+            box=ASCII_HEAD if console.options.ascii_only else box.SIMPLE_HEAD,
             pad_edge=False,
             padding=(0, padding),
             show_footer=any(column.footer for column in columns),
@@ -101,6 +105,10 @@ def _least(column: Column, cells: list[str | Text], longest: int) -> int:
         names = [_Name(str(cell)) for cell in cells]
         return max([*map(cell_len, words), *(min(longest, name.least) for name in names)])
     return max(map(cell_len, [*words, *map(str, cells)]))
+
+
+def _spelled(console: Console, cell: str | Text) -> str | Text:
+    return screen.spelled(console, cell) if isinstance(cell, str) else cell
 
 
 def _cell(column: Column, cell: str | Text) -> Text | _Name:
