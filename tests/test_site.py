@@ -14,6 +14,8 @@ from urllib.parse import unquote, urlsplit
 
 import pytest
 
+from tests.axe import violations
+
 ROOT = Path(__file__).parents[1]
 MODULES = {
     "xent": (),
@@ -151,7 +153,7 @@ CUT = """() => [...document.querySelectorAll("article *")].filter(node => {
 }).map(node => node.textContent.slice(0, 60))"""
 
 
-@pytest.mark.parametrize("width", [390, 1280])
+@pytest.mark.parametrize("width", [320, 1280])
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_pages_fit_and_the_explorer_follows_the_scheme(
     site: Path, browser: Any, width: int, scheme: str
@@ -168,4 +170,16 @@ def test_pages_fit_and_the_explorer_follows_the_scheme(
     assert page.evaluate(inherited) == scheme
     page.emulate_media(media="print", color_scheme=scheme)
     assert page.evaluate(inherited) == "light"
+    page.close()
+
+
+RULED = ("index", "maths", "dask", "api/generated/xent.cross_entropy")
+
+
+@pytest.mark.parametrize("width", [320, 1280])
+def test_no_rule_of_accessibility_is_broken(site: Path, browser: Any, width: int) -> None:
+    page = browser.new_page(viewport={"width": width, "height": 900})
+    for name in RULED:
+        page.goto((site / f"docs/{name}.html").as_uri())
+        assert violations(page) == [], name
     page.close()

@@ -48,7 +48,9 @@ def test_numbers_and_names_are_whole_at_any_width(width):
 
 
 def test_columns_without_room_follow_with_the_rows_that_have_something_in_them():
-    wide, narrow = printed(80), printed(36)
+    columns = (*COLUMNS[:2], COLUMNS[3])
+    rows = [Row((row.cells[0], row.cells[1], row.cells[3]), row.style) for row in ROWS]
+    wide, narrow = (printed(width, columns, rows) for width in (80, 30))
     assert (wide.count("loss"), wide.count("third")) == (1, 1)
     assert narrow.count("loss") > 1
     last = narrow[narrow.index("third") :]

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 import xent
+from tests.axe import violations
 from tests.explain.explorer_rows import OPTIONS, named, row, state
 from xent.command.cli import main
 from xent.explain import explorer
@@ -263,6 +264,19 @@ def test_nothing_is_wider_than_the_window(visit, link):
         page.set_viewport_size({"width": wide, "height": 844})
         assert page.evaluate("document.documentElement.scrollWidth") <= wide
         assert width(page.locator("#curve")) > 200
+
+
+@pytest.mark.parametrize("options", [{}, {"temperature": 2.0, "focal_gamma": 1.0}], ids=str)
+@pytest.mark.parametrize("way", [{"color_scheme": "dark"}, {"forced_colors": "active"}], ids=str)
+def test_no_rule_of_accessibility_is_broken_on_a_phone(visit, options, way):
+    page = visit(row(options=options), viewport={"width": 320, "height": 700}, **way)
+    page.evaluate("for (const details of document.querySelectorAll('details')) details.open = true")
+    assert violations(page) == []
+    assert page.locator("table:not([aria-labelledby])").count() == 0
+    heads = page.locator("#bars thead th:visible").evaluate_all(
+        "all => all.map(head => [head.scrollWidth, head.clientWidth])"
+    )
+    assert all(needed <= given for needed, given in heads)
 
 
 def test_it_prints_without_its_controls(visit):
