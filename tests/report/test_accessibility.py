@@ -23,7 +23,7 @@ COLOURLESS = """() => [...document.querySelectorAll(".saved, .sum .bar div, .sha
     .filter(bar => getComputedStyle(bar).backgroundColor === getComputedStyle(document.body).backgroundColor)
     .map(bar => bar.className)"""
 # The numbers that go over more than one line.
-BROKEN = """() => [...document.querySelectorAll("td:not(.share)")].filter(cell => {
+BROKEN = """() => [...document.querySelectorAll("td:not(.share), th[scope=row]")].filter(cell => {
     const range = document.createRange();
     range.selectNodeContents(cell);
     const lines = new Set([...range.getClientRects()].map(box => Math.round(box.top)));
