@@ -23,7 +23,7 @@ COLOURLESS = """() => [...document.querySelectorAll(".saved, .sum .bar div, .sha
     .filter(bar => getComputedStyle(bar).backgroundColor === getComputedStyle(document.body).backgroundColor)
     .map(bar => bar.className)"""
 # The numbers that go over more than one line.
-BROKEN = """() => [...document.querySelectorAll("td:not(.share), th[scope=row]")].filter(cell => {
+BROKEN = """() => [...document.querySelectorAll("td:not(.share), .abreast th[scope=row]")].filter(cell => {
     const range = document.createRange();
     range.selectNodeContents(cell);
     const lines = new Set([...range.getClientRects()].map(box => Math.round(box.top)));
@@ -64,3 +64,14 @@ def test_no_number_is_broken_over_lines(pages, visit, name):
     for width in (320, 640):
         page.set_viewport_size({"width": width, "height": 900})
         assert page.evaluate(BROKEN) == []
+
+
+def test_what_a_pointer_shows_over_a_point_is_in_a_table_too(pages, visit):
+    page = visit(pages["digits"], viewport=PHONE)
+    page.get_by_text("The points in numbers").press("Enter")
+    table = page.get_by_role("table", name="Reliability, bin by bin")
+    cells = table.locator("tbody tr").evaluate_all(
+        "rows => rows.map(row => [...row.cells].map(c => c.textContent))"
+    )
+    shown = page.locator("#parts svg title").all_text_contents()
+    assert [f"stated {stated}, true {right}, rows {rows}" for stated, right, rows in cells] == shown

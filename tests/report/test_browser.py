@@ -185,7 +185,7 @@ def test_names_that_nothing_shorter_tells_apart_get_their_places(room):
 
 def test_the_keyboard_reaches_the_links_and_sorts_the_table(pages, visit):
     page = visit(pages["digits"], viewport={"width": 1280, "height": 800})
-    interactive = page.locator("a, button")
+    interactive = page.locator("a, button, summary")
     reached = []
     for _ in range(interactive.count()):
         page.keyboard.press("Tab")
