@@ -17,7 +17,7 @@ from xent.command import cli
 IMAGES = Path(__file__).parents[1] / "images"
 ROW = ["explain", "2 3 4", "--label", "0", "--label-smoothing", "0.1", "--html", "explorer.html"]
 FIT = ["fit", "digits", "--report", "report.html"]
-SIZES = {"report": (1040, 1845), "explorer": (1280, 1012)}  # a size ends where a part of the page does
+SIZES = {"report": (1040, 1878), "explorer": (1280, 1012)}  # a size ends where a part of the page does
 
 
 def main() -> None:
