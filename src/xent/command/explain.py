@@ -102,15 +102,19 @@ def explain(
 def _print(console: Console, explanation: Explanation) -> None:
     from xent.explain.steps import number
 
-    columns = [Column("class\nk"), *(Column(f"{c.name}\n{c.formula}") for c in explanation.columns)]
+    columns = [
+        Column("class\nk"),
+        *(Column(screen.formula(console, f"{c.name}\n{c.formula}")) for c in explanation.columns),
+    ]
     rows = []
     for k, values in enumerate(zip(*(column.values for column in explanation.columns), strict=True)):
         is_label = k == explanation.label
         name = f"label → {k}" if is_label else str(k)
         rows.append(Row([name, *map(number, values)], "bold" if is_label else ""))
     tables.show(console, columns, rows)
-    screen.say(console, explanation.gradient)
+    screen.say(console, screen.formula(console, explanation.gradient))
     heads = ("quantity", "formula", "in numbers")
     columns = [*(Column(head, is_text=True) for head in heads), Column("value")]
     lines = [(line.name, line.formula, line.numbers, number(line.value)) for line in explanation.lines]
-    tables.show(console, columns, [Row(line) for line in lines])
+    rows = [Row([screen.formula(console, cell) for cell in line]) for line in lines]
+    tables.show(console, columns, rows)

@@ -136,11 +136,16 @@ SIGNS = dict(
 
 
 def spelled(console: Console, text: str) -> str:
-    """``text``; for an output that may not take them, the signs and Greek letters of formulas in ASCII."""
-    if not console.options.ascii_only or text.isascii():
+    """``text``; for an output that may not take them, signs in ASCII. Letters of names stay."""
+    return "".join(SIGNS.get(c, c) for c in text) if console.options.ascii_only else text
+
+
+def formula(console: Console, text: str) -> str:
+    """As `spelled`, with the Greek letters of a formula by their names."""
+    if not console.options.ascii_only:
         return text
-    text = "".join(SIGNS.get(c, c) for c in text)
-    return re.sub(r"(?<=\w)(?=[α-ω])|(?<=[α-ω])(?=\w)|[α-ω]", lambda match: _letter(match[0]), text)
+    pattern = r"(?<=\w)(?=[α-ω])|(?<=[α-ω])(?=\w)|[α-ω]"
+    return re.sub(pattern, lambda match: _letter(match[0]), spelled(console, text))
 
 
 def _letter(c: str) -> str:
