@@ -175,9 +175,9 @@ def test_lines_of_a_terminal_break_between_words_and_hang(columns, capsys):
 
 
 def test_wide_characters_take_two_cells():
-    lines = screen._lines("動物 " * 30, 40, 4)
+    lines = screen.wrapped("動物 " * 30, 40, 4)
     assert max(screen.cell_len(line) for line in lines) <= 40
-    assert screen._lines("x" * 100 + " y", 40, 4) == ["x" * 100, "y"]
+    assert screen.wrapped("x" * 100 + " y", 40, 4) == ["x" * 100, "y"]
 
 
 def test_the_screen_says_one_and_many_rightly(tmp_path, capsys):
