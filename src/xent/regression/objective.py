@@ -16,6 +16,7 @@ from scipy.linalg.blas import daxpy, saxpy
 
 from xent.core.spec import LossSpec
 from xent.regression.sums import partition_sums as sums
+from xent.regression.sums.hessian_matrix import hessian_matrix
 from xent.regression.sums.partition_sums import RowLoss
 from xent.regression.sums.partitions import Local, Partitions
 
@@ -279,6 +280,18 @@ class Objective:
             sums.gram, *at, row_loss, by_class, self.fit_intercept, each=each
         )
         return gram
+
+    def hessian_matrix(self, parameters: Array) -> Array:
+        """The Hessian at ``parameters`` of a convex objective, of dense features, (P, P)."""
+        at = self.unpack(parameters)
+        by_feature = self.partitions.sum_over(hessian_matrix, *at, self.row_loss, self.fit_intercept)
+        width = self.num_features + self.fit_intercept
+        order = np.arange(self.num_parameters).reshape(self.num_scores, width)
+        order = self.pack(order[:, : self.num_features], order[:, -1])
+        matrix: Array = by_feature[order[:, None], order]
+        weights = self.num_scores * self.num_features
+        matrix[range(weights), range(weights)] += self.alpha
+        return matrix
 
     def least_mass_of_one_class(self) -> float:
         """The least weight ω m > 0 of a row; 0 if the target of a row has several classes."""

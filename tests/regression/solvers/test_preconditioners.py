@@ -19,7 +19,7 @@ def test_whitening_is_the_inverse_hessian_at_zero():
         if num_classes > 2:  # the only directions that matter
             coef, intercept = coef - coef.mean(0), intercept - intercept.mean()
         vector = objective.pack(coef, intercept)
-        estimate = preconditioners.whitening(objective, start, np.random.RandomState(0))
+        estimate = preconditioners.preconditioner(objective, start, np.random.RandomState(0))
         np.testing.assert_allclose(estimate(objective.hvp(start, vector)), vector, rtol=1e-6, atol=1e-6)
 
 
@@ -39,7 +39,7 @@ def test_whitening_by_class_is_the_inverse_of_the_hessians_blocks():
         block = (hessian[np.ix_(place, place)] - penalty) * (num_classes / (num_classes - 1)) + penalty
         expected[k] = np.linalg.solve(block, columns[k])
     expected += shift / alpha - expected.mean(0)
-    estimate = preconditioners.whitening(objective, at, np.random.RandomState(0), by_class=True)
+    estimate = preconditioners.preconditioner(objective, at, np.random.RandomState(0), by_class=True)
     found = estimate(objective.pack((columns + shift)[:, :-1], columns[:, -1]))
     np.testing.assert_allclose(found, objective.pack(expected[:, :-1], expected[:, -1]), rtol=1e-6, atol=1e-6)
 

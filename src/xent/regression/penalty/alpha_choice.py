@@ -2,29 +2,29 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
-from sklearn.model_selection import check_cv
 
-from xent.api.cross_entropy import cross_entropy
 from xent.core.spec import LossSpec
-from xent.regression import features
 from xent.regression.class_targets import ClassTargets, as_target, class_factors
 from xent.regression.fitting import objective_of
-from xent.regression.objective import SMALL, Objective
+from xent.regression.objective import Objective
+from xent.regression.penalty.folds import rows_of, sorted_by_fold, splits_of, targets_of
 from xent.regression.penalty.penalty_path import PenaltyPath
+from xent.regression.penalty.sampled_path import SampledPath, sample_size
 from xent.regression.solvers import generator
-from xent.regression.sums.partition_sums import as_logits
-from xent.regression.sums.partitions import Local, Partition, with_entries
+from xent.regression.sums.partition_sums import row_losses
+from xent.regression.sums.partitions import Local, Partition
 from xent.regression.sums.threads import few_threads
 
 Array = np.ndarray[Any, Any]
 OnAlpha = Callable[[float, float], None]  # alpha, mean held-out loss
 
 STEP = 10**0.5  # between the alphas that are tried
+LEAST_SHARE = 1e-9  # of the weight of a class, in the other rows, below which it is rounding
+FLAT = 0.03  # decrease of the loss, in its standard error, that is worth no smaller alpha
 FIRST = 10**-1.5  # that is tried, for features of variance 1
 
 
@@ -42,9 +42,18 @@ class Choice(NamedTuple):
 class _Fold(NamedTuple):
     """The rows of one fold, held out."""
 
-    rows: Any  # features
-    targets: Array
+    rows: Partition  # with the targets of the plain loss
     weight: Array  # 0 for a class that the other rows lack: it cannot be learnt
+
+    @classmethod
+    def of(cls, X: Any, targets: ClassTargets, rows: Any, known: Array) -> _Fold:
+        """Some of the rows; ``known`` are the classes that the others have."""
+        targets = targets_of(targets, rows)
+        each = targets.targets
+        can_be_learnt = known[each] if each.ndim == 1 else each[:, ~known].sum(1) == 0
+        weight = np.ones(len(each)) if targets.weight is None else targets.weight
+        plain = as_target(targets._replace(weight=None), None, LossSpec())
+        return cls(Partition(rows_of(X, rows), plain), weight * can_be_learnt)
 
 
 class CrossValidation:
@@ -61,58 +70,58 @@ class CrossValidation:
     """
 
     def __init__(self, estimator: Any, X: Any, targets: ClassTargets, spec: LossSpec, cv: Any) -> None:
-        self.narrow = X if X.dtype == np.float32 or _entries(X) < SMALL else _float32(X)
-        weight = np.ones(X.shape[0]) if targets.weight is None else targets.weight
+        X, targets, splits = sorted_by_fold(X, targets, splits_of(cv, X, targets))
 
-        def objective(rows: Array | None) -> Objective:
-            part = targets if rows is None else targets._replace(weight=np.where(rows, weight, 0.0))
-            factors = class_factors(estimator.class_weight, targets.classes, part.mass)
-            local = Local([Partition(self.narrow, as_target(part, factors, spec))])
-            return objective_of(estimator, local, len(targets.classes), spec)
+        def objective(mass: Array, *selections: Any) -> Objective:
+            factors = class_factors(estimator.class_weight, targets.classes, mass)
+            parts = [
+                Partition(rows_of(X, rows), as_target(targets_of(targets, rows), factors, spec))
+                for rows in selections
+            ]
+            return objective_of(estimator, Local(parts), len(targets.classes), spec)
 
-        self.whole = objective(None)
+        mass = targets.mass
+        self.whole = objective(mass, slice(None))
+        sampled = None if estimator.class_weight == "balanced" else sample_size(self.whole)
         self.folds: list[_Fold] = []
-        without = []
-        for training, held_out in _splits(cv, X, targets):
-            mask = np.zeros(X.shape[0], bool)
-            mask[training] = True
-            without.append(objective(mask))
-            known = targets._replace(weight=np.where(mask, weight, 0.0)).mass > 0
-            self.folds.append(self._fold(held_out, targets, weight, known))
-        self.path = PenaltyPath(self.whole, without, generator(estimator.random_state, "lbfgs"))
+        objectives = []
+        for split in splits:
+            without = mass - targets_of(targets, split.left_out).mass
+            self.folds.append(_Fold.of(X, targets, split.held_out, without > LEAST_SHARE * mass))
+            if sampled:
+                objectives.append(objective(mass, split.left_out))
+            else:
+                objectives.append(objective(without, *split.training))
+        random = generator(estimator.random_state, "lbfgs")
+        self.path = (
+            SampledPath(self.whole, objectives, sampled, random)
+            if sampled
+            else PenaltyPath(self.whole, objectives, random)
+        )
         self.losses: dict[float, list[Array]] = {}  # alpha → losses of the rows of each fold
-
-    def _fold(self, rows: Array, targets: ClassTargets, weight: Array, known: Array) -> _Fold:
-        each = targets.targets[rows]
-        can_be_learnt = known[each] if each.ndim == 1 else each[:, ~known].sum(1) == 0
-        return _Fold(self.narrow[rows], each, weight[rows] * can_be_learnt)
+        self.weight = np.concatenate([fold.weight for fold in self.folds])
+        self._plain = self.whole.row_loss._replace(spec=LossSpec(), dtype=self.whole.totals.dtype)
 
     def mean(self, alpha: float) -> float:
         """The mean held-out loss, (49), at ``alpha``, which is computed if it was not yet."""
         if alpha not in self.losses:
             self.losses[alpha] = [
-                self._loss(fold, parameters)
+                row_losses(fold.rows, *self.whole.unpack(parameters), self._plain)
                 for fold, parameters in zip(self.folds, self.path.at(alpha)[1:], strict=True)
             ]
-        return self._moments(alpha)[0]
+        return self.moments(alpha)[0]
 
-    def _loss(self, fold: _Fold, parameters: Array) -> Array:
-        coef, intercept = (each.astype(self.narrow.dtype) for each in self.whole.unpack(parameters))
-        scores = as_logits(features.scores(fold.rows, coef, intercept))
-        return np.asarray(cross_entropy(scores, fold.targets, reduction="none"), np.float64)
-
-    def _moments(self, alpha: float) -> tuple[float, float]:
+    def moments(self, alpha: float) -> tuple[float, float]:
         """(mean, its standard error): (49) and (50)."""
-        weight = np.concatenate([fold.weight for fold in self.folds])
         losses = np.concatenate(self.losses[alpha])
-        total = weight.sum()
-        mean = float(weight @ losses / total)
-        return mean, float(np.sqrt(weight**2 @ (losses - mean) ** 2) / total)
+        total = self.weight.sum()
+        mean = float(self.weight @ losses / total)
+        return mean, float(np.sqrt(self.weight**2 @ (losses - mean) ** 2) / total)
 
     def choice(self) -> Choice:
         """The result for the alphas so far."""
         alphas = sorted(self.losses, reverse=True)
-        mean, error = np.array([self._moments(alpha) for alpha in alphas]).T
+        mean, error = np.array([self.moments(alpha) for alpha in alphas]).T
         scores = [
             [
                 np.average(losses, weights=fold.weight) if fold.weight.any() else np.nan
@@ -145,9 +154,14 @@ def search(validation: CrossValidation, most: int, on_alpha: OnAlpha) -> Choice:
         on_alpha(alpha, value)
         return value
 
+    def falls() -> bool:
+        """Whether the loss still falls, noticeably, towards smaller alphas."""
+        last = min(tried)
+        error = validation.moments(scale * FIRST * STEP**last)[1]
+        return tried[last + 1] - tried[last] > FLAT * error
+
     tried = {step: mean(step) for step in (0, -1)[:most]}
-    downwards = -1 in tried and tried[-1] < tried[0]
-    while downwards and len(tried) < most and min(tried, key=tried.__getitem__) == min(tried):
+    while -1 in tried and len(tried) < most and falls():
         tried[min(tried) - 1] = mean(min(tried) - 1)
     while len(tried) < most:
         choice = validation.choice()
@@ -175,26 +189,8 @@ def choose(
 ) -> tuple[Choice, PenaltyPath]:
     """(the losses for each alpha, the optima). ``alphas`` are those to try, or how many at most."""
     scores = len(targets.classes) if len(targets.classes) > 2 else 1
-    with few_threads(_entries(X), scores, 1, hasattr(X, "indptr")), np.errstate(all="ignore"):
+    with few_threads(int(X.size), scores, 1, hasattr(X, "indptr")), np.errstate(all="ignore"):
         validation = CrossValidation(estimator, X, targets, spec, cv)
         if isinstance(alphas, int):
             return search(validation, alphas, on_alpha), validation.path
         return try_each(validation, alphas, on_alpha), validation.path
-
-
-def _splits(cv: Any, X: Any, targets: ClassTargets) -> list[tuple[Array, Array]]:
-    """[(training rows, held-out rows)], stratified by class if ``cv`` is a number and ``y`` labels."""
-    y = np.zeros(X.shape[0]) if targets.labels is None else targets.labels
-    splitter = check_cv(cv, y, classifier=targets.labels is not None)
-    with warnings.catch_warnings():
-        # Rows of classes that the other folds lack are left out of the mean: see `_Fold`.
-        warnings.filterwarnings("ignore", "The least populated class", UserWarning)
-        return [(np.asarray(one), np.asarray(other)) for one, other in splitter.split(X, y)]
-
-
-def _entries(X: Any) -> int:
-    return int(X.size)
-
-
-def _float32(X: Any) -> Any:
-    return with_entries(X, X.data.astype(np.float32)) if hasattr(X, "indptr") else X.astype(np.float32)

@@ -1,6 +1,6 @@
 """Optima for one penalty after the other, of all rows and without each fold: for choosing the penalty.
 
-Section 15 of docs/maths.md says how. All optima share one estimate of the Hessian: `lbfgs.Memory`.
+Section 15 of docs/maths.md says how. `sampled_path` is the same for many rows.
 """
 
 from __future__ import annotations
@@ -12,16 +12,10 @@ from typing import Any
 import numpy as np
 
 from xent.regression.objective import Objective
-from xent.regression.solvers.lbfgs import Kept, Memory
-from xent.regression.solvers.line_search import evaluate, step_along
-from xent.regression.solvers.progress import Progress
-from xent.regression.solvers.state import Draws
+from xent.regression.penalty.optimum import Hessians, Pairs, Steps, has_hessian, settled
 
 Array = np.ndarray[Any, Any]
 
-TOL = 2e-4  # expected decrease of the last step, relative to the objective; it is made without a pass
-FIRST_TOL = 1e-4  # where the folds start from the optimum of all rows, which has seen the rows held out
-MOST_STEPS = 200
 FARTHEST = 1.5  # how far beyond two optima a third is extrapolated, in their distance
 
 
@@ -33,7 +27,7 @@ class PenaltyPath:
     objective : Objective
         Of all rows.
     folds : sequence of Objective
-        Of the same rows, each without those of one fold.
+        Of the rows without those of one fold, each.
     random : RandomState
         Draws the rows from which the Hessian is estimated.
 
@@ -47,29 +41,28 @@ class PenaltyPath:
         self, objective: Objective, folds: Sequence[Objective], random: np.random.RandomState
     ) -> None:
         self.objectives = [objective, *folds]
-        self.random = random
         self.optima: dict[float, list[Array]] = {}
-        self._memory: Memory | None = None
+        self.steps: Steps = Hessians() if has_hessian(objective) else Pairs(random)
 
     def at(self, alpha: float) -> list[Array]:
         """Compute the optima for ``alpha``. ValueError if they overflow."""
-        whole, *folds = (objective.with_alpha(alpha) for objective in self.objectives)
-        start = self._predicted(alpha)
-        kept = Kept(start[0], 0, Draws.of(self.random))
-        memory = Memory(whole.rounded, kept, self.random, by_class=False)
-        if self._memory is not None:
-            memory.adopt(self._memory)
-        self._memory = memory
-        tol = TOL if self.optima else FIRST_TOL
-        optimum = _settled(whole, start[0], memory, tol)
-        moved = optimum - start[0]  # what was wrong with the prediction, for each fold alike
-        rest = [
-            _settled(fold, each + moved, memory, tol) for fold, each in zip(folds, start[1:], strict=True)
-        ]
-        if not all(np.isfinite(each).all() for each in (optimum, *rest)):
+        optima = self._optima(alpha, self._predicted(alpha))
+        if not all(np.isfinite(each).all() for each in optima):
             raise ValueError("the objective overflowed: bring the features to one scale (StandardScaler)")
-        self.optima[alpha] = [optimum, *rest]
-        return self.optima[alpha]
+        self.optima[alpha] = optima
+        return optima
+
+    def _optima(self, alpha: float, starts: list[Array]) -> list[Array]:
+        """The optima, from what (51) predicts."""
+        whole, *folds = (objective.with_alpha(alpha) for objective in self.objectives)
+        self.steps.begin(whole.rounded, starts[0])
+        optimum = settled(whole.rounded, starts[0], self.steps, is_first=not self.optima)
+        moved = optimum - starts[0]  # what was wrong with the prediction, for each fold alike: (52)
+        rest = [
+            settled(fold.rounded, start + moved, self.steps, is_first=not self.optima)
+            for fold, start in zip(folds, starts[1:], strict=True)
+        ]
+        return [optimum, *rest]
 
     def _predicted(self, alpha: float) -> list[Array]:
         """Equation (51), with the two nearest alphas so far."""
@@ -83,22 +76,3 @@ class PenaltyPath:
         if abs(t) > FARTHEST:
             return last
         return [x + t * (x - y) for x, y in zip(last, self.optima[near[1]], strict=True)]
-
-
-def _settled(objective: Objective, parameters: Array, memory: Memory, tol: float) -> Array:
-    """L-BFGS from ``parameters``; the last step, which promises a small decrease, is not verified."""
-    function = objective.rounded
-    progress = Progress(objective, MOST_STEPS, tol, memory.random, certify=False)
-    point = evaluate(function, parameters, progress)
-    while not progress.exhausted:
-        direction = memory.direction(point.gradient)
-        progress.promised(-0.5 * float(direction @ point.gradient), point.value)
-        if progress.converged:
-            return point.parameters + direction
-        following = step_along(direction, point, function, progress)
-        if following is None:
-            break
-        memory.learn(point, following)
-        point = following
-        progress.steps += 1
-    return point.parameters

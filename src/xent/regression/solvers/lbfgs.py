@@ -6,13 +6,21 @@ each new preconditioner. Here the pairs are in W, so that they stay valid.
 
 from __future__ import annotations
 
+from copy import copy
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from xent.regression.objective import Objective
 from xent.regression.solvers.line_search import evaluate, step_along, step_of_intercept
-from xent.regression.solvers.preconditioners import is_cheap_by_class, preconditioner
+from xent.regression.solvers.preconditioners import (
+    Preconditioner,
+    diagonal,
+    estimated_gram,
+    is_cheap_by_class,
+    is_whitened,
+    whitening,
+)
 from xent.regression.solvers.progress import Progress
 from xent.regression.solvers.state import Draws, Point
 
@@ -127,20 +135,33 @@ class Memory:
         """Compute the preconditioner at ``parameters``, after ``step`` steps."""
         self.kept = self.kept._replace(anchor=parameters, anchor_step=step, draws=Draws.of(self.random))
         differ = self.by_class and bool(parameters.any())  # at 0 all classes have the same curvature
-        self.estimate = preconditioner(self.objective, parameters, self.random, differ)
+        self.gram: Array | None = None
+        if is_whitened(self.objective):
+            self.gram = estimated_gram(self.objective, parameters, self.random, differ)
+            self.estimate: Preconditioner = whitening(self.objective, self.gram)
+        else:
+            self.estimate = diagonal(self.objective, parameters)
 
     def learn(self, before: Point, after: Point) -> None:
         """Add the pair of a step if the curvature along it is positive."""
         self._add(after.parameters - before.parameters, after.gradient - before.gradient)
 
-    def adopt(self, other: Memory) -> None:
-        """Take the pairs of a memory of the same loss with another alpha, which changes the gradients."""
-        more = self.objective.alpha - other.objective.alpha
-        weights = self.objective.num_scores * self.objective.num_features
-        for step, change in zip(other.kept.steps, other.kept.changes, strict=True):
+    def with_penalty(self, objective: Objective, parameters: Array) -> Memory:
+        """The memory for the same loss with another alpha, which changes the gradients of the pairs.
+
+        The diagonal preconditioner is computed at ``parameters``; of the other one XᵀSX is taken over.
+        """
+        other = copy(self)
+        other.objective = objective
+        more = objective.alpha - self.objective.alpha
+        other.kept = self.kept._replace(steps=(), changes=(), rhos=(), scale=1.0)
+        other.refresh(parameters, 0)
+        weights = objective.num_scores * objective.num_features
+        for step, change in zip(self.kept.steps, self.kept.changes, strict=True):
             penalised = change.copy()
             penalised[:weights] += more * step[:weights]
-            self._add(step, penalised)
+            other._add(step, penalised)
+        return other
 
     def _add(self, step: Array, change: Array) -> None:
         curvature = float(step @ change)

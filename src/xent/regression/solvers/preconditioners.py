@@ -31,7 +31,7 @@ def preconditioner(
 ) -> Preconditioner:
     """`whitening` if X is dense and not wide, otherwise `diagonal`; ``logits`` of `Objective.rounded`."""
     if is_whitened(objective):
-        return whitening(objective, parameters, random, by_class)
+        return whitening(objective, estimated_gram(objective, parameters, random, by_class))
     return diagonal(objective, parameters, logits)
 
 
@@ -45,18 +45,24 @@ def is_cheap_by_class(objective: Objective) -> bool:
     return objective.is_fused and objective.ignores_shifts and objective.num_features <= WIDEST_BY_CLASS
 
 
-def whitening(
-    objective: Objective, parameters: Array, random: np.random.RandomState, by_class: bool = False
-) -> Preconditioner:
-    """``(XᵀSX + αI)⁻¹`` on the weights of each class, intercept included; S is the curvature of a row.
-
-    S is the diagonal of (3): its mean over the classes, which gives the inverse Hessian at W = 0, or, if
-    ``by_class``, that of each class. It is estimated from a sample of the rows.
-    """
+def estimated_gram(
+    objective: Objective, parameters: Array, random: np.random.RandomState, by_class: bool
+) -> Array:
+    """`Objective.gram` at ``parameters``, from a sample of the rows if they are many."""
     width = objective.num_features + objective.fit_intercept
     rows = max(LEAST, ROWS * width, objective.num_rows // SHARE)
     sample = objective.draw(rows, random) if rows < objective.num_rows else None
-    gram = objective.gram(parameters, by_class, sample)
+    return objective.gram(parameters, by_class, sample)
+
+
+def whitening(objective: Objective, gram: Array) -> Preconditioner:
+    """``(XᵀSX + αI)⁻¹`` on the weights of each class, intercept included; S is the curvature of a row.
+
+    S is the diagonal of (3): its mean over the classes, which gives the inverse Hessian at W = 0, or, if
+    ``gram`` has a matrix for each class, that of each class. ``gram`` is XᵀSX, of `Objective.gram`.
+    """
+    by_class = len(gram) > 1
+    gram = gram.copy()
     size = np.einsum("kii->ki", gram)  # a view
     size[:, : objective.num_features] += objective.alpha
     # Scale the diagonal to 1 before FLOOR is added, so that FLOOR does not hide features of a small scale.

@@ -35,6 +35,14 @@ def loss_and_grad(
     return float(np.add.reduce(losses)) * scale, dweight, dbias
 
 
+def row_losses(features: Array, target: Target, spec: LossSpec, weight: Array, bias: Array) -> Array:
+    """(1) of each row, (N,) float64."""
+    model = (features, weight, bias, target.labels, target.dense, spec.link)
+    want = head.required_stats(spec, target)
+    stats = cpu_linear.linear_stats(*model, want, zero_class=len(weight) == 1)
+    return np.asarray(head.row_losses(stats, target, spec, np))
+
+
 def hvp(
     features: Array,
     target: Target,

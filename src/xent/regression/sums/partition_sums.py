@@ -15,6 +15,7 @@ import numpy as np
 import scipy.sparse
 
 from xent.api.cross_entropy import softmax
+from xent.core import head
 from xent.core.spec import LossSpec
 from xent.core.target import Target
 from xent.engine.batch_loss import Problem
@@ -67,6 +68,18 @@ def loss_and_grad(
         dcoef = _plus(dcoef, _pull_back(partition, x, dscores, row_loss), coef)
         dintercept += dscores.sum(0)
     return loss, np.zeros_like(coef) if dcoef is None else dcoef, dintercept
+
+
+def row_losses(partition: Partition, coef: Array, intercept: Array, row_loss: RowLoss) -> Array:
+    """(1) of each row, (N,) float64."""
+    weight = coef.astype(row_loss.dtype, copy=False)
+    if row_loss.is_fused:
+        return fused_loss.row_losses(*_fused(partition, row_loss)[:3], weight, intercept)
+    losses = [
+        head.row_losses(_problem(z, target, row_loss).stats(), target, row_loss.spec, np)
+        for _, target, z in blocks_of_logits(partition, weight, intercept, row_loss)
+    ]
+    return np.concatenate(losses) if losses else np.zeros(0)
 
 
 def logits(partition: Partition, coef: Array, intercept: Array, row_loss: RowLoss) -> Array:
