@@ -21,6 +21,7 @@ Array = np.ndarray[Any, Any]
 
 FEW_PARAMETERS = 128
 MOST_STEPS = 200
+REFRESHES = 2  # penalties for which the curvature XᵀSX is computed again, which for wide X takes many passes
 NO_DRAWS = np.random.RandomState(0)  # of `Progress`, for solvers that draw; these do not
 RIDGE = 1e-10  # relative to each curvature: there is none along a constant added to all classes
 # Expected decrease of the last step, relative to the objective; it is made without a pass. Smaller where the
@@ -73,15 +74,17 @@ class Pairs:
     def __init__(self, random: np.random.RandomState) -> None:
         self.random = random
         self.memory: Memory | None = None
+        self.begun = 0
 
     def begin(self, objective: Objective, parameters: Array) -> None:
         """See `Steps`."""
         if self.memory is None:
             kept = Kept(parameters, 0, Draws.of(self.random))
             self.memory = Memory(objective, kept, self.random, by_class=False)
-            self.memory.most = min(self.memory.most, 20)
-        else:
-            self.memory = self.memory.with_penalty(objective, parameters)
+        else:  # the first optimum is far from 0, the others are nearer to each other
+            place = parameters if self.begun < REFRESHES or objective.is_sparse else None
+            self.memory = self.memory.with_penalty(objective, place)
+        self.begun += 1
 
     def direction(self, function: Objective, point: Point) -> Array:
         """See `Steps`."""

@@ -146,28 +146,32 @@ class Memory:
         """Add the pair of a step if the curvature along it is positive."""
         self._add(after.parameters - before.parameters, after.gradient - before.gradient)
 
-    def with_penalty(self, objective: Objective, parameters: Array) -> Memory:
+    def with_penalty(self, objective: Objective, parameters: Array | None = None) -> Memory:
         """The memory for the same loss with another alpha, which changes the gradients of the pairs.
 
-        The diagonal preconditioner is computed at ``parameters``; of the other one XᵀSX is taken over.
+        The preconditioner is computed at ``parameters``; with None the XᵀSX of whitening is that of before.
         """
         other = copy(self)
         other.objective = objective
         more = objective.alpha - self.objective.alpha
         other.kept = self.kept._replace(steps=(), changes=(), rhos=(), scale=1.0)
-        other.refresh(parameters, 0)
+        if parameters is None and self.gram is not None:
+            other.estimate = whitening(objective, self.gram)
+        else:
+            other.refresh(self.kept.anchor if parameters is None else parameters, 0)
         weights = objective.num_scores * objective.num_features
         for step, change in zip(self.kept.steps, self.kept.changes, strict=True):
             penalised = change.copy()
             penalised[:weights] += more * step[:weights]
-            other._add(step, penalised)
+            other._add(step, penalised, step is self.kept.steps[-1])
         return other
 
-    def _add(self, step: Array, change: Array) -> None:
+    def _add(self, step: Array, change: Array, is_last: bool = True) -> None:
+        """Add a pair if the curvature along it is positive; the last one gives the scale of the estimate."""
         curvature = float(step @ change)
         if not curvature > 1e-10 * float((step @ step) * (change @ change)) ** 0.5:
             return
-        expected = float(change @ self.estimate(change))
+        expected = float(change @ self.estimate(change)) if is_last else curvature
         if expected > 0 and 1.0 / curvature < np.inf:  # neither underflowed
             self.kept = self.kept._replace(
                 steps=(*self.kept.steps, step)[-self.most :],
