@@ -161,7 +161,7 @@ BAD = {
         "more.parquet",
         "one class only: 'no'",
     ),
-    "sgd": (None, "parts --solver sgd", "`solver` must be"),
+    "sgd": (None, "parts --solver sgd", "`--solver` must be"),
     "a wrong column": (None, "parts --drop z", "no column 'z' for `drop`"),
 }
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from typing import Annotated, Any
 
@@ -57,6 +58,20 @@ def invoke(arguments: list[str] | None) -> int:
     if code == INTERRUPTED:
         raise KeyboardInterrupt
     return int(code or 0)
+
+
+def with_options(message: str, arguments: list[str] | None) -> str:
+    """The message, in which an argument of a function, `max_iter`, is the option that sets it, `--max-iter`."""
+    words = sys.argv[1:] if arguments is None else arguments
+    subcommands: Any = typer.main.get_command(app)
+    command = subcommands.commands.get(words[0]) if words else None
+    options = {option for each in command.params for option in each.opts} if command is not None else set()
+
+    def spelled(match: re.Match[str]) -> str:
+        option = f"--{match[1].replace('_', '-')}"
+        return f"`{option}`" if option in options else match[0]
+
+    return re.sub(r"`(\w+)`", spelled, message)
 
 
 def _require_text(word: str) -> None:

@@ -41,7 +41,9 @@ def main(arguments: list[str] | None = None) -> int:
         character = error.object[error.start : error.start + 1]
         return _say(f"error: {encoding}; got {character!r}: set PYTHONIOENCODING=utf-8", USAGE)
     except ValueError as error:
-        return _say(f"error: {error}", USAGE)
+        from xent.command.app import with_options
+
+        return _say(f"error: {with_options(str(error), arguments)}", USAGE)
 
 
 def _say(text: str, code: int) -> int:

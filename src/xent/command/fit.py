@@ -92,7 +92,9 @@ def fit(
             help="Let the workers of this scheduler, such as tcp://host:8786, read DATA, Parquet, and train.",
         ),
     ] = None,
-    test_size: Annotated[float, typer.Option(help="Share of the rows to hold out.")] = 0.2,
+    test_size: Annotated[
+        float, typer.Option(help="Share of the rows to hold out; 0 trains on all of them.")
+    ] = 0.2,
     seed: Annotated[
         int, typer.Option(help="Chooses the rows held out and where the gradient is checked.")
     ] = 0,
@@ -135,8 +137,8 @@ def fit(
     from xent.report import page as reports
     from xent.report.training import Restart, Settings
 
-    if not 0 < test_size < 1:
-        raise ValueError(f"`--test-size` must be between 0 and 1; got {test_size:g}")
+    if not 0 <= test_size < 1:
+        raise ValueError(f"`--test-size` must be in [0, 1); got {test_size:g}")
     if not 0 <= seed < 2**32:
         raise ValueError(f"`--seed` must be in [0, 2**32); got {seed}")
     if coefficients is not None and coefficients.suffix not in (".csv", ".parquet"):
@@ -273,29 +275,35 @@ def _print_run(console: Console, run: Run) -> None:
     from xent.report import effects, verdict
 
     s, g = run.settings, run.gradient
-    rows, features = run.train.rows + run.test.rows, len(run.data.feature_names)
+    rows, features = run.train.rows + len(run.held_out), len(run.data.feature_names)
     counts = (
         counted(rows, "row"),
         counted(features, "feature"),
         counted(len(run.classes), "class", "classes"),
     )
     screen.say(console, f"{run.data.name}: {', '.join(counts)}")
-    values: list[tuple[str, ...]] = [
-        ("rows", f"{run.test.rows:,}", f"{run.train.rows:,}"),
-        ("loss, nats", f"{run.test.loss:.4f}", f"{run.train.loss:.4f}"),
-        ("  guessing by class frequencies: their entropy", f"{run.frequencies:.4f}", ""),
-        (f"  guessing uniformly: ln {len(run.classes)}", f"{run.uniform:.4f}", ""),
+    parts = [run.train] if run.test is None else [run.test, run.train]
+
+    def of_each(name: str, form: str, field: str) -> tuple[str, ...]:
+        return (name, *(f"{getattr(part, field):{form}}" for part in parts))
+
+    def once(name: str, value: str) -> tuple[str, ...]:
+        return (name, value, *([""] * (len(parts) - 1)))
+
+    values = [
+        of_each("rows", ",", "rows"),
+        of_each("loss, nats", ".4f", "loss"),
+        once("  guessing by class frequencies: their entropy", f"{run.frequencies:.4f}"),
+        once(f"  guessing uniformly: ln {len(run.classes)}", f"{run.uniform:.4f}"),
     ]
     if s.balanced:
-        both = (f"{part.balanced_loss:.4f}" for part in (run.test, run.train))
-        values.append(("  with all classes weighed alike", *both))
-    values.append(("accuracy", f"{run.test.accuracy:.2%}", f"{run.train.accuracy:.2%}"))
+        values.append(of_each("  with all classes weighed alike", ".4f", "balanced_loss"))
+    values.append(of_each("accuracy", ".2%", "accuracy"))
     name, share = verdict.commonest(run)
-    values.append((printable(f"  always saying {name}"), f"{share:.2%}", ""))
+    values.append(once(printable(f"  always saying {name}"), f"{share:.2%}"))
     if s.balanced:
-        both = (f"{part.balanced_accuracy:.2%}" for part in (run.test, run.train))
-        values.append(("  averaged over the classes", *both))
-    columns = (Column("", is_text=True), Column("held out"), Column("train"))
+        values.append(of_each("  averaged over the classes", ".2%", "balanced_accuracy"))
+    columns = [Column("", is_text=True), *map(Column, ("held out", "train")[-len(parts) :])]
     bold = ("loss, nats", "accuracy")
     tables.show(console, columns, [Row(row, "bold" if row[0] in bold else "") for row in values])
     for heading, sentence in describe(run.model.preprocessor):

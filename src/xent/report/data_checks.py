@@ -47,8 +47,9 @@ def findings(
 ) -> list[Finding]:
     """All checks of ``data`` with training rows ``train`` and held-out rows ``test``, in a fixed order.
 
-    For a sparse matrix the checks of columns are left out. ``class_rows`` are the classes, sorted, and the
-    number of rows of each, held out or not, if ``data`` has some of the training rows only.
+    For a sparse matrix the checks of columns are left out, and without held-out rows those that need them.
+    ``class_rows`` are the classes, sorted, and the number of rows of each, held out or not, if ``data`` has
+    some of the training rows only.
 
     >>> import numpy as np
     >>> from xent.files.dataset import Dataset
@@ -62,7 +63,7 @@ def findings(
     general = [
         _alike(classes),
         _absent(classes),
-        _rare(classes, counts, data.labels[test]),
+        _rare(classes, counts, data.labels[test] if len(test) else None),
         _majority(classes, counts),
         _quantity(classes, int(counts.sum())),
         _more_columns_than_rows(data.features.shape[1], int(counts.sum()) - len(test)),
@@ -74,11 +75,11 @@ def findings(
     return [
         *general,
         _softmax_outputs(columns),
-        _leak(columns, data.labels, train, test),
+        *([_leak(columns, data.labels, train, test)] if len(test) else []),
         _row_numbers(columns),
         _grave("No column of text has another value in nearly each row", names_of_rows(columns)),
         _grave("No column of text holds dates or quantities", quantities(columns)),
-        _shared_rows(keys, columns, train, test),
+        *([_shared_rows(keys, columns, train, test)] if len(test) else []),
         _contradictions(keys, data.labels),
         _constant(columns),
     ]
@@ -111,9 +112,9 @@ def _absent(present: Array) -> Finding:
     return Finding(check, f"the classes run from {low} to {high}, but {_listed(gaps)} never occurs")
 
 
-def _rare(names: Array, counts: Array, held_out: Array) -> Finding:
-    check = f"Each class has at least {FEW_ROWS} rows, one of them held out"
-    absent = np.setdiff1d(names, held_out)
+def _rare(names: Array, counts: Array, held_out: Array | None) -> Finding:
+    check = f"Each class has at least {FEW_ROWS} rows{'' if held_out is None else ', one of them held out'}"
+    absent = names[:0] if held_out is None else np.setdiff1d(names, held_out)
     if len(absent):
         text = f"no row of {_listed(absent.tolist())} is held out: nothing here says how well it is predicted"
         return Finding(check, text, True)

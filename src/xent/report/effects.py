@@ -43,7 +43,7 @@ def _with_coefficients(run: Run, order: list[int]) -> tuple[coefficients.Coeffic
 
 def largest_effects(run: Run) -> list[str]:
     """The largest coefficients of some classes, a sentence for each."""
-    order = sorted(range(len(run.classes)), key=lambda k: -run.diagnosis.classes[k].rows)
+    order = sorted(range(len(run.classes)), key=lambda k: -run.class_rows[k])
     sentences = []
     for name, of_class in effects(run, order)[:MOST_SENTENCES]:
         parts = [f"{e.feature} {signed(e.scaled, '+.2f')}" for e in of_class[:MOST_SENTENCES]]

@@ -16,10 +16,10 @@ from xent.files.phrases import counted, printable
 from xent.html import render, thumbnails
 from xent.regression.estimator import versions
 from xent.report import coefficients, plots
-from xent.report.diagnosis import Parts, Reason, Sample
+from xent.report.diagnosis import Diagnosis, Parts, Reason, Sample
 from xent.report.effects import MOST_MULTIPLES, coefficient_images, effects, signed
 from xent.report.training import Run, Settings
-from xent.report.verdict import checked, commonest, reading, sampled, verdict, yardstick
+from xent.report.verdict import checked, checked_rows, commonest, reading, sampled, verdict, yardstick
 
 Array = np.ndarray[Any, Any]
 
@@ -70,8 +70,7 @@ def key_numbers(run: Run) -> list[Figure]:
     """The four numbers at the top of the page."""
     g, gap = run.gradient, run.optimality_gap
     name, share = commonest(run)
-    note = f"{run.train.accuracy:.2%} on the training rows"
-    note += f"; {share:.2%} by always saying {printable(str(name))}"
+    test, always = run.test, f"{share:.2%} by always saying {printable(str(name))}"
     if gap is not None and gap >= 1:  # this holds for any loss that is not negative
         optimum = Figure("Distance from the optimum", "unknown", "no bound on the training objective found")
     elif gap is not None:
@@ -84,14 +83,15 @@ def key_numbers(run: Run) -> list[Figure]:
         optimum = Figure(
             "Distance from the optimum", "unknown", f"{plots.SOLVERS[run.solver]} gives no bound"
         )
+    if test is not None:
+        accuracy = Figure(
+            "Accuracy", f"{test.accuracy:.2%}", f"{run.train.accuracy:.2%} on the training rows; {always}"
+        )
+    else:
+        accuracy = Figure("Training accuracy", f"{run.train.accuracy:.2%}", f"no rows held out; {always}")
     return [
-        Figure(
-            "Held-out loss",
-            nats(run.test.loss),
-            f"nats a row: {nats(information.bits(run.test.loss))} bits, a perplexity of "
-            f"{perplexity(run.test.loss, 2)}",
-        ),
-        Figure("Accuracy", f"{run.test.accuracy:.2%}", note),
+        _figure_of_loss(run),
+        accuracy,
         optimum,
         Figure(
             "Gradient",
@@ -102,11 +102,25 @@ def key_numbers(run: Run) -> list[Figure]:
     ]
 
 
+def _figure_of_loss(run: Run) -> Figure:
+    """The loss on held-out rows, or else on held-out folds, or else on the training rows."""
+    if run.test is not None:
+        name, loss, where = "Held-out loss", run.test.loss, ""
+    elif run.validated is not None:
+        name, loss, where = "Loss on held-out folds", run.validated[0], "cross-validated; "
+    else:
+        name, loss, where = "Training loss", run.train.loss, "no rows held out; "
+    unit = f"nats a row: {nats(information.bits(loss))} bits, a perplexity of {perplexity(loss, 2)}"
+    return Figure(name, nats(loss), where + unit)
+
+
 def loss_scale(run: Run) -> dict[str, Any]:
     """The losses, and that of the guess in `Yardstick`, as positions on a scale that ends at certainty."""
     guess = yardstick(run)
+    name = "held-out folds" if run.test is None else "held out"
+    first = [] if guess.held_out is None else [(name, guess.held_out, guess.interval)]
     return scale(
-        [("held out", guess.held_out, guess.interval), ("training", guess.training, None)],
+        [*first, ("training", guess.training, None)],
         guess.guess,
         guess.name,
     )
@@ -205,7 +219,9 @@ def cards(run: Run) -> list[Card]:
     shape = thumbnails.image_shape(run.data.feature_names)
     names = page_names(run)
     low, high = (float(f(run.data.features)) for f in (np.min, np.max)) if shape else (0.0, 1.0)
-    result = []
+    result: list[Card] = []
+    if run.diagnosis is None:
+        return result
     for sample, reasons in zip(run.diagnosis.costliest, run.reasons, strict=True):
         row, picture = int(run.held_out[sample.position]), None
         if shape and high > low:
@@ -244,7 +260,7 @@ def facts(run: Run, command: str, most: int | None = None) -> dict[str, Any]:
         "data": run.data.name,
         "rows": {
             "training": run.train.rows,
-            "held_out": run.test.rows,
+            "held_out": len(run.held_out),
             "unlabelled": run.data.unlabelled,
             "sample": run.sample,
         },
@@ -253,9 +269,9 @@ def facts(run: Run, command: str, most: int | None = None) -> dict[str, Any]:
         "classes": names,
         "settings": run.settings._asdict(),
         "training": run.train._asdict(),
-        "held_out": run.test._asdict() | {"standard_error": d.error, "skill": d.skill},
-        "parts": d.parts._asdict(),
-        "calibration_error": d.calibration_error,
+        "cross_validated": None
+        if run.validated is None
+        else dict(zip(("loss", "standard_error"), run.validated, strict=True)),
         "solver": run.solver,
         "steps": run.steps,
         "converged": run.converged,
@@ -266,8 +282,30 @@ def facts(run: Run, command: str, most: int | None = None) -> dict[str, Any]:
         "curve": {
             "first_step": run.first_step,
             "training": [a for a, _ in run.curve],
-            "held_out": [b for _, b in run.curve],
+            "held_out": None if d is None else [b for _, b in run.curve],
         },
+        "checks": [f._asdict() for f in run.findings],
+        "surprises": run.surprises,
+    } | (dict.fromkeys(OF_HELD_OUT) if d is None else _facts_of_held_out(run, d))
+
+
+OF_HELD_OUT = (
+    "held_out",
+    "parts",
+    "calibration_error",
+    "by_class",
+    "reliability",
+    "confusion",
+    "costliest",
+)  # of `facts`, null if no rows are held out
+
+
+def _facts_of_held_out(run: Run, d: Diagnosis) -> dict[str, Any]:
+    names = run.classes
+    return {
+        "held_out": d.summary._asdict() | {"standard_error": d.error, "skill": d.skill},
+        "parts": d.parts._asdict(),
+        "calibration_error": d.calibration_error,
         "by_class": [
             c._asdict() | {"name": name, "reliability": [b._asdict() for b in c.reliability]}
             for name, c in zip(names, d.classes, strict=True)
@@ -289,49 +327,34 @@ def facts(run: Run, command: str, most: int | None = None) -> dict[str, Any]:
             }
             for s, reasons in zip(d.costliest, run.reasons, strict=True)
         ],
-        "checks": [f._asdict() for f in run.findings],
-        "surprises": run.surprises,
     }
 
 
 def html(run: Run, command: str) -> str:
     """The page. It refers to nothing outside itself; the same run gives the same bytes."""
-    d, names = run.diagnosis, page_names(run)
+    names = page_names(run)
     finding, cautions = verdict(run)
-    order = sorted(range(len(names)), key=lambda k: -d.classes[k].share)
-    shown = sorted(order[:MOST_CLASSES])
-    multiples = [k for k in sorted(order[:MOST_MULTIPLES]) if d.classes[k].reliability]
     numbers = json.dumps(facts(run, command, MOST_NUMBERS), ensure_ascii=False, separators=(",", ":"))
+    share = run.class_rows if run.diagnosis is None else [c.share for c in run.diagnosis.classes]
+    order = sorted(range(len(names)), key=lambda k: -share[k])
     return render.render(
         "report.html.j2",
         run=run,
-        d=d,
         names=names,
         finding=finding,
         cautions=cautions,
         figures=key_numbers(run),
         scale=loss_scale(run),
-        steps=sum_of_parts(d.parts),
-        temperature=about_temperature(d.parts),
         cards=cards(run),
-        cost_share=sum(sample.loss for sample in d.costliest) / (d.losses.sum() or 1.0),
         odd=any(f.text for f in run.findings) or bool(run.surprises),
-        shown=shown,
-        widest=max(c.share for c in d.classes) or 1.0,
-        multiples=[(k, plots.class_reliability(d.classes[k].reliability, names[k])) for k in multiples],
         effects=effects(run, order),
         pixels=coefficient_images(run, order),
-        pictures={
-            "curve": plots.loss_curve(run),
-            "confusion": plots.confusion_matrix(d, names),
-            "gradient": plots.gradient_map(d, names),
-            "reliability": plots.reliability(d.reliability),
-            "alphas": None if run.tried is None else plots.loss_by_alpha(run.tried, run.settings.alpha),
-        },
+        curve=plots.loss_curve(run),
+        alphas=None if run.tried is None else plots.loss_by_alpha(run.tried, run.settings.alpha),
         objective=objective(run.settings),
         reading=reading(run),
         sampled="" if run.sample is None else sampled(run),
-        row_sum=_scientific(float(np.abs(d.gradient.sum(1)).max())),
+        checked_rows="" if run.sample is None else checked_rows(run),
         against=coefficients.coefficients(run.model).against,
         signed=signed,
         counted=counted,
@@ -341,7 +364,28 @@ def html(run: Run, command: str) -> str:
         command=command,
         versions=versions() | {"python": platform.python_version()},
         numbers=numbers.replace("<", "\\u003c"),
+        **({"d": None} if run.diagnosis is None else _of_held_out(run.diagnosis, names, order)),
     )
+
+
+def _of_held_out(d: Diagnosis, names: list[str], order: list[int]) -> dict[str, Any]:
+    """What the page shows of the held-out rows; the classes of most loss are first in ``order``."""
+    multiples = [k for k in sorted(order[:MOST_MULTIPLES]) if d.classes[k].reliability]
+    return {
+        "d": d,
+        "steps": sum_of_parts(d.parts),
+        "temperature": about_temperature(d.parts),
+        "cost_share": sum(sample.loss for sample in d.costliest) / (d.losses.sum() or 1.0),
+        "shown": sorted(order[:MOST_CLASSES]),
+        "widest": max(c.share for c in d.classes) or 1.0,
+        "multiples": [(k, plots.class_reliability(d.classes[k].reliability, names[k])) for k in multiples],
+        "pictures": {
+            "confusion": plots.confusion_matrix(d, names),
+            "gradient": plots.gradient_map(d, names),
+            "reliability": plots.reliability(d.reliability),
+        },
+        "row_sum": _scientific(float(np.abs(d.gradient.sum(1)).max())),
+    }
 
 
 def perplexity(loss: float, decimals: int) -> str:

@@ -30,9 +30,13 @@ SOLVERS = {"lbfgs": "L-BFGS", "newton-cg": "Newton-CG", "sgd": "SGD"}
 
 
 def loss_curve(run: Run) -> str:
-    """Training and held-out loss at each step, with the loss of guessing."""
-    train, held_out = (np.maximum(losses, 1e-9) for losses in np.array(run.curve).T)
-    low, high = min(train.min(), held_out.min()), max(run.uniform, train.max(), held_out.max())
+    """Training and, if rows are held out, held-out loss at each step, with the loss of guessing."""
+    lines = [("training", "a", np.maximum([loss for loss, _ in run.curve], 1e-9))]
+    if run.test is not None:
+        lines.append(("held out", "b", np.maximum([loss for _, loss in run.curve if loss is not None], 1e-9)))
+    train = lines[0][2]
+    low = min(losses.min() for _, _, losses in lines)
+    high = max(run.uniform, *(losses.max() for _, _, losses in lines))
     room = 1.05 * (high / low) ** 0.1
     y = Scale(low / room, high * room, 300, 8, log=True)
     ticks = {tick: f"{tick:g}" for tick in y.ticks(7)}
@@ -47,19 +51,19 @@ def loss_curve(run: Run) -> str:
     parts.append(element("path", d=f"M{number(x.start)} {number(guess)}H{number(x.end)}", class_="dotted"))
     parts.append(text(x.end, guess - 6, f"guessing {run.frequencies:.3g}", "end"))
     ends = []
-    for losses, name, css in ((train, "training", "a"), (held_out, "held out", "b")):
+    for name, css, losses in lines:
         points = " ".join(f"{number(x(i))},{number(y(loss))}" for i, loss in enumerate(losses, first))
         parts.append(element("polyline", points=points, class_=f"line {css}"))
-        ends.append((y(losses[-1]), f"{name} {run.curve[-1][css == 'b']:.3g}", css))
-    upper, lower = sorted(ends)
-    parts.append(text(x.end, upper[0] - 8, upper[1], f"end {upper[2]} strong"))
-    parts.append(text(x.end, lower[0] + 18, lower[1], f"end {lower[2]} strong"))
+        ends.append((y(losses[-1]), f"{name} {losses[-1]:.3g}", css))
+    for (height, words, css), shift in zip(sorted(ends), (-8, 18), strict=False):  # the upper end first
+        parts.append(text(x.end, height + shift, words, f"end {css} strong"))
     before = f" after the first {first:,}" if first else ""
     label = (
         f"Loss at each of {counted(run.steps - first, 'step')}{before} on a logarithmic scale: from "
-        f"{run.curve[0][0]:.3g} nats to {run.curve[-1][0]:.3g} on training rows and {run.curve[-1][1]:.3g} "
-        "on held-out rows"
+        f"{run.curve[0][0]:.3g} nats to {run.curve[-1][0]:.3g} on training rows"
     )
+    if run.test is not None:
+        label += f" and {run.curve[-1][1]:.3g} on held-out rows"
     return picture(WIDTH, 354, parts, label)
 
 

@@ -57,7 +57,10 @@ def run(
         If a file cannot be read, or if there is no room for the cache.
     """
     if settings.auto_alpha:
-        raise ValueError("`--alpha` must be a number for rows that are read in parts; got auto")
+        raise ValueError(
+            "`--alpha` must be a number for rows that are read in parts, as cross-validation would read them "
+            "anew for each alpha and fold; got auto: choose it on a file of some of the rows"
+        )
     estimator = training.estimator_for(settings, restart)
     require_any_order(settings)
     held_out = HeldOut(settings.test_size, settings.seed, rows.memory // HELD_OUT)
@@ -108,7 +111,7 @@ class FromFiles:
         self.train, self.test = np.flatnonzero(~kept.is_held_out), np.flatnonzero(kept.is_held_out)
         self.is_sample = held_out.sampled < 1
         self.classes, self.class_rows = found.classes, found.class_rows.astype(np.int64)
-        if len(self.test) < 2:
+        if settings.test_size and len(self.test) < 2:
             share = f"{counted(len(self.test), 'row')} of {int(self.class_rows.sum()):,} held out"
             raise DataError(
                 f"{name}: {share}, too few to evaluate on: raise --test-size, or --memory, which bounds "

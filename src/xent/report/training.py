@@ -12,6 +12,7 @@ from typing import Any, Literal, NamedTuple, Protocol
 import numpy as np
 from sklearn.model_selection import StratifiedKFold
 
+from xent import information
 from xent.api.cross_entropy import cross_entropy
 from xent.check import GradientCheck, gradient_check
 from xent.files.dataset import Dataset
@@ -41,7 +42,7 @@ EXPONENTIAL = 16  # multiplications that take the time of one exponential
 class Settings(NamedTuple):
     """The options of a run."""
 
-    test_size: float = 0.2
+    test_size: float = 0.2  # share of the rows to hold out; 0 trains on all of them
     seed: int = 0
     alpha: float = 1e-3
     max_iter: int = 1000
@@ -141,11 +142,13 @@ class Run(NamedTuple):
     settings: Settings
     train: Summary
     held_out: Array  # indices of the held-out rows in the data
-    diagnosis: Diagnosis  # of the held-out rows
+    class_rows: Array  # (K,) how many of these each class has, or of all rows if none are held out
+    diagnosis: Diagnosis | None  # of the held-out rows, if there are any
     reasons: list[list[Reason]]  # for each of the costliest rows
     findings: list[Finding]
     uniform: float  # ln K
-    curve: list[tuple[float, float]]  # (training, held-out) mean cross-entropy from `first_step` on
+    # (training, held-out) mean cross-entropy from `first_step` on; None if no rows are held out
+    curve: list[tuple[float, float | None]]
     gradient: GradientCheck
     optimality_gap: float | None  # bound on the relative distance from the optimum, if known
     solver: str
@@ -160,14 +163,27 @@ class Run(NamedTuple):
     tried: TriedAlphas | None = None  # if alpha was to be chosen
 
     @property
-    def test(self) -> Summary:
-        """The summary of the held-out rows."""
-        return self.diagnosis.summary
+    def test(self) -> Summary | None:
+        """The summary of the held-out rows, if there are any."""
+        return None if self.diagnosis is None else self.diagnosis.summary
+
+    @property
+    def error(self) -> float | None:
+        """Standard error of the held-out loss, if there is one, nats."""
+        return None if self.diagnosis is None else self.diagnosis.error
+
+    @property
+    def validated(self) -> tuple[float, float] | None:
+        """(loss on held-out folds, its standard error) of the alpha that was chosen, nats."""
+        if self.tried is None:
+            return None
+        chosen = self.tried.alphas.index(self.settings.alpha)
+        return self.tried.losses[chosen], self.tried.standard_errors[chosen]
 
     @property
     def frequencies(self) -> float:
-        """Entropy of the class frequencies of the held-out rows: the loss of guessing by them."""
-        return self.diagnosis.parts.uncertainty
+        """Entropy of the frequencies in ``class_rows``: the loss of guessing by them."""
+        return float(information.entropy(self.class_rows / self.class_rows.sum()))
 
 
 def run(
@@ -204,7 +220,10 @@ def estimator_for(settings: Settings, restart: Restart) -> SoftmaxRegression:
     }
     if settings.auto_alpha:
         if restart != NO_RESTART:
-            raise ValueError("`--alpha` must be a number with --checkpoint and --resume; got auto")
+            raise ValueError(
+                "`--alpha` must be a number with --checkpoint and --resume, as a checkpoint is of the training "
+                "with one alpha; got auto"
+            )
         return SoftmaxRegressionCV(**options)
     estimator = PreparedRegression(alpha=settings.alpha, **options, **restart._asdict())
     check_parameters(estimator)
@@ -224,9 +243,11 @@ def results(
     data, classes, test, learnt = rows.data, rows.classes, rows.test, rows.learnt
     x_test, y_test = learnt.transform(data.features[test]), np.searchsorted(classes, data.labels[test])
     surprises = [*data.notes, *describe_surprises(learnt.surprises(data.features[test]), "held-out row")]
-    curve: list[tuple[float, float]] = []
+    curve: list[tuple[float, float | None]] = []
 
-    def losses(step: Step) -> tuple[float, float]:
+    def losses(step: Step) -> tuple[float, float | None]:
+        if not len(test):
+            return rows.training_loss(step), None
         held_out = cross_entropy(class_scores(x_test, step.coef, step.intercept), y_test)
         return rows.training_loss(step), float(held_out)
 
@@ -256,17 +277,24 @@ def results(
         estimator = estimator.single()
     estimator.set_params(callback=None, checkpoint=None, resume=None)  # they are no part of the model
     uniform = math.log(len(classes))
-    curve.insert(0, (uniform, uniform) if begun is None else losses(last_step(begun)))
+    guess = (uniform, uniform if len(test) else None)
+    curve.insert(0, guess if begun is None else losses(last_step(begun)))
 
-    diagnosis = diagnose(class_scores(x_test, estimator.coef_, estimator.intercept_), y_test)
+    diagnosis, class_rows = None, rows.class_rows
+    if len(test):
+        diagnosis = diagnose(class_scores(x_test, estimator.coef_, estimator.intercept_), y_test)
+        class_rows = np.bincount(y_test, minlength=len(classes))
     return Run(
         data=data,
         classes=[c.item() for c in classes],
         settings=settings,
         train=summarise_rows(objective, estimator.coef_, estimator.intercept_),
         held_out=test,
+        class_rows=class_rows,
         diagnosis=diagnosis,
-        reasons=_reasons(diagnosis, x_test, estimator.coef_, learnt.feature_names),
+        reasons=[]
+        if diagnosis is None
+        else _reasons(diagnosis, x_test, estimator.coef_, learnt.feature_names),
         findings=findings(data, rows.train, test, (classes, rows.class_rows)),
         uniform=uniform,
         curve=curve,
@@ -290,6 +318,8 @@ def _split(data: Dataset, classes: Array, labels: Array, settings: Settings) -> 
 
     if data.held_out is not None:
         return _given_split(data.name, data.held_out, classes, labels)
+    if not settings.test_size:
+        return np.arange(len(labels)), np.zeros(0, np.int64)
     counts = np.bincount(labels)
     if counts.min() < 2:
         raise DataError(

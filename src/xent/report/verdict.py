@@ -9,13 +9,14 @@ import numpy as np
 from rich.filesize import decimal
 
 from xent.files.phrases import counted
+from xent.report.diagnosis import Summary
 from xent.report.training import Run, TriedAlphas
 
 
 class Yardstick(NamedTuple):
     """The loss that was minimised, on both sets of rows, and the loss of a guess without features."""
 
-    held_out: float
+    held_out: float | None  # on held-out rows, or else on held-out folds; None without either
     training: float
     guess: float
     name: str  # of the guess
@@ -24,20 +25,27 @@ class Yardstick(NamedTuple):
     @property
     def skill(self) -> float:
         """``1 − loss/guess``: 1 is certain and right, 0 is the guess."""
-        return 1 - self.held_out / self.guess if self.guess > 0 else 0.0
+        loss = self.training if self.held_out is None else self.held_out
+        return 1 - loss / self.guess if self.guess > 0 else 0.0
 
 
 def verdict(run: Run) -> tuple[str, list[str]]:
     """(the finding, the cautions), each a sentence."""
     guess = yardstick(run)
-    right = f"{run.test.accuracy:.1%} of {run.test.rows:,} held-out rows are predicted right"
-    loss = "the loss"
+    rows, kind, loss = run.test, "held-out", "the loss"
+    if rows is None:
+        rows, kind, loss = run.train, "training", "the training loss"
+    right = f"{rows.accuracy:.1%} of {rows.rows:,} {kind} rows are predicted right"
     if run.settings.balanced:
-        right += f", {run.test.balanced_accuracy:.1%} averaged over the classes"
-        loss = "the loss, with all classes weighed alike,"
+        right += f", {rows.balanced_accuracy:.1%} averaged over the classes"
+        loss += ", with all classes weighed alike,"
+    elif run.test is None and run.validated is not None:
+        loss = "the loss on held-out folds"
     finding = judged(right, loss, guess.skill, guess.name)
     cautions = []
-    if run.settings.balanced:
+    if run.test is None:
+        cautions.append(about_no_held_out(run))
+    elif run.settings.balanced:
         cautions.append(
             "--balanced moves the probabilities away from the class frequencies on purpose: the loss of all "
             f"rows alike, {run.test.loss:.4f}, and the calibration are not what was trained for."
@@ -57,9 +65,19 @@ def verdict(run: Run) -> tuple[str, list[str]]:
         cautions.append(
             f"The gradient is {run.gradient.error:.1e} away from finite differences: do not trust this run."
         )
-    step, (train, best) = min(enumerate(run.curve, run.first_step), key=lambda each: each[1][1])
+    if run.test is not None:
+        cautions += _of_held_out(run, run.test)
+    cautions += [found.sentence for found in run.findings if found.grave]
+    return finding, cautions
+
+
+def _of_held_out(run: Run, test: Summary) -> list[str]:
+    """Cautions about the held-out loss."""
+    cautions = []
+    curve = [(train, loss) for train, loss in run.curve if loss is not None]
+    step, (train, best) = min(enumerate(curve, run.first_step), key=lambda each: each[1][1])
     by_heart = run.train.loss < train
-    rose = best < 0.95 * run.test.loss and best < run.test.loss - 0.005
+    rose = best < 0.95 * test.loss and best < test.loss - 0.005
     if rose and run.tried is None and (by_heart or run.settings.is_plain):
         why = (
             "the model has learnt its training rows by heart; a larger --alpha may help: try --alpha auto."
@@ -67,12 +85,23 @@ def verdict(run: Run) -> tuple[str, list[str]]:
             else "the training loss rose too, for the sake of the penalty; a smaller --alpha may help."
         )
         cautions.append(
-            f"The held-out loss was {best:.4f} at step {step} and is {run.test.loss:.4f} at the end: {why}"
+            f"The held-out loss was {best:.4f} at step {step} and is {test.loss:.4f} at the end: {why}"
         )
-    if run.test.rows < 100:
-        cautions.append(f"{run.test.rows} held-out rows are few: the last digits above are noise.")
-    cautions += [found.sentence for found in run.findings if found.grave]
-    return finding, cautions
+    if test.rows < 100:
+        cautions.append(f"{test.rows} held-out rows are few: the last digits above are noise.")
+    return cautions
+
+
+def about_no_held_out(run: Run) -> str:
+    """What a run says of new rows that has held out none."""
+    if run.validated is None:
+        return "No rows were held out: nothing here says how well new rows are predicted."
+    loss, error = run.validated
+    return (
+        "No rows were held out for good. The loss to expect of new rows is that on held-out folds, "
+        f"{loss:.4f} ± {error:.4f} nats (one standard error), a little too small as it is the least of "
+        f"{counted(len(run.tried.alphas) if run.tried else 0, 'alpha')}."
+    )
 
 
 def judged(right: str, loss: str, skill: float, guess: str) -> str:
@@ -84,17 +113,20 @@ def judged(right: str, loss: str, skill: float, guess: str) -> str:
 
 def yardstick(run: Run) -> Yardstick:
     """The losses to compare: means over rows; with --balanced means over classes, which it minimises."""
+    test = run.test
     if not run.settings.balanced:
-        interval = 1.96 * run.diagnosis.error
+        loss, error = (test.loss, run.error) if test is not None else run.validated or (None, None)
+        interval = None if error is None else 1.96 * error
         name = "guessing by class frequencies"
-        return Yardstick(run.test.loss, run.train.loss, run.frequencies, name, interval)
-    uniform = math.log(np.count_nonzero(run.diagnosis.confusion.sum(1)))
-    return Yardstick(run.test.balanced_loss, run.train.balanced_loss, uniform, "guessing uniformly", None)
+        return Yardstick(loss, run.train.loss, run.frequencies, name, interval)
+    uniform = math.log(np.count_nonzero(run.class_rows))
+    balanced = None if test is None else test.balanced_loss
+    return Yardstick(balanced, run.train.balanced_loss, uniform, "guessing uniformly", None)
 
 
 def commonest(run: Run) -> tuple[Any, float]:
-    """(the commonest class of the held-out rows, its share), the accuracy of always predicting it."""
-    rows = run.diagnosis.confusion.sum(1)
+    """(the commonest class of the held-out rows, or of all, its share), the accuracy of predicting it."""
+    rows = run.class_rows
     return run.classes[int(rows.argmax())], float(rows.max() / rows.sum())
 
 
@@ -113,15 +145,19 @@ def reading(run: Run) -> list[str]:
     if reads is None:
         return []
     files, cache = decimal(reads.file_bytes), decimal(reads.cache_bytes)
-    rows = run.train.rows + run.test.rows
     sentences = [
         f"{files} of files read {reads.file_passes} times",
         f"{cache} of prepared rows written, and read {reads.cache_passes:.0f} times",
-        f"{run.test.rows:,} of {counted(rows, 'row')} held out",
+        f"{len(run.held_out):,} of {counted(run.train.rows + len(run.held_out), 'row')} held out",
     ]
     if run.sample is not None:
-        sentences.append(f"the data checked in the held-out rows and {sampled(run)}")
+        sentences.append(f"the data checked in {checked_rows(run)}")
     return sentences
+
+
+def checked_rows(run: Run) -> str:
+    """The rows in memory, if they are not all, in words."""
+    return f"{'the held-out rows and ' if len(run.held_out) else ''}{sampled(run)}"
 
 
 def sampled(run: Run) -> str:

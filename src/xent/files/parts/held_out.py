@@ -37,7 +37,7 @@ class HeldOut:
 
     Parameters
     ----------
-    test_size : float in (0, 1)
+    test_size : float in [0, 1)
         ``share``, which is halved until the rows held out fit in ``memory``.
     seed : int
     memory : int
