@@ -83,6 +83,7 @@ bench: $(VENV)/.test ## writes bench/results; wants a quiet machine for an hour
 	$(BIN)/python -m bench.linear_pass
 	$(BIN)/python -m bench.evaluation
 	$(BIN)/python -m bench.fits
+	$(BIN)/python -m bench.penalties
 
 format: $(VENV)/.test ## Python, C++, and the stub of the extension
 	$(BIN)/clang-format -i $(NATIVE)

@@ -92,6 +92,13 @@ def test_the_numbers_are_those_of_a_fit_in_memory_to_the_same_rows(options, caps
     assert found["curve"]["training"][-1] == pytest.approx(found["training"]["loss"], rel=1e-4)
 
 
+def test_without_held_out_rows_all_are_trained_on(capsys, files, address):
+    found = facts(capsys, files, address, "--test-size", "0")
+    assert found["rows"]["training"] == ROWS
+    assert found["rows"]["held_out"] == 0
+    assert found["held_out"] is None
+
+
 def test_a_training_goes_on_from_its_checkpoint_with_the_same_bits(capsys, files, address, tmp_path):
     path = tmp_path / "c"
     facts(capsys, files, address, "--model", tmp_path / "one")
@@ -161,6 +168,7 @@ BAD = {
         "more.parquet",
         "one class only: 'no'",
     ),
+    "alpha auto": (None, "parts --alpha auto", "must be a number for rows that are read in parts"),
     "sgd": (None, "parts --solver sgd", "`--solver` must be"),
     "a wrong column": (None, "parts --drop z", "no column 'z' for `drop`"),
 }

@@ -181,7 +181,7 @@ BAD = {
     "target": (None, "data --target other", ["data/0.parquet: no column 'other' for `target`"]),
     "categorical": (None, "data --categorical d", ["no column 'd' for `categorical`"]),
     "separator": (None, "data --separator ;", ["`--separator` is for CSV files; data/0.parquet"]),
-    "sgd": (None, "data --solver sgd", ['`solver` must be "auto", "lbfgs" or "newton-cg"']),
+    "sgd": (None, "data --solver sgd", ['`--solver` must be "auto", "lbfgs" or "newton-cg"']),
     "alpha": (None, "data --alpha -1", ["`--alpha`", "-1"]),
     "test size": (None, "data --test-size 0.0001", ["held out, too few"]),
     "memory in words": (None, "data --memory much", ["`--memory` must be a size such as 500MB", "'much'"]),

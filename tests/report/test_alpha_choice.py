@@ -106,7 +106,10 @@ def test_classes_of_few_rows_have_fewer_folds(tmp_path, monkeypatch, capsys):
         (["iris", "--alpha", "much"], "`--alpha` must be a number or auto; got 'much'"),
         (["iris", "--alpha=-1"], "`--alpha` must be a number, finite and >= 0"),
         (["iris", "--alpha", "nan"], "`--alpha` must be a number, finite and >= 0"),
-        (["f.csv", "--target", "y", "--memory", "1GiB", "--alpha", "auto"], "read in parts; got auto"),
+        (
+            ["f.csv", "--target", "y", "--memory", "1GiB", "--alpha", "auto"],
+            "read in parts, as cross-validation would",
+        ),
         (
             ["f.csv", "--target", "y", "--memory", "1GiB", "--drop-rare"],
             "`--drop-rare` is for rows in memory",

@@ -61,7 +61,7 @@ def invoke(arguments: list[str] | None) -> int:
 
 
 def with_options(message: str, arguments: list[str] | None) -> str:
-    """The message, in which an argument of a function, `max_iter`, is the option that sets it, `--max-iter`."""
+    """The message, in which an argument, `max_iter`, is the option that sets it, `--max-iter`."""
     words = sys.argv[1:] if arguments is None else arguments
     subcommands: Any = typer.main.get_command(app)
     command = subcommands.commands.get(words[0]) if words else None

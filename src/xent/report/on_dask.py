@@ -14,7 +14,7 @@ from xent.regression.file_rows.rows import Rows
 from xent.regression.fitting import Step
 from xent.regression.sums.partitions import PartitionError
 from xent.report import training
-from xent.report.streamed import HELD_OUT, FromFiles, require_any_order
+from xent.report.streamed import HELD_OUT, FromFiles, require_for_parts
 from xent.report.training import NO_RESTART, Restart, Run, Settings
 
 SECONDS = 10  # to wait for the scheduler, and for a worker
@@ -41,8 +41,8 @@ def run(
     OSError
         If a worker cannot read a file.
     """
+    require_for_parts(settings)
     estimator = training.estimator_for(settings, restart)
-    require_any_order(settings)
     held_out = HeldOut(settings.test_size, settings.seed, rows.memory // HELD_OUT)
     with _connected(address):
         try:

@@ -56,13 +56,8 @@ def run(
     OSError
         If a file cannot be read, or if there is no room for the cache.
     """
-    if settings.auto_alpha:
-        raise ValueError(
-            "`--alpha` must be a number for rows that are read in parts, as cross-validation would read them "
-            "anew for each alpha and fold; got auto: choose it on a file of some of the rows"
-        )
+    require_for_parts(settings)
     estimator = training.estimator_for(settings, restart)
-    require_any_order(settings)
     held_out = HeldOut(settings.test_size, settings.seed, rows.memory // HELD_OUT)
     rows = copy(rows)
     rows.memory -= 2 * held_out.memory
@@ -74,8 +69,13 @@ def run(
         return result._replace(reads=found.reads)
 
 
-def require_any_order(settings: Settings) -> None:
-    """ValueError for a solver that takes the rows in an order of its own."""
+def require_for_parts(settings: Settings) -> None:
+    """ValueError for what needs the rows in memory: folds, and a solver that takes rows in its own order."""
+    if settings.auto_alpha:
+        raise ValueError(
+            "`--alpha` must be a number for rows that are read in parts, as cross-validation would read them "
+            "anew for each alpha and fold; got auto: choose it on a file of some of the rows"
+        )
     if settings.solver == "sgd":
         raise ValueError(
             '`solver` must be "auto", "lbfgs" or "newton-cg" for rows that are read in parts, as "sgd" takes '

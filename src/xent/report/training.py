@@ -221,7 +221,7 @@ def estimator_for(settings: Settings, restart: Restart) -> SoftmaxRegression:
     if settings.auto_alpha:
         if restart != NO_RESTART:
             raise ValueError(
-                "`--alpha` must be a number with --checkpoint and --resume, as a checkpoint is of the training "
+                "`--alpha` must be a number with --checkpoint and --resume, as a checkpoint is of a training "
                 "with one alpha; got auto"
             )
         return SoftmaxRegressionCV(**options)
