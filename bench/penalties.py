@@ -92,7 +92,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--cases", nargs="+", choices=CASES, default=list(CASES), metavar="NAME")
     parser.add_argument("--rounds", type=int, choices=range(1, 100), default=ROUNDS, metavar="N")
     parser.add_argument("--small", action="store_true", help="a hundredth of the rows, to try the benchmark")
-    parser.add_argument("--alone", action="store_true", help="without scikit-learn")
+    parser.add_argument("--alone", nargs="*", choices=CASES, default=[], help="cases without scikit-learn")
     parser.add_argument("--out", type=Path, metavar="DIR")
     options = parser.parse_args(arguments)
     if options.small and options.out is None:
@@ -102,7 +102,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     warnings.simplefilter("ignore")  # a fit of scikit-learn that has not converged
     for name in options.cases:
         print(f"{name}: data", file=sys.stderr)
-        report["cases"][name] = measure(CASES[name], options.small, options.rounds, options.alone)
+        report["cases"][name] = measure(CASES[name], options.small, options.rounds, name in options.alone)
         texts = {"penalties.json": json.dumps(report, indent=1) + "\n", "penalties.md": table(report)}
         machine.write(out, texts)
 

@@ -21,6 +21,7 @@ Array = np.ndarray[Any, Any]
 
 FEW_PARAMETERS = 128
 MOST_STEPS = 200
+SPARSE_PAIRS = 3  # of vectors that are long beside the entries of X, so that a pair takes as long as a pass
 REFRESHES = 2  # penalties for which the curvature XᵀSX is computed again, which for wide X takes many passes
 NO_DRAWS = np.random.RandomState(0)  # of `Progress`, for solvers that draw; these do not
 RIDGE = 1e-10  # relative to each curvature: there is none along a constant added to all classes
@@ -81,6 +82,8 @@ class Pairs:
         if self.memory is None:
             kept = Kept(parameters, 0, Draws.of(self.random))
             self.memory = Memory(objective, kept, self.random, by_class=False)
+            if objective.is_sparse:
+                self.memory.most = min(self.memory.most, SPARSE_PAIRS)
         else:  # the first optimum is far from 0, the others are nearer to each other
             place = parameters if self.begun < REFRESHES or objective.is_sparse else None
             self.memory = self.memory.with_penalty(objective, place)

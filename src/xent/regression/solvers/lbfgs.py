@@ -10,6 +10,7 @@ from copy import copy
 from typing import Any, NamedTuple
 
 import numpy as np
+from scipy.linalg.blas import daxpy
 
 from xent.regression.objective import Objective
 from xent.regression.solvers.line_search import evaluate, step_along, step_of_intercept
@@ -183,12 +184,13 @@ class Memory:
     def direction(self, gradient: Array) -> Array:
         """−H⁻¹ gradient, by the two-loop recursion (Nocedal and Wright, *Numerical Optimization*, 7.4)."""
         pairs = list(zip(self.kept.steps, self.kept.changes, self.kept.rhos, strict=True))
-        r = -gradient
+        r = -gradient.astype(np.float64, copy=False)
         weights = []
         for step, change, rho in reversed(pairs):
             weights.append(rho * float(step @ r))
-            r -= weights[-1] * change
-        r = self.kept.scale * self.estimate(r)
+            daxpy(change, r, a=-weights[-1])  # in place: vectors may be long
+        r = self.estimate(r).astype(np.float64, copy=False)
+        r *= self.kept.scale
         for (step, change, rho), weight in zip(pairs, reversed(weights), strict=True):
-            r += (weight - rho * float(change @ r)) * step
+            daxpy(step, r, a=weight - rho * float(change @ r))
         return r
