@@ -9,6 +9,7 @@ import numpy as np
 from rich.filesize import decimal
 
 from xent.files.phrases import counted
+from xent.regression.penalty.alpha_choice import FLAT
 from xent.report.diagnosis import Summary
 from xent.report.training import Run, TriedAlphas
 
@@ -173,6 +174,7 @@ def about_alpha(tried: TriedAlphas, alpha: float) -> str:
         f"{alpha:.3g}, the best of {len(tried.alphas)} on {tried.folds} folds of the training rows: a loss "
         f"of {loss:.4f} ± {error:.4f} nats (one standard error)"
     )
-    if chosen in (0, len(tried.alphas) - 1):
+    saved = tried.losses[chosen - 1] - loss if chosen else error
+    if chosen in (0, len(tried.alphas) - 1) and saved > FLAT * error:
         sentence += f"; a {'smaller' if chosen else 'larger'} one may be better"
     return sentence

@@ -141,7 +141,7 @@ class CrossValidation:
 
 
 def search(validation: CrossValidation, most: int, on_alpha: OnAlpha) -> Choice:
-    """Try at most ``most`` alphas: from `FIRST` down, or else up, to where the loss rises again.
+    """Try at most ``most`` alphas: from `FIRST` down as long as the loss falls, by more than `FLAT` errors.
 
     Then up to where it is more than one standard error above the least.
     """

@@ -34,8 +34,8 @@ class SoftmaxRegressionCV(SoftmaxRegression):
     Parameters
     ----------
     alphas : int >= 1, or array of floats >= 0, default 10
-        The alphas to try. A number is how many at most: a factor of √10 apart, from one in the middle down or
-        up to where the loss rises again, and up to where it is one standard error above the least.
+        The alphas to try. A number is how many at most: a factor of √10 apart, from one in the middle down as
+        long as the loss falls by more than 0.03 standard errors, and up to where it is one above the least.
     cv : int, cross-validation splitter or iterable of (training rows, held-out rows), default 5
         As for scikit-learn: a number is that of the folds, stratified by class.
     one_se : bool, default False
