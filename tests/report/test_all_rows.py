@@ -98,14 +98,14 @@ def test_files_are_trained_on_whole(words, tmp_path, monkeypatch, capsys):
             f"{a:.4f},{b:.4f},{'uv'[int(a + random.normal() > 0)]}" for a, b in random.normal(size=(60, 2))
         ]
         (tmp_path / "data" / f"{part}.csv").write_text("\n".join(["a,b,y", *rows]))
-    line = ["fit", *words.split(), "--target", "y", "--test-size", "0", "--json"]
-    assert main([*line, "--model", "one", "--tol", "1e-9", "--report", "r.html"]) == 0
+    line = ["fit", *words.split(), "--target", "y", "--test-size", "0", "--json", "--tol", "1e-9"]
+    assert main([*line, "--model", "one", "--report", "r.html"]) == 0
     facts = json.loads(capsys.readouterr().out)
     assert facts["rows"]["training"] == (120 if words == "data" else 60)
     assert facts["rows"]["held_out"] == 0
     assert facts["held_out"] is None
     assert main([*line, "--checkpoint", "c", "--max-iter", "2"]) == 0
-    assert main([*line, "--resume", "c", "--model", "two", "--tol", "1e-9"]) == 0
+    assert main([*line, "--resume", "c", "--model", "two"]) == 0
     assert (tmp_path / "one").read_bytes() == (tmp_path / "two").read_bytes()
 
 

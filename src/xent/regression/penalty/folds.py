@@ -63,7 +63,7 @@ def sorted_by_fold(
 
 
 def rows_of(X: Any, rows: Any) -> Any:
-    """``X[rows]``; of a slice a view, also of a CSR matrix."""
+    """``X[rows]``; a slice of a CSR matrix too is a view, unless it has less than half of its entries."""
     if not (hasattr(X, "indptr") and isinstance(rows, slice)):
         return X[rows]
     start, stop, _ = rows.indices(X.shape[0])
