@@ -170,7 +170,7 @@ BAD = {
     ),
     "alpha auto": (None, "parts --alpha auto", "must be a number for rows that are read in parts"),
     "sgd": (None, "parts --solver sgd", "`--solver` must be"),
-    "a wrong column": (None, "parts --drop z", "no column 'z' for `drop`"),
+    "a wrong column": (None, "parts --drop z", "no column 'z' for `--drop`"),
 }
 
 
