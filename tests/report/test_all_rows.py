@@ -12,7 +12,7 @@ import xent
 from xent.command.cli import main
 from xent.files import dataset
 from xent.files.preprocess import Preprocessor
-from xent.report import page, training
+from xent.report import page, plain, training
 from xent.report.training import Settings
 
 OF_HELD_OUT = ["parts", "costliest", "classes", "errors"]  # sections of the page
@@ -54,15 +54,15 @@ def test_the_page_leaves_out_what_needs_held_out_rows(run):
     (numbers,) = re.findall(r'id="numbers">(.*?)</script>', html, re.DOTALL)
     facts = json.loads(numbers)
     assert facts["rows"] == {"training": 178, "held_out": 0, "unlabelled": 0, "sample": None}
-    assert all(facts[name] is None for name in page.OF_HELD_OUT)
+    assert all(facts[name] is None for name in plain.OF_HELD_OUT)
     assert facts["curve"]["held_out"] is None
     assert facts["training"] == run.train._asdict()
-    with_test = page.facts(training.run(dataset.load("wine"), Settings()), "")
+    with_test = plain.run(training.run(dataset.load("wine"), Settings()), "")
     assert facts.keys() == with_test.keys()
 
 
 def test_cross_validation_stands_in_where_there_is_one(run):
-    facts, html = page.facts(run, ""), page.html(run, "")
+    facts, html = plain.run(run, ""), page.html(run, "")
     if run.tried is None:
         assert facts["cross_validated"] is None
         assert "Loss on held-out folds" not in html

@@ -15,7 +15,7 @@ from xent.files import dataset
 from xent.files.errors import DataError
 from xent.files.parts import held_out
 from xent.regression.file_rows import cached_rows
-from xent.report import page, streamed, training
+from xent.report import page, plain, streamed, training
 from xent.report.training import Run, Settings
 
 ROWS, SEED = 900, 5
@@ -112,13 +112,13 @@ def test_a_run_on_files_has_the_numbers_of_one_in_memory(tmp_path, monkeypatch, 
     for name, array in theirs.model.preprocessor.arrays().items():
         np.testing.assert_allclose(ours.model.preprocessor.arrays()[name], array, rtol=1e-12)
     assert ours.gradient.passed
-    assert_near(*(json.loads(json.dumps(page.facts(run, "xent fit"))) for run in (ours, theirs)))
+    assert_near(*(json.loads(json.dumps(plain.run(run, "xent fit"))) for run in (ours, theirs)))
     reads = ours.reads
     assert (reads.file_passes, reads.file_bytes) == (2, sum(each.stat().st_size for each in parts.iterdir()))
     assert reads.cache_passes > ours.steps
     starts = dict(zip(map(str, range(4)), CUTS, strict=False))
     first = 2 if kind == "csv" else 1
-    for ours_of, theirs_of in zip(*(page.facts(run, "")["costliest"] for run in (ours, theirs)), strict=True):
+    for ours_of, theirs_of in zip(*(plain.run(run, "")["costliest"] for run in (ours, theirs)), strict=True):
         start = starts[ours_of["file"].rpartition("/")[2]]
         assert ours_of["row"] - first + start == theirs_of["row"] - first
 
@@ -150,7 +150,7 @@ def test_blocks_and_files_do_not_choose_the_rows_held_out(tmp_path, monkeypatch)
     found = []
     for files, entries in ((parts, 50), (parts, 3000), (whole, 400)):
         monkeypatch.setattr(cached_rows, "block_entries", lambda memory, entries=entries: entries)
-        found.append(page.facts(in_parts(files, "parquet"), ""))
+        found.append(plain.run(in_parts(files, "parquet"), ""))
     for other in found[1:]:
         assert other["held_out"] == pytest.approx(found[0]["held_out"], rel=1e-4)
         assert other["confusion"] == found[0]["confusion"]

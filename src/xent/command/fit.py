@@ -135,6 +135,7 @@ def fit(
     from xent.regression.saved import model_file
     from xent.report import coefficients as effects
     from xent.report import page as reports
+    from xent.report import plain
     from xent.report.training import Restart, Settings
 
     if not 0 <= test_size < 1:
@@ -190,7 +191,7 @@ def fit(
         paths = {name: None if path is None else str(path) for name, path in written.items()}
         # The key "coefficients" holds the coefficients themselves.
         paths["coefficients_file"] = paths.pop("coefficients")
-        screen.print_json(reports.facts(run, command) | paths)
+        screen.print_json(plain.run(run, command) | paths)
     else:
         console = screen.console()
         _print_run(console, run)

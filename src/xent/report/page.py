@@ -1,4 +1,4 @@
-"""The report of a run: its numbers as JSON, and one HTML page with numbers, sentences and pictures."""
+"""The report of a run: one HTML page with numbers, sentences and pictures."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from xent.files.dataset import Dataset
 from xent.files.phrases import counted, printable
 from xent.html import render, thumbnails
 from xent.regression.estimator import versions
-from xent.report import coefficients, plots
+from xent.report import coefficients, plain, plots
 from xent.report.diagnosis import Diagnosis, Parts, Reason, Sample
 from xent.report.effects import MOST_MULTIPLES, coefficient_images, effects, signed
 from xent.report.training import Run, Settings
@@ -250,91 +250,11 @@ def page_names(run: Run) -> list[str]:
     return [printable(str(name)) for name in run.classes]
 
 
-def facts(run: Run, command: str, most: int | None = None) -> dict[str, Any]:
-    """All numbers of the page, for JSON; at most about ``most`` coefficients, the largest."""
-    d, names = run.diagnosis, run.classes
-    values = coefficients.coefficients(run.model)
-    return {
-        "command": command,
-        "versions": versions() | {"python": platform.python_version()},
-        "data": run.data.name,
-        "rows": {
-            "training": run.train.rows,
-            "held_out": len(run.held_out),
-            "unlabelled": run.data.unlabelled,
-            "sample": run.sample,
-        },
-        "reads": None if run.reads is None else run.reads._asdict(),
-        "features": len(run.data.feature_names),
-        "classes": names,
-        "settings": run.settings._asdict(),
-        "training": run.train._asdict(),
-        "cross_validated": None
-        if run.validated is None
-        else dict(zip(("loss", "standard_error"), run.validated, strict=True)),
-        "solver": run.solver,
-        "steps": run.steps,
-        "converged": run.converged,
-        "optimality_gap": run.optimality_gap,
-        "gradient_check": run.gradient._asdict() | {"passed": run.gradient.passed},
-        "coefficients": coefficients.plain(values, most and max(1, most // len(values.classes))),
-        "alpha_choice": None if run.tried is None else run.tried._asdict(),
-        "curve": {
-            "first_step": run.first_step,
-            "training": [a for a, _ in run.curve],
-            "held_out": None if d is None else [b for _, b in run.curve],
-        },
-        "checks": [f._asdict() for f in run.findings],
-        "surprises": run.surprises,
-    } | (dict.fromkeys(OF_HELD_OUT) if d is None else _facts_of_held_out(run, d))
-
-
-OF_HELD_OUT = (
-    "held_out",
-    "parts",
-    "calibration_error",
-    "by_class",
-    "reliability",
-    "confusion",
-    "costliest",
-)  # of `facts`, null if no rows are held out
-
-
-def _facts_of_held_out(run: Run, d: Diagnosis) -> dict[str, Any]:
-    names = run.classes
-    return {
-        "held_out": d.summary._asdict() | {"standard_error": d.error, "skill": d.skill},
-        "parts": d.parts._asdict(),
-        "calibration_error": d.calibration_error,
-        "by_class": [
-            c._asdict() | {"name": name, "reliability": [b._asdict() for b in c.reliability]}
-            for name, c in zip(names, d.classes, strict=True)
-        ],
-        "reliability": [b._asdict() for b in d.reliability],
-        "confusion": [  # (index of true class, index of predicted class, rows)
-            [int(i), int(j), int(d.confusion[i, j])] for i, j in zip(*np.nonzero(d.confusion), strict=True)
-        ],
-        "costliest": [
-            {
-                "row": run.data.number(int(run.held_out[s.position])),
-                "file": None if run.data.files is None else run.data.files[run.held_out[s.position]],
-                "true": names[s.label],
-                "predicted": names[s.predicted],
-                "loss": s.loss,
-                "probabilities": s.probs.tolist(),
-                "gradient": s.gradient.tolist(),
-                "reasons": [r._asdict() for r in reasons],
-            }
-            for s, reasons in zip(d.costliest, run.reasons, strict=True)
-        ],
-    }
-
-
 def html(run: Run, command: str) -> str:
     """The page. It refers to nothing outside itself; the same run gives the same bytes."""
     names = page_names(run)
     finding, cautions = verdict(run)
-    numbers = json.dumps(facts(run, command, MOST_NUMBERS), ensure_ascii=False, separators=(",", ":"))
+    numbers = json.dumps(plain.run(run, command, MOST_NUMBERS), ensure_ascii=False, separators=(",", ":"))
     share = run.class_rows if run.diagnosis is None else [c.share for c in run.diagnosis.classes]
     order = sorted(range(len(names)), key=lambda k: -share[k])
     return render.render(
