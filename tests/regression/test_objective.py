@@ -105,6 +105,17 @@ def test_value_gradient_and_hessian_are_torchs(path, smoothing, num_classes, sof
 
 
 @pytest.mark.parametrize("num_classes", [2, 3])
+@pytest.mark.parametrize("soft", [False, True])
+@pytest.mark.parametrize("intercept", [False, True])
+def test_the_hessian_as_a_matrix_has_the_products_as_columns(num_classes, soft, intercept, monkeypatch):
+    problem = data(num_classes, soft, weighted=True)
+    function = on("blocks", *problem, num_classes, monkeypatch=monkeypatch, intercept=intercept)
+    at, _ = somewhere(function)
+    columns = [function.hvp(at, unit) for unit in np.eye(len(at))]
+    np.testing.assert_allclose(function.hessian_matrix(at), np.transpose(columns), rtol=1e-11, atol=1e-14)
+
+
+@pytest.mark.parametrize("num_classes", [2, 3])
 @pytest.mark.parametrize("path", PATHS)
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 def test_rounded_products_are_near_and_others_exact(dtype, path, num_classes, monkeypatch):
