@@ -22,7 +22,8 @@ from sklearn.model_selection import StratifiedKFold
 from sklearn.preprocessing import StandardScaler
 
 import xent
-from bench import fit_cases, machine
+from bench import machine
+from bench.fits import cases
 
 Array = np.ndarray[Any, Any]
 
@@ -71,7 +72,7 @@ def normal(rows: int, columns: int, classes: int, scale: float) -> Callable[[boo
 
 def text(small: bool) -> tuple[Any, Array]:
     """Words, as in the benchmark of whole fits."""
-    data = fit_cases.text(300, 500, 5) if small else fit_cases.text(10_000, 50_000, 20)
+    data = cases.text(300, 500, 5) if small else cases.text(10_000, 50_000, 20)
     return data.features, data.labels
 
 
@@ -97,7 +98,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     if options.small and options.out is None:
         parser.error("--small wants --out: its times say nothing")
-    out = options.out or machine.HERE / "results"
+    out = options.out or machine.RESULTS
     report = machine.describe((np, scipy, sklearn, xent), len(os.sched_getaffinity(0)), METHOD)
     warnings.simplefilter("ignore")  # a fit of scikit-learn that has not converged
     for name in options.cases:

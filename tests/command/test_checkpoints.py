@@ -83,7 +83,7 @@ def test_the_checkpoint_of_a_stopped_training_predicts(memory, capsys, tmp_path)
 
 # arguments, what the one line must say; c is a checkpoint of iris, m a model
 BAD = {
-    "other parameters": ("--resume c --alpha 1", "c: is a checkpoint of another fit: its `alpha` is 0.001"),
+    "other parameters": ("--resume c --alpha 1", "c: is a checkpoint of another fit: its `--alpha` is 0.001"),
     "other rows": ("--resume c --test-size 0.5", "c: is a checkpoint of another fit: its rows of each part"),
     "a model": ("--resume m", "m: is no checkpoint: it holds a model alone"),
     "text": ("--resume t", "t: is not a model file"),

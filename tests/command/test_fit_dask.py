@@ -135,7 +135,7 @@ def test_a_lost_scheduler_is_one_line_and_the_checkpoint_is_kept(capsys, files, 
     error = capsys.readouterr().err
     assert error.count("\n") == 1
     assert error.startswith("xent: error: dask's scheduler or workers were lost: ")
-    assert xent.SoftmaxRegression.load(tmp_path / "c").n_iter_ == 2
+    assert model_file.load(tmp_path / "c").estimator.n_iter_ == 2
 
 
 # what is written beside the four files, arguments, what the one line must say
