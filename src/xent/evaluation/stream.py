@@ -23,7 +23,7 @@ from xent.kernels.cpu import set_threads
 
 Array = np.ndarray[Any, Any]
 
-CHUNK = 1 << 19  # numbers that a thread scores at a time; half as many take a tenth longer, in calls
+CHUNK = 1 << 21  # bytes of outputs that a thread scores at a time; half as many take a tenth longer, in calls
 REPORT = 1 << 24  # bytes between two reports of progress
 NONE = (-1, (0, 0))  # no chunk: 0 rows
 
@@ -71,16 +71,17 @@ def evaluate(
     settings: Settings = LOGITS,
     threads: int | None = None,
     on_bytes: Callable[[int], None] | None = None,
-    chunk: int = CHUNK,
+    chunk: int | None = None,
     columns: RowColumns = NO_COLUMNS,
 ) -> Evaluation:
     """Score ``outputs (..., K)``, logits or probabilities, against labels (...) or distributions (..., K).
 
-    Reads ``chunk`` numbers at a time, which one of ``threads`` threads scores (default: one for each
-    processor). ``on_bytes`` is called with the number of bytes of ``outputs`` that were read. The result has
-    the same bits for any number of threads. With distributions, the class of a row is its likeliest one, in
-    all numbers except loss, entropy, divergence and Brier score. A class exactly as probable as that of the
-    row does not count as above it in the top k. Raises ValueError that names what does not fit, with its row.
+    Reads ``chunk`` numbers at a time, by default 2 MiB of them, which one of ``threads`` threads scores
+    (default: one for each processor). ``on_bytes`` is called with the number of bytes of ``outputs`` that
+    were read. The result has the same bits for any number of threads. With distributions, the class of a
+    row is its likeliest one, in all numbers except loss, entropy, divergence and Brier score. A class
+    exactly as probable as that of the row does not count as above it in the top k. Raises ValueError that
+    names what does not fit, with its row.
 
     Examples
     --------
@@ -104,7 +105,7 @@ def evaluate_models(
     settings: Sequence[Settings],
     threads: int | None = None,
     on_bytes: Callable[[int], None] | None = None,
-    chunk: int = CHUNK,
+    chunk: int | None = None,
     columns: RowColumns = NO_COLUMNS,
     costliest: int = 0,
 ) -> Results:
@@ -117,6 +118,7 @@ def evaluate_models(
         soft = shapes.check(outputs, targets, own)
     num_classes, num_rows = models[0].shape[-1], math.prod(models[0].shape[:-1])
     stream = _Stream(models, targets, settings, columns, costliest)
+    chunk = chunk or CHUNK // max(outputs.itemsize for outputs in models)
     step = max(1, chunk // (2 * num_classes if soft else num_classes))
     threads = threads or threads_to_use()
     reading, chunks, reported = Lock(), enumerate(_chunks(num_rows, step)), 0
