@@ -149,7 +149,8 @@ def _newton_step(slope: Array, curvature: Array) -> float:
 def _error(slope: Array, curvature: Array) -> float:
     """The standard error of the best log b."""
     total = float(curvature.sum())
-    return math.sqrt(float(slope @ slope)) / total if total > 0 else math.nan
+    # Not a product of BLAS, whose threads would hold up those of the next read.
+    return math.sqrt(float(np.square(slope).sum())) / total if total > 0 else math.nan
 
 
 def _best(z: Array, targets: Array, sample_weight: Array | None) -> float:
