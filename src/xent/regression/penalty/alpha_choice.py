@@ -188,9 +188,11 @@ def choose(
     on_alpha: OnAlpha = lambda alpha, loss: None,
 ) -> tuple[Choice, PenaltyPath]:
     """(the losses for each alpha, the optima). ``alphas`` are those to try, or how many at most."""
-    scores = len(targets.classes) if len(targets.classes) > 2 else 1
-    with few_threads(int(X.size), scores, 1, hasattr(X, "indptr")), np.errstate(all="ignore"):
+    with np.errstate(all="ignore"):
         validation = CrossValidation(estimator, X, targets, spec, cv)
+    whole = validation.whole
+    threads = few_threads(int(X.size), whole.num_scores, 1, whole.is_sparse or whole.is_fused)
+    with threads, np.errstate(all="ignore"):
         if isinstance(alphas, int):
             return search(validation, alphas, on_alpha), validation.path
         return try_each(validation, alphas, on_alpha), validation.path

@@ -78,7 +78,8 @@ def minimise(
     overflow = ValueError("the objective overflowed: bring the features to one scale (StandardScaler)")
     totals = objective.totals
     parts = len(totals.rows)
-    threads = few_threads(totals.entries, objective.num_scores, parts, totals.is_sparse)
+    by_kernels = objective.is_sparse or objective.is_fused
+    threads = few_threads(totals.entries, objective.num_scores, parts, by_kernels)
     with threads, np.errstate(all="ignore"):
         if totals.dtype == np.float64 and not objective.row_norm() < LARGEST:
             raise overflow

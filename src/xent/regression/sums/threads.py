@@ -20,18 +20,21 @@ OPENBLAS = [f"{head}openblas_set_num_threads{tail}" for head in ("", "scipy_") f
 
 
 @contextmanager
-def few_threads(elements: int, scores: int, partitions: int = 1, is_sparse: bool = False) -> Iterator[None]:
+def few_threads(elements: int, scores: int, partitions: int = 1, by_kernels: bool = False) -> Iterator[None]:
     """Give SciPy's BLAS one thread; NumPy's too if X is small, and the kernels if a pass over X is short.
 
     ``elements`` are those of all ``partitions``. Of several each is a pass. BLAS then has one thread in any
-    case: its bits may depend on that number, where the kernels' do not. For a sparse X, which the kernels
-    multiply, it has only products of a vector left: at (100000, 20) 0.4 ms with one thread, and 2 with two.
+    case: its bits may depend on that number, where the kernels' do not. ``by_kernels`` says that the kernels
+    multiply X, as a sparse one or one with few classes: BLAS has only small products left, at (100000, 20)
+    0.4 ms with one thread and 2 with two, and one thread.
 
     NumPy's and SciPy's wheels have an OpenBLAS each, and their threads wait actively. A fit of load_digits
-    takes 10 ms with one thread for the kernels, and 16 ms with a second that waits between passes.
+    takes 10 ms with one thread for the kernels, and 16 ms with a second that waits between passes. Kernels
+    after a product of two BLAS threads lose up to 4 ms: the choice of alpha for 200,000 × 30 rows took 318 ms
+    instead of 142.
     """
     short = elements // partitions * scores < SHORT
-    small = elements < SMALL or partitions > 1 or is_sparse
+    small = elements < SMALL or partitions > 1 or by_kernels
     libraries = [blas for blas in _blas() if small or _is_scipys(blas)]
     before = [library.get_num_threads() for library in libraries]
     try:
