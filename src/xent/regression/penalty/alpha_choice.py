@@ -39,6 +39,14 @@ class Choice(NamedTuple):
     sparest: int  # index of the largest alpha whose mean is at most one standard error above the least
 
 
+class Tried(NamedTuple):
+    """How well an alpha did on held-out rows."""
+
+    by_fold: list[float]  # mean cross-entropy, nats
+    mean: float  # over all rows, (49)
+    standard_error: float  # of the mean, (50)
+
+
 class _Fold(NamedTuple):
     """The rows of one fold, held out."""
 
@@ -98,46 +106,40 @@ class CrossValidation:
             if sampled
             else PenaltyPath(self.whole, objectives, random)
         )
-        self.losses: dict[float, list[Array]] = {}  # alpha → losses of the rows of each fold
+        self.tried: dict[float, Tried] = {}
         self.weight = np.concatenate([fold.weight for fold in self.folds])
         self._plain = self.whole.row_loss._replace(spec=LossSpec(), dtype=self.whole.totals.dtype)
 
-    def mean(self, alpha: float) -> float:
-        """The mean held-out loss, (49), at ``alpha``, which is computed if it was not yet."""
-        if alpha not in self.losses:
-            self.losses[alpha] = [
+    def at(self, alpha: float) -> Tried:
+        """The scores of ``alpha``, which are computed if they were not yet."""
+        if alpha not in self.tried:
+            losses = [
                 row_losses(fold.rows, *self.whole.unpack(parameters), self._plain)
                 for fold, parameters in zip(self.folds, self.path.at(alpha)[1:], strict=True)
             ]
-        return self.moments(alpha)[0]
-
-    def moments(self, alpha: float) -> tuple[float, float]:
-        """(mean, its standard error): (49) and (50)."""
-        losses = np.concatenate(self.losses[alpha])
-        total = self.weight.sum()
-        mean = float(self.weight @ losses / total)
-        return mean, float(np.sqrt(self.weight**2 @ (losses - mean) ** 2) / total)
+            self.tried[alpha] = self._scores(losses)
+        return self.tried[alpha]
 
     def choice(self) -> Choice:
         """The result for the alphas so far."""
-        alphas = sorted(self.losses, reverse=True)
-        mean, error = np.array([self.moments(alpha) for alpha in alphas]).T
-        scores = [
-            [
-                np.average(losses, weights=fold.weight) if fold.weight.any() else np.nan
-                for losses, fold in each
-            ]
-            for each in (zip(self.losses[alpha], self.folds, strict=True) for alpha in alphas)
-        ]
+        alphas = sorted(self.tried, reverse=True)
+        scores, mean, error = (
+            np.array(column) for column in zip(*(self.tried[alpha] for alpha in alphas), strict=True)
+        )
         best = int(mean.argmin())
         return Choice(
-            np.array(alphas),
-            np.array(scores),
-            mean,
-            error,
-            best,
-            int(np.argmax(mean <= mean[best] + error[best])),
+            np.array(alphas), scores, mean, error, best, int(np.argmax(mean <= mean[best] + error[best]))
         )
+
+    def _scores(self, losses: list[Array]) -> Tried:
+        """Of the losses of the rows of each fold."""
+        by_fold = [
+            np.average(each, weights=fold.weight) if fold.weight.any() else np.nan
+            for each, fold in zip(losses, self.folds, strict=True)
+        ]
+        each, total = np.concatenate(losses), self.weight.sum()
+        mean = float(self.weight @ each / total)
+        return Tried(by_fold, mean, float(np.sqrt(self.weight**2 @ (each - mean) ** 2) / total))
 
 
 def search(validation: CrossValidation, most: int, on_alpha: OnAlpha) -> Choice:
@@ -150,14 +152,14 @@ def search(validation: CrossValidation, most: int, on_alpha: OnAlpha) -> Choice:
 
     def mean(step: int) -> float:
         alpha = scale * FIRST * STEP**step
-        value = validation.mean(alpha)
+        value = validation.at(alpha).mean
         on_alpha(alpha, value)
         return value
 
     def falls() -> bool:
         """Whether the loss still falls, noticeably, towards smaller alphas."""
         last = min(tried)
-        error = validation.moments(scale * FIRST * STEP**last)[1]
+        error = validation.at(scale * FIRST * STEP**last).standard_error
         return tried[last + 1] - tried[last] > FLAT * error
 
     tried = {step: mean(step) for step in (0, -1)[:most]}
@@ -174,7 +176,7 @@ def search(validation: CrossValidation, most: int, on_alpha: OnAlpha) -> Choice:
 def try_each(validation: CrossValidation, alphas: Array, on_alpha: OnAlpha) -> Choice:
     """Try each of ``alphas``, from the largest to the smallest."""
     for alpha in sorted(alphas.tolist(), reverse=True):
-        on_alpha(alpha, validation.mean(alpha))
+        on_alpha(alpha, validation.at(alpha).mean)
     return validation.choice()
 
 
