@@ -18,7 +18,8 @@ from sklearn.metrics import accuracy_score, log_loss, precision_recall_fscore_su
 import xent
 from tests.evaluation.evaluations import tensors
 from xent.command.cli import main
-from xent.evaluation import bins, stream
+from xent.evaluation import stream
+from xent.evaluation.calibration import bins
 from xent.evaluation.scoring import Settings
 from xent.evaluation.stream import evaluate
 from xent.files.arrays.row_reader import open_rows

@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from xent.evaluation import bins, scoring, tally
+from xent.evaluation import scoring, tally
+from xent.evaluation.calibration import bins
 from xent.kernels import _native, cpu
 
 RNG = np.random.default_rng(0)

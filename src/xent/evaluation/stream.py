@@ -12,10 +12,10 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from xent.evaluation import scoring, shapes
+from xent.evaluation.calibration.refinement import RowSample
 from xent.evaluation.comparison import Comparison, PairedSums
 from xent.evaluation.largest_rows import LargestRows, Row
 from xent.evaluation.ordered_results import OrderedResults
-from xent.evaluation.refinement import RowSample
 from xent.evaluation.scoring import Scores, Settings
 from xent.evaluation.tally import Evaluation, Tally
 from xent.files.arrays.row_stream import RowReader

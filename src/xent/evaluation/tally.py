@@ -9,10 +9,12 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from xent import information
-from xent.evaluation import bins, standard_errors
-from xent.evaluation.bins import Bin, CalibrationErrors
+from xent.evaluation import standard_errors
+from xent.evaluation.calibration import bins
+from xent.evaluation.calibration.bins import Bin, CalibrationErrors
+from xent.evaluation.calibration.classwise import Classwise
+from xent.evaluation.calibration.refinement import Refinement, RowSample
 from xent.evaluation.class_scores import ClassScores
-from xent.evaluation.refinement import Classwise, Refinement, RowSample
 from xent.evaluation.scoring import Columns, Scores
 from xent.evaluation.standard_errors import Estimate, UnitSums
 from xent.kernels import cpu_evaluate

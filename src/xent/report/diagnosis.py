@@ -9,7 +9,7 @@ import numpy as np
 
 from xent import information
 from xent.api.cross_entropy import cross_entropy, cross_entropy_with_grad, log_softmax
-from xent.evaluation.bins import BINS, Bin, calibration_error
+from xent.evaluation.calibration.bins import BINS, Bin, calibration_error
 from xent.regression.calibration import cross_fitted
 from xent.regression.objective import Objective
 from xent.regression.sums.partition_sums import RowLoss, blocks_of_logits

@@ -11,8 +11,8 @@ import numpy as np
 
 from xent.api.cross_entropy import softmax
 from xent.evaluation import plain, words
+from xent.evaluation.calibration.refinement import Refinement
 from xent.evaluation.comparison import Comparison
-from xent.evaluation.refinement import Refinement
 from xent.evaluation.stream import CostlyRow, Results
 from xent.evaluation.tally import Evaluation
 from xent.files.json_values import finite_or_null

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from xent.evaluation.bins import BINS, Bin
+from xent.evaluation.calibration.bins import BINS, Bin
 from xent.evaluation.standard_errors import wilson
 from xent.files.phrases import counted
 from xent.html.svg import Scale, distinct_names, element, number, picture, text, width_of

@@ -7,7 +7,7 @@ import pytest
 
 import xent
 from tests.evaluation.evaluations import CLASSES, LABELS, ROWS, TRUE, losses, results
-from xent.evaluation import refinement
+from xent.evaluation.calibration import refinement
 from xent.regression.calibration import fit_temperature
 from xent.report import diagnosis
 

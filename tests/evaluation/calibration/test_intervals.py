@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 from scipy.stats import foldnorm
 
+from tests.evaluation.calibration.test_bins import fine
 from tests.evaluation.evaluations import GROUPS, LABELS, ROWS, TRUE, clustered, results
-from tests.evaluation.test_bins import fine
-from xent.evaluation import bins
-from xent.evaluation.refinement import classwise
+from xent.evaluation.calibration import bins
+from xent.evaluation.calibration.classwise import classwise
 from xent.evaluation.stream import RowColumns
 from xent.regression.calibration import cross_fitted
 

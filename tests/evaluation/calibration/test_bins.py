@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from tests.evaluation.evaluations import LABELS, TRUE, results
-from xent.evaluation import bins
-from xent.evaluation.refinement import classwise
+from xent.evaluation.calibration import bins
+from xent.evaluation.calibration.classwise import classwise
 
 
 def fine(confidence, right):
