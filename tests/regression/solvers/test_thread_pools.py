@@ -7,6 +7,7 @@ import threadpoolctl
 
 from tests.regression.solvers.problems import Problem, table
 from xent.kernels.cpu import set_threads
+from xent.regression import objective
 from xent.regression.solvers import minimise
 from xent.regression.sums import threads
 
@@ -34,11 +35,12 @@ def test_short_passes_take_one_thread():
 
 
 def test_blas_takes_one_thread_for_vectors_alone(monkeypatch):
-    """A long sparse X goes through the kernels, on all threads; a long dense one through NumPy's BLAS too."""
+    """A long X of few classes, or sparse, goes through the kernels, on all threads; others through BLAS."""
     for limit in ("SMALL", "SHORT"):
         monkeypatch.setattr(threads, limit, 0)
     X, y = table()
-    for x, expected in ((X, 2), (scipy.sparse.csr_array(X), 1)):
+    for x, fused_scores, expected in ((X, 0, 2), (X, 48, 1), (scipy.sparse.csr_array(X), 0, 1)):
+        monkeypatch.setattr(objective, "FUSED_SCORES", fused_scores)
         seen = {}
 
         def on_step(*step, seen=seen):

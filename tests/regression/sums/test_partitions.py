@@ -110,6 +110,7 @@ def test_threads_give_the_bits_of_a_loop(options, soft, weighted, kind, solver, 
 def test_blas_has_one_thread_for_several_partitions(monkeypatch):
     """Its bits may depend on the number, also where X is large."""
     monkeypatch.setattr(threads, "SMALL", 0)
+    monkeypatch.setattr(objective_file, "FUSED_SCORES", 0)  # BLAS multiplies X
     for cuts, expected in (([], {1, 2}), (CUTS["2"], {1})):
         seen = set()
 
